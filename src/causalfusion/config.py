@@ -1,0 +1,342 @@
+"""Every setting: frozen dataclasses, validated where they are made, with an exact JSON round trip.
+
+A `RunConfig` is what a recipe (TOML) and the command line describe. Fields that follow from the data
+(number of classes, token grid, image size) are 0 until `causalfusion.resolve` fills them in; a saved
+model carries the filled-in `ModelConfig`, `CodecConfig` and `DiffusionConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from causalfusion.errors import UserError
+
+T = TypeVar("T")
+SourceName = Literal["digits", "shapes", "folder", "webdataset", "npz"]
+OrderName = Literal["random", "raster", "block_raster", "dilated"]
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc"]
+
+
+def _check(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{name} is {value!r}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    source: SourceName = "digits"
+    """Where images come from."""
+    path: str = ""
+    """Folder, shard pattern (`shards/*.tar`) or .npz file; not used by `digits` and `shapes`."""
+    image_size: int = 0
+    """Side of the square the images are cropped to; 0 keeps the source's own size."""
+    flip: bool = False
+    """Mirror half of the training images, decided by (seed, epoch, index)."""
+    holdout: float = 0.05
+    """Share of the images kept out of training, for the evaluation of the loss."""
+    num_workers: int = 0
+    """Worker processes that read and decode; the order of the data does not depend on it."""
+    cache: str = ""
+    """Folder written by `causalfusion encode`: train on its latents instead of encoding again."""
+
+    def __post_init__(self) -> None:
+        _check(self.image_size >= 0, "data.image_size", self.image_size, "0 or a positive number of pixels")
+        _check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a share in [0, 1)")
+        _check(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        needs_path = self.source in ("folder", "webdataset", "npz") and not self.cache
+        _check(not needs_path or bool(self.path), "data.path", self.path, f"a path, for source {self.source}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    kind: Literal["pixels", "autoencoder"] = "pixels"
+    """`pixels`: the tokens are patches of the image; `autoencoder`: patches of its latents."""
+    path: str = ""
+    """Autoencoder: a diffusers folder, a hub id, or the 16-channel KL autoencoder's original checkpoint."""
+    patch_size: int = 1
+    """Side of the square of pixels or latents that one token holds."""
+    latents: Literal["sample", "mode"] = "sample"
+    """Autoencoder latents in training: drawn from the posterior, or its mode."""
+    normalization: Literal["given", "measured"] = "given"
+    """Use `scale` and `shift` as given, or measure them on the training data (then stored as given)."""
+    scale: float = 1.0
+    """latents = (raw - shift) * scale: 0.2325 for the 16-channel KL autoencoder, 0.18215 for SD's."""
+    shift: float = 0.0
+    image_height: int = 0
+    image_width: int = 0
+    image_channels: int = 0
+    """Of the images, in pixels; 0 until known from the data."""
+    latent_channels: int = 0
+    downsample: int = 0
+    """Of the autoencoder (`pixels`: image channels and 1); 0 until known."""
+
+    def __post_init__(self) -> None:
+        _check(self.patch_size >= 1, "codec.patch_size", self.patch_size, "at least 1")
+        _check(self.scale > 0, "codec.scale", self.scale, "a positive number")
+        _check(self.kind == "pixels" or bool(self.path), "codec.path", self.path, "the autoencoder's path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    hidden_size: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    num_class_tokens: int = 4
+    """Tokens of the sequence that carry the class (paper: 4 in the ablations, 64 at system level)."""
+    class_token_repeats: int = 1
+    """Each learned class token stands this many times in a row of `num_class_tokens` (1: all learned)."""
+    position_embedding: Literal["sincos", "learnable", "rope"] = "sincos"
+    conditioning: Literal["in_context", "adaln_zero"] = "in_context"
+    """`adaln_zero` is DiT's conditioning: timestep and class modulate every block, no condition tokens."""
+    qk_norm: bool = True
+    """LayerNorm on queries and keys, per head."""
+    num_classes: int = 0
+    """Classes of the data; the null class of guidance is row `num_classes` of the table."""
+    token_dim: int = 0
+    """Numbers per image token, P."""
+    grid_height: int = 0
+    grid_width: int = 0
+    """Image tokens per column and row; L = grid_height * grid_width."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "depth", "num_heads", "class_token_repeats"):
+            _check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _check(
+            self.hidden_size % self.num_heads == 0,
+            "model.num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size}",
+        )  # fmt: skip
+        _check(self.hidden_size % 4 == 0, "model.hidden_size", self.hidden_size, "a multiple of 4")
+        _check(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "a positive number")
+        _check(self.num_class_tokens >= 1, "model.num_class_tokens", self.num_class_tokens, "at least 1")
+        _check(
+            self.num_class_tokens % self.class_token_repeats == 0,
+            "model.class_token_repeats", self.class_token_repeats,
+            f"a divisor of num_class_tokens {self.num_class_tokens}",
+        )  # fmt: skip
+        _check(
+            self.position_embedding != "rope" or self.head_dim % 4 == 0,
+            "model.position_embedding", self.position_embedding,
+            f"a head size divisible by 4 for rope, not {self.head_dim}",
+        )  # fmt: skip
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_tokens(self) -> int:
+        """L, image tokens per image."""
+        return self.grid_height * self.grid_width
+
+    @property
+    def num_condition_tokens(self) -> int:
+        """C, tokens of the sequence that carry the condition; AdaLN-zero has none."""
+        return self.num_class_tokens if self.conditioning == "in_context" else 0
+
+    @property
+    def null_label(self) -> int:
+        """The label that means: no class. Always the row behind the classes."""
+        return self.num_classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    prediction_type: PredictionType = "epsilon"
+
+    def __post_init__(self) -> None:
+        _check(self.num_timesteps >= 1, "diffusion.num_timesteps", self.num_timesteps, "at least 1")
+        _check(
+            0 < self.beta_start <= self.beta_end < 1,
+            "diffusion.beta_start, beta_end", (self.beta_start, self.beta_end), "0 < start <= end < 1",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizationConfig:
+    """How training images are split into AR steps (PAPER section 4)."""
+
+    distribution: Literal["decay", "uniform", "fixed"] = "decay"
+    """Of the number of AR steps S: proportional to decay**(S-1), uniform on 1..L, or always num_ar_steps."""
+    decay: float = 0.9
+    num_ar_steps: int = 1
+    """S, for distribution = fixed."""
+    split: Literal["per_batch", "per_image"] = "per_batch"
+    """One split into AR steps for a whole batch (the paper's code), or one for each image."""
+    order: OrderName = "random"
+    block_size: int = 4
+    """Side, in tokens, of the blocks of order = block_raster."""
+    loss_weight: Literal["linear", "cosine", "none"] = "linear"
+    loss_weight_first: float = 2.0
+    """λ: the weight at the start of the sequence, falling to `loss_weight_last` at its end."""
+    loss_weight_last: float = 1.0
+    timesteps: Literal["shared", "per_ar_step"] = "shared"
+    """One noise level for all AR steps of an image, or one for each."""
+    timesteps_per_ar_step: int = 1
+    """Noised copies of every AR step, each at its own noise level (the paper's 4x and 8x t)."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.decay <= 1, "factorization.decay", self.decay, "a number in (0, 1]")
+        _check(self.num_ar_steps >= 1, "factorization.num_ar_steps", self.num_ar_steps, "at least 1")
+        _check(self.block_size >= 1, "factorization.block_size", self.block_size, "at least 1")
+        _check(
+            self.timesteps_per_ar_step >= 1,
+            "factorization.timesteps_per_ar_step", self.timesteps_per_ar_step, "at least 1",
+        )  # fmt: skip
+        for name in ("loss_weight_first", "loss_weight_last"):
+            _check(getattr(self, name) > 0, f"factorization.{name}", getattr(self, name), "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    seed: int = 0
+    images: int = 100_000
+    """Images to train on in all, counting repeats (epochs * size of the data set)."""
+    batch_size: int = 128
+    """Images per optimizer step, over all processes and accumulated micro-batches."""
+    grad_accumulation: int = 1
+    """Micro-batches per optimizer step; each holds batch_size / (grad_accumulation * processes) images."""
+    lr: float = 1e-4
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant (the paper), or a cosine to zero at the end of the run."""
+    warmup_images: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-15
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    class_dropout: float = 0.1
+    """Probability that an image's class is replaced by the null class, for guidance."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """`full` recomputes every block in the backward pass: less memory, about a third more arithmetic."""
+    max_skipped_steps: int = 10
+    """Stop after this many steps in a row whose loss or gradient was not finite."""
+    log_every: int = 20
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    evaluate_every: int = 1000
+    evaluate_images: int = 512
+    sample_every: int = 0
+    """Train steps between log lines, checkpoints, loss evaluations and sample grids (0: never)."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "grad_accumulation", "max_skipped_steps", "log_every",
+                     "keep_checkpoints", "evaluate_images"):  # fmt: skip
+            _check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in ("warmup_images", "checkpoint_every", "evaluate_every", "sample_every", "weight_decay"):
+            _check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        for name in ("lr", "eps", "max_grad_norm"):
+            _check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
+        for name in ("beta1", "beta2", "ema_decay", "class_dropout"):
+            _check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "a number in [0, 1)")
+        _check(
+            self.batch_size % self.grad_accumulation == 0,
+            "train.grad_accumulation", self.grad_accumulation, f"a divisor of batch_size {self.batch_size}",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How tokens are generated (PAPER section 5). Every field is free of how the model was trained."""
+
+    num_ar_steps: int = 1
+    """S: 1 is plain diffusion, L is next-token prediction."""
+    step_sizes: Literal["even", "random", "cosine"] = "even"
+    """How L tokens are shared among the S steps; `sizes` overrides it."""
+    sizes: list[int] = field(default_factory=list)
+    """Tokens of every AR step, given one by one; their sum is L."""
+    order: OrderName = "random"
+    block_size: int = 4
+    diffusion_steps: list[int] = field(default_factory=lambda: [100])
+    """Denoising steps of each AR step: one number for all, or one per AR step."""
+    sampler: SamplerName = "ddpm"
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    """DDPM's posterior variance."""
+    eta: float = 0.0
+    """DDIM: 0 is deterministic, 1 has DDPM's variance."""
+    temperature: float = 1.0
+    """Factor on the noise that DDPM, or DDIM with eta > 0, adds in each step."""
+    guidance_scale: float = 1.0
+    """w in ε_u + w (ε_c - ε_u): 1 is no guidance, 0 ignores the class."""
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How w grows from 1 over the share of tokens that are done."""
+    guidance_interval: tuple[int, int] = (0, 1_000_000)
+    """Guide only at timesteps low <= t <= high; elsewhere the unconditional pass is not computed."""
+
+    def __post_init__(self) -> None:
+        _check(self.num_ar_steps >= 1, "sample.num_ar_steps", self.num_ar_steps, "at least 1")
+        _check(all(n >= 1 for n in self.sizes), "sample.sizes", self.sizes, "positive numbers of tokens")
+        _check(
+            len(self.diffusion_steps) > 0 and all(n >= 1 for n in self.diffusion_steps),
+            "sample.diffusion_steps", self.diffusion_steps, "one positive number, or one per AR step",
+        )  # fmt: skip
+        _check(self.block_size >= 1, "sample.block_size", self.block_size, "at least 1")
+        _check(self.eta >= 0, "sample.eta", self.eta, "0 or more")
+        _check(self.temperature >= 0, "sample.temperature", self.temperature, "0 or more")
+        _check(self.guidance_scale >= 0, "sample.guidance_scale", self.guidance_scale, "0 or more")
+        low, high = self.guidance_interval
+        _check(low <= high, "sample.guidance_interval", self.guidance_interval, "low <= high")
+        adds_noise = self.sampler == "ddpm" or (self.sampler == "ddim" and self.eta > 0)
+        _check(
+            adds_noise or self.temperature == 1,
+            "sample.temperature", self.temperature, f"1, as the sampler {self.sampler} adds no noise",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run: what a recipe describes."""
+
+    out: str = "runs/train"
+    """Folder of the run: checkpoints, logs, sample grids."""
+    data: DataConfig = field(default_factory=DataConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """Of the sample grids during training."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON types; `from_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+    """Build a configuration, refusing unknown keys and values of another type by their full name."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"unknown setting {where}{unknown[0]}; expected one of {', '.join(sorted(hints))}")
+    return cls(**{name: _convert(hints[name], value, where + name) for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{where} is {value!r}; expected a table of settings")
+        return from_dict(typing.cast(type, hint), value, where + ".")
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        _check(value in args, where, value, "one of " + ", ".join(map(str, args)))
+        return value
+    if origin in (list, tuple):
+        _check(isinstance(value, list | tuple), where, value, "a list")
+        items = [_convert(args[0], item, where) for item in value]
+        return items if origin is list else tuple(items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    ok = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    _check(ok, where, value, f"a value of type {getattr(hint, '__name__', hint)}")
+    return value

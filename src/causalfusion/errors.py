@@ -1,0 +1,7 @@
+"""The one exception that means: the user gave something that cannot be used."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """What was wrong, what was expected, what to do: one line. The CLI prints it and exits with code 2."""

@@ -1,0 +1,150 @@
+"""Plans: in which order an image's tokens stand, and which AR step each belongs to (PAPER sections 1, 4).
+
+Shape letters: B images, L image tokens, S AR steps. A plan's split is drawn for a whole batch (leading
+size 1) or for every image (leading size B); everything is drawn before the model runs, from generators
+that are passed in or derived from (seed, position in the sample stream).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from causalfusion.config import FactorizationConfig, OrderName
+from causalfusion.errors import UserError
+from causalfusion.rng import derive_generator
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The factorization of a batch of images."""
+
+    order: Tensor
+    """(B, L) int64: order[b, j] is the raster index of the token that comes j-th."""
+    ar_step: Tensor
+    """(1 or B, L) int64, non-decreasing from 1: the AR step of the j-th token."""
+
+    @property
+    def num_ar_steps(self) -> int:
+        """S, the largest of the batch."""
+        return int(self.ar_step[:, -1].max())
+
+    @property
+    def num_context_tokens(self) -> int:
+        """V: clean tokens that some image of the batch can attend to, L - min |κ_S|."""
+        last_step = self.ar_step == self.ar_step[:, -1:]
+        return self.ar_step.shape[1] - int(last_step.sum(1).min())
+
+
+def ar_step_of(step_sizes: Sequence[int]) -> Tensor:
+    """(L,) AR step, from 1, of each token in order, for the given numbers of tokens per step."""
+    sizes = torch.as_tensor(step_sizes)
+    return torch.repeat_interleave(torch.arange(1, len(sizes) + 1), sizes)
+
+
+def num_ar_steps_probabilities(num_tokens: int, config: FactorizationConfig) -> Tensor:
+    """(L,) float64: the probability of S = 1..L (PAPER section 4: proportional to γ^(S-1))."""
+    if config.distribution == "fixed":
+        if config.num_ar_steps > num_tokens:
+            raise UserError(
+                f"factorization.num_ar_steps is {config.num_ar_steps}; expected at most the {num_tokens} tokens"
+            )
+        return (torch.arange(1, num_tokens + 1) == config.num_ar_steps).double()
+    decay = config.decay if config.distribution == "decay" else 1.0
+    weights = torch.tensor(decay, dtype=torch.float64) ** torch.arange(num_tokens)
+    return weights / weights.sum()
+
+
+def random_composition(num_tokens: int, num_parts: int, generator: torch.Generator) -> list[int]:
+    """A uniformly random composition of L into S positive parts: S-1 distinct cuts among L-1 places."""
+    cuts = torch.randperm(num_tokens - 1, generator=generator)[: num_parts - 1].sort().values + 1
+    edges = [0, *cuts.tolist(), num_tokens]
+    return [end - start for start, end in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def draw_split(num_tokens: int, config: FactorizationConfig, generator: torch.Generator) -> list[int]:
+    """The AR step sizes of one draw: S from its distribution, then a random composition of L."""
+    cumulative = num_ar_steps_probabilities(num_tokens, config).cumsum(0)
+    u = torch.rand((), dtype=torch.float64, generator=generator) * cumulative[-1]
+    num_parts = int(torch.searchsorted(cumulative, u, right=True)) + 1
+    return random_composition(num_tokens, min(num_parts, num_tokens), generator)
+
+
+def even_split(num_tokens: int, num_parts: int) -> list[int]:
+    """S sizes that differ by at most one, the larger ones first."""
+    small, extra = divmod(num_tokens, num_parts)
+    return [small + (i < extra) for i in range(num_parts)]
+
+
+def cosine_split(num_tokens: int, num_parts: int) -> list[int]:
+    """S growing sizes: the share still to come after step s is cos(π s / 2S); every step has a token."""
+    edges = [0]
+    for s in range(1, num_parts + 1):
+        target = round(num_tokens * (1 - math.cos(math.pi / 2 * s / num_parts)))
+        edges.append(min(max(target, edges[-1] + 1), num_tokens - (num_parts - s)))
+    return [end - start for start, end in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def draw_order(
+    name: OrderName, grid_height: int, grid_width: int, block_size: int, generator: torch.Generator
+) -> Tensor:
+    """(L,) raster indices in the order of generation.
+
+    `block_raster`: squares of `block_size` tokens, raster inside and outside. `dilated`: one token of each
+    such square after another, so that neighbours in the order lie `block_size` apart.
+    """
+    if name == "random":
+        return torch.randperm(grid_height * grid_width, generator=generator)
+    raster = torch.arange(grid_height * grid_width)
+    if name == "raster":
+        return raster
+    row, column = raster // grid_width, raster % grid_width
+    block = (row // block_size) * math.ceil(grid_width / block_size) + column // block_size
+    phase = (row % block_size) * block_size + column % block_size
+    return torch.argsort(block if name == "block_raster" else phase, stable=True)
+
+
+def plan_batch(
+    config: FactorizationConfig,
+    grid_height: int,
+    grid_width: int,
+    *,
+    seed: int,
+    split_index: int,
+    sample_indices: Sequence[int],
+) -> Plan:
+    """The training plan of the images at these places of the sample stream.
+
+    Orders depend on (seed, place) alone. A split shared by the batch depends on (seed, split_index), where
+    split_index is the stream place at which the train step begins: equal on all processes.
+    """
+    num_tokens = grid_height * grid_width
+    orders, splits = [], []
+    for index in sample_indices:
+        generator = derive_generator(seed, "order", index)
+        orders.append(draw_order(config.order, grid_height, grid_width, config.block_size, generator))
+        if config.split == "per_image":
+            splits.append(ar_step_of(draw_split(num_tokens, config, derive_generator(seed, "split", index))))
+    if config.split == "per_batch":
+        sizes = draw_split(num_tokens, config, derive_generator(seed, "split", split_index))
+        splits.append(ar_step_of(sizes))
+    return Plan(order=torch.stack(orders), ar_step=torch.stack(splits))
+
+
+def loss_weights(ar_step: Tensor, config: FactorizationConfig) -> Tensor:
+    """(1 or B, L) float32 AR loss weights: from λ to 1 by where the token's AR step starts (PAPER section 4).
+
+    linear: w = λ - (λ - 1) start/L; cosine: w = 1 + (λ - 1) (1 + cos(π start/L)) / 2.
+    """
+    if config.loss_weight == "none":
+        return torch.ones_like(ar_step, dtype=torch.float32)
+    first, last = config.loss_weight_first, config.loss_weight_last
+    start = torch.searchsorted(ar_step.contiguous(), ar_step.contiguous(), right=False).double()
+    start = start / ar_step.shape[1]
+    if config.loss_weight == "linear":
+        return (first - (first - last) * start).float()
+    return (last + (first - last) * (1 + torch.cos(math.pi * start)) / 2).float()

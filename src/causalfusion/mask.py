@@ -1,0 +1,57 @@
+"""Generalized causal attention (PAPER section 3): one predicate over role and AR step, in two forms.
+
+Shape letters: B images, T packed tokens, Q queries, K keys. A boolean mask is True where a query may
+attend, which is the sense of `scaled_dot_product_attention`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def may_attend(q_clean: Tensor, q_ar_step: Tensor, k_clean: Tensor, k_ar_step: Tensor) -> Tensor:
+    """The predicate of DESIGN section 1, elementwise over broadcast booleans and integers."""
+    to_context = k_clean & ((k_ar_step < q_ar_step) | ((k_ar_step == q_ar_step) & q_clean))
+    to_own_step = ~k_clean & ~q_clean & (k_ar_step == q_ar_step)
+    return to_context | to_own_step
+
+
+def dense_mask(
+    q_clean: Tensor, q_ar_step: Tensor, k_clean: Tensor | None = None, k_ar_step: Tensor | None = None
+) -> Tensor:
+    """(1 or B, 1, Q, K) boolean mask; roles are (Q,) and (K,), AR steps (1 or B, Q) and (1 or B, K).
+
+    The keys are the queries unless given.
+    """
+    k_clean = q_clean if k_clean is None else k_clean
+    k_ar_step = q_ar_step if k_ar_step is None else k_ar_step
+    mask = may_attend(q_clean[:, None], q_ar_step[:, :, None], k_clean[None, :], k_ar_step[:, None, :])
+    return mask[:, None]
+
+
+def block_mask(clean: Tensor, ar_step: Tensor, *, first_query: int = 0, block_size: int = 128) -> Any:
+    """The same mask as a FlexAttention `BlockMask`, for queries first_query..T-1 and all keys.
+
+    `clean` (T,), `ar_step` (1 or B, T).
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    num_tokens, per_image = clean.shape[0], ar_step.shape[0] > 1
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        b = b if per_image else torch.zeros_like(b)
+        q = q + first_query
+        return may_attend(clean[q], ar_step[b, q], clean[k], ar_step[b, k])
+
+    return create_block_mask(
+        mask_mod,
+        B=ar_step.shape[0] if per_image else None,
+        H=None,
+        Q_LEN=num_tokens - first_query,
+        KV_LEN=num_tokens,
+        device=clean.device.type,
+        BLOCK_SIZE=block_size,
+    )

@@ -1,0 +1,136 @@
+"""Attention over a packed sequence: the layer, and the ways to compute who attends to whom.
+
+Shape letters: B images, T tokens, Q queries (always the last Q of the T tokens), K keys, D width, N heads,
+H head size. An `Attend` gets q (B, N, Q, H) and k, v (B, N, T, H) of one layer and returns (B, N, Q, H).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from causalfusion.errors import UserError
+from causalfusion.mask import block_mask, dense_mask
+from causalfusion.model.embeddings import rotate
+from causalfusion.sequence import PackedSequence
+
+AttentionBackend = Literal["auto", "dense", "segments", "flex"]
+
+
+class Attend(Protocol):
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+class DenseAttend:
+    """The naive path, and the oracle of the others: one boolean mask for all queries and keys."""
+
+    def __init__(self, sequence: PackedSequence) -> None:
+        self.mask = dense_mask(sequence.clean, sequence.ar_step)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[:, :, -q.shape[2] :])
+
+
+class SegmentAttend:
+    """Attention by segments: the rows of a segment meet only the columns that one of them can see.
+
+    Needs no knowledge of the method: bounds and masks are read off the dense mask.
+    """
+
+    def __init__(self, sequence: PackedSequence) -> None:
+        mask = dense_mask(sequence.clean, sequence.ar_step)
+        self.num_tokens = sequence.num_tokens
+        self.parts: list[tuple[int, int, int, Tensor | None]] = []
+        edges = sequence.boundaries
+        for start, end in zip(edges[:-1], edges[1:], strict=True):
+            if start == end:
+                continue
+            seen = mask[:, :, start:end].flatten(0, 2).any(0).nonzero()
+            num_keys = int(seen[-1]) + 1 if len(seen) else 1
+            part = mask[:, :, start:end, :num_keys].contiguous()
+            self.parts.append((start, end, num_keys, None if bool(part.all()) else part))
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        first = self.num_tokens - q.shape[2]
+        outputs = []
+        for start, end, num_keys, mask in self.parts:
+            if end <= first:
+                continue
+            rows = slice(max(start, first) - first, end - first)
+            part = mask if mask is None or start >= first else mask[:, :, first - start :]
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, rows], k[:, :, :num_keys], v[:, :, :num_keys], attn_mask=part
+                )
+            )
+        return torch.cat(outputs, dim=2) if len(outputs) != 1 else outputs[0]
+
+
+@cache
+def _compiled_flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+class FlexAttend:
+    """FlexAttention with a block mask built from the predicate; on a GPU it skips the blocks nobody sees."""
+
+    def __init__(self, sequence: PackedSequence) -> None:
+        self.sequence = sequence
+        self.masks: dict[int, Any] = {}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        first = self.sequence.num_tokens - q.shape[2]
+        if first not in self.masks:
+            self.masks[first] = block_mask(self.sequence.clean, self.sequence.ar_step, first_query=first)
+        if q.is_cuda:
+            return _compiled_flex_attention()(q, k, v, block_mask=self.masks[first])
+        from torch.nn.attention.flex_attention import flex_attention
+
+        return flex_attention(q, k, v, block_mask=self.masks[first])  # pyright: ignore[reportReturnType]
+
+
+def select_attend(sequence: PackedSequence, backend: AttentionBackend = "auto") -> Attend:
+    """The way to attend within this sequence; `auto` takes FlexAttention on a GPU and segments elsewhere."""
+    device = sequence.segments[-1].values.device
+    if backend == "auto":
+        backend = "flex" if device.type == "cuda" else "segments"
+    if backend == "flex" and device.type == "cpu" and torch.is_grad_enabled():
+        raise UserError("attention backend flex has no backward on the CPU; use segments or dense there")
+    makers = {"dense": DenseAttend, "segments": SegmentAttend, "flex": FlexAttend}
+    return makers[backend](sequence)
+
+
+class Attention(nn.Module):
+    """Multi-head attention: no bias on qkv, LayerNorm on q and k per head, bias on the output."""
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.head_dim = hidden_size // num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self, x: Tensor, attend: Attend, layer: int, first_query: int = 0, rotation: Tensor | None = None
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T - first_query, D)."""
+        hidden_size = x.shape[-1]
+        if first_query == 0:
+            q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
+        else:
+            weight = self.qkv.weight
+            q = F.linear(x[:, first_query:], weight[:hidden_size]).unflatten(-1, (-1, self.head_dim))
+            k, v = F.linear(x, weight[hidden_size:]).unflatten(-1, (2, -1, self.head_dim)).unbind(-3)
+        q, k, v = (part.transpose(1, 2) for part in (self.q_norm(q), self.k_norm(k), v))
+        if rotation is not None:
+            q, k = rotate(q, rotation[..., first_query:, :]), rotate(k, rotation)
+        dtype = v.dtype  # LayerNorm may return float32 under autocast
+        out = attend(layer, q.to(dtype), k.to(dtype), v)
+        return self.proj(out.transpose(1, 2).flatten(2))

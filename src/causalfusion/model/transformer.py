@@ -1,0 +1,202 @@
+"""The decoder-only transformer (PAPER section 2): a packed sequence in, predictions for its noised tokens out.
+
+Shape letters: B images, T packed tokens, n tokens of a segment, D width, P token dimension, R rows of
+modulation. The model draws nothing, adds no noise and computes no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from causalfusion.config import ModelConfig
+from causalfusion.model.attention import Attend, Attention, AttentionBackend, select_attend
+from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding, rope_table, sincos_positions
+from causalfusion.sequence import PackedSequence, Segment
+
+
+class Predictions(NamedTuple):
+    image: Tensor
+    """(B, n, P) for the noised tokens, in their order in the sequence."""
+
+
+class Modulation(NamedTuple):
+    """AdaLN-zero's conditions: R different rows, and which of them each of the T tokens uses."""
+
+    rows: Tensor
+    """(B, R, D)."""
+    row_of_token: Tensor
+    """(T,) int64."""
+
+
+class FeedForward(nn.Module):
+    def __init__(self, hidden_size: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, int(hidden_size * mlp_ratio))
+        self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP. With AdaLN-zero, the condition shifts, scales and gates both."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        adaln = config.conditioning == "adaln_zero"
+        self.norm1 = nn.LayerNorm(config.hidden_size, elementwise_affine=not adaln)
+        self.attn = Attention(config.hidden_size, config.num_heads, config.qk_norm)
+        self.norm2 = nn.LayerNorm(config.hidden_size, elementwise_affine=not adaln)
+        self.mlp = FeedForward(config.hidden_size, config.mlp_ratio)
+        self.modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size) if adaln else None
+
+    def forward(
+        self,
+        x: Tensor,
+        attend: Attend,
+        layer: int,
+        first_query: int = 0,
+        rotation: Tensor | None = None,
+        modulation: Modulation | None = None,
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T - first_query, D): the rows before first_query are only attended to."""
+        if self.modulation is None or modulation is None:
+            h = self.attn(self.norm1(x), attend, layer, first_query, rotation)
+            x = x[:, first_query:] + h
+            return x + self.mlp(self.norm2(x))
+        chunks = self.modulation(F.silu(modulation.rows))[:, modulation.row_of_token].chunk(6, dim=-1)
+        shift, scale = chunks[:2]
+        gate, mlp_shift, mlp_scale, mlp_gate = (chunk[:, first_query:] for chunk in chunks[2:])
+        h = self.attn(self.norm1(x) * (1 + scale) + shift, attend, layer, first_query, rotation)
+        x = x[:, first_query:] + gate * h
+        return x + mlp_gate * self.mlp(self.norm2(x) * (1 + mlp_scale) + mlp_shift)
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, adaln = config.hidden_size, config.conditioning == "adaln_zero"
+        grid = (config.grid_height, config.grid_width)
+        self.image_in = nn.Linear(config.token_dim, size)
+        self.timestep_embedding = TimestepEmbedding(size)
+        self.class_embedding = (
+            nn.Embedding(config.num_classes + 1, size)
+            if adaln
+            else ClassEmbedding(config.num_classes, size, config.num_class_tokens, config.class_token_repeats)
+        )
+        if config.position_embedding == "learnable":
+            self.image_position = nn.Parameter(torch.empty(config.num_tokens, size))
+        elif config.position_embedding == "sincos":
+            self.register_buffer("image_position", torch.empty(config.num_tokens, size), persistent=False)
+        else:
+            self.register_buffer("rope", torch.empty(2, config.num_tokens, config.head_dim), persistent=False)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
+        self.norm_out = nn.LayerNorm(size, elementwise_affine=not adaln)
+        self.modulation_out = nn.Linear(size, 2 * size) if adaln else None
+        self.image_out = nn.Linear(size, config.token_dim)
+        self.init_weights()
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Linear layers Xavier-uniform, embeddings N(0, 0.02), what leaves the residual stream for good zero."""
+        config = self.config
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
+            elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, ClassEmbedding):
+                nn.init.normal_(module.position, std=0.02, generator=generator)
+        zero = [self.image_out, self.modulation_out, *(b.modulation for b in self._blocks())]
+        for module in zero:
+            if module is not None:
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            grid = (config.grid_height, config.grid_width)
+            if config.position_embedding == "rope":
+                self.rope.copy_(rope_table(config.head_dim, *grid))
+            else:
+                self.image_position.copy_(sincos_positions(config.hidden_size, *grid))
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
+    def forward(
+        self, sequence: PackedSequence, attend: Attend | None = None, backend: AttentionBackend = "auto"
+    ) -> Predictions:
+        """Predictions for the noised tokens. `attend` defaults to the mask of the sequence by itself;
+        a `KVCache` gives the one of new tokens in generation."""
+        attend = attend or select_attend(sequence, backend)
+        x = torch.cat([self._embed(s) for s in sequence.segments if s.num_tokens], dim=1)
+        rotation, modulation = self._rotation(sequence), self._modulation(sequence)
+        for layer, block in enumerate(self.blocks):
+            first = sequence.first_output if layer == self.config.depth - 1 else 0
+            x = block(x, attend, layer, first, rotation, modulation)
+        x = self.norm_out(x)
+        if self.modulation_out is not None and modulation is not None:
+            rows = self.modulation_out(F.silu(modulation.rows))
+            shift, scale = rows[:, modulation.row_of_token[sequence.first_output :]].chunk(2, dim=-1)
+            x = x * (1 + scale) + shift
+        return Predictions(image=self.image_out(x))
+
+    def _embed(self, segment: Segment) -> Tensor:
+        if segment.kind == "class":
+            return self.class_embedding(segment.values)
+        x = self.image_in(segment.values)
+        if self.config.position_embedding != "rope":
+            x = x + F.embedding(segment.positions, self.image_position)
+        if segment.timesteps is not None and self.config.conditioning == "in_context":
+            x = x + self.timestep_embedding(segment.timesteps)
+        return x
+
+    def _rotation(self, sequence: PackedSequence) -> Tensor | None:
+        """(2, 1 or B, 1, T, H); condition tokens are not turned."""
+        if self.config.position_embedding != "rope":
+            return None
+        parts = []
+        for segment in sequence.segments:
+            if segment.positions is None:
+                unit = self.rope.new_zeros(2, 1, segment.num_tokens, self.config.head_dim)
+                unit[0] = 1
+                parts.append(unit)
+            else:
+                parts.append(self.rope[:, segment.positions])
+        rows = max(part.shape[1] for part in parts)
+        return torch.cat([part.expand(-1, rows, -1, -1) for part in parts], dim=2)[:, :, None]
+
+    def _modulation(self, sequence: PackedSequence) -> Modulation | None:
+        """AdaLN-zero: class plus, for noised tokens, timestep; a row per segment or per token."""
+        if self.config.conditioning != "adaln_zero":
+            return None
+        labels = next(s.values for s in sequence.segments if s.kind == "class")
+        condition = self.class_embedding(labels)[:, None]
+        rows, row_of_token, start = [], [], 0
+        for segment in sequence.segments:
+            if not segment.num_tokens:
+                continue
+            part = condition
+            if segment.timesteps is not None:
+                part = condition + self.timestep_embedding(segment.timesteps)
+            index = torch.arange(segment.num_tokens, device=labels.device)
+            row_of_token.append(start + (index if part.shape[1] > 1 else torch.zeros_like(index)))
+            rows.append(part)
+            start += part.shape[1]
+        return Modulation(torch.cat(rows, dim=1), torch.cat(row_of_token))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

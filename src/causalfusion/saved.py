@@ -1,0 +1,111 @@
+"""A model on disk: a folder with `config.json` and `model.safetensors`, complete and publishable as it is.
+
+`model.safetensors` holds the weights to generate with (the EMA after training); a training checkpoint may
+hold the raw ones beside it in `raw.safetensors`. Weights load strictly.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from causalfusion.config import (
+    CodecConfig,
+    DiffusionConfig,
+    FactorizationConfig,
+    ModelConfig,
+    from_dict,
+    to_dict,
+)
+from causalfusion.errors import UserError
+from causalfusion.model.transformer import Transformer
+
+FORMAT = "causalfusion-1"
+WeightsName = Literal["ema", "raw"]
+_FILES: dict[WeightsName, str] = {"ema": "model.safetensors", "raw": "raw.safetensors"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """All that generation needs to know of a model beside its weights."""
+
+    model: ModelConfig
+    codec: CodecConfig
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
+    """How it was trained; generation is free of it."""
+    class_names: list[str] = field(default_factory=list)
+    images_seen: int = 0
+    origin: str = ""
+    """Where the weights come from, in words."""
+
+
+def save_model(
+    folder: Path, spec: ModelSpec, weights: dict[str, Tensor], raw: dict[str, Tensor] | None = None
+) -> None:
+    """Write a model folder. Not atomic by itself: a checkpoint writes into a folder that it renames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, state in (("ema", weights), ("raw", raw)):
+        if state is not None:
+            tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+            save_file(tensors, folder / _FILES[name], metadata={"format": "pt"})
+    text = json.dumps({"format": FORMAT, **to_dict(spec)}, indent=2)
+    (folder / "config.json").write_text(text + "\n")
+
+
+def load_spec(folder: Path) -> ModelSpec:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a model: no config.json there; give a folder made by train or convert")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); the model folder is damaged") from error
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise UserError(f"{path} is not in the format {FORMAT}; give a folder made by train or convert")
+    return from_dict(ModelSpec, values)
+
+
+def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:
+    path = folder / _FILES[name]
+    if not path.is_file():
+        raise UserError(f"{folder} has no {_FILES[name]}; it holds no {name} weights")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
+
+
+def load_strictly(model: Transformer, weights: dict[str, Tensor], where: str) -> None:
+    """Load all weights or none: a missing, unexpected or misshapen key is an error that names it."""
+    expected = model.state_dict()
+    for word, keys in (
+        ("lacks", sorted(expected.keys() - weights.keys())),
+        ("has the unexpected", sorted(weights.keys() - expected.keys())),
+    ):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise UserError(f"{where} {word} weight {keys[0]}{more}; the weights do not fit the model's config")
+    for key, value in weights.items():
+        if value.shape != expected[key].shape:
+            raise UserError(
+                f"{where}: {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
+            )
+    model.load_state_dict(weights)
+
+
+def load_model(
+    folder: Path, name: WeightsName = "ema", device: torch.device | str = "cpu"
+) -> tuple[Transformer, ModelSpec]:
+    """The model in evaluation mode, and what it needs to be used."""
+    spec = load_spec(folder)
+    model = Transformer(spec.model)
+    load_strictly(model, load_weights(folder, name), str(folder))
+    return model.to(device).eval().requires_grad_(False), spec

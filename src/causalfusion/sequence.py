@@ -1,0 +1,124 @@
+"""Packed sequences: rows of tokens that each carry a kind, a role and an AR step (DESIGN section 1).
+
+A sequence is a tuple of segments; a segment is a run of tokens of one kind and one role. What the method
+does is decided by the roles and AR steps alone: the functions at the end build the sequences in use.
+
+Shape letters: B images, n tokens of a segment, T packed length, L image tokens, V context tokens,
+P token dimension. An AR step tensor has leading size 1 (one plan for the batch) or B (one per image).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from causalfusion.factorization import Plan
+
+Kind = Literal["class", "image"]
+Role = Literal["clean", "noised"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    kind: Kind
+    role: Role
+    ar_step: Tensor
+    """(1 or B, n) int64."""
+    values: Tensor
+    """class: labels (B,) int64; image: tokens (B, n, P)."""
+    positions: Tensor | None = None
+    """image: raster index of each token, (1 or B, n) int64."""
+    timesteps: Tensor | None = None
+    """noised: noise level index of each token, (B, 1 or n) int64."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.ar_step.shape[1]
+
+
+@dataclass(frozen=True)
+class PackedSequence:
+    segments: tuple[Segment, ...]
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """(T,) bool: the role of each token."""
+        parts = [torch.full((s.num_tokens,), s.role == "clean") for s in self.segments]
+        return torch.cat(parts).to(self.segments[0].ar_step.device)
+
+    @cached_property
+    def ar_step(self) -> Tensor:
+        """(1 or B, T) int64."""
+        rows = max(s.ar_step.shape[0] for s in self.segments)
+        return torch.cat([s.ar_step.expand(rows, -1) for s in self.segments], dim=1)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return sum(s.num_tokens for s in self.segments)
+
+    @property
+    def first_output(self) -> int:
+        """Place of the first token that a head reads; what stands before it needs no last-layer output."""
+        start = 0
+        for segment in self.segments:
+            if segment.role == "noised":
+                break
+            start += segment.num_tokens
+        return start
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Where segments begin and end: 0, ..., T."""
+        edges = [0]
+        for segment in self.segments:
+            edges.append(edges[-1] + segment.num_tokens)
+        return edges
+
+
+def class_segment(class_labels: Tensor, num_class_tokens: int) -> Segment:
+    """The class condition: clean tokens of AR step 0, which see each other and which everything sees."""
+    ar_step = torch.zeros(1, num_class_tokens, dtype=torch.int64, device=class_labels.device)
+    return Segment("class", "clean", ar_step, class_labels)
+
+
+def image_segment(
+    role: Role, tokens: Tensor, ar_step: Tensor, positions: Tensor, timesteps: Tensor | None = None
+) -> Segment:
+    """Image tokens (B, n, P) at raster `positions`; noised ones with their timesteps (B, 1 or n)."""
+    return Segment("image", role, ar_step, tokens, positions, timesteps)
+
+
+def pack_training(
+    class_labels: Tensor,
+    num_class_tokens: int,
+    clean_tokens: Tensor,
+    noised_tokens: Tensor,
+    plan: Plan,
+    timesteps: Tensor,
+) -> PackedSequence:
+    """[class tokens][clean tokens of κ_1..κ_{S-1}][noised tokens of κ_1..κ_S] (PAPER section 3).
+
+    `clean_tokens` (B, L, P) and `noised_tokens` (B, R*L, P) stand in the plan's order. R > 1 gives every AR
+    step R noised copies, each at its own noise level: the copies become AR steps of their own, between
+    which no clean tokens lie, so that the predicate separates them. `timesteps` (B, 1 or R*L).
+
+    With one split per image, V is that of the longest context; shorter ones are filled by the clean tokens
+    of their last AR step, which no noised token of theirs can see.
+    """
+    num_tokens = plan.order.shape[1]
+    copies = noised_tokens.shape[1] // num_tokens
+    context = slice(0, plan.num_context_tokens)
+    noised_step = torch.cat([(plan.ar_step - 1) * copies + 1 + r for r in range(copies)], dim=1)
+    noised = image_segment("noised", noised_tokens, noised_step, plan.order.repeat(1, copies), timesteps)
+    segments = [class_segment(class_labels, num_class_tokens)]
+    if plan.num_context_tokens:
+        clean_step = plan.ar_step[:, context] * copies
+        segments.append(
+            image_segment("clean", clean_tokens[:, context], clean_step, plan.order[:, context])
+        )
+    return PackedSequence((*segments, noised))
