@@ -7,9 +7,9 @@ A sampler serves one AR step. Whoever drives it starts from standard normal nois
     for index, timestep in enumerate(sampler.timesteps):
         noised = sampler.step(index, noised, model(noised, timestep), noise[index])
 
-DDPM and DDIM are linear: the next state is a x_t + b prediction + c noise. The three factors of every step
-are worked out in float64 from the conversion of the prediction and the rule, so that the large factors of
-x_0 at high noise, which cancel, never meet float32.
+DDPM and DDIM share one form: the prediction becomes x_0, and the next state is a x_0 + b x_t + c ε with
+factors worked out in float64. The order of operations is the reference's, so that its recorded trajectories
+are met to the last bits even where predictions are replayed, and rounding is not corrected by a model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from causalfusion.config import PredictionType, SampleConfig
 from causalfusion.diffusion.multistep import MultistepSampler
-from causalfusion.diffusion.prediction import clean_coefficients, epsilon_coefficients
+from causalfusion.diffusion.prediction import clean_coefficients
 from causalfusion.diffusion.schedule import NoiseSchedule, Table
 from causalfusion.errors import UserError
 
@@ -60,11 +60,14 @@ def make_sampler(
 
 @dataclass(frozen=True)
 class LinearSampler:
-    """Next state = of_noised x_t + of_prediction prediction + of_noise noise, factors by step."""
+    """Next state = of_clean x_0 + of_noised x_t + of_noise ε; all factors by step, noisiest first."""
 
     timesteps: list[int]
+    clean_of_noised: list[float]
+    clean_of_prediction: list[float]
+    """x_0 = clean_of_noised x_t + clean_of_prediction prediction."""
+    of_clean: list[float]
     of_noised: list[float]
-    of_prediction: list[float]
     of_noise: list[float]
 
     @property
@@ -72,7 +75,9 @@ class LinearSampler:
         return any(self.of_noise)
 
     def step(self, index: int, noised: Tensor, prediction: Tensor, noise: Tensor | None) -> Tensor:
-        mean = self.of_noised[index] * noised + self.of_prediction[index] * prediction.to(noised.dtype)
+        prediction = prediction.to(noised.dtype)
+        clean = self.clean_of_noised[index] * noised + self.clean_of_prediction[index] * prediction
+        mean = self.of_clean[index] * clean + self.of_noised[index] * noised
         if self.of_noise[index] == 0:
             return mean
         if noise is None:
@@ -80,35 +85,28 @@ class LinearSampler:
         return mean + self.of_noise[index] * noise
 
 
-def ddpm(
-    config: SampleConfig, schedule: NoiseSchedule, prediction_type: PredictionType
-) -> LinearSampler:
+def ddpm(config: SampleConfig, schedule: NoiseSchedule, prediction_type: PredictionType) -> LinearSampler:
     """Ancestral sampling through every level of a (respaced) schedule; DDPM algorithm 2.
 
-    The mean of q(x_{t-1} | x_t, x_0) at the predicted x_0, plus noise of the chosen variance, none after the
+    The mean of q(x_{t-1} | x_t, x_0) at the predicted x_0, plus noise of the chosen variance; none after the
     last step.
     """
-    clean_of_noised, clean_of_prediction = clean_coefficients(schedule, prediction_type)
-    of_clean, of_noised = schedule.posterior_mean_coef1, schedule.posterior_mean_coef2
     noise_std = np.exp(0.5 * schedule.log_variance(config.variance))
     noise_std[0] = 0.0
     return _noisiest_first(
         schedule,
-        of_noised + of_clean * clean_of_noised,
-        of_clean * clean_of_prediction,
-        config.temperature * noise_std,
+        prediction_type,
+        of_clean=schedule.posterior_mean_coef1,
+        of_noised=schedule.posterior_mean_coef2,
+        of_noise=config.temperature * noise_std,
     )
 
 
-def ddim(
-    config: SampleConfig, schedule: NoiseSchedule, prediction_type: PredictionType
-) -> LinearSampler:
+def ddim(config: SampleConfig, schedule: NoiseSchedule, prediction_type: PredictionType) -> LinearSampler:
     """DDIM (Song et al., 2010.02502), equation 12, through every level of a (respaced) schedule.
 
     eta = 0 follows the probability flow; eta = 1 is DDPM with the posterior's variance (`fixed_small`).
     """
-    clean_of_noised, clean_of_prediction = clean_coefficients(schedule, prediction_type)
-    eps_of_noised, eps_of_prediction = epsilon_coefficients(schedule, prediction_type)
     variance = config.eta**2 * schedule.posterior_variance
     direction_squared = 1.0 - schedule.alphas_cumprod_prev - variance
     if direction_squared.min() < -1e-12:
@@ -116,22 +114,32 @@ def ddim(
             f"sample.eta is {config.eta}; expected at most 1: these {schedule.num_timesteps} diffusion steps "
             "would add more noise than their levels hold"
         )
-    of_clean, of_eps = np.sqrt(schedule.alphas_cumprod_prev), np.sqrt(direction_squared.clip(min=0.0))
+    # Equation 12 has sqrt(ᾱ_{t-1}) x_0 + direction ε, with the ε that x_0 leaves of x_t.
+    of_noised = np.sqrt(direction_squared.clip(min=0.0)) / schedule.sqrt_one_minus_alphas_cumprod
     return _noisiest_first(
         schedule,
-        of_clean * clean_of_noised + of_eps * eps_of_noised,
-        of_clean * clean_of_prediction + of_eps * eps_of_prediction,
-        config.temperature * np.sqrt(variance),
+        prediction_type,
+        of_clean=np.sqrt(schedule.alphas_cumprod_prev) - of_noised * schedule.sqrt_alphas_cumprod,
+        of_noised=of_noised,
+        of_noise=config.temperature * np.sqrt(variance),
     )
 
 
 def _noisiest_first(
-    schedule: NoiseSchedule, of_noised: Table, of_prediction: Table, of_noise: Table
+    schedule: NoiseSchedule,
+    prediction_type: PredictionType,
+    *,
+    of_clean: Table,
+    of_noised: Table,
+    of_noise: Table,
 ) -> LinearSampler:
     """Tables run from the cleanest level up; a sampler goes down."""
+    clean_of_noised, clean_of_prediction = clean_coefficients(schedule, prediction_type)
     return LinearSampler(
-        schedule.timestep_map[::-1].tolist(),
-        of_noised[::-1].tolist(),
-        of_prediction[::-1].tolist(),
-        of_noise[::-1].tolist(),
+        timesteps=schedule.timestep_map[::-1].tolist(),
+        clean_of_noised=clean_of_noised[::-1].tolist(),
+        clean_of_prediction=clean_of_prediction[::-1].tolist(),
+        of_clean=of_clean[::-1].tolist(),
+        of_noised=of_noised[::-1].tolist(),
+        of_noise=of_noise[::-1].tolist(),
     )

@@ -24,7 +24,7 @@ Table: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """N noise levels. The tables carry the names of the reference's GaussianDiffusion; all are (N,) float64."""
+    """N noise levels. Tables are (N,) float64 and carry the names of the reference's GaussianDiffusion."""
 
     betas: Table
     timestep_map: NDArray[np.int64]
@@ -67,7 +67,7 @@ class NoiseSchedule:
     @cached_property
     def alphas_cumprod(self) -> Table:
         """ᾱ_t"""
-        return np.cumprod(1.0 - self.betas)
+        return np.cumprod(1.0 - self.betas, dtype=np.float64)
 
     @cached_property
     def alphas_cumprod_prev(self) -> Table:
