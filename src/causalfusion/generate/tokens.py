@@ -1,0 +1,195 @@
+"""The generation loop: condition -> cache -> AR step -> diffusion steps -> append (PAPER section 5).
+
+Shape letters: B images, L image tokens, K kept tokens, n tokens of an AR step, P token dimension.
+Rows of the model are B with a class and, under guidance, B more with the null class behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from causalfusion.config import PredictionType, SampleConfig
+from causalfusion.diffusion.samplers import Sampler, make_sampler
+from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.generate.noise import NoiseSource
+from causalfusion.generate.settings import diffusion_steps, guidance_scales, timestep_tensor
+from causalfusion.model.kv_cache import KVCache
+from causalfusion.model.transformer import Transformer
+from causalfusion.sequence import PackedSequence, class_segment, image_segment
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a diffusion step did, for progress and pictures."""
+
+    ar_step: int
+    num_ar_steps: int
+    diffusion_step: int
+    num_diffusion_steps: int
+    timestep: int
+    positions: Tensor
+    """(B, n) raster indices of the tokens in work."""
+    tokens: Tensor
+    """(B, n, P) after the step."""
+
+
+Watcher = Callable[[StepEvent], None]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A cache with the condition, and with kept tokens when editing; the AR step of what comes next."""
+
+    cache: KVCache
+    labels: Tensor
+    """(rows,) class labels, the null labels behind them under guidance."""
+    batch_size: int
+    next_ar_step: int
+
+    @property
+    def guided(self) -> bool:
+        return len(self.labels) > self.batch_size
+
+    def fork(self, copies: int) -> Context:
+        """`copies` variants of every image from one prefill."""
+        labels = self.labels.repeat_interleave(copies)
+        return Context(self.cache.fork(copies), labels, self.batch_size * copies, self.next_ar_step)
+
+
+def prefill(
+    model: Transformer,
+    labels: Tensor,
+    config: SampleConfig,
+    *,
+    kept_tokens: Tensor | None = None,
+    kept_positions: Tensor | None = None,
+) -> Context:
+    """Cache the class condition (B,), and clean tokens to keep (B, K, P) at raster positions (B, K)."""
+    batch_size = len(labels)
+    if config.guidance_scale != 1:
+        labels = torch.cat([labels, torch.full_like(labels, model.config.null_label)])
+    num_condition = model.config.num_condition_tokens
+    dtype = _compute_dtype(labels.device)
+    capacity = num_condition + model.config.num_tokens
+    cache = KVCache(model.config, len(labels), capacity, device=labels.device, dtype=dtype)
+    segments = [class_segment(labels, num_condition)]
+    if kept_tokens is not None and kept_positions is not None and kept_tokens.shape[1]:
+        repeats = len(labels) // batch_size
+        ar_step = torch.ones(1, kept_tokens.shape[1], dtype=torch.int64, device=labels.device)
+        segments.append(
+            image_segment(
+                "clean", kept_tokens.repeat(repeats, 1, 1), ar_step, kept_positions.repeat(repeats, 1)
+            )
+        )
+    sequence = PackedSequence(tuple(segments))
+    if sequence.num_tokens:
+        model(sequence, cache.attend(sequence))
+        cache.commit(sequence)
+    return Context(cache, labels, batch_size, len(segments))
+
+
+@torch.no_grad()
+def generate_tokens(
+    model: Transformer,
+    schedule: NoiseSchedule,
+    prediction_type: PredictionType,
+    config: SampleConfig,
+    context: Context,
+    order: Tensor,
+    sizes: list[int],
+    noise: NoiseSource,
+    watch: Watcher | None = None,
+) -> Tensor:
+    """Tokens (B, n, P) at the raster positions `order` (B, n), in `len(sizes)` AR steps.
+
+    Every finished AR step but the last is appended to the cache, once.
+    """
+    steps = diffusion_steps(config, len(sizes), schedule.num_timesteps)
+    scales = guidance_scales(config, sizes)
+    finished, start = [], 0
+    for index, size in enumerate(sizes):
+        positions = order[:, start : start + size]
+        ar_step = context.next_ar_step + index
+        sampler = make_sampler(config, schedule, prediction_type, steps[index])
+        step = _AutoregressiveStep(model, context, config, positions, ar_step, scales[index])
+
+        def report(k: int, tokens: Tensor, *, s: int = index, at: Tensor = positions, by: Sampler = sampler):
+            if watch is not None:
+                count = len(by.timesteps)
+                watch(StepEvent(s + 1, len(sizes), k + 1, count, by.timesteps[k], at, tokens))
+
+        tokens = step.denoise(sampler, noise, index, report)
+        finished.append(tokens)
+        start += size
+        if index + 1 < len(sizes):
+            step.append(tokens)
+    return torch.cat(finished, dim=1)
+
+
+class _AutoregressiveStep:
+    """One AR step: its tokens go through all diffusion steps against a fixed cache."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        context: Context,
+        config: SampleConfig,
+        positions: Tensor,
+        ar_step: int,
+        guidance_scale: float,
+    ) -> None:
+        self.model, self.context, self.config = model, context, config
+        self.positions, self.guidance_scale = positions, guidance_scale
+        self.ar_step = torch.full((1, positions.shape[1]), ar_step, device=positions.device)
+        rows = len(context.labels)
+        shape = (rows, positions.shape[1], model.config.token_dim)
+        blank = torch.zeros(shape, device=positions.device)
+        self.attend = context.cache.attend(self._sequence(blank, rows, 0))
+
+    def _sequence(self, tokens: Tensor, rows: int, timestep: int | None) -> PackedSequence:
+        """`rows` rows of the tokens (B, n, P), noised unless `timestep` is None."""
+        repeats = rows // len(tokens)
+        tokens, positions = tokens.repeat(repeats, 1, 1), self.positions.repeat(rows // len(self.positions), 1)
+        labels = class_segment(self.context.labels[:rows], 0)
+        if timestep is None:
+            return PackedSequence((labels, image_segment("clean", tokens, self.ar_step, positions)))
+        timesteps = timestep_tensor(timestep, rows, tokens.device)
+        return PackedSequence((labels, image_segment("noised", tokens, self.ar_step, positions, timesteps)))
+
+    def denoise(
+        self, sampler: Sampler, noise: NoiseSource, index: int, report: Callable[[int, Tensor], None]
+    ) -> Tensor:
+        tokens = noise.initial(index, self.positions)
+        count = len(sampler.timesteps)
+        added = noise.during(index, count, self.positions) if sampler.needs_noise else None
+        for k, timestep in enumerate(sampler.timesteps):
+            prediction = self.predict(tokens, timestep)
+            tokens = sampler.step(k, tokens, prediction, None if added is None else added[k])
+            report(k, tokens)
+        return tokens
+
+    def predict(self, tokens: Tensor, timestep: int) -> Tensor:
+        """(B, n, P) with guidance: ε_u + w (ε_c - ε_u), where w acts; one pass of B rows elsewhere."""
+        low, high = self.config.guidance_interval
+        rows = self.context.batch_size
+        if self.guidance_scale == 1 or not self.context.guided or not low <= timestep <= high:
+            return self.model(self._sequence(tokens, rows, timestep), self.attend).image.float()
+        both = self.model(self._sequence(tokens, 2 * rows, timestep), self.attend).image.float()
+        conditional, unconditional = both.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def append(self, tokens: Tensor) -> None:
+        """Run the finished tokens through once, clean, and keep their keys and values."""
+        sequence = self._sequence(tokens, len(self.context.labels), None)
+        self.model(sequence, self.context.cache.attend(sequence))
+        self.context.cache.commit(sequence)
+
+
+def _compute_dtype(device: torch.device) -> torch.dtype:
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
