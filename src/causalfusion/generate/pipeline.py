@@ -5,7 +5,7 @@ Shape letters: B images, L image tokens, P token dimension, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,11 @@ from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.config import SampleConfig
 from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.errors import UserError
-from causalfusion.factorization import draw_order
+from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import check_label, step_sizes
 from causalfusion.generate.tokens import Watcher, generate_tokens, prefill
 from causalfusion.model.transformer import Transformer
-from causalfusion.rng import derive_generator
 from causalfusion.saved import ModelSpec, WeightsName, load_model
 
 
@@ -147,44 +146,3 @@ class Pipeline:
         num_classes = self.model.config.num_classes
         checked = [label if label == num_classes else check_label(label, num_classes) for label in labels]
         return torch.tensor(checked, dtype=torch.int64, device=self.device)
-
-
-def draw_orders(
-    config: SampleConfig, grid_height: int, grid_width: int, seed: int, image_indices: Sequence[int]
-) -> Tensor:
-    """(B, L): each image's order of generation, a function of (seed, image index)."""
-    return torch.stack(
-        [
-            draw_order(config.order, grid_height, grid_width, config.block_size,
-                       derive_generator(seed, "order", index))
-            for index in image_indices
-        ]
-    )  # fmt: skip
-
-
-def to_raster(tokens: Tensor, order: Tensor) -> Tensor:
-    """Tokens (B, L, P) in order `order` (B, L) back to raster order."""
-    return torch.zeros_like(tokens).scatter_(1, order[:, :, None].expand_as(tokens), tokens)
-
-
-def tokens_of_mask(mask: Tensor, grid_height: int, grid_width: int) -> Tensor:
-    """(grid_height, grid_width) bool: tokens with any masked pixel, of a pixel mask (H, W)."""
-    height, width = mask.shape
-    if height % grid_height or width % grid_width:
-        raise UserError(
-            f"the mask has {width}x{height} pixels; expected a multiple of the {grid_width}x{grid_height} token "
-            "grid: give a mask of the image's size"
-        )
-    cells = mask.view(grid_height, height // grid_height, grid_width, width // grid_width)
-    return cells.any(dim=3).any(dim=1)
-
-
-def batches_of(
-    total: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
-) -> Iterator[range]:
-    """Image indices first..first+total-1 in batches; process `rank` takes every world_size-th batch."""
-    starts = range(first, first + total, batch_size)
-    for start in starts[rank::world_size]:
-        yield range(start, min(start + batch_size, first + total))
-
-

@@ -1,0 +1,69 @@
+"""`causalfusion`: the commands. A user's mistake is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+from cyclopts.config import Dict
+
+from causalfusion import __version__
+from causalfusion.errors import UserError
+from causalfusion.presets import load_layers
+
+app = App(
+    name="causalfusion",
+    help="Causal diffusion transformers: train, sample, edit, between autoregression and diffusion.",
+    version=__version__,
+    result_action="return_value",
+)
+for _command in ("train", "sample", "edit", "encode", "convert", "doctor", "demo"):
+    app.command(f"causalfusion.commands.{_command}:app", name=_command)
+
+
+def config_names(tokens: Sequence[str]) -> list[str]:
+    """The values of every `--config` on a command line: they are laid beneath its other options."""
+    names = [t.split("=", 1)[1] for t in tokens if t.startswith("--config=")]
+    return names + [value for flag, value in zip(tokens, tokens[1:], strict=False) if flag == "--config"]
+
+
+def run(tokens: Sequence[str]) -> int:
+    """The exit code of a command line."""
+    try:
+        names = config_names(tokens)
+        if names:
+            source = ", ".join(names)
+            app.config = (Dict(load_layers(names), use_commands_as_keys=False, source=source),)
+        result = app(list(tokens), exit_on_error=False, print_error=False)
+        return result if isinstance(result, int) else 0
+    except (CycloptsError, UserError) as error:
+        return _refuse(str(error))
+    except FileNotFoundError as error:
+        return _refuse(f"{error.filename} does not exist")
+    except PermissionError as error:
+        return _refuse(f"{error.filename} may not be read or written")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _refuse(f"the disk is full while writing {error.filename}; free some space and run again")
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    finally:
+        app.config = ()
+
+
+def _refuse(message: str) -> int:
+    first_line = " ".join(message.split())
+    print(f"causalfusion: {first_line}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One file for each command of the CLI: what it takes, in words, and the calls it makes."""

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from causalfusion.config import SampleConfig
+
+app = App(result_action="return_value")
+
+
+@app.default
+def edit(
+    image: Path,
+    /,
+    *,
+    model: Path,
+    class_: Annotated[str, Parameter(name="--class")],
+    mask: Path | None = None,
+    region: str = "",
+    out: Path = Path("edit"),
+    variants: int = 1,
+    paste: bool = True,
+    seed: int = 0,
+    weights: Literal["ema", "raw"] = "ema",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    device: str = "auto",
+    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
+    settings: Annotated[SampleConfig, Parameter(name="*", consume_multiple=True)] = SampleConfig(),  # noqa: B008
+) -> int:
+    """Regenerate a region of an image under a class, zero-shot: the rest is clean context.
+
+    Parameters
+    ----------
+    image
+        The image; it is cropped and scaled to the model's size.
+    model
+        A model folder, or a training run (its last checkpoint).
+    class_
+        Class of the new content, by number or name.
+    mask
+        Image of the model's size; bright pixels may change. A token is regenerated if any of its pixels may.
+    region
+        Instead of a mask: center, top, bottom, left, right, outside, or a box x,y,w,h in pixels.
+    out
+        Folder for `edited-00.png`, ..., `original.png`, `mask.png`, `sheet.png` and `settings.json`.
+    variants
+        How many different edits; they share the cached context.
+    paste
+        Put the pixels outside the mask back exactly as they were.
+    """
+    from causalfusion.generate.run import EditRequest, edit_to_folder
+
+    request = EditRequest(
+        image=image, model=model, class_name=class_, mask=mask, region=region, out=out, variants=variants,
+        paste=paste, seed=seed, weights=weights, precision=precision, device=device, settings=settings,
+    )  # fmt: skip
+    edit_to_folder(request)
+    return 0

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from causalfusion.config import SampleConfig
+
+app = App(result_action="return_value")
+
+
+@app.default
+def sample(
+    *,
+    model: Path,
+    out: Path = Path("samples"),
+    num: int = 16,
+    classes: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
+    first: int = 0,
+    batch_size: int = 64,
+    seed: int = 0,
+    weights: Literal["ema", "raw"] = "ema",
+    output: Annotated[list[Literal["png", "grid", "npz"]], Parameter(consume_multiple=True)] = ["png", "grid"],  # noqa: B006
+    precision: Literal["float32", "bfloat16"] = "float32",
+    device: str = "auto",
+    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
+    settings: Annotated[SampleConfig, Parameter(name="*", consume_multiple=True)] = SampleConfig(),  # noqa: B008
+) -> int:
+    """Generate images. Image i depends on the seed and i alone: not on the batch size, nor on how many
+    processes (`torchrun`) share the work.
+
+    Parameters
+    ----------
+    model
+        A model folder, or a training run (its last checkpoint).
+    out
+        Folder for the images, `grid.png`, `samples.npz` and `settings.json`.
+    num
+        How many images.
+    classes
+        By number or name; image i gets classes[i % how many]. Default: all in turn.
+    first
+        Index of the first image: continue an earlier set with --first N.
+    output
+        png: one file per image; grid: all in one picture; npz: ADM's format (arr_0 images, arr_1 labels).
+    config
+        A TOML file with these settings; the command line comes on top.
+    """
+    from causalfusion.generate.run import Request, sample_to_folder
+
+    request = Request(
+        model=model, out=out, num=num, classes=classes, first=first, batch_size=batch_size, seed=seed,
+        weights=weights, output=output, precision=precision, device=device, settings=settings,
+    )  # fmt: skip
+    sample_to_folder(request)
+    return 0

@@ -1,0 +1,116 @@
+"""Reading a released checkpoint from disk without executing anything that it holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from causalfusion.errors import UserError
+
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialFile:
+    """One of `ema` and `model` may be missing, not both; a bare state dict is `model`."""
+
+    ema: dict[str, Tensor] | None
+    model: dict[str, Tensor] | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The command line it was trained by (`args`), or the constructor arguments in a recording."""
+    train_steps: int = 0
+
+
+def read_official(path: Path) -> OfficialFile:
+    """Weights and settings of a .pt or .safetensors file; UserError for anything that is not a checkpoint."""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give a checkpoint of the released CausalFusion code")
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        settings = parse_json(metadata.get("config", "{}"), f"{path}: metadata config")
+        return OfficialFile(ema=None, model=_state_dict(tensors, str(path)), settings=settings)
+    content = _load_pickle(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a checkpoint or a state dict")
+    nested = {name: content[name] for name in ("ema", "model") if isinstance(content.get(name), dict)}
+    if not nested:
+        return OfficialFile(ema=None, model=_state_dict(content, str(path)))
+    states = {name: _state_dict(state, f"{path}: {name}") for name, state in nested.items()}
+    args, train_steps = content.get("args"), content.get("train_steps")
+    settings = vars(args) if isinstance(args, argparse.Namespace) else args
+    return OfficialFile(
+        ema=states.get("ema"),
+        model=states.get("model"),
+        settings=settings if isinstance(settings, dict) else {},
+        train_steps=train_steps if isinstance(train_steps, int) else 0,
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """A JSON object, such as the metadata of the recordings hold."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where} is not valid JSON ({error}); the file is damaged") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is {text[:40]!r}; expected a JSON object")
+    return values
+
+
+def _load_pickle(path: Path) -> object:
+    try:
+        # Mapped: the optimizer's state, two thirds of a checkpoint, is then never read.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise UserError(
+                f"{path} wants to run {refused[1]} when it is read; only tensors, plain values and "
+                "argparse.Namespace are: it was refused and nothing was executed"
+            ) from error
+        raise _damaged(path, error) from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return UserError(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or of another kind")
+
+
+def _state_dict(values: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for key, value in values.items():
+        name = str(key)
+        while name.startswith(_PREFIXES):
+            name = name.split(".", 1)[1]
+        if not isinstance(value, Tensor):
+            raise UserError(f"{where}: {name} is a {type(value).__name__}; expected only tensors in a state dict")
+        if name in state:
+            raise UserError(f"{where}: weight {name} is there twice, under different prefixes")
+        state[name] = value
+    if not state:
+        raise UserError(f"{where} holds no weights; expected a state dict")
+    return state

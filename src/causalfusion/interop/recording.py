@@ -1,0 +1,158 @@
+"""A recorded file of the reference, and the record of how ours compares with it.
+
+Every tensor of a file is either used as an input or compared; `unknown` reports the rest, so that nothing
+recorded can be passed over in silence. NaN is never within a tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causalfusion.errors import UserError
+from causalfusion.interop.official_file import parse_json, read_safetensors
+
+TOLERANCES = {
+    "masks": 0.0,
+    "orders": 0.0,
+    "labels": 0.0,
+    "timesteps": 0.0,
+    "noised tokens": 1e-6,
+    "AR weights": 1e-6,
+    "predictions": 1e-5,
+    "caches": 1e-5,
+    "squared errors": 5e-5,
+    "losses": 5e-6,
+    "gradients": 1e-4,
+    "sampling trajectories": 2e-5,
+    "parameters after steps": 5e-6,
+    "EMA after steps": 5e-6,
+    "noise schedules": 1e-12,
+    "autoencoder": 1e-4,
+    "not replayed": 0.0,
+}
+"""Largest error allowed for each quantity, relative to the recorded tensor's largest value."""
+
+_ABSOLUTE = {"masks", "orders", "labels", "timesteps", "parameters after steps", "EMA after steps"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of ours with a recorded tensor."""
+
+    file: str
+    """Name of the file, without `.safetensors`."""
+    tensor: str
+    quantity: str
+    """One of `TOLERANCES`."""
+    error: float
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCES[self.quantity]
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance
+
+    @property
+    def severity(self) -> float:
+        """For finding the worst: NaN counts as infinite."""
+        return math.inf if math.isnan(self.error) else self.error
+
+
+class Recording:
+    """The tensors of one file; notes which were used, and collects the checks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name.removesuffix(".safetensors")
+        self.tensors, self.metadata = read_safetensors(path)
+        self.used: set[str] = set()
+        self.checks: list[Check] = []
+
+    def __contains__(self, tensor: str) -> bool:
+        return tensor in self.tensors
+
+    def __getitem__(self, tensor: str) -> Tensor:
+        """An input of the replay."""
+        if tensor not in self.tensors:
+            raise UserError(f"{self.path} lacks the tensor {tensor}; expected a recording as its README describes")
+        self.used.add(tensor)
+        return self.tensors[tensor]
+
+    def json(self, key: str) -> dict[str, Any]:
+        """A JSON object in the metadata."""
+        return parse_json(self.setting(key), f"{self.path}: metadata {key}")
+
+    def setting(self, key: str) -> str:
+        if key not in self.metadata:
+            raise UserError(f"{self.path} lacks the metadata {key}; expected a recording as its README describes")
+        return self.metadata[key]
+
+    def prefixes(self, stem: str) -> list[str]:
+        """`case0/`, `case1/`, ... for the stem `case`, in numerical order."""
+        heads = {name.split("/")[0] for name in self.tensors if "/" in name}
+        numbers = sorted(int(h.removeprefix(stem)) for h in heads if h.removeprefix(stem).isdecimal())
+        return [f"{stem}{number}/" for number in numbers if f"{stem}{number}" in heads]
+
+    def below(self, prefix: str) -> list[str]:
+        """The tensors whose names begin with the prefix, without it."""
+        return sorted(name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix))
+
+    def compare(self, tensor: str, ours: Tensor, quantity: str, variant: str = "") -> None:
+        """Note a check, if that tensor was recorded."""
+        if tensor in self:
+            self.check(f"{tensor} ({variant})" if variant else tensor, ours, self[tensor], quantity)
+
+    def check(self, name: str, ours: Tensor, recorded: Tensor, quantity: str) -> None:
+        error = _error(ours, recorded, relative=quantity not in _ABSOLUTE)
+        self.checks.append(Check(self.name, name, quantity, error))
+
+    def unknown(self) -> list[Check]:
+        """A failed check for every tensor that the replay neither used nor compared."""
+        return [
+            Check(self.name, tensor, "not replayed", math.inf)
+            for tensor in sorted(self.tensors.keys() - self.used)
+        ]
+
+
+def _error(ours: Tensor, recorded: Tensor, *, relative: bool) -> float:
+    """The largest difference, over the largest recorded value if `relative`; inf for another shape."""
+    if ours.shape != recorded.shape:
+        return math.inf
+    if not recorded.numel():
+        return 0.0
+    largest = (ours.detach().double() - recorded.double()).abs().max()
+    scale = recorded.double().abs().max() if relative else torch.ones(())
+    # Where all that was recorded is zero, the difference itself is the error.
+    return float(largest / scale if scale > 0 else largest)
+
+
+def format_checks(checks: Sequence[Check]) -> str:
+    """Two tables, by quantity and by file, and the checks that failed by name."""
+    lines = [f"{'quantity':24}{'checks':>7}{'largest error':>15}{'tolerance':>11}  at"]
+    for quantity, tolerance in TOLERANCES.items():
+        group = [c for c in checks if c.quantity == quantity]
+        if group:
+            worst = max(group, key=lambda c: c.severity)
+            at = f"{worst.file} {worst.tensor}" if worst.error else ""
+            verdict = "" if all(c.ok for c in group) else "FAILED "
+            limit = f"{tolerance:.0e}" if tolerance else "exact"
+            lines.append(f"{quantity:24}{len(group):7}{worst.error:15.1e}{limit:>11}  {verdict}{at}")
+    lines += ["", f"{'file':24}{'checks':>7}{'failed':>8}  largest error, in tolerances"]
+    for file in dict.fromkeys(c.file for c in checks):
+        group = [c for c in checks if c.file == file]
+        worst = max((c for c in group if c.tolerance), key=lambda c: c.severity / c.tolerance, default=None)
+        share = f"{worst.error / worst.tolerance:.2f} ({worst.tensor})" if worst else ""
+        lines.append(f"{file:24}{len(group):7}{sum(not c.ok for c in group):8}  {share}")
+    failed = [c for c in checks if not c.ok]
+    if failed:
+        lines += ["", "over their tolerance:"]
+        lines += [f"  {c.file} {c.tensor} ({c.quantity}): {c.error:.3g} > {c.tolerance:.0e}" for c in failed]
+    return "\n".join(lines)

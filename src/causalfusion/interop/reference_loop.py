@@ -1,0 +1,185 @@
+"""Replaying recorded optimizer steps: AdamW, clipping and EMA from the recorded weights.
+
+AdamW's first step with a gradient is its sign times the learning rate, however small the gradient (eps is
+1e-15). Where a gradient is zero but for rounding its sign, and so 2 lr of the parameter, is anybody's
+guess: float64 settles it, but a recording in float32 holds whichever sign its rounding gave. The replay
+therefore may take such signs as recorded: only for elements below the float32 noise of their tensor, only
+a few, only if then everything fits, and it says so in the names of the checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from causalfusion.config import FactorizationConfig, TrainConfig
+from causalfusion.errors import UserError
+from causalfusion.interop.recording import Check, Recording
+from causalfusion.interop.reference import Reference
+from causalfusion.interop.reference_training import (
+    K_NORM_BIAS,
+    RecordedBatch,
+    ar_weighting,
+    compare_parameters,
+    compare_weights,
+    forward_pass,
+    read_batch,
+)
+from causalfusion.model.transformer import Transformer
+from causalfusion.train.ema import EMA
+from causalfusion.train.optimizer import make_optimizer
+from causalfusion.train.step import training_loss
+
+GRADIENT_NOISE = 6e-6
+"""Of float32 gradients, relative to their tensor's largest: measured in the reference, against float64."""
+MAX_SIGNS = 4
+MAX_CANDIDATES = 64
+
+
+class DoubtfulSign(NamedTuple):
+    share: float
+    """|g| over the tensor's largest."""
+    train_step: int
+    name: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What the recorded run does: settings, data, and the EMA decay of each step."""
+
+    config: TrainConfig
+    weighting: FactorizationConfig
+    batches: list[RecordedBatch]
+    ema_decays: list[float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    model: Transformer
+    averages: dict[str, Tensor]
+    losses: Tensor
+    norms: Tensor
+    doubtful: list[DoubtfulSign]
+
+
+def replay_loop(recording: Recording, reference: Reference) -> None:
+    """X.loop: losses and gradient norms of the steps, parameters and EMA after them."""
+    task = _read_task(recording, reference)
+    outcome = _optimize(reference, task, ())
+    checks = _compare(recording, reference, outcome, "")
+    recording.checks += checks if _worst(checks) <= 1 else _with_signs(recording, reference, task, outcome, checks)
+
+
+def _read_task(recording: Recording, reference: Reference) -> Optimization:
+    settings = recording.json("optimiser")
+    try:
+        config = TrainConfig(
+            lr=settings["lr"],
+            beta1=settings["betas"][0],
+            beta2=settings["betas"][1],
+            eps=settings["eps"],
+            weight_decay=settings["weight_decay"],
+            max_grad_norm=settings["clip"],
+        )
+        decays = [float(decay) for decay in settings["ema_decay"]]
+        weighting = ar_weighting(settings["ar"], f"{recording.path}: metadata optimiser")
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{recording.path}: metadata optimiser is incomplete ({error!r})") from error
+    prefixes = recording.prefixes("step")
+    if len(decays) != len(prefixes):
+        raise UserError(f"{recording.path}: {len(decays)} EMA decays for {len(prefixes)} recorded steps")
+    batches = [read_batch(recording, prefix, reference, reference.class_dropout) for prefix in prefixes]
+    for prefix, batch in zip(prefixes, batches, strict=True):
+        compare_weights(recording, prefix, batch.draws.plan, weighting)
+    return Optimization(config, weighting, batches, decays)
+
+
+def _optimize(reference: Reference, task: Optimization, flipped: Sequence[DoubtfulSign]) -> Outcome:
+    """The recorded steps, with some doubtful gradients negated."""
+    model = reference.model()
+    optimizer = make_optimizer(model.parameters(), task.config)
+    ema = EMA(model.named_parameters(), decay=0.0)
+    losses, norms, doubtful = [], [], []
+    for train_step, (batch, decay) in enumerate(zip(task.batches, task.ema_decays, strict=True)):
+        loss = training_loss(forward_pass(model, reference, batch).errors, batch.draws.plan, task.weighting)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        doubtful += _doubtful_signs(model, optimizer, train_step)
+        for sign in flipped:
+            gradient = model.get_parameter(sign.name).grad
+            if sign.train_step == train_step and gradient is not None:
+                gradient.view(-1)[sign.index].neg_()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), task.config.max_grad_norm))
+        optimizer.step()
+        ema.decay = decay
+        ema.update()
+        losses.append(loss.detach())
+    averages = {name: p.detach() for name, p in model.named_parameters()} | ema.state_dict()
+    return Outcome(model, averages, torch.stack(losses), torch.stack(norms), sorted(doubtful))
+
+
+def _doubtful_signs(
+    model: Transformer, optimizer: torch.optim.Optimizer, train_step: int
+) -> list[DoubtfulSign]:
+    """Elements whose first gradient is now, and is not zero but below the noise."""
+    found = []
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if gradient is None or name.endswith(K_NORM_BIAS):
+            continue
+        share = gradient.abs() / gradient.abs().max()
+        doubtful = (share > 0) & (share < GRADIENT_NOISE)
+        if parameter in optimizer.state:
+            doubtful &= optimizer.state[parameter]["exp_avg_sq"] == 0
+        for index in doubtful.view(-1).nonzero()[:, 0].tolist():
+            found.append(DoubtfulSign(float(share.view(-1)[index]), train_step, name, index))
+    return found
+
+
+def _with_signs(
+    recording: Recording, reference: Reference, task: Optimization, outcome: Outcome, plain: list[Check]
+) -> list[Check]:
+    """The checks with the few doubtful signs taken as recorded that make all fit; else those without."""
+    flipped: list[DoubtfulSign] = []
+    checks = plain
+    while len(flipped) < MAX_SIGNS and _worst(checks) > 1:
+        number = len(flipped) + 1
+        note = f"{number} gradient sign{'s' * (number > 1)} below rounding taken as recorded"
+        tried = [
+            (_compare(recording, reference, _optimize(reference, task, [*flipped, sign]), note), sign)
+            for sign in outcome.doubtful[:MAX_CANDIDATES]
+            if sign not in flipped
+        ]
+        if not tried:
+            break
+        best, sign = min(tried, key=lambda pair: _worst(pair[0]))
+        if _worst(best) >= _worst(checks):
+            break
+        checks, flipped = best, [*flipped, sign]
+    return checks if _worst(checks) <= 1 else plain
+
+
+def _compare(recording: Recording, reference: Reference, outcome: Outcome, note: str) -> list[Check]:
+    before = len(recording.checks)
+    recording.compare("losses", outcome.losses, "losses", note)
+    recording.compare("grad_norms_before_clip", outcome.norms, "gradients", note)
+    current = {name: p.detach() for name, p in outcome.model.named_parameters()}
+    for prefix, ours, quantity in (
+        ("after/", current, "parameters after steps"),
+        ("ema/", outcome.averages, "EMA after steps"),
+    ):
+        official = reference.official_tensors(outcome.model, ours)
+        compare_parameters(recording, prefix, official, quantity, note)
+    checks = recording.checks[before:]
+    del recording.checks[before:]
+    return checks
+
+
+def _worst(checks: Sequence[Check]) -> float:
+    """The largest error, in tolerances."""
+    return max((check.severity / check.tolerance for check in checks), default=0.0)

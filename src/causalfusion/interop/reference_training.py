@@ -1,0 +1,200 @@
+"""Replaying recorded training cases: masks, predictions, the loss and its gradients.
+
+Shape letters: B images, L image tokens, P token dimension.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causalfusion.codec.patches import patchify
+from causalfusion.config import FactorizationConfig
+from causalfusion.diffusion.prediction import add_noise
+from causalfusion.errors import UserError
+from causalfusion.factorization import Plan, ar_step_of, loss_weights
+from causalfusion.interop.recording import Recording
+from causalfusion.interop.reference import Reference
+from causalfusion.mask import dense_mask
+from causalfusion.model.transformer import Predictions, Transformer
+from causalfusion.sequence import PackedSequence
+from causalfusion.train.step import Draws, token_errors, training_loss
+
+K_NORM_BIAS = "attn.k_norm.bias"
+"""Its gradient is zero but for rounding: it adds the same number to every logit of a query."""
+
+
+@dataclass(frozen=True)
+class RecordedBatch:
+    """The recorded draws of one batch, as a training step takes them."""
+
+    tokens: Tensor
+    """(B, L, P) clean, raster order."""
+    labels: Tensor
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What a training step saw on its way to the errors."""
+
+    sequence: PackedSequence
+    prediction: Tensor
+    errors: Tensor
+
+
+def read_batch(
+    recording: Recording, prefix: str, reference: Reference, class_dropout: float
+) -> RecordedBatch:
+    """Inputs and draws below a prefix; on the way, checks what follows from them alone."""
+    r, size = recording, reference.patch_size
+    x0, noise, timesteps = r[prefix + "x0"], r[prefix + "noise"], r[prefix + "t"]
+    num_tokens = reference.config.num_tokens
+    if int(r[prefix + "split_sizes"].sum()) != num_tokens:
+        raise UserError(f"{r.path}: {prefix}split_sizes do not add up to the {num_tokens} tokens")
+    order = r[prefix + "shuffle_rand"].argsort(dim=1)
+    plan = Plan(order, ar_step_of(r[prefix + "split_sizes"].tolist())[None])
+    labels = r[prefix + "y"]
+    dropped = torch.zeros(len(labels), dtype=torch.bool)
+    if prefix + "drop_rand" in r:
+        dropped = r[prefix + "drop_rand"] < class_dropout
+    starts = torch.searchsorted(plan.ar_step[0], torch.arange(1, plan.num_ar_steps + 2))
+    r.compare(prefix + "ids_shuffle", order, "orders")
+    r.compare(prefix + "cumsum", starts, "orders")
+    r.compare(prefix + "y_effective", labels.where(~dropped, reference.config.null_label), "labels")
+    r.compare(prefix + "xt", add_noise(x0, noise, timesteps, reference.schedule), "noised tokens")
+    per_token = timesteps[:, None].expand(-1, num_tokens)
+    return RecordedBatch(
+        patchify(x0, size), labels, Draws(plan, per_token, patchify(noise, size)[:, None], dropped)
+    )
+
+
+def forward_pass(model: Transformer, reference: Reference, batch: RecordedBatch) -> ForwardPass:
+    """The training step's own path, overheard at the model's door."""
+    heard: list[tuple[PackedSequence, Tensor]] = []
+
+    def listen(module: nn.Module, args: tuple[PackedSequence, ...], output: Predictions) -> None:
+        heard.append((args[0], output.image))
+
+    handle = model.register_forward_hook(listen)
+    try:
+        errors = token_errors(
+            model, model.config, reference.schedule, "epsilon", batch.tokens, batch.labels, batch.draws
+        )
+    finally:
+        handle.remove()
+    return ForwardPass(*heard[0], errors)
+
+
+def compare_mask(recording: Recording, prefix: str, sequence: PackedSequence) -> None:
+    """The reference's mask is 1 where attention is blocked."""
+    ours = ~dense_mask(sequence.clean, sequence.ar_step)[0, 0]
+    recording.compare(prefix + "attn_mask", ours, "masks")
+
+
+def replay_training(recording: Recording, reference: Reference) -> None:
+    """X.train: masks, AR weights, predictions, errors, losses and gradients of every case."""
+    cases = recording.json("cases")
+    model = reference.model()
+    precise = _in_float64(reference.model())
+    for prefix in recording.prefixes("case"):
+        case = cases.get(prefix[:-1])
+        if not isinstance(case, dict):
+            raise UserError(f"{recording.path}: metadata cases lacks {prefix[:-1]}")
+        weighting = ar_weighting(case.get("ar"), f"{recording.path}: {prefix[:-1]}")
+        dropout = float(case.get("class_dropout_prob", reference.class_dropout))
+        batch = read_batch(recording, prefix, reference, dropout)
+        plan = batch.draws.plan
+        compare_weights(recording, prefix, plan, weighting)
+        model.zero_grad(set_to_none=True)
+        passed = forward_pass(model, reference, batch)
+        loss = training_loss(passed.errors, plan, weighting)
+        loss.backward()
+        compare_mask(recording, prefix, passed.sequence)
+        recording.compare(prefix + "eps_pred", passed.prediction, "predictions")
+        recording.compare(prefix + "sq_err", passed.errors, "squared errors")
+        recording.compare(prefix + "loss", loss.reshape(1), "losses")
+        _compare_gradients(recording, prefix, model, reference)
+        if prefix + "loss_fp64" in recording:
+            draws = batch.draws
+            double = Draws(plan, draws.timesteps, draws.noise.double(), draws.drop_class)
+            with torch.no_grad():
+                exact = forward_pass(
+                    precise, reference, RecordedBatch(batch.tokens.double(), batch.labels, double)
+                )
+            recording.compare(
+                prefix + "loss_fp64", training_loss(exact.errors, plan, weighting).reshape(1), "losses"
+            )
+
+
+def ar_weighting(values: Any, where: str) -> FactorizationConfig:
+    """[largest, smallest, form] as the settings of our AR loss weights."""
+    if not (isinstance(values, list) and len(values) == 3 and values[2] in ("linear", "cosine")):
+        raise UserError(f"{where}: ar is {values!r}; expected [max_weight, min_weight, linear or cosine]")
+    return FactorizationConfig(
+        loss_weight=values[2], loss_weight_first=float(values[0]), loss_weight_last=float(values[1])
+    )
+
+
+def compare_weights(recording: Recording, prefix: str, plan: Plan, weighting: FactorizationConfig) -> None:
+    """The reference keeps a single weight where all are equal."""
+    name = prefix + "ar_weights"
+    if name in recording:
+        ours = loss_weights(plan.ar_step, weighting)[0]
+        single = recording[name].numel() == 1 and bool((ours == ours[0]).all())
+        recording.compare(name, ours[:1] if single else ours, "AR weights")
+
+
+def _compare_gradients(recording: Recording, prefix: str, model: Transformer, reference: Reference) -> None:
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    gradients = reference.official_tensors(
+        model, {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained}
+    )
+    compare_parameters(recording, prefix + "grad/", gradients, "gradients")
+    norms = {name: gradient.double().norm() for name, gradient in gradients.items()}
+    if not reference.learnable_positions:
+        del norms["pos_embed"]
+    total = torch.stack(list(norms.values())).norm().reshape(1)
+    recording.compare(prefix + "grad_global_norm", total, "gradients")
+    if prefix + "grad_norms" in recording:
+        names = _parameter_names(recording, norms)
+        recorded = recording[prefix + "grad_norms"]
+        kept = torch.tensor([not name.endswith(K_NORM_BIAS) for name in names])
+        # Each norm by itself: beside the largest, an error in a small one would not show.
+        ours = torch.stack([norms[name] for name in names])
+        ratio = torch.where(recorded > 0, ours / recorded, 1 + ours)
+        recording.check(prefix + "grad_norms", ratio[kept], torch.ones_like(ratio)[kept], "gradients")
+
+
+def _parameter_names(recording: Recording, norms: dict[str, Tensor]) -> list[str]:
+    names = json.loads(recording.setting("grad_norm_names"))
+    different = sorted(set(names) ^ norms.keys())
+    if different:
+        raise UserError(f"{recording.path}: {different[0]} is trained by one side only, see grad_norm_names")
+    return names
+
+
+def compare_parameters(
+    recording: Recording, prefix: str, ours: dict[str, Tensor], quantity: str, note: str = ""
+) -> None:
+    """Compare what was recorded below a prefix by official name, but for what is only rounding."""
+    for name in recording.below(prefix):
+        if name.endswith(K_NORM_BIAS):
+            recording.used.add(prefix + name)
+        elif name in ours:
+            recording.compare(prefix + name, ours[name], quantity, note)
+
+
+def _in_float64(model: Transformer) -> Transformer:
+    """The sinusoid of the timestep stays float32, in the reference too, and is cast where it enters."""
+    model = model.double()
+
+    def cast(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(value.double() for value in args)
+
+    model.timestep_embedding.fc1.register_forward_pre_hook(cast)
+    return model

@@ -1,0 +1,239 @@
+"""`causalfusion train`: one run from its configuration to its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from causalfusion.arithmetic import train_step_flops
+from causalfusion.config import RunConfig, to_dict
+from causalfusion.errors import UserError
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.model.transformer import count_parameters
+from causalfusion.pictures import to_image_grid
+from causalfusion.runtime import measure_gemm_rate, tune_allocator
+from causalfusion.saved import ModelSpec
+from causalfusion.train.checkpoint import checkpoints_of
+from causalfusion.train.distributed import World, join_world
+from causalfusion.train.feed import TrainingData, open_training_data
+from causalfusion.train.log import ProgressLine, RunLog
+from causalfusion.train.loss_map import loss_map
+from causalfusion.train.trainer import Clock, StepResult, TokenBatch, Trainer
+
+MAY_CHANGE = (
+    "out", "data.path", "data.num_workers", "train.images", "train.grad_accumulation",
+    "train.activation_checkpointing", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.evaluate_every", "train.evaluate_images", "train.sample_every", "train.max_skipped_steps", "sample",
+)  # fmt: skip
+"""Settings that a resumed run may change without becoming another run."""
+
+
+def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True) -> Path:
+    """Train, or go on from the run's last checkpoint; returns the model folder of the last one."""
+    tune_allocator()
+    with join_world(device) as world:
+        run = _Run(config, world, show_progress)
+        return run.go()
+
+
+class _Run:
+    def __init__(self, config: RunConfig, world: World, show_progress: bool) -> None:
+        self.world, self.folder = world, Path(config.out)
+        self.data: TrainingData = open_training_data(config, world)
+        self.config = self.data.config
+        checkpoints = checkpoints_of(self.folder)
+        if checkpoints:
+            _check_same_run(self.config, checkpoints[-1])
+        self.trainer = Trainer(self.config, world)
+        if checkpoints:
+            self.trainer.restore(checkpoints[-1])
+        self.spec = ModelSpec(
+            model=self.config.model, codec=self.config.codec, diffusion=self.config.diffusion,
+            factorization=self.config.factorization, class_names=self.data.class_names,
+        )  # fmt: skip
+        self.show = show_progress and world.is_main
+        self.stop_requested = False
+        self.last_saved = self.trainer.progress.images_seen if checkpoints else -1
+
+    def go(self) -> Path:
+        progress, total = self.trainer.progress, self.config.train.images
+        if progress.images_seen >= total:
+            self._say(f"{self.folder} has already seen {progress.images_seen} images; raise train.images")
+            return checkpoints_of(self.folder)[-1]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._announce()
+        self.clock = Clock()
+        self.peak = measure_gemm_rate(self._compute_dtype(), self.world.device)
+        self.line = ProgressLine(total, progress.images_seen, enabled=self.show)
+        self.log = RunLog(self.folder, progress.images_seen) if self.world.is_main else None
+        try:
+            with _signals_as_flag(self):
+                self._steps()
+        finally:
+            self.line.close()
+            if self.log is not None:
+                self.log.close()
+        return checkpoints_of(self.folder)[-1]
+
+    def _steps(self) -> None:
+        trainer = self.trainer
+        feed = self.clock.timed(self.data.batches(trainer.progress.images_seen))
+        while trainer.progress.images_seen < self.config.train.images:
+            batch = next(feed)
+            self._after(batch, trainer.step(batch))
+            if self.world.any(self.stop_requested):
+                self._save()
+                self._say(
+                    f"stopped at {trainer.progress.images_seen} images; the same command goes on from there"
+                )
+                return
+        self._evaluate()
+        self._sample()
+        self._save()
+
+    def _after(self, batch: TokenBatch, result: StepResult) -> None:
+        train, step = self.config.train, self.trainer.progress.train_step
+        flops = train_step_flops(self.config.model, result.split, len(batch.labels), self._copies())
+        self.clock.add(train.batch_size, flops * self.world.size)
+        done = self.trainer.progress.images_seen >= train.images
+        if result.skipped:
+            self._say(f"step {step} skipped: loss {result.loss}, gradient norm {result.grad_norm}")
+        if step % train.log_every == 0 or done:
+            self._log(result)
+        if done:
+            return
+        if _due(step, train.evaluate_every):
+            self._evaluate()
+        if _due(step, train.sample_every):
+            self._sample()
+        if _due(step, train.checkpoint_every):
+            self._save()
+
+    def _log(self, result: StepResult) -> None:
+        losses = self.trainer.progress.pending_losses
+        self.trainer.progress = replace(self.trainer.progress, pending_losses=())
+        images_per_second, rate, waiting = self.clock.read()
+        loss = sum(losses) / len(losses) if losses else float("nan")
+        share = rate / (self.peak * self.world.size)
+        progress = self.trainer.progress
+        if self.log is not None:
+            self.log.write(
+                "train", progress.images_seen,
+                {
+                    "train_step": progress.train_step, "loss": loss, "grad_norm": result.grad_norm,
+                    "learning_rate": result.learning_rate, "skipped_steps": progress.skipped_steps,
+                    "images_per_second": images_per_second, "flops_share": share, "waiting_share": waiting,
+                },
+            )  # fmt: skip
+        text = f"loss {loss:.4f}  {images_per_second:.0f} images/s  {share:.0%} of the arithmetic"
+        self.line.show(progress.images_seen, text, force=progress.images_seen >= self.config.train.images)
+
+    def _evaluate(self) -> None:
+        """The loss map of the EMA weights, by the main process alone; the others wait."""
+        if self.world.is_main and self.config.train.evaluate_every:
+            batch_size = min(self.config.train.batch_size, 128)
+            with self.trainer.averaged_model() as model:
+                result = loss_map(
+                    model, self.trainer.schedule, self.config, self.data.evaluation_batches(batch_size)
+                )
+            assert self.log is not None
+            self.log.write("evaluation", self.trainer.progress.images_seen, result.record())
+        self.world.barrier()
+
+    def _sample(self) -> None:
+        if self.world.is_main and self.config.train.sample_every:
+            names = self.data.class_names[:16]
+            columns = max(len(names), 1)
+            with self.trainer.averaged_model() as model:
+                pipeline = Pipeline(model, self.data.codec, self.spec, self.trainer.schedule)
+                images = pipeline.generate([i % columns for i in range(4 * columns)], self.config.sample)
+            folder = self.folder / "samples"
+            folder.mkdir(exist_ok=True)
+            scale = max(1, 96 // images.shape[-1])
+            grid = to_image_grid(images, columns, scale=scale, column_labels=names or None)
+            grid.save(folder / f"{self.trainer.progress.images_seen:012d}.png")
+        self.world.barrier()
+
+    def _save(self) -> None:
+        if self.trainer.progress.images_seen != self.last_saved:
+            self.trainer.save(self.spec, self.folder)
+            self.last_saved = self.trainer.progress.images_seen
+
+    def _announce(self) -> None:
+        config, count = self.config, count_parameters(self.trainer.model)
+        self._say(
+            f"{self.folder}: {count:,} parameters, {config.model.num_tokens} tokens of "
+            f"{config.model.token_dim}, {len(self.data.train_indices):,} training images and "
+            f"{len(self.data.held_out):,} held out, {config.model.num_classes} classes, "
+            f"{self.world.size} process(es) on {self.world.device}"
+        )
+        if self.trainer.progress.images_seen:
+            self._say(f"going on from {self.trainer.progress.images_seen} images")
+
+    def _say(self, text: str) -> None:
+        if self.show:
+            self.line.close() if hasattr(self, "line") else None
+            print(text, flush=True)
+
+    def _copies(self) -> int:
+        return self.config.factorization.timesteps_per_ar_step
+
+    def _compute_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.config.train.precision == "bfloat16" else torch.float32
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def _signals_as_flag(run: _Run) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to stop after the step in work; a second one stops at once."""
+
+    def ask(number: int, _: Any) -> None:
+        if run.stop_requested:
+            raise KeyboardInterrupt
+        run.stop_requested = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_same_run(config: RunConfig, checkpoint: Path) -> None:
+    """A run can only go on with the settings it began with, but for those in MAY_CHANGE."""
+    try:
+        before = _flat(json.loads((checkpoint / "state" / "run.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"training state in {checkpoint} cannot be read ({error}); delete this checkpoint folder to "
+            "resume from the one before"
+        ) from error
+    now = _flat(to_dict(config))
+    for name in sorted(before.keys() | now.keys()):
+        free = any(name == key or name.startswith(key + ".") for key in MAY_CHANGE)
+        if not free and before.get(name) != now.get(name):
+            raise UserError(
+                f"{config.out} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
+                "give another --out, or the setting it began with"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,217 @@
+"""The training loop: feed -> draws -> loss -> gradients -> weights -> EMA, with everything that surrounds it.
+
+A run is a function of its configuration. Everything random in train step k is derived from the seed and
+from how many images were seen before, so that a run that was stopped, or killed, and started again by the
+same command goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from causalfusion.config import RunConfig, to_dict
+from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.errors import UserError
+from causalfusion.model.transformer import Transformer
+from causalfusion.saved import ModelSpec
+from causalfusion.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from causalfusion.train.distributed import World, checkpoint_activations, data_parallel
+from causalfusion.train.ema import EMA
+from causalfusion.train.optimizer import learning_rate, make_optimizer
+from causalfusion.train.step import Draws, draw, token_errors, training_loss
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """What the feed gives: this process's share of a train step's images."""
+
+    tokens: Tensor
+    """(B, L, P) clean, raster order."""
+    labels: Tensor
+    """(B,) int64."""
+    sample_indices: Tensor
+    """(B,) int64 places in the sample stream."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One train step, as the log sees it."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    skipped: bool
+    split: list[int]
+    """Sizes of the AR steps of the step's first image."""
+
+
+class Trainer:
+    """The state of a run, and one train step."""
+
+    def __init__(self, config: RunConfig, world: World) -> None:
+        self.config, self.world = config, world
+        self.schedule = NoiseSchedule.from_config(config.diffusion)
+        self.model = Transformer(config.model)
+        self.model.init_weights(torch.Generator().manual_seed(config.train.seed))
+        self.model.to(world.device)
+        if config.train.activation_checkpointing == "full":
+            checkpoint_activations(self.model)
+        self.ema = EMA(self.model.named_parameters(), config.train.ema_decay)
+        self.optimizer = make_optimizer(self.model.parameters(), config.train)
+        self.parallel: nn.Module = data_parallel(self.model, world)
+        self.progress = Progress()
+
+    # --- one step -------------------------------------------------------------------------------------
+
+    def step(self, batch: TokenBatch) -> StepResult:
+        """Forward and backward over the micro-batches, clip, AdamW, EMA; or nothing, if not finite."""
+        train, progress = self.config.train, self.progress
+        draws = self._draw(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.world.device)
+        pieces = batch.tokens.shape[0] // train.grad_accumulation
+        for k in range(train.grad_accumulation):
+            rows = slice(k * pieces, (k + 1) * pieces)
+            last = k + 1 == train.grad_accumulation
+            with self._gradient_sync(last):
+                piece = self._loss(batch, draws, rows) / train.grad_accumulation
+                piece.backward()
+            loss += piece.detach()
+        loss = float(self.world.mean(loss))
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm, foreach=True))
+        rate = learning_rate(train, progress.images_seen)
+        # The norm is of gradients averaged over processes, so all of them decide alike.
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.ema.update()
+        self.progress = replace(
+            progress,
+            images_seen=progress.images_seen + train.batch_size,
+            train_step=progress.train_step + 1,
+            skipped_steps=progress.skipped_steps + (not finite),
+            skipped_in_a_row=0 if finite else progress.skipped_in_a_row + 1,
+            pending_losses=(*progress.pending_losses, loss) if finite else progress.pending_losses,
+        )
+        split = torch.bincount(draws.plan.ar_step[0])[1:].tolist()
+        result = StepResult(loss, norm, rate, not finite, split)
+        if self.progress.skipped_in_a_row >= train.max_skipped_steps:
+            raise UserError(self._not_finite(batch, result))
+        return result
+
+    def _draw(self, batch: TokenBatch) -> Draws:
+        config = self.config
+        return draw(
+            config.factorization, config.model, self.schedule.num_timesteps, config.train.class_dropout,
+            seed=config.train.seed, split_index=self.progress.images_seen,
+            sample_indices=batch.sample_indices.tolist(),
+        ).to(self.world.device)  # fmt: skip
+
+    def _loss(self, batch: TokenBatch, draws: Draws, rows: slice) -> Tensor:
+        part = draws.slice(rows)
+        tokens, labels = (x[rows].to(self.world.device) for x in (batch.tokens, batch.labels))
+        with self.autocast():
+            errors = token_errors(
+                self.parallel, self.config.model, self.schedule, self.config.diffusion.prediction_type,
+                tokens, labels, part,
+            )  # fmt: skip
+        return training_loss(errors, part.plan, self.config.factorization)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.config.train.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, torch.bfloat16)
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[object]:
+        """Processes exchange gradients with the last micro-batch only."""
+        if isinstance(self.parallel, DistributedDataParallel) and not last:
+            return self.parallel.no_sync()
+        return nullcontext()
+
+    def _not_finite(self, batch: TokenBatch, result: StepResult) -> str:
+        bad = (~torch.isfinite(batch.tokens).flatten(1).all(1)).nonzero().flatten()
+        inputs = f"input samples {batch.sample_indices[bad].tolist()[:8]}" if len(bad) else "no input"
+        return (
+            f"training stopped: {self.progress.skipped_in_a_row} steps in a row were not finite, the last at "
+            f"{self.progress.images_seen} images (loss {result.loss}, gradient norm {result.grad_norm}, "
+            f"learning rate {result.learning_rate:g}, {len(result.split)} AR steps; {inputs} not finite); "
+            "the weights were not touched and the last checkpoint is whole; lower train.lr or check the data"
+        )
+
+    # --- weights --------------------------------------------------------------------------------------
+
+    def averaged_model(self) -> AbstractContextManager[Transformer]:
+        """The model with the EMA weights, for evaluation and sample grids."""
+        return _Averaged(self.model, self.ema)
+
+    def save(self, spec: ModelSpec, run: Path) -> Path | None:
+        """A checkpoint, by the main process; the others wait."""
+        path = None
+        if self.world.is_main:
+            spec = replace(spec, images_seen=self.progress.images_seen)
+            path = save_checkpoint(
+                run, spec, to_dict(self.config), self.model, self.ema, self.optimizer, self.progress,
+                self.config.train.keep_checkpoints,
+            )  # fmt: skip
+        self.world.barrier()
+        return path
+
+    def restore(self, checkpoint: Path) -> None:
+        self.progress = load_checkpoint(checkpoint, self.model, self.ema, self.optimizer)
+
+
+class _Averaged(AbstractContextManager[Transformer]):
+    def __init__(self, model: Transformer, ema: EMA) -> None:
+        self.model, self.ema = model, ema
+
+    def __enter__(self) -> Transformer:
+        self.raw = {name: p.data for name, p in self.ema.parameters.items()}
+        for name, parameter in self.ema.parameters.items():
+            parameter.data = self.ema.averages[name].to(parameter.dtype)
+        return self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for name, parameter in self.ema.parameters.items():
+            parameter.data = self.raw[name]
+        self.model.train()
+
+
+class Clock:
+    """Rates since the last reading, of work and of waiting for data."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.images, self.flops, self.waited = 0, 0.0, 0.0
+
+    def timed(self, feed: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
+        while True:
+            begin = time.monotonic()
+            batch = next(feed, None)
+            self.waited += time.monotonic() - begin
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, images: int, flops: float) -> None:
+        self.images += images
+        self.flops += flops
+
+    def read(self) -> tuple[float, float, float]:
+        """(images/s, FLOP/s, share of the time spent waiting for data), and start again."""
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        rates = (self.images / seconds, self.flops / seconds, self.waited / seconds)
+        self.__init__()
+        return rates
+
