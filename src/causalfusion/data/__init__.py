@@ -1,0 +1,31 @@
+"""Where images, labels and captions come from."""
+
+from __future__ import annotations
+
+from causalfusion.config import DataConfig
+from causalfusion.data.source import Example, ImageSource, UnreadableImage
+
+__all__ = ["Example", "ImageSource", "UnreadableImage", "open_source"]
+
+
+def open_source(config: DataConfig) -> ImageSource:
+    """The data set that the settings name."""
+    if config.source == "digits":
+        from causalfusion.data.digits import Digits
+
+        return Digits()
+    if config.source == "shapes":
+        from causalfusion.data.shapes import Shapes
+
+        return Shapes()
+    if config.source == "folder":
+        from causalfusion.data.folder import ImageFolder
+
+        return ImageFolder(config.path)
+    if config.source == "webdataset":
+        from causalfusion.data.webdataset import WebDataset
+
+        return WebDataset(config.path)
+    from causalfusion.data.npz import NpzImages
+
+    return NpzImages(config.path)

@@ -23,7 +23,7 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.regions import read_mask, region_mask
 from causalfusion.generate.settings import parse_class
 from causalfusion.generate.tokens import StepEvent
-from causalfusion.pictures import edit_sheet, save_png, to_image_grid
+from causalfusion.pictures import Edit, edit_sheet, to_image_grid
 from causalfusion.saved import WeightsName
 from causalfusion.train.checkpoint import latest_model
 from causalfusion.train.distributed import World, join_world
@@ -208,7 +208,11 @@ def edit_to_folder(request: EditRequest) -> Path:
         save_png(before[0], request.out / "original.png")
         save_png(mask.numpy()[:, :, None].astype(np.uint8) * 255, request.out / "mask.png")
         name = pipeline.spec.class_names[label] if pipeline.spec.class_names else str(label)
-        edit_sheet(original, mask, _to_float(pixels), name).save(request.out / "sheet.png")
+        edits = [
+            Edit(f"edit {index:02d}", mask, image[None], [name]) for index, image in enumerate(_to_float(pixels))
+        ]
+        scale = max(1, 192 // config.image_height)
+        edit_sheet(original[None], [request.image.name], edits[:8], scale=scale).save(request.out / "sheet.png")
         settings = {
             "command": "edit",
             "image": str(request.image),
@@ -224,6 +228,13 @@ def edit_to_folder(request: EditRequest) -> Path:
         (request.out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
         print(f"{request.variants} edits in {seconds:.1f} s in {request.out}")
     return request.out
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """One image (H, W, 1 or 3) uint8."""
+    from PIL import Image
+
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
 
 
 def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:

@@ -82,7 +82,9 @@ def convert_official(path: Path, *, vae: str = "", patch_size: int = 0) -> Conve
     ]
     config = converted[0][0]
     if any(other != config for other, _ in converted):
-        raise UserError(f"{path}: its ema and model weights are of different sizes; the checkpoint is damaged")
+        raise UserError(
+            f"{path}: its ema and model weights are of different sizes; the checkpoint is damaged"
+        )
     codec, notes = infer_codec(config, file.settings, vae=vae, patch_size=patch_size)
     if states[0][CLASS_TABLE].shape[0] == config.num_classes:
         notes.append("trained without label dropout: the null class is zero, so guidance has no meaning")
@@ -111,7 +113,9 @@ def convert_state_dict(
     for word, keys in (("lacks weight", missing), ("has the unknown weight", unknown)):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise UserError(f"{where} {word} {keys[0]}{more}; expected those of the released CausalFusion code")
+            raise UserError(
+                f"{where} {word} {keys[0]}{more}; expected those of the released CausalFusion code"
+            )
     weights = {}
     for key, name in names.items():
         value, shape = official[key].detach().float(), expected[name].shape
@@ -187,7 +191,9 @@ def infer_codec(
     if not patch:
         fitting = [p for c in _AUTOENCODERS for p in (1, 2, 4) if p * p * c == config.token_dim]
         if not fitting:
-            raise UserError(f"the patch size of {config.token_dim} numbers a token is not clear; give --patch-size")
+            raise UserError(
+                f"the patch size of {config.token_dim} numbers a token is not clear; give --patch-size"
+            )
         patch = fitting[0]
         if len(fitting) > 1:
             notes.append(f"patch size {patch} assumed; give --patch-size for a model of 4-channel latents")
@@ -195,7 +201,9 @@ def infer_codec(
     if rest or not channels:
         raise UserError(f"patch size is {patch}; expected one whose square divides {config.token_dim}")
     if channels not in _AUTOENCODERS:
-        notes.append(f"no autoencoder with {channels} channels is known: set codec.scale and codec.downsample")
+        notes.append(
+            f"no autoencoder with {channels} channels is known: set codec.scale and codec.downsample"
+        )
     path, scale, downsample = _AUTOENCODERS.get(channels, ("autoencoder", 1.0, 8))
     if not vae:
         notes.append(f"no autoencoder given: {path} stands for it in config.json; give --vae PATH")

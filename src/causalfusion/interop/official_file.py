@@ -107,7 +107,9 @@ def _state_dict(values: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
         while name.startswith(_PREFIXES):
             name = name.split(".", 1)[1]
         if not isinstance(value, Tensor):
-            raise UserError(f"{where}: {name} is a {type(value).__name__}; expected only tensors in a state dict")
+            raise UserError(
+                f"{where}: {name} is a {type(value).__name__}; expected only tensors in a state dict"
+            )
         if name in state:
             raise UserError(f"{where}: weight {name} is there twice, under different prefixes")
         state[name] = value

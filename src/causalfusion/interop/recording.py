@@ -52,6 +52,8 @@ class Check:
     quantity: str
     """One of `TOLERANCES`."""
     error: float
+    note: str = ""
+    """What the replay allowed for, beyond the tolerance."""
 
     @property
     def tolerance(self) -> float:
@@ -82,7 +84,9 @@ class Recording:
     def __getitem__(self, tensor: str) -> Tensor:
         """An input of the replay."""
         if tensor not in self.tensors:
-            raise UserError(f"{self.path} lacks the tensor {tensor}; expected a recording as its README describes")
+            raise UserError(
+                f"{self.path} lacks the tensor {tensor}; expected a recording as its README describes"
+            )
         self.used.add(tensor)
         return self.tensors[tensor]
 
@@ -92,7 +96,9 @@ class Recording:
 
     def setting(self, key: str) -> str:
         if key not in self.metadata:
-            raise UserError(f"{self.path} lacks the metadata {key}; expected a recording as its README describes")
+            raise UserError(
+                f"{self.path} lacks the metadata {key}; expected a recording as its README describes"
+            )
         return self.metadata[key]
 
     def prefixes(self, stem: str) -> list[str]:
@@ -106,11 +112,12 @@ class Recording:
         return sorted(name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix))
 
     def compare(self, tensor: str, ours: Tensor, quantity: str, variant: str = "") -> None:
-        """Note a check, if that tensor was recorded."""
+        """Add a check, if that tensor was recorded; a variant is another way to come to the same."""
         if tensor in self:
             self.check(f"{tensor} ({variant})" if variant else tensor, ours, self[tensor], quantity)
 
     def check(self, name: str, ours: Tensor, recorded: Tensor, quantity: str) -> None:
+        """Add a check of what is not a recorded tensor as it stands."""
         error = _error(ours, recorded, relative=quantity not in _ABSOLUTE)
         self.checks.append(Check(self.name, name, quantity, error))
 
@@ -151,6 +158,9 @@ def format_checks(checks: Sequence[Check]) -> str:
         worst = max((c for c in group if c.tolerance), key=lambda c: c.severity / c.tolerance, default=None)
         share = f"{worst.error / worst.tolerance:.2f} ({worst.tensor})" if worst else ""
         lines.append(f"{file:24}{len(group):7}{sum(not c.ok for c in group):8}  {share}")
+    notes = dict.fromkeys(f"{c.file}: {c.note}" for c in checks if c.note)
+    if notes:
+        lines += ["", *notes]
     failed = [c for c in checks if not c.ok]
     if failed:
         lines += ["", "over their tolerance:"]

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from causalfusion.codec.patches import patchify, unpatchify
+from causalfusion.codec.patches import unpatchify
 from causalfusion.config import SampleConfig
 from causalfusion.diffusion.prediction import to_clean
 from causalfusion.diffusion.samplers import make_sampler
 from causalfusion.diffusion.schedule import NoiseSchedule, respacing_timesteps
 from causalfusion.errors import UserError
-from causalfusion.factorization import Plan
 from causalfusion.generate.tokens import Context, StepEvent, _AutoregressiveStep, generate_tokens, prefill
 from causalfusion.interop.recording import Recording
-from causalfusion.interop.reference import Reference
+from causalfusion.interop.reference_model import Reference
 from causalfusion.interop.reference_training import compare_mask, forward_pass, read_batch
 from causalfusion.model.transformer import Transformer
 
@@ -54,7 +53,9 @@ def replay_inference(recording: Recording, reference: Reference) -> None:
     r.compare("eps_masked", passed.prediction, "predictions")
 
     rows = [
-        _one_image(model, batch.labels[n : n + 1], clean[n : n + 1], noised[n : n + 1], plan, n, int(timesteps[n]))
+        _Image(batch.labels[n], clean[n], noised[n], plan.order[n], int(timesteps[n])).predictions(
+            model, plan.ar_step[0]
+        )
         for n in range(len(clean))
     ]
     joined = {name: torch.cat([row[name] for row in rows], dim=axis) for name, axis in _BATCH_AXIS.items()}
@@ -73,39 +74,53 @@ _BATCH_AXIS = {
 }
 
 
-def _one_image(
-    model: Transformer, label: Tensor, clean: Tensor, noised: Tensor, plan: Plan, n: int, timestep: int
-) -> dict[str, Tensor]:
-    """Predictions of image n against a cache, by itself, as a generation step has one timestep."""
-    order, ar_step = plan.order[n : n + 1], plan.ar_step[0]
-    last = ar_step == plan.num_ar_steps
-    plain, guided = SampleConfig(), SampleConfig(guidance_scale=2.0)
+class _Image:
+    """One image of X.infer by itself, as a generation step has a single timestep."""
 
-    def step(context: Context, chosen: Tensor, number: int) -> _AutoregressiveStep:
-        scale = guided.guidance_scale if context.guided else 1.0
-        config = guided if context.guided else plain
-        return _AutoregressiveStep(model, context, config, order[:, chosen], number, scale)
+    def __init__(self, label: Tensor, clean: Tensor, noised: Tensor, order: Tensor, timestep: int) -> None:
+        self.label, self.clean, self.noised, self.order = label[None], clean[None], noised[None], order[None]
+        self.timestep = timestep
 
-    predictions, outputs = [], {}
-    context, doubled = prefill(model, label, plain), prefill(model, label, guided)
-    for number in range(1, plan.num_ar_steps + 1):
-        chosen = ar_step == number
-        current = step(context, chosen, number)
-        predictions.append(current.predict(noised[:, chosen], timestep))
-        if number < plan.num_ar_steps:
-            current.append(clean[:, chosen])
-            step(doubled, chosen, number).append(clean[:, chosen])
-    cache = context.cache
-    outputs["kv_full/k"], outputs["kv_full/v"] = (part[:, :, :, : cache.length] for part in (cache.k, cache.v))
-    outputs["eps_cached"] = torch.cat(predictions, dim=1)
-    current = step(doubled, last, plan.num_ar_steps)
-    outputs["eps_last_group_cfg2"] = current.predict(noised[:, last], timestep)
+    def predictions(self, model: Transformer, ar_step: Tensor) -> dict[str, Tensor]:
+        """What the reference recorded, against a cache that grows as the AR steps (L,) say."""
+        num_ar_steps = int(ar_step[-1])
+        last = ar_step == num_ar_steps
+        plain = SampleConfig()
+        guided = SampleConfig(guidance_scale=2.0)
+        context = prefill(model, self.label, plain)
+        doubled = prefill(model, self.label, guided)
+        oneshot = prefill(model, self.label, plain)
+        predictions = []
+        for number in range(1, num_ar_steps + 1):
+            chosen = ar_step == number
+            predictions.append(self._predict(model, context, plain, chosen, number))
+            if number < num_ar_steps:
+                self._append(model, context, plain, chosen, number)
+                self._append(model, doubled, guided, chosen, number)
+        if num_ar_steps > 1:
+            self._append(model, oneshot, plain, ~last, 1)
+        cache = context.cache
+        return {
+            "eps_cached": torch.cat(predictions, dim=1),
+            "eps_last_group_cfg2": self._predict(model, doubled, guided, last, num_ar_steps),
+            "eps_last_group_oneshot_context": self._predict(model, oneshot, plain, last, 2),
+            "kv_full/k": cache.k[:, :, :, : cache.length],
+            "kv_full/v": cache.v[:, :, :, : cache.length],
+        }
 
-    oneshot = prefill(model, label, plain)
-    if plan.num_ar_steps > 1:
-        step(oneshot, ~last, 1).append(clean[:, ~last])
-    outputs["eps_last_group_oneshot_context"] = step(oneshot, last, 2).predict(noised[:, last], timestep)
-    return outputs
+    def _predict(
+        self, model: Transformer, context: Context, config: SampleConfig, chosen: Tensor, number: int
+    ) -> Tensor:
+        positions = self.order[:, chosen]
+        step = _AutoregressiveStep(model, context, config, positions, number, config.guidance_scale)
+        return step.predict(self.noised[:, chosen], self.timestep)
+
+    def _append(
+        self, model: Transformer, context: Context, config: SampleConfig, chosen: Tensor, number: int
+    ) -> None:
+        positions = self.order[:, chosen]
+        step = _AutoregressiveStep(model, context, config, positions, number, config.guidance_scale)
+        step.append(self.clean[:, chosen])
 
 
 def _replay_ar_sampling(r: Recording, reference: Reference, model: Transformer, labels: Tensor) -> None:
@@ -161,7 +176,9 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
         # rounding, 157 times enlarged.
         predictions = list(r["eps_seq"]) if "eps_seq" in r else guided
         cleaned, following = [], []
-        for k, (x, prediction, timestep) in enumerate(zip(inputs, predictions, sampler.timesteps, strict=True)):
+        for k, (x, prediction, timestep) in enumerate(
+            zip(inputs, predictions, sampler.timesteps, strict=True)
+        ):
             level = torch.full((len(x),), timestep)
             cleaned.append(to_clean(prediction, x, level, reference.schedule, "epsilon"))
             following.append(sampler.step(k, x, prediction, noise_seq[k]))
@@ -180,7 +197,7 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
     r.compare("xt_seq", torch.stack(states), "sampling trajectories", "running freely")
     r.compare("final_tokens", tokens, "sampling trajectories")
     height, width = reference.config.grid_height, reference.config.grid_width
-    r.compare("final_nchw", unpatchify(tokens, reference.patch_size, height, width), "sampling trajectories")
+    r.compare("final_nchw", unpatchify(tokens, height, width, reference.patch_size), "sampling trajectories")
 
 
 def respaced(schedule: NoiseSchedule, spec: str) -> NoiseSchedule:

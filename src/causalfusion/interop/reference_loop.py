@@ -4,11 +4,12 @@ AdamW's first step with a gradient is its sign times the learning rate, however 
 1e-15). Where a gradient is zero but for rounding its sign, and so 2 lr of the parameter, is anybody's
 guess: float64 settles it, but a recording in float32 holds whichever sign its rounding gave. The replay
 therefore may take such signs as recorded: only for elements below the float32 noise of their tensor, only
-a few, only if then everything fits, and it says so in the names of the checks.
+a few, only if then everything fits, and it says so in a note.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from causalfusion.config import FactorizationConfig, TrainConfig
 from causalfusion.errors import UserError
 from causalfusion.interop.recording import Check, Recording
-from causalfusion.interop.reference import Reference
+from causalfusion.interop.reference_model import Reference
 from causalfusion.interop.reference_training import (
     K_NORM_BIAS,
     RecordedBatch,
@@ -37,7 +38,7 @@ from causalfusion.train.step import training_loss
 GRADIENT_NOISE = 6e-6
 """Of float32 gradients, relative to their tensor's largest: measured in the reference, against float64."""
 MAX_SIGNS = 4
-MAX_CANDIDATES = 64
+MAX_CANDIDATES = 32
 
 
 class DoubtfulSign(NamedTuple):
@@ -45,7 +46,8 @@ class DoubtfulSign(NamedTuple):
     """|g| over the tensor's largest."""
     train_step: int
     name: str
-    index: int
+    place: int
+    """In the flattened tensor."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ def replay_loop(recording: Recording, reference: Reference) -> None:
     task = _read_task(recording, reference)
     outcome = _optimize(reference, task, ())
     checks = _compare(recording, reference, outcome, "")
-    recording.checks += checks if _worst(checks) <= 1 else _with_signs(recording, reference, task, outcome, checks)
+    if _worst(checks) > 1:
+        checks = _with_signs(recording, reference, task, outcome.doubtful[:MAX_CANDIDATES], checks)
+    recording.checks += checks
 
 
 def _read_task(recording: Recording, reference: Reference) -> Optimization:
@@ -113,7 +117,7 @@ def _optimize(reference: Reference, task: Optimization, flipped: Sequence[Doubtf
         for sign in flipped:
             gradient = model.get_parameter(sign.name).grad
             if sign.train_step == train_step and gradient is not None:
-                gradient.view(-1)[sign.index].neg_()
+                gradient.view(-1)[sign.place].neg_()
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), task.config.max_grad_norm))
         optimizer.step()
         ema.decay = decay
@@ -136,48 +140,53 @@ def _doubtful_signs(
         doubtful = (share > 0) & (share < GRADIENT_NOISE)
         if parameter in optimizer.state:
             doubtful &= optimizer.state[parameter]["exp_avg_sq"] == 0
-        for index in doubtful.view(-1).nonzero()[:, 0].tolist():
-            found.append(DoubtfulSign(float(share.view(-1)[index]), train_step, name, index))
+        for place in doubtful.view(-1).nonzero()[:, 0].tolist():
+            found.append(DoubtfulSign(float(share.view(-1)[place]), train_step, name, place))
     return found
 
 
 def _with_signs(
-    recording: Recording, reference: Reference, task: Optimization, outcome: Outcome, plain: list[Check]
+    recording: Recording,
+    reference: Reference,
+    task: Optimization,
+    doubtful: Sequence[DoubtfulSign],
+    plain: list[Check],
 ) -> list[Check]:
     """The checks with the few doubtful signs taken as recorded that make all fit; else those without."""
-    flipped: list[DoubtfulSign] = []
-    checks = plain
-    while len(flipped) < MAX_SIGNS and _worst(checks) > 1:
-        number = len(flipped) + 1
-        note = f"{number} gradient sign{'s' * (number > 1)} below rounding taken as recorded"
-        tried = [
-            (_compare(recording, reference, _optimize(reference, task, [*flipped, sign]), note), sign)
-            for sign in outcome.doubtful[:MAX_CANDIDATES]
-            if sign not in flipped
-        ]
-        if not tried:
+    taken: list[DoubtfulSign] = []
+    best = _worst(plain)
+    while len(taken) < MAX_SIGNS:
+        worth_it = best / 2
+        note = f"{len(taken) + 1} gradient sign(s) below float32 noise taken as recorded (AdamW steps ±lr)"
+        improving = None
+        for sign in doubtful:
+            if sign in taken:
+                continue
+            checks = _compare(recording, reference, _optimize(reference, task, [*taken, sign]), note)
+            if _worst(checks) <= 1:
+                return checks
+            if _worst(checks) < best:
+                best, improving = _worst(checks), sign
+        if improving is None or best > worth_it:
             break
-        best, sign = min(tried, key=lambda pair: _worst(pair[0]))
-        if _worst(best) >= _worst(checks):
-            break
-        checks, flipped = best, [*flipped, sign]
-    return checks if _worst(checks) <= 1 else plain
+        taken.append(improving)
+    return plain
 
 
 def _compare(recording: Recording, reference: Reference, outcome: Outcome, note: str) -> list[Check]:
     before = len(recording.checks)
-    recording.compare("losses", outcome.losses, "losses", note)
-    recording.compare("grad_norms_before_clip", outcome.norms, "gradients", note)
+    recording.compare("losses", outcome.losses, "losses")
+    recording.compare("grad_norms_before_clip", outcome.norms, "gradients")
     current = {name: p.detach() for name, p in outcome.model.named_parameters()}
     for prefix, ours, quantity in (
         ("after/", current, "parameters after steps"),
         ("ema/", outcome.averages, "EMA after steps"),
     ):
         official = reference.official_tensors(outcome.model, ours)
-        compare_parameters(recording, prefix, official, quantity, note)
+        compare_parameters(recording, prefix, official, quantity)
     checks = recording.checks[before:]
     del recording.checks[before:]
-    return checks
+    return [dataclasses.replace(check, note=note) for check in checks]
 
 
 def _worst(checks: Sequence[Check]) -> float:

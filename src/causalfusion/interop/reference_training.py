@@ -5,6 +5,7 @@ Shape letters: B images, L image tokens, P token dimension.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from causalfusion.diffusion.prediction import add_noise
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, ar_step_of, loss_weights
 from causalfusion.interop.recording import Recording
-from causalfusion.interop.reference import Reference
+from causalfusion.interop.reference_model import Reference
 from causalfusion.mask import dense_mask
 from causalfusion.model.transformer import Predictions, Transformer
 from causalfusion.sequence import PackedSequence
@@ -36,6 +37,10 @@ class RecordedBatch:
     """(B, L, P) clean, raster order."""
     labels: Tensor
     draws: Draws
+
+    def in_float64(self) -> RecordedBatch:
+        draws = dataclasses.replace(self.draws, noise=self.draws.noise.double())
+        return RecordedBatch(self.tokens.double(), self.labels, draws)
 
 
 @dataclass(frozen=True)
@@ -120,15 +125,9 @@ def replay_training(recording: Recording, reference: Reference) -> None:
         recording.compare(prefix + "loss", loss.reshape(1), "losses")
         _compare_gradients(recording, prefix, model, reference)
         if prefix + "loss_fp64" in recording:
-            draws = batch.draws
-            double = Draws(plan, draws.timesteps, draws.noise.double(), draws.drop_class)
-            with torch.no_grad():
-                exact = forward_pass(
-                    precise, reference, RecordedBatch(batch.tokens.double(), batch.labels, double)
-                )
-            recording.compare(
-                prefix + "loss_fp64", training_loss(exact.errors, plan, weighting).reshape(1), "losses"
-            )
+            exact = forward_pass(precise, reference, batch.in_float64())
+            loss = training_loss(exact.errors, plan, weighting)
+            recording.compare(prefix + "loss_fp64", loss.reshape(1), "losses")
 
 
 def ar_weighting(values: Any, where: str) -> FactorizationConfig:
@@ -171,22 +170,23 @@ def _compare_gradients(recording: Recording, prefix: str, model: Transformer, re
 
 
 def _parameter_names(recording: Recording, norms: dict[str, Tensor]) -> list[str]:
-    names = json.loads(recording.setting("grad_norm_names"))
+    try:
+        names = json.loads(recording.setting("grad_norm_names"))
+    except ValueError as error:
+        raise UserError(f"{recording.path}: metadata grad_norm_names is not valid JSON ({error})") from error
     different = sorted(set(names) ^ norms.keys())
     if different:
         raise UserError(f"{recording.path}: {different[0]} is trained by one side only, see grad_norm_names")
     return names
 
 
-def compare_parameters(
-    recording: Recording, prefix: str, ours: dict[str, Tensor], quantity: str, note: str = ""
-) -> None:
+def compare_parameters(recording: Recording, prefix: str, ours: dict[str, Tensor], quantity: str) -> None:
     """Compare what was recorded below a prefix by official name, but for what is only rounding."""
     for name in recording.below(prefix):
         if name.endswith(K_NORM_BIAS):
             recording.used.add(prefix + name)
         elif name in ours:
-            recording.compare(prefix + name, ours[name], quantity, note)
+            recording.compare(prefix + name, ours[name], quantity)
 
 
 def _in_float64(model: Transformer) -> Transformer:

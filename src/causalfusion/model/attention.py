@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from causalfusion.errors import UserError
 from causalfusion.mask import block_mask, dense_mask
 from causalfusion.model.embeddings import rotate
+from causalfusion.model.segment_attend import SegmentAttend
 from causalfusion.sequence import PackedSequence
 
 AttentionBackend = Literal["auto", "dense", "segments", "flex"]
@@ -33,41 +34,6 @@ class DenseAttend:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[:, :, -q.shape[2] :])
-
-
-class SegmentAttend:
-    """Attention by segments: the rows of a segment meet only the columns that one of them can see.
-
-    Needs no knowledge of the method: bounds and masks are read off the dense mask.
-    """
-
-    def __init__(self, sequence: PackedSequence) -> None:
-        mask = dense_mask(sequence.clean, sequence.ar_step)
-        self.num_tokens = sequence.num_tokens
-        self.parts: list[tuple[int, int, int, Tensor | None]] = []
-        edges = sequence.boundaries
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
-            if start == end:
-                continue
-            seen = mask[:, :, start:end].flatten(0, 2).any(0).nonzero()
-            num_keys = int(seen[-1]) + 1 if len(seen) else 1
-            part = mask[:, :, start:end, :num_keys].contiguous()
-            self.parts.append((start, end, num_keys, None if bool(part.all()) else part))
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        first = self.num_tokens - q.shape[2]
-        outputs = []
-        for start, end, num_keys, mask in self.parts:
-            if end <= first:
-                continue
-            rows = slice(max(start, first) - first, end - first)
-            part = mask if mask is None or start >= first else mask[:, :, first - start :]
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    q[:, :, rows], k[:, :, :num_keys], v[:, :, :num_keys], attn_mask=part
-                )
-            )
-        return torch.cat(outputs, dim=2) if len(outputs) != 1 else outputs[0]
 
 
 @cache

@@ -19,8 +19,8 @@ from torch import Tensor
 from causalfusion.mask import dense_mask
 from causalfusion.sequence import PackedSequence
 
-BLOCK_ROWS = 64
-"""Fewest rows of a block, where the segment has as many; at most twice as many. Chosen by measurement."""
+MIN_ROWS, MAX_ROWS = 48, 128
+"""Shorter AR steps share a block, longer ones are divided. Chosen by measurement."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +29,29 @@ class RowBlock:
     end: int
     columns: list[tuple[int, int]]
     """Runs of columns that one of the rows sees."""
-    hidden: Tensor | None
-    """(1 or B, 1, R, K) bool, True where a row does not see one of these columns; None: all see all."""
+    bias: Tensor | None
+    """(1 or B, 1, R, K): -inf where a row does not see one of these columns, else 0; None: all see all."""
 
 
 def row_blocks(mask: Tensor, boundaries: list[int]) -> list[RowBlock]:
-    """Cut the rows of a mask (1 or B, 1, T, T) where what they see changes: at segments, and AR steps.
-
-    AR steps shorter than BLOCK_ROWS share a block, long ones are divided.
-    """
+    """Cut the rows of a mask (1 or B, 1, T, T) where what they see changes: at segments and AR steps."""
     seen = mask.any(0)[0]
     changes = (seen[1:] != seen[:-1]).any(1).nonzero()[:, 0] + 1
-    edges = sorted({*boundaries, *changes.tolist()})
     blocks, start = [], 0
-    for previous, edge in zip(edges[:-1], edges[1:], strict=True):
-        if previous > start and (previous in boundaries or edge - start > 2 * BLOCK_ROWS):
-            blocks += _divide(mask, seen, start, previous)
-            start = previous
-    return blocks + _divide(mask, seen, start, edges[-1])
-
-
-def _divide(mask: Tensor, seen: Tensor, start: int, end: int) -> list[RowBlock]:
-    parts = -(-(end - start) // (2 * BLOCK_ROWS))
-    edges = [start + (end - start) * i // parts for i in range(parts + 1)]
-    blocks = []
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
-        columns = seen[a:b].any(0)
-        hidden = ~mask[:, :, a:b, columns]
-        blocks.append(RowBlock(a, b, _runs(columns), hidden if bool(hidden.any()) else None))
+    for edge in sorted({*boundaries, *changes.tolist()}):
+        if edge - start >= MIN_ROWS or (edge > start and edge in boundaries):
+            parts = -(-(edge - start) // MAX_ROWS)
+            cuts = [start + (edge - start) * i // parts for i in range(parts + 1)]
+            blocks += [_row_block(mask, a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+            start = edge
     return blocks
+
+
+def _row_block(mask: Tensor, start: int, end: int) -> RowBlock:
+    columns = mask[:, :, start:end].flatten(0, 2).any(0)
+    hidden = ~mask[:, :, start:end, columns]
+    bias = torch.zeros(hidden.shape, device=mask.device).masked_fill_(hidden, -torch.inf)
+    return RowBlock(start, end, _runs(columns), bias if bool(hidden.any()) else None)
 
 
 def _runs(columns: Tensor) -> list[tuple[int, int]]:
@@ -82,11 +76,11 @@ class SegmentAttend:
         return _BlockAttention.apply(q, k, v, blocks, first)  # pyright: ignore[reportReturnType]
 
 
-def attention_weights(q: Tensor, k: Tensor, hidden: Tensor | None) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(q kᵀ / √H): q (B, N, R, H), k (B, N, K, H) -> (B, N, R, K); the softmax sums in float32."""
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
-    if hidden is not None:
-        scores.masked_fill_(hidden, -torch.inf)
+    if bias is not None:
+        scores += bias.to(scores.dtype)
     return torch.softmax(scores, dim=-1)
 
 
@@ -99,7 +93,7 @@ class _BlockAttention(torch.autograd.Function):
         saved = []
         for block in blocks:
             rows = slice(block.start - first, block.end - first)
-            weights = attention_weights(q[:, :, rows], _take(k, block.columns), block.hidden)
+            weights = attention_weights(q[:, :, rows], _take(k, block.columns), block.bias)
             out[:, :, rows] = torch.matmul(weights, _take(v, block.columns))
             if any(ctx.needs_input_grad):
                 saved.append(weights)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from causalfusion.config import ModelConfig
 from causalfusion.model.attention import Attend, Attention, AttentionBackend, select_attend
 from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding, rope_table, sincos_positions
+from causalfusion.model.feed_forward import FeedForward
 from causalfusion.sequence import PackedSequence, Segment
 
 
@@ -31,16 +32,6 @@ class Modulation(NamedTuple):
     """(B, R, D)."""
     row_of_token: Tensor
     """(T,) int64."""
-
-
-class FeedForward(nn.Module):
-    def __init__(self, hidden_size: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, int(hidden_size * mlp_ratio))
-        self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class Block(nn.Module):

@@ -1,0 +1,88 @@
+"""Charts of a training run, drawn with matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causalfusion.errors import UserError
+from causalfusion.train.log import read_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LINE, _FAINT, _POINT = "#2f6db5", "#b9cfe8", "#f07814"
+
+
+def save_loss_curve(log_path: Path, out: Path) -> None:
+    """The training loss of a `log.jsonl`, with the loss on held-out images where it was evaluated."""
+    records = read_log(log_path)
+    training = [(r["images_seen"], r["loss"]) for r in records if r["kind"] == "train"]
+    held_out = [(r["images_seen"], r["mean"]) for r in records if r["kind"] == "evaluation"]
+    if not training:
+        raise UserError(f"{log_path} has no training record; expected the log.jsonl of a run")
+    seen, loss = np.array(training, dtype=np.float64).T
+    with _axes(out, 1, (7.5, 4.0)) as (axes,):
+        axes.plot(seen, loss, color=_FAINT, linewidth=1, label="training, as logged")
+        axes.plot(seen, _smoothed(loss), color=_LINE, linewidth=2, label="training, smoothed")
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), "o-", color=_POINT, markersize=4, label="held-out images")
+        axes.set_yscale("log")
+        axes.set_title("The loss over the run")
+        axes.set_xlabel("images seen in training")
+        axes.set_ylabel("mean squared error (log scale)")
+        axes.legend(frameon=False)
+
+
+def save_loss_map(record: Mapping[str, Any], out: Path) -> None:
+    """An evaluation record's loss by AR progress and by noise level (the paper's figure 4)."""
+    progress: dict[str, float] = record["by_progress"]
+    by_timestep: list[float] = record["by_timestep"]
+    with _axes(out, 2, (10.5, 4.0)) as (left, right):
+        _bars(left, list(progress), list(progress.values()))
+        left.set_title("By AR progress: how much context?")
+        left.set_xlabel("share of the image that is already finished")
+        left.set_ylabel("mean squared error, held-out images")
+        count = len(by_timestep)
+        _bars(right, [f"{100 * k // count}-{100 * (k + 1) // count}" for k in range(count)], by_timestep)
+        right.set_title("By noise level: how noisy are the tokens?")
+        right.set_xlabel("timestep t in % (0: clean, 100: pure noise), log scale")
+        right.set_yscale("log")
+        right.tick_params(axis="x", labelrotation=35)
+
+
+def _bars(axes: Axes, names: list[str], values: list[float]) -> None:
+    """One bar per name; a bucket without tokens (nan) stays empty."""
+    bars = axes.bar(names, np.nan_to_num(values), color=_LINE, width=0.72)
+    axes.bar_label(bars, [f"{v:.3g}" if np.isfinite(v) else "–" for v in values], fontsize=8, padding=2)
+    axes.margins(y=0.12)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """A centred running mean over about a twentieth of the run, shorter at the ends."""
+    half = max(1, len(values) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(index, index[::-1]))
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+
+
+@contextmanager
+def _axes(out: Path, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
+    """Axes side by side, saved to `out` in the end; no global state of matplotlib is touched."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(axis="y", color="#e6e9ee")
+        one.set_axisbelow(True)
+    yield axes
+    canvas.print_png(str(out))

@@ -1,0 +1,140 @@
+"""Opening a KL autoencoder: a diffusers folder, a hub id, or a checkpoint in the original layout.
+
+Whatever it comes from, it is a frozen diffusers `AutoencoderKL` afterwards. Its own `scaling_factor` is not
+used: the codec's settings are the only home of a scale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causalfusion.errors import UserError
+
+SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_EXPECTED = "a diffusers folder, an original checkpoint file, or a hub id such as owner/name"
+
+
+def open_autoencoder(path: str) -> tuple[Any, int, int, int]:
+    """(autoencoder, latent channels, downsampling, image channels); in evaluation mode, without gradients."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        autoencoder = _from_folder(place)
+    elif place.is_file():
+        autoencoder = _from_checkpoint(place)
+    elif _HUB_ID.fullmatch(path) and place.suffix not in SUFFIXES:
+        autoencoder = _from_hub(path)
+    else:
+        raise UserError(f"the autoencoder {path} does not exist; expected {_EXPECTED}")
+    autoencoder.eval().requires_grad_(False)
+    config = autoencoder.config
+    if config.in_channels != config.out_channels:
+        raise UserError(
+            f"the autoencoder {path} reads {config.in_channels} image channels and writes {config.out_channels}; "
+            "expected the same number"
+        )
+    downsample = 2 ** (len(config.block_out_channels) - 1)
+    return autoencoder, config.latent_channels, downsample, config.in_channels
+
+
+def fingerprint(autoencoder: torch.nn.Module) -> str:
+    """SHA-256 over all weights in the order of their names; the same wherever they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(autoencoder.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _from_folder(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"the autoencoder's folder {folder} has no config.json; expected a diffusers AutoencoderKL "
+            "(in a whole pipeline: its folder vae)"
+        )
+    try:
+        return _from_pretrained(str(folder), local=True)
+    except UserError:
+        raise
+    except Exception as error:  # diffusers, safetensors and json raise many kinds
+        raise UserError(
+            f"the autoencoder in {folder} cannot be read ({_brief(error)}); it is damaged or incomplete"
+        ) from error
+
+
+def _from_hub(name: str) -> Any:
+    try:
+        return _from_pretrained(name, local=False)
+    except UserError:
+        raise
+    except Exception as error:  # no network, no such repository, no access, no such file
+        raise UserError(
+            f"the autoencoder {name} is neither a folder nor a file here, and the hub does not give it "
+            f"({_brief(error)}); expected {_EXPECTED}"
+        ) from error
+
+
+def _from_pretrained(name: str, *, local: bool) -> Any:
+    from diffusers import AutoencoderKL
+
+    kind = AutoencoderKL.load_config(name, local_files_only=local).get("_class_name")
+    if kind != "AutoencoderKL":
+        raise UserError(f"the autoencoder {name} is of the class {kind}; expected AutoencoderKL")
+    autoencoder, loaded = AutoencoderKL.from_pretrained(
+        name, local_files_only=local, low_cpu_mem_usage=False, output_loading_info=True, torch_dtype=torch.float32
+    )
+    # Diffusers would only warn, and go on with random weights.
+    for word, keys in (("lacks", loaded["missing_keys"]), ("has the unexpected", loaded["unexpected_keys"])):
+        if keys:
+            raise UserError(f"the autoencoder {name} {word} weight {min(keys)}; its files do not fit its config")
+    return autoencoder
+
+
+def _from_checkpoint(file: Path) -> Any:
+    from diffusers import AutoencoderKL
+
+    from causalfusion.interop.kl_autoencoder import convert_kl_autoencoder, unwrap_checkpoint
+
+    if file.suffix not in SUFFIXES:
+        raise UserError(
+            f"the autoencoder {file} ends in {file.suffix or 'nothing'}; expected {', '.join(SUFFIXES)}"
+        )
+    weights, settings = convert_kl_autoencoder(unwrap_checkpoint(_read_file(file), str(file)))
+    try:
+        autoencoder = AutoencoderKL(**settings)
+        autoencoder.load_state_dict({name: value.float() for name, value in weights.items()})
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the weights in {file} do not fit together ({_brief(error)}); not a KL autoencoder's"
+        ) from error
+    return autoencoder
+
+
+def _read_file(file: Path) -> dict[str, Tensor] | Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file} cannot be read as plain weights: it is damaged, or holds other objects, which are never "
+            "executed; save its state dict alone"
+        ) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{file} cannot be read ({_brief(error)}); it is damaged or cut short") from error
+
+
+def _brief(error: Exception) -> str:
+    """The first line, and not all of a long one."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 160 else line[:157] + "..."

@@ -1,0 +1,165 @@
+"""Pixels <-> raw latents <-> normalised latents <-> tokens: one class, and the only home of a scale.
+
+Shape letters: B images, C image channels, H and W pixels, c latent channels, h and w latent pixels,
+L tokens, P numbers in a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causalfusion.codec.patches import patchify, unpatchify
+from causalfusion.config import CodecConfig
+from causalfusion.errors import UserError
+
+
+class Codec:
+    """`config` is filled in: sizes, channels, scale and shift are those in use."""
+
+    def __init__(self, config: CodecConfig, autoencoder: Any = None) -> None:
+        self.config, self.autoencoder = config, autoencoder
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> Codec:
+        self.device = torch.device(device)
+        if self.autoencoder is not None:
+            self.autoencoder.to(device)
+        return self
+
+    @property
+    def grid_height(self) -> int:
+        return self.config.image_height // (self.config.downsample * self.config.patch_size)
+
+    @property
+    def grid_width(self) -> int:
+        return self.config.image_width // (self.config.downsample * self.config.patch_size)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid_height * self.grid_width
+
+    @property
+    def token_dim(self) -> int:
+        return self.config.patch_size**2 * self.config.latent_channels
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w)."""
+        down = self.config.downsample
+        return (self.config.latent_channels, self.config.image_height // down, self.config.image_width // down)
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and standard deviation of the raw latents (B, c, h, w); pixels have no deviation."""
+        if self.autoencoder is None:
+            return images, None
+        posterior = self.autoencoder.encode(images).latent_dist
+        return posterior.mean, posterior.std
+
+    @torch.no_grad()
+    def encode_raw(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to raw latents: a draw with this noise, or the mode for None."""
+        expected = (self.config.image_channels, self.config.image_height, self.config.image_width)
+        if images.shape[1:] != expected:
+            raise UserError(f"images have shape {tuple(images.shape[1:])}; the model's are {expected}")
+        mean, std = self.moments(images)
+        return mean if noise is None or std is None else mean + std * noise
+
+    def encode(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        """To normalised latents (B, c, h, w)."""
+        return self.normalise(self.encode_raw(images, noise))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents to images in [-1, 1], clamped."""
+        raw = self.denormalise(latents)
+        if self.autoencoder is not None:
+            with torch.no_grad():
+                raw = self.autoencoder.decode(raw).sample
+        return raw.clamp(-1, 1)
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        return (raw - self.config.shift) * self.config.scale
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        return latents / self.config.scale + self.config.shift
+
+    def to_tokens(self, latents: Tensor) -> Tensor:
+        """(B, c, h, w) -> (B, L, P) in raster order."""
+        return patchify(latents, self.config.patch_size)
+
+    def to_latents(self, tokens: Tensor) -> Tensor:
+        return unpatchify(tokens, self.grid_height, self.grid_width, self.config.patch_size)
+
+    def encode_tokens(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        return self.to_tokens(self.encode(images, noise))
+
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        return self.decode(self.to_latents(tokens))
+
+    def to_uint8(self, images: Tensor) -> np.ndarray:
+        """(B, H, W, C) uint8 from images in [-1, 1]."""
+        pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+    def with_statistics(self, mean: float, std: float) -> Codec:
+        """The same codec, its latents shifted and scaled to mean 0 and deviation 1; stored as given."""
+        config = replace(self.config, normalization="given", shift=mean, scale=1 / std)
+        return Codec(config, self.autoencoder).to(self.device)
+
+
+def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None) -> Codec:
+    """The codec of these settings for images of `image_shape` (C, H, W); None: the config tells the size."""
+    if image_shape is not None:
+        channels, height, width = image_shape
+        config = replace(config, image_channels=channels, image_height=height, image_width=width)
+    if config.kind == "pixels":
+        config = replace(config, latent_channels=config.image_channels, downsample=1)
+        autoencoder = None
+    else:
+        from causalfusion.codec.autoencoder import open_autoencoder
+
+        autoencoder, latent_channels, downsample, image_channels = open_autoencoder(config.path)
+        if config.image_channels not in (0, image_channels):
+            raise UserError(
+                f"the images have {config.image_channels} channels; the autoencoder {config.path} takes {image_channels}"
+            )
+        config = replace(
+            config, latent_channels=latent_channels, downsample=downsample, image_channels=image_channels
+        )
+    _check_size(config)
+    return Codec(config, autoencoder)
+
+
+def _check_size(config: CodecConfig) -> None:
+    cell = config.downsample * config.patch_size
+    for name, side in (("height", config.image_height), ("width", config.image_width)):
+        if side < cell or side % cell:
+            lower = side // cell * cell
+            nearest = f"{lower} or {lower + cell}" if lower else str(cell)
+            raise UserError(
+                f"the image {name} is {side}; expected a multiple of {cell} (downsampling {config.downsample} x patch "
+                f"size {config.patch_size}), such as {nearest}: change data.image_size or codec.patch_size"
+            )
+
+
+def measure_statistics(codec: Codec, batches: Iterable[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of the raw latents (their modes) of image batches, streamed in float64."""
+    count, total, squares = 0, 0.0, 0.0
+    for images in batches:
+        raw = codec.encode_raw(images.to(codec.device), None).double()
+        count += raw.numel()
+        total += float(raw.sum())
+        squares += float(raw.square().sum())
+    if not count:
+        raise UserError("there are no images to measure the latents' statistics on")
+    mean = total / count
+    variance = squares / count - mean**2
+    if variance <= 1e-12:
+        raise UserError(f"the latents do not vary (variance {variance:g}); their scale cannot be measured")
+    return mean, variance**0.5

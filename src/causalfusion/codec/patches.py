@@ -1,0 +1,25 @@
+"""Latents to tokens and back: one token is a square patch.
+
+Shape letters: B images, C channels, h and w latent pixels, L tokens, P = patch² C numbers in a token.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def patchify(latents: Tensor, patch_size: int) -> Tensor:
+    """(B, C, h, w) -> (B, L, P): raster order of tokens; within one (row, column, channel), channels fastest."""
+    batch, channels, height, width = latents.shape
+    rows, columns = height // patch_size, width // patch_size
+    cells = latents.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size**2 * channels)
+
+
+def unpatchify(tokens: Tensor, grid_height: int, grid_width: int, patch_size: int) -> Tensor:
+    """The inverse of `patchify`."""
+    batch, channels = tokens.shape[0], tokens.shape[2] // patch_size**2
+    cells = tokens.reshape(batch, grid_height, grid_width, patch_size, patch_size, channels)
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(
+        batch, channels, grid_height * patch_size, grid_width * patch_size
+    )

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from cyclopts import App
+
+app = App(help="Bring other people's weights into our format.", result_action="return_value")
+
+
+@app.command
+def official(checkpoint: Path, /, *, out: Path, vae: str = "", patch_size: int = 0) -> int:
+    """The weights that the paper's authors released.
+
+    Parameters
+    ----------
+    checkpoint
+        Their .pt file: a dict with `ema` and `model`, or a bare state dict. Nothing in it is executed.
+    out
+        Folder for the model in our format.
+    vae
+        The autoencoder its latents belong to: a diffusers folder, a hub id, or the 16-channel KL
+        autoencoder's original checkpoint. Stored in the model's config.
+    patch_size
+        Only where the checkpoint does not tell it.
+    """
+    from causalfusion.interop.official import convert_to_folder
+
+    convert_to_folder(checkpoint, out, vae=vae, patch_size=patch_size)
+    return 0

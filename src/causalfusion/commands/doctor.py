@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from cyclopts import App
+
+app = App(result_action="return_value")
+
+
+@app.default
+def doctor(model: Path | None = None, /, *, reference: Path | None = None, device: str = "auto") -> int:
+    """Check this installation, a model, or a recording of the reference code. Exit code 1: something is off.
+
+    Parameters
+    ----------
+    model
+        A model folder, or a training run.
+    reference
+        A folder of recorded reference tensors (masks, losses, gradients, caches, samples): replay them and
+        compare.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if reference is not None:
+        from causalfusion.interop.reference import print_reference
+
+        return 0 if print_reference(reference, console) else 1
+
+    import torch
+
+    from causalfusion.doctor import check_machine, check_model
+    from causalfusion.train.checkpoint import latest_model
+
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(auto if device == "auto" else device)
+    findings = list(check_machine(chosen))
+    if model is not None:
+        findings += check_model(latest_model(model), chosen)
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        mark = {None: "", True: "[green]ok", False: "[red]FAILED"}[finding.ok]
+        table.add_row(finding.name, finding.value, mark)
+    console.print(table)
+    return 1 if any(f.ok is False for f in findings) else 0

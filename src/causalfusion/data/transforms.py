@@ -1,0 +1,30 @@
+"""From an image of any size to the square a model is trained on, and whether it is mirrored."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from causalfusion.rng import derive_seed
+
+
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """(size, size, C) uint8 as in ADM: halve by boxes while both sides stay twice too large, scale the shorter
+    side to `size` (bicubic), cut out the middle."""
+    from PIL import Image
+
+    height, width, channels = image.shape
+    if (height, width) == (size, size):
+        return image
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    scaled = (round(picture.width * scale), round(picture.height * scale))
+    pixels = np.asarray(picture.resize(scaled, Image.Resampling.BICUBIC))
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size].reshape(size, size, channels)
+
+
+def flip_decision(seed: int, epoch: int, index: int) -> bool:
+    """Whether this image is mirrored in this epoch: a coin that depends on nothing else."""
+    return bool(derive_seed(seed, "flip", epoch, index) & 1)

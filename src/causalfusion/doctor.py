@@ -1,0 +1,186 @@
+"""A self-check: what this machine can do, and whether a model does what it should.
+
+Each finding is a line: a name, what was found, and whether it is as it should be (None: for information).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from causalfusion import __version__
+from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.config import FactorizationConfig, ModelConfig, SampleConfig
+from causalfusion.errors import UserError
+from causalfusion.factorization import Plan, plan_batch
+from causalfusion.generate.tokens import prefill
+from causalfusion.model.attention import AttentionBackend
+from causalfusion.model.transformer import Transformer, count_parameters
+from causalfusion.presets import load_layer
+from causalfusion.saved import ModelSpec, load_model
+from causalfusion.sequence import PackedSequence, class_segment, image_segment, pack_training
+
+PAPER_PARAMETERS = {"L": "368M", "XL": "676M", "H": "about 1B"}
+BACKENDS: tuple[AttentionBackend, ...] = ("dense", "segments", "flex")
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Finding:
+    name: str
+    value: str
+    ok: bool | None = None
+
+
+def check_machine(device: torch.device) -> Iterator[Finding]:
+    """Versions, devices, and the attention backends that work here."""
+    yield Finding("causalfusion", __version__)
+    yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("torch", "numpy", "diffusers", "safetensors", "cyclopts"):
+        yield Finding(package, metadata.version(package))
+    yield Finding("CPU threads", str(torch.get_num_threads()))
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield Finding("GPUs", ", ".join(gpus) if gpus else "none")
+    model = _random_model()
+    expected = _masked(model, "dense", device)
+    for backend in BACKENDS:
+        try:
+            error = _relative(_masked(model, backend, device), expected)
+        except Exception as problem:  # whatever a backend raises is the finding
+            yield Finding(f"attention {backend}", f"does not work: {_first_line(problem)}", False)
+            continue
+        note = "; forward only on the CPU" if backend == "flex" and device.type == "cpu" else ""
+        yield Finding(f"attention {backend}", f"differs from dense by {error:.1e}{note}", error <= TOLERANCE)
+    yield Finding("cached against masked, random model", *_judge(_cached_difference(model, device)))
+
+
+def check_model(folder: Path, device: torch.device) -> Iterator[Finding]:
+    """Cached against masked, parameter count, null class, codec round trip."""
+    model, spec = load_model(folder, device=device)
+    config = model.config
+    yield Finding("model", f"{folder}, {spec.images_seen:,} images seen" + _origin(spec))
+    yield Finding("parameters", _parameters(config, count_parameters(_trainable(model))))
+    yield Finding(
+        "tokens", f"{config.grid_height}x{config.grid_width} of {config.token_dim} numbers, "
+        f"{config.num_condition_tokens} condition tokens"
+    )  # fmt: skip
+    yield Finding("null class", *_null_class(model))
+    weights_finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    yield Finding("weights finite", str(weights_finite), weights_finite)
+    yield Finding("cached against masked", *_judge(_cached_difference(model, device)))
+    try:
+        codec = open_codec(spec.codec, image_shape=None).to(device)
+    except UserError as error:
+        yield Finding("codec", str(error), False)
+        return
+    yield Finding("codec round trip", *_round_trip(codec))
+
+
+def _random_model() -> Transformer:
+    config = ModelConfig(hidden_size=64, depth=3, num_heads=4, num_class_tokens=4, num_classes=10, token_dim=4,
+                         grid_height=8, grid_width=8)  # fmt: skip
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def _inputs(config: ModelConfig, device: torch.device) -> tuple[Plan, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, config.num_tokens, config.token_dim)
+    clean, noised = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    steps = min(4, config.num_tokens)
+    factorization = FactorizationConfig(distribution="fixed", num_ar_steps=steps)
+    plan = plan_batch(
+        factorization, config.grid_height, config.grid_width, seed=0, split_index=0, sample_indices=[0, 1]
+    )
+    labels = torch.tensor([0, config.num_classes - 1], device=device)
+    timesteps = torch.tensor([[100], [900]], device=device)
+    return Plan(plan.order.to(device), plan.ar_step.to(device)), clean, noised, labels, timesteps
+
+
+@torch.no_grad()
+def _masked(model: Transformer, backend: AttentionBackend, device: torch.device) -> Tensor:
+    plan, clean, noised, labels, timesteps = _inputs(model.config, device)
+    num_condition = model.config.num_condition_tokens
+    sequence = pack_training(labels, num_condition, clean, noised, plan, timesteps)
+    return model.to(device)(sequence, backend=backend).image
+
+
+@torch.no_grad()
+def _cached_difference(model: Transformer, device: torch.device) -> float:
+    """Largest relative difference between predictions against the cache and the masked training pass."""
+    plan, clean, noised, labels, timesteps = _inputs(model.config, device)
+    clean, noised = (x[:, : plan.order.shape[1]] for x in (clean, noised))
+    cache = prefill(model, labels, SampleConfig()).cache
+    predictions = []
+    for step in range(1, plan.num_ar_steps + 1):
+        own = plan.ar_step[0] == step
+        ar_step, positions = plan.ar_step[:, own], plan.order[:, own]
+        for role, tokens in (("noised", noised), ("clean", clean)):
+            segment = image_segment(
+                role, tokens[:, own], ar_step, positions, timesteps if role == "noised" else None
+            )
+            sequence = PackedSequence((class_segment(labels, 0), segment))
+            out = model(sequence, cache.attend(sequence)).image
+            if role == "noised":
+                predictions.append(out)
+        cache.commit(sequence)
+    return _relative(torch.cat(predictions, dim=1), _masked(model, "dense", device))
+
+
+def _parameters(config: ModelConfig, count: int) -> str:
+    for size, paper in PAPER_PARAMETERS.items():
+        named = load_layer(size)["model"]
+        if all(getattr(config, key) == value for key, value in named.items()):
+            return f"{count:,} (the paper's {size}: {paper} with 64 class tokens and 1000 classes)"
+    return f"{count:,}"
+
+
+def _null_class(model: Transformer) -> tuple[str, bool]:
+    table = next(p for name, p in model.named_parameters() if name.startswith("class_embedding") and "weight" in name)
+    null, rows = model.config.null_label, table.shape[0]
+    return f"label {null}, the last of {rows} rows", null == rows - 1
+
+
+def _round_trip(codec: Codec) -> tuple[str, bool | None]:
+    """Pixels -> tokens -> pixels on a smooth picture: exact for pixels, close for a trained autoencoder."""
+    config = codec.config
+    y, x = torch.meshgrid(
+        torch.linspace(-1, 1, config.image_height), torch.linspace(-1, 1, config.image_width), indexing="ij"
+    )
+    image = torch.stack([(x * (c + 1) / 2 + y / (c + 1)) / 2 for c in range(config.image_channels)])[None]
+    image = image.clamp(-1, 1).to(codec.device)
+    with torch.no_grad():
+        tokens = codec.encode_tokens(image, None)
+        error = float((codec.decode_tokens(tokens) - image).abs().max())
+    if config.kind == "pixels":
+        return f"largest pixel error {error:.1e}", error <= 1e-5
+    return f"largest pixel error {error:.2f} of 2 on a smooth ramp, latent std {float(tokens.std()):.2f}", None
+
+
+def _trainable(model: Transformer) -> Transformer:
+    return model.requires_grad_(True)
+
+
+def _judge(error: float) -> tuple[str, bool]:
+    return f"largest relative difference {error:.1e}", error <= TOLERANCE
+
+
+def _relative(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected).abs().max() / expected.abs().max())
+
+
+def _origin(spec: ModelSpec) -> str:
+    return f", from {spec.origin}" if spec.origin else ""
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__

@@ -1,0 +1,86 @@
+"""The machine: device, precision, allocator, and the rate of its arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+import time
+
+import torch
+from torch.nn import functional as F
+
+from causalfusion.errors import UserError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+"""glibc's numbers for `mallopt` (malloc.h)."""
+
+GEMM_SHAPES = ((2048, 2048, 2048), (4096, 4096, 1024), (4096, 1536, 384), (4096, 384, 1536), (4096, 1152, 384))
+"""(rows, columns, inner size) of the products that `measure_gemm_rate` tries: square, and a model's."""
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """`auto`: the GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device is {name!r}; expected auto, cpu, cuda or cuda:0, cuda:1, ...") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device is {name!r}; this machine has {torch.cuda.device_count()} of them: use cpu or auto")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the model computes: bfloat16 products over float32 weights, or plain float32.
+
+    Weights are cast once per context, so that a whole generation belongs into one.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def tune_allocator() -> bool:
+    """Keep freed memory in the process instead of returning it to the system at once; True if that was done.
+
+    By default glibc maps every large activation anew, and the kernel clears its pages again in each train
+    step: a fifth of the time on a CPU. Linux with glibc only; elsewhere nothing happens.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28))
+    return all(libc.mallopt(name, value) == 1 for name, value in settings)
+
+
+def measure_gemm_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
+    """FLOP/s of the fastest of several large matrix products: what "the machine's arithmetic" means here."""
+    best = 0.0
+    for rows, columns, inner in GEMM_SHAPES:
+        a, b = (torch.randn(n, inner, device=device).to(dtype) for n in (rows, columns))
+        for _ in range(repeats + 1):
+            _synchronize(device)
+            start = time.perf_counter()
+            F.linear(a, b)
+            _synchronize(device)
+            best = max(best, 2 * rows * columns * inner / (time.perf_counter() - start))
+    return best
+
+
+def measure_copy_rate(device: torch.device, repeats: int = 5) -> float:
+    """Bytes/s of copying 256 MiB, reads and writes counted."""
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(repeats + 1):
+        _synchronize(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _synchronize(device)
+        best = max(best, 2 * source.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
