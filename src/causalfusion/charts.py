@@ -42,23 +42,27 @@ def save_loss_map(record: Mapping[str, Any], out: Path) -> None:
     """An evaluation record's loss by AR progress and by noise level (the paper's figure 4)."""
     progress: dict[str, float] = record["by_progress"]
     by_timestep: list[float] = record["by_timestep"]
+    count = len(by_timestep)
+    ranges = [f"{100 * k // count}-{100 * (k + 1) // count}" for k in range(count)]
     with _axes(out, 2, (10.5, 4.0)) as (left, right):
         _bars(left, list(progress), list(progress.values()))
-        left.set_title("By AR progress: how much context?")
+        left.set_title("By AR progress")
         left.set_xlabel("share of the image that is already finished")
         left.set_ylabel("mean squared error, held-out images")
-        count = len(by_timestep)
-        _bars(right, [f"{100 * k // count}-{100 * (k + 1) // count}" for k in range(count)], by_timestep)
-        right.set_title("By noise level: how noisy are the tokens?")
-        right.set_xlabel("timestep t in % (0: clean, 100: pure noise), log scale")
-        right.set_yscale("log")
+        _bars(right, ranges, by_timestep)
+        right.set_title("By noise level")
+        right.set_xlabel("timestep t in % (0: clean, 100: pure noise)")
         right.tick_params(axis="x", labelrotation=35)
 
 
 def _bars(axes: Axes, names: list[str], values: list[float]) -> None:
-    """One bar per name; a bucket without tokens (nan) stays empty."""
+    """One bar per name; a bucket without tokens (nan) stays empty. Logarithmic where values differ much."""
+    known = [v for v in values if np.isfinite(v) and v > 0]
+    if known and max(known) > 30 * min(known):
+        axes.set_yscale("log")
+        axes.set_title("log scale", loc="right", fontsize=8)
     bars = axes.bar(names, np.nan_to_num(values), color=_LINE, width=0.72)
-    axes.bar_label(bars, [f"{v:.3g}" if np.isfinite(v) else "–" for v in values], fontsize=8, padding=2)
+    axes.bar_label(bars, [f"{v:.2g}" if np.isfinite(v) else "–" for v in values], fontsize=8, padding=2)
     axes.margins(y=0.12)
 
 

@@ -137,9 +137,7 @@ class Edit:
     """The new class of each."""
 
 
-def edit_sheet(
-    originals: Tensor, labels: Sequence[str], edits: Sequence[Edit], *, scale: int
-) -> Image.Image:
+def edit_sheet(originals: Tensor, labels: Sequence[str], edits: Sequence[Edit], *, scale: int) -> Image.Image:
     """One original (B, C, H, W) per row; for every edit what was kept of it, and what became of that."""
     blocks = [
         sheet(to_tiles(originals, scale), 1, column_labels=["original"], title=" ", captions=list(labels))
@@ -188,9 +186,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def fitting_font(
-    texts: Sequence[str], width: int, size: int
-) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def fitting_font(texts: Sequence[str], width: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The largest font up to `size`, and not below 7, in which every text is at most `width` wide."""
     while size > 7 and any(_text_width(font(size), text) > width for text in texts):
         size -= 1

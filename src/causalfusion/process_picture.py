@@ -16,7 +16,6 @@ from causalfusion.generate.tokens import StepEvent
 from causalfusion.pictures import (
     ACCENT,
     BLANK,
-    FAINT,
     INK,
     PAPER,
     Interpolation,
@@ -45,9 +44,9 @@ class _Snapshot:
 class ProcessRecorder:
     """A watcher for `Pipeline.generate` that follows one image of the batch.
 
-        recorder = ProcessRecorder(num_tokens, token_dim)
-        pipeline.generate([3], config, watch=recorder)
-        recorder.draw(pipeline.codec.decode_tokens, grid_height, grid_width, scale=10)
+    recorder = ProcessRecorder(num_tokens, token_dim)
+    pipeline.generate([3], config, watch=recorder)
+    recorder.draw(pipeline.codec.decode_tokens, grid_height, grid_width, scale=10)
     """
 
     def __init__(self, num_tokens: int, token_dim: int, *, rows: int = 6, image: int = 0) -> None:
@@ -121,20 +120,23 @@ def _mark(tile: Image.Image, snapshot: _Snapshot, grid_height: int, grid_width: 
 
 
 def _legend(width: int, title: str | None) -> Image.Image:
-    canvas = Image.new("RGB", (width, 58 if title else 28), PAPER)
+    face, swatch, spacing = font(14), 18, 26
+    entries = (
+        ("finished: clean context for what follows", _FINISHED_SWATCH, _FINISHED_SWATCH),
+        ("in work: being denoised", (150, 150, 150), ACCENT),
+        ("not there yet", BLANK, BLANK),
+    )
+    widths = [swatch + 8 + round(face.getlength(text)) + spacing for text, _, _ in entries]
+    canvas = Image.new("RGB", (max(width, sum(widths)), 58 if title else 28), PAPER)
     draw = ImageDraw.Draw(canvas)
     if title:
         draw.text((4, 2), title, fill=INK, font=font(18))
-    y, x, face = canvas.height - 24, 4, font(14)
-    for text, fill, border in (
-        ("finished: clean context for what follows", _FINISHED_SWATCH, _FINISHED_SWATCH),
-        ("in work: being denoised", (150, 150, 150), ACCENT),
-        ("not touched yet", BLANK, FAINT),
-    ):
-        draw.rectangle((x, y, x + 17, y + 17), fill=fill, outline=border, width=1 if border == FAINT else 3)
-        draw.text((x + 25, y + 1), text, fill=INK, font=face)
-        x += 25 + round(face.getlength(text)) + 26
-    return canvas.crop((0, 0, max(width, x), canvas.height))
+    x, y = 4, canvas.height - 24
+    for (text, fill, border), entry_width in zip(entries, widths, strict=True):
+        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=fill, outline=border, width=3)
+        draw.text((x + swatch + 8, y + 1), text, fill=INK, font=face)
+        x += entry_width
+    return canvas
 
 
 def _with_result(grid: Image.Image, result: Image.Image) -> Image.Image:
@@ -146,7 +148,9 @@ def _with_result(grid: Image.Image, result: Image.Image) -> Image.Image:
     x, y = grid.width + 52, grid.height - gap - result.height
     middle = y + result.height // 2
     draw.line((grid.width + 8, middle, grid.width + 36, middle), fill=INK, width=3)
-    draw.polygon([(grid.width + 34, middle - 7), (grid.width + 34, middle + 7), (grid.width + 46, middle)], INK)
+    draw.polygon(
+        [(grid.width + 34, middle - 7), (grid.width + 34, middle + 7), (grid.width + 46, middle)], INK
+    )
     canvas.paste(result, (x, y))
     draw.text((x + result.width // 2, y - 8), "finished", fill=INK, font=font(14), anchor="ms")
     return canvas

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -14,32 +13,11 @@ from torch import Tensor
 from causalfusion.codec.autoencoder import fingerprint, open_autoencoder
 from causalfusion.errors import UserError
 from causalfusion.interop.kl_autoencoder import convert_kl_autoencoder
+from causalfusion.interop.reference_autoencoder import generated_weights
 
-RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "parity" / "autoencoder" / "vae.safetensors"
-
-
-def _uniform(place: int, count: int) -> np.ndarray:
-    """The recording's numbers in [-1, 1) for the place-th weight: a hash of the element's index."""
-    h = (np.arange(count, dtype=np.uint64) * 2654435761 + (place + 1) * 97531).astype(np.uint32)
-    h = (h ^ (h >> np.uint32(15))) * np.uint32(2246822519)
-    h = (h ^ (h >> np.uint32(13))) * np.uint32(3266489917)
-    h ^= h >> np.uint32(16)
-    return h / 2**31 - 1
-
-
-def _weight(place: int, name: str, shape: list[int]) -> Tensor:
-    u = _uniform(place, int(np.prod(shape)))
-    if name.endswith("bias"):
-        values = 0.1 * u
-    elif len(shape) == 1:
-        values = 1 + 0.1 * u
-    else:
-        values = u * np.sqrt(3 / np.prod(shape[1:]))
-    return torch.from_numpy(values.astype(np.float32)).reshape(shape)
-
-
-def _weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    return {name: _weight(place, name, shapes[name]) for place, name in enumerate(sorted(shapes))}
+RECORDED = (
+    Path(__file__).resolve().parents[2].parent / "shared" / "parity" / "autoencoder" / "vae.safetensors"
+)
 
 
 def _small_shapes() -> dict[str, list[int]]:
@@ -53,8 +31,10 @@ def _small_shapes() -> dict[str, list[int]]:
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = [channels]
 
     def residual(name: str, into: int, out: int) -> None:
-        norm(f"{name}.norm1", into), norm(f"{name}.norm2", out)
-        conv(f"{name}.conv1", out, into, 3), conv(f"{name}.conv2", out, out, 3)
+        norm(f"{name}.norm1", into)
+        norm(f"{name}.norm2", out)
+        conv(f"{name}.conv1", out, into, 3)
+        conv(f"{name}.conv2", out, out, 3)
         if into != out:
             conv(f"{name}.nin_shortcut", out, into, 1)
 
@@ -63,18 +43,27 @@ def _small_shapes() -> dict[str, list[int]]:
         for part in ("q", "k", "v", "proj_out"):
             conv(f"{name}.{part}", channels, channels, 1)
 
-    conv("encoder.conv_in", 32, 3, 3), conv("encoder.down.0.downsample.conv", 32, 32, 3)
-    residual("encoder.down.0.block.0", 32, 32), residual("encoder.down.1.block.0", 32, 64)
+    conv("encoder.conv_in", 32, 3, 3)
+    conv("encoder.down.0.downsample.conv", 32, 32, 3)
+    residual("encoder.down.0.block.0", 32, 32)
+    residual("encoder.down.1.block.0", 32, 64)
     attention("encoder.down.1.attn.0", 64)
-    conv("decoder.conv_in", 64, 4, 3), conv("decoder.up.1.upsample.conv", 64, 64, 3)
-    residual("decoder.up.1.block.0", 64, 64), residual("decoder.up.1.block.1", 64, 64)
-    residual("decoder.up.0.block.0", 64, 32), residual("decoder.up.0.block.1", 32, 32)
+    conv("decoder.conv_in", 64, 4, 3)
+    conv("decoder.up.1.upsample.conv", 64, 64, 3)
+    residual("decoder.up.1.block.0", 64, 64)
+    residual("decoder.up.1.block.1", 64, 64)
+    residual("decoder.up.0.block.0", 64, 32)
+    residual("decoder.up.0.block.1", 32, 32)
     for side in ("encoder", "decoder"):
-        residual(f"{side}.mid.block_1", 64, 64), residual(f"{side}.mid.block_2", 64, 64)
+        residual(f"{side}.mid.block_1", 64, 64)
+        residual(f"{side}.mid.block_2", 64, 64)
         attention(f"{side}.mid.attn_1", 64)
-    norm("encoder.norm_out", 64), conv("encoder.conv_out", 8, 64, 3)
-    norm("decoder.norm_out", 32), conv("decoder.conv_out", 3, 32, 3)
-    conv("quant_conv", 8, 8, 1), conv("post_quant_conv", 4, 4, 1)
+    norm("encoder.norm_out", 64)
+    conv("encoder.conv_out", 8, 64, 3)
+    norm("decoder.norm_out", 32)
+    conv("decoder.conv_out", 3, 32, 3)
+    conv("quant_conv", 8, 8, 1)
+    conv("post_quant_conv", 4, 4, 1)
     return shapes
 
 
@@ -84,17 +73,18 @@ def official() -> torch.nn.Module:
         pytest.skip(f"the recorded autoencoder is not there: {RECORDED}")
     import json
 
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     with safe_open(str(RECORDED), "pt") as file:
-        weights = _weights(json.loads(file.metadata()["keys"]))
+        weights = generated_weights(json.loads(file.metadata()["keys"]))
     torch.testing.assert_close(
         weights["decoder.conv_in.bias"][:4],
         torch.tensor([-0.0409561, 0.0830699, -0.0064481, 0.0385559]), atol=1e-7, rtol=0,
     )  # fmt: skip
     converted, settings = convert_kl_autoencoder(weights)
-    autoencoder = AutoencoderKL(**settings)
-    autoencoder.load_state_dict(converted)
+    with torch.device("meta"):
+        autoencoder = AutoencoderKL(**settings)
+    autoencoder.load_state_dict(converted, assign=True)
     return autoencoder.eval().requires_grad_(False)
 
 
@@ -105,7 +95,9 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("image", ["sq", "rect"])
 def test_official_autoencoder(official, image: str) -> None:
     recorded = {
-        name.split("/")[1]: value for name, value in load_file(RECORDED).items() if name.startswith(image + "/")
+        name.split("/")[1]: value
+        for name, value in load_file(RECORDED).items()
+        if name.startswith(image + "/")
     }
     posterior = official.encode(recorded["image"]).latent_dist
     sample = (posterior.mean + posterior.std * recorded["noise"]) * 0.2325
@@ -127,7 +119,7 @@ def test_official_sizes(official) -> None:
 
 
 def test_checkpoint_file_equals_saved_folder(tmp_path: Path) -> None:
-    weights = _weights(_small_shapes())
+    weights = generated_weights(_small_shapes())
     torch.save({"model": weights}, tmp_path / "kl.ckpt")
     save_file(weights, tmp_path / "kl.safetensors")
     autoencoder, *sizes = open_autoencoder(str(tmp_path / "kl.ckpt"))
@@ -144,7 +136,7 @@ def test_checkpoint_file_equals_saved_folder(tmp_path: Path) -> None:
 
 
 def test_fingerprint_sees_one_number(tmp_path: Path) -> None:
-    weights = _weights(_small_shapes())
+    weights = generated_weights(_small_shapes())
     save_file(weights, tmp_path / "a.safetensors")
     weights["quant_conv.bias"][3] += 1e-6
     save_file(weights, tmp_path / "b.safetensors")
@@ -156,7 +148,7 @@ def test_fingerprint_sees_one_number(tmp_path: Path) -> None:
 def test_every_weight_is_needed(name: str) -> None:
     """Also those from whose presence the structure is read: what remains never fits."""
     weights = {key: torch.empty(shape) for key, shape in _small_shapes().items() if key != name}
-    with pytest.raises(UserError, match="lacks|unexpected|no weight"):
+    with pytest.raises(UserError, match=r"lacks|unexpected|no weight"):
         convert_kl_autoencoder(weights)
 
 
@@ -175,7 +167,7 @@ def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    weights = _weights(_small_shapes())
+    weights = generated_weights(_small_shapes())
     assert "does not exist" in message(tmp_path / "nothing.ckpt")
     assert "does not exist" in message("vae/kl16.ckpt")
     (tmp_path / "empty").mkdir()
@@ -193,7 +185,7 @@ def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     save_file(weights, tmp_path / "kl.safetensors")
     open_autoencoder(str(tmp_path / "kl.safetensors"))[0].save_pretrained(tmp_path / "folder")
     file = tmp_path / "folder" / "diffusion_pytorch_model.safetensors"
-    saved = load_file(file)
+    saved = {name: value.clone() for name, value in load_file(file).items()}  # not mapped from the file
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     assert "damaged" in message(tmp_path / "folder")
@@ -201,10 +193,10 @@ def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     save_file(saved, file, metadata={"format": "pt"})
     assert "lacks weight quant_conv.bias" in message(tmp_path / "folder")
 
-    import diffusers
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("no connection\nand a long story")
 
-    monkeypatch.setattr(diffusers.AutoencoderKL, "load_config", unreachable)
+    monkeypatch.setattr(AutoencoderKL, "load_config", unreachable)
     assert "owner/name is neither a folder nor a file here" in message("owner/name")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from causalfusion.errors import UserError
 from causalfusion.interop.recording import Check, format_checks
 from causalfusion.interop.reference import replay_reference
+from causalfusion.interop.reference_autoencoder import generated_weights
 from causalfusion.model import transformer
 
 OWN = Path(__file__).with_name("data")
@@ -70,8 +71,8 @@ def test_the_recordings_are_met(tmp_path: Path, kind: str):
 def test_another_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch):
     original = nn.LayerNorm.__init__
 
-    def wrong(self: nn.LayerNorm, *args: int, **settings: bool) -> None:
-        original(self, *args, **settings)
+    def wrong(self: nn.LayerNorm, shape: int, elementwise_affine: bool = True) -> None:
+        original(self, shape, elementwise_affine=elementwise_affine)
         self.eps = 1e-6
 
     monkeypatch.setattr(nn.LayerNorm, "__init__", wrong)
@@ -199,3 +200,21 @@ def test_a_sign_below_rounding_excuses_no_wrong_optimizer(tmp_path: Path):
         checks = replay_reference(tmp_path)
         assert failed(checks) & {"parameters after steps", "EMA after steps"}, name
         assert not any(c.note for c in checks)
+
+
+@needs_shared
+def test_the_generated_autoencoder_weights_are_the_recorded_ones():
+    """The first values that the recording's README gives, which depend on every name's rank."""
+    with safe_open(SHARED / "autoencoder" / "vae.safetensors", "pt") as file:
+        shapes = json.loads(file.metadata()["keys"])
+    small = {
+        name: shape if len(shape) == 1 else [*shape[:1], 1, *shape[2:]] for name, shape in shapes.items()
+    }
+    small["decoder.mid.attn_1.k.weight"] = shapes["decoder.mid.attn_1.k.weight"]
+    weights = generated_weights(small)
+    bias = torch.tensor([-0.0409561, 0.0830699, -0.0064481, 0.0385559])
+    kernel = torch.tensor([0.0522308, 0.0039092, -0.0206751, -0.0359502])
+    torch.testing.assert_close(weights["decoder.conv_in.bias"][:4], bias, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        weights["decoder.mid.attn_1.k.weight"].flatten()[:4], kernel, atol=1e-6, rtol=0
+    )

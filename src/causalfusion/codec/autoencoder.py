@@ -37,8 +37,8 @@ def open_autoencoder(path: str) -> tuple[Any, int, int, int]:
     config = autoencoder.config
     if config.in_channels != config.out_channels:
         raise UserError(
-            f"the autoencoder {path} reads {config.in_channels} image channels and writes {config.out_channels}; "
-            "expected the same number"
+            f"the autoencoder {path} reads {config.in_channels} image channels and writes "
+            f"{config.out_channels}; expected the same number"
         )
     downsample = 2 ** (len(config.block_out_channels) - 1)
     return autoencoder, config.latent_channels, downsample, config.in_channels
@@ -81,25 +81,34 @@ def _from_hub(name: str) -> Any:
         ) from error
 
 
-def _from_pretrained(name: str, *, local: bool) -> Any:
-    from diffusers import AutoencoderKL
+def _autoencoder_class() -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    kind = AutoencoderKL.load_config(name, local_files_only=local).get("_class_name")
+    return AutoencoderKL
+
+
+def _from_pretrained(name: str, *, local: bool) -> Any:
+    cls = _autoencoder_class()
+    kind = cls.load_config(name, local_files_only=local).get("_class_name")
     if kind != "AutoencoderKL":
         raise UserError(f"the autoencoder {name} is of the class {kind}; expected AutoencoderKL")
-    autoencoder, loaded = AutoencoderKL.from_pretrained(
-        name, local_files_only=local, low_cpu_mem_usage=False, output_loading_info=True, torch_dtype=torch.float32
+    autoencoder, loaded = cls.from_pretrained(
+        name,
+        local_files_only=local,
+        low_cpu_mem_usage=False,
+        output_loading_info=True,
+        torch_dtype=torch.float32,
     )
     # Diffusers would only warn, and go on with random weights.
     for word, keys in (("lacks", loaded["missing_keys"]), ("has the unexpected", loaded["unexpected_keys"])):
         if keys:
-            raise UserError(f"the autoencoder {name} {word} weight {min(keys)}; its files do not fit its config")
+            raise UserError(
+                f"the autoencoder {name} {word} weight {min(keys)}; its files do not fit its config"
+            )
     return autoencoder
 
 
 def _from_checkpoint(file: Path) -> Any:
-    from diffusers import AutoencoderKL
-
     from causalfusion.interop.kl_autoencoder import convert_kl_autoencoder, unwrap_checkpoint
 
     if file.suffix not in SUFFIXES:
@@ -108,8 +117,9 @@ def _from_checkpoint(file: Path) -> Any:
         )
     weights, settings = convert_kl_autoencoder(unwrap_checkpoint(_read_file(file), str(file)))
     try:
-        autoencoder = AutoencoderKL(**settings)
-        autoencoder.load_state_dict({name: value.float() for name, value in weights.items()})
+        with torch.device("meta"):  # no random weights that are thrown away at once
+            autoencoder = _autoencoder_class()(**settings)
+        autoencoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the weights in {file} do not fit together ({_brief(error)}); not a KL autoencoder's"

@@ -23,7 +23,17 @@ def official(checkpoint: Path, /, *, out: Path, vae: str = "", patch_size: int =
     patch_size
         Only where the checkpoint does not tell it.
     """
-    from causalfusion.interop.official import convert_to_folder
+    from causalfusion.interop.official import convert_official
+    from causalfusion.saved import save_model
 
-    convert_to_folder(checkpoint, out, vae=vae, patch_size=patch_size)
+    spec, weights, raw, notes = convert_official(checkpoint, vae=vae, patch_size=patch_size)
+    save_model(out, spec, weights, raw)
+    model = spec.model
+    count = sum(w.numel() for w in weights.values())
+    print(
+        f"{out}: hidden size {model.hidden_size}, {model.depth} layers, {model.num_heads} heads, "
+        f"{model.num_classes} classes, {model.num_tokens} tokens of {model.token_dim}, {count:,} parameters"
+    )
+    for note in notes:
+        print(f"note: {note}")
     return 0

@@ -19,16 +19,17 @@ def doctor(model: Path | None = None, /, *, reference: Path | None = None, devic
         A folder of recorded reference tensors (masks, losses, gradients, caches, samples): replay them and
         compare.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
     if reference is not None:
-        from causalfusion.interop.reference import print_reference
+        from causalfusion.interop.recording import format_checks
+        from causalfusion.interop.reference import replay_reference
 
-        return 0 if print_reference(reference, console) else 1
+        checks = replay_reference(reference)
+        print(format_checks(checks))
+        return 0 if all(check.ok for check in checks) else 1
 
     import torch
+    from rich.console import Console
+    from rich.table import Table
 
     from causalfusion.doctor import check_machine, check_model
     from causalfusion.train.checkpoint import latest_model
@@ -42,5 +43,5 @@ def doctor(model: Path | None = None, /, *, reference: Path | None = None, devic
     for finding in findings:
         mark = {None: "", True: "[green]ok", False: "[red]FAILED"}[finding.ok]
         table.add_row(finding.name, finding.value, mark)
-    console.print(table)
+    Console().print(table)
     return 1 if any(f.ok is False for f in findings) else 0

@@ -16,6 +16,7 @@ from torch import Tensor
 from causalfusion.errors import UserError
 
 _LEVELS = 16
+_KERNEL_WIDTH = 0.001
 
 
 def grey_levels(images: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class DigitsJudge:
     def trained_on(cls, images: Tensor, labels: Tensor) -> DigitsJudge:
         from sklearn.svm import SVC
 
-        classifier = SVC(kernel="rbf", gamma=0.001, C=10.0)
+        classifier = SVC(kernel="rbf", gamma=_KERNEL_WIDTH, C=10.0)  # pyright: ignore[reportArgumentType]
         return cls(classifier.fit(grey_levels(images).numpy(), labels.cpu().numpy()))
 
     def read(self, images: Tensor) -> Tensor:

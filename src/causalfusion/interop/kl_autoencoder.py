@@ -66,7 +66,9 @@ def _settings(weights: dict[str, Tensor]) -> dict[str, Any]:
         "latent_channels": weights["decoder.conv_in.weight"].shape[1],
         "block_out_channels": tuple(channels),
         "layers_per_block": blocks,
-        "down_block_types": tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in down_attends),
+        "down_block_types": tuple(
+            "AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in down_attends
+        ),
         "up_block_types": tuple("AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in up_attends),
         "norm_num_groups": GROUPS,
         "mid_block_add_attention": "encoder.mid.attn_1.norm.weight" in weights,
@@ -97,14 +99,18 @@ def _modules(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for place, kind in enumerate(settings["up_block_types"]):
         level = levels - 1 - place
         original, target = f"decoder.up.{level}", f"decoder.up_blocks.{place}"
-        yield from _level(original, target, blocks + 1, inputs[level] != channels[level], kind.startswith("Attn"))
+        yield from _level(
+            original, target, blocks + 1, inputs[level] != channels[level], kind.startswith("Attn")
+        )
         if level > 0:
             yield f"{original}.upsample.conv", f"{target}.upsamplers.0.conv"
     for side in ("encoder", "decoder"):
         yield from ((f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out"))
         yield f"{side}.norm_out", f"{side}.conv_norm_out"
         for number in (0, 1):
-            yield from _residual(f"{side}.mid.block_{number + 1}", f"{side}.mid_block.resnets.{number}", False)
+            yield from _residual(
+                f"{side}.mid.block_{number + 1}", f"{side}.mid_block.resnets.{number}", False
+            )
         if settings["mid_block_add_attention"]:
             yield from _attention(f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0")
     if settings["use_quant_conv"]:
@@ -136,5 +142,7 @@ def unwrap_checkpoint(content: Any, where: str) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict) or not content or not all(torch.is_tensor(v) for v in content.values()):
-        raise UserError(f"{where} holds no weights; expected a state dict, bare or under `model` or `state_dict`")
+        raise UserError(
+            f"{where} holds no weights; expected a state dict, bare or under `model` or `state_dict`"
+        )
     return content

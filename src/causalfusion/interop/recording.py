@@ -34,7 +34,7 @@ TOLERANCES = {
     "parameters after steps": 5e-6,
     "EMA after steps": 5e-6,
     "noise schedules": 1e-12,
-    "autoencoder": 1e-4,
+    "autoencoder": 2e-5,
     "not replayed": 0.0,
 }
 """Largest error allowed for each quantity, relative to the recorded tensor's largest value."""

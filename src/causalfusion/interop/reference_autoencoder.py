@@ -2,9 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from causalfusion.codec.codec import Codec
+from causalfusion.config import CodecConfig
+from causalfusion.errors import UserError
+from causalfusion.interop.kl_autoencoder import convert_kl_autoencoder
+from causalfusion.interop.recording import Recording
+
+SCALE = 0.2325
+
+
+@torch.no_grad()
+def replay_autoencoder(recording: Recording) -> None:
+    """Tensors `IMAGE/...` for images of any names and sizes: encoding, a scaled draw, decoding."""
+    r, quantity = recording, "autoencoder"
+    autoencoder = _build(recording)
+    for name in sorted({tensor.split("/")[0] for tensor in r.tensors if "/" in tensor}):
+        image, noise = r[f"{name}/image"], r[f"{name}/noise"]
+        posterior = autoencoder.encode(image).latent_dist
+        r.compare(f"{name}/moments", posterior.parameters, quantity)
+        r.compare(f"{name}/mean", posterior.mean, quantity)
+        r.compare(f"{name}/logvar_clamped", posterior.logvar, quantity)
+        config = CodecConfig(
+            kind="autoencoder",
+            path="the recorded autoencoder",
+            scale=SCALE,
+            image_height=image.shape[2],
+            image_width=image.shape[3],
+            image_channels=image.shape[1],
+            latent_channels=noise.shape[1],
+            downsample=image.shape[2] // noise.shape[2],
+        )
+        codec = Codec(config, autoencoder)
+        r.compare(f"{name}/sample_scaled", codec.encode(image, noise), quantity)
+        if f"{name}/decoded" in r:
+            # The codec clamps to [-1, 1], the recording does not.
+            raw = codec.denormalise(r[f"{name}/sample_scaled"])
+            r.compare(f"{name}/decoded", autoencoder.decode(raw).sample, quantity)
+
+
+def _build(recording: Recording) -> Any:
+    """diffusers' AutoencoderKL with the generated weights."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    shapes = recording.json("keys")
+    if not all(isinstance(shape, list) for shape in shapes.values()):
+        raise UserError(f"{recording.path}: metadata keys is not a table of names and shapes")
+    weights, settings = convert_kl_autoencoder(generated_weights(shapes))
+    autoencoder = AutoencoderKL(**settings)
+    autoencoder.load_state_dict(weights)
+    return autoencoder.eval()
 
 
 def generated_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -2,9 +2,10 @@
 
 AdamW's first step with a gradient is its sign times the learning rate, however small the gradient (eps is
 1e-15). Where a gradient is zero but for rounding its sign, and so 2 lr of the parameter, is anybody's
-guess: float64 settles it, but a recording in float32 holds whichever sign its rounding gave. The replay
-therefore may take such signs as recorded: only for elements below the float32 noise of their tensor, only
-a few, only if then everything fits, and it says so in a note.
+guess: float64 settles it, but a recording in float32 holds whichever sign its rounding gave. Where the steps
+do not fit, the replay therefore tries the naive dense attention, which rounds in another way; and where that
+does not fit either, it may take such signs as recorded: only for elements below the float32 noise of their
+tensor, only a few, only if then everything fits. A note says so.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from causalfusion.interop.reference_training import (
     forward_pass,
     read_batch,
 )
+from causalfusion.model.attention import AttentionBackend
 from causalfusion.model.transformer import Transformer
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import make_optimizer
@@ -75,7 +77,11 @@ def replay_loop(recording: Recording, reference: Reference) -> None:
     outcome = _optimize(reference, task, ())
     checks = _compare(recording, reference, outcome, "")
     if _worst(checks) > 1:
-        checks = _with_signs(recording, reference, task, outcome.doubtful[:MAX_CANDIDATES], checks)
+        dense = _compare(recording, reference, _optimize(reference, task, (), "dense"), "with dense attention")
+        if _worst(dense) <= 1:
+            checks = dense
+        else:
+            checks = _with_signs(recording, reference, task, outcome.doubtful[:MAX_CANDIDATES], checks)
     recording.checks += checks
 
 
@@ -103,14 +109,21 @@ def _read_task(recording: Recording, reference: Reference) -> Optimization:
     return Optimization(config, weighting, batches, decays)
 
 
-def _optimize(reference: Reference, task: Optimization, flipped: Sequence[DoubtfulSign]) -> Outcome:
+def _optimize(
+    reference: Reference,
+    task: Optimization,
+    flipped: Sequence[DoubtfulSign],
+    backend: AttentionBackend = "auto",
+) -> Outcome:
     """The recorded steps, with some doubtful gradients negated."""
     model = reference.model()
     optimizer = make_optimizer(model.parameters(), task.config)
     ema = EMA(model.named_parameters(), decay=0.0)
     losses, norms, doubtful = [], [], []
     for train_step, (batch, decay) in enumerate(zip(task.batches, task.ema_decays, strict=True)):
-        loss = training_loss(forward_pass(model, reference, batch).errors, batch.draws.plan, task.weighting)
+        loss = training_loss(
+            forward_pass(model, reference, batch, backend).errors, batch.draws.plan, task.weighting
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         doubtful += _doubtful_signs(model, optimizer, train_step)

@@ -21,6 +21,7 @@ from causalfusion.factorization import Plan, ar_step_of, loss_weights
 from causalfusion.interop.recording import Recording
 from causalfusion.interop.reference_model import Reference
 from causalfusion.mask import dense_mask
+from causalfusion.model.attention import AttentionBackend
 from causalfusion.model.transformer import Predictions, Transformer
 from causalfusion.sequence import PackedSequence
 from causalfusion.train.step import Draws, token_errors, training_loss
@@ -78,7 +79,9 @@ def read_batch(
     )
 
 
-def forward_pass(model: Transformer, reference: Reference, batch: RecordedBatch) -> ForwardPass:
+def forward_pass(
+    model: Transformer, reference: Reference, batch: RecordedBatch, backend: AttentionBackend = "auto"
+) -> ForwardPass:
     """The training step's own path, overheard at the model's door."""
     heard: list[tuple[PackedSequence, Tensor]] = []
 
@@ -88,7 +91,7 @@ def forward_pass(model: Transformer, reference: Reference, batch: RecordedBatch)
     handle = model.register_forward_hook(listen)
     try:
         errors = token_errors(
-            model, model.config, reference.schedule, "epsilon", batch.tokens, batch.labels, batch.draws
+            model, model.config, reference.schedule, "epsilon", batch.tokens, batch.labels, batch.draws, backend
         )
     finally:
         handle.remove()

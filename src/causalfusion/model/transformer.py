@@ -147,10 +147,10 @@ class Transformer(nn.Module):
         if segment.kind == "class":
             return self.class_embedding(segment.values)
         x = self.image_in(segment.values)
-        if self.config.position_embedding != "rope":
-            x = x + F.embedding(segment.positions, self.image_position)
         if segment.timesteps is not None and self.config.conditioning == "in_context":
             x = x + self.timestep_embedding(segment.timesteps)
+        if self.config.position_embedding != "rope":
+            x = x + F.embedding(segment.positions, self.image_position)
         return x
 
     def _rotation(self, sequence: PackedSequence) -> Tensor | None:

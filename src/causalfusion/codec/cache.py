@@ -1,0 +1,152 @@
+"""Latents on disk: encode once, train many times.
+
+A cache is a folder: `00000.npy`, `00001.npy`, ... of shape (images, variants, moments, c, h, w),
+`labels.npy`, `captions.jsonl` if there are any, and `manifest.json`. Variants are the image and, with
+data.flip, its mirror image; moments are mean and standard deviation of the autoencoder's posterior where latents are drawn from it,
+else the mode alone. Latents are raw: scale and shift are applied when they are used.
+
+`causalfusion.codec.encode` writes caches, the manifest last: a folder that has one is whole.
+
+Shape letters: B images, c latent channels, h and w latent pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causalfusion.codec.autoencoder import fingerprint, open_autoencoder
+from causalfusion.config import CodecConfig, DataConfig
+from causalfusion.data import open_source
+from causalfusion.errors import UserError
+
+FORMAT = "causalfusion-latents-1"
+
+
+class LatentCache:
+    """Random access to the latents of a whole cache; `open_cache` makes one."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.class_names: list[str] = manifest["class_names"]
+        self.mean: float = manifest["statistics"]["mean"]
+        self.std: float = manifest["statistics"]["std"]
+        self.labels: np.ndarray = np.load(folder / "labels.npy", allow_pickle=False)
+        self.shard_size: int = manifest["shard_size"]
+        self._shards = [
+            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in manifest["shards"]
+        ]
+
+    def __len__(self) -> int:
+        return self.manifest["count"]
+
+    @property
+    def has_deviations(self) -> bool:
+        return self.manifest["moments"] == 2
+
+    def read(self, indices: np.ndarray, flips: np.ndarray | None, noise: Tensor | None) -> Tensor:
+        """Raw latents (B, c, h, w), float32, of these images (where `flips`: of their mirror images), drawn
+        with this noise, on its device, or the mode for None."""
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"image {indices.min()} or {indices.max()} of a cache of {len(self)}")
+        variants = np.zeros(len(indices), np.int64) if flips is None else np.asarray(flips).astype(np.int64)
+        if variants.any() and not self.manifest["flip"]:
+            raise UserError(f"the cache {self.folder} holds no mirrored images; encode it with --data.flip")
+        draws = noise is not None and self.has_deviations
+        moments = self._gather(indices, variants, 2 if draws else 1)
+        if noise is None or not draws:
+            return torch.from_numpy(moments[:, 0].astype(np.float32))
+        mean, std = torch.from_numpy(moments).to(noise.device).float().unbind(1)
+        return mean + std * noise
+
+    def _gather(self, indices: np.ndarray, variants: np.ndarray, num_moments: int) -> np.ndarray:
+        """(B, moments, c, h, w) in the stored type."""
+        shape = (len(indices), num_moments, *self.manifest["latent_shape"])
+        gathered = np.empty(shape, self.manifest["dtype"])
+        shards, rows = np.divmod(indices, self.shard_size)
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero(shards == shard)
+            gathered[chosen] = self._shards[shard][rows[chosen], variants[chosen], :num_moments]
+        return gathered
+
+    def captions(self) -> list[str | None]:
+        """One for each image; None where there is none."""
+        file = self.folder / "captions.jsonl"
+        if not file.is_file():
+            return [None] * len(self)
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+    def codec_config(self, config: CodecConfig) -> CodecConfig:
+        """These settings with the sizes of the images that were encoded."""
+        sizes = {name: self.manifest[name] for name in ("image_height", "image_width", "image_channels")}
+        return replace(config, **sizes)
+
+
+def open_cache(path: str) -> LatentCache:
+    """The cache in a folder written by `causalfusion encode`; every file is checked to be whole."""
+    folder = Path(path)
+    file = folder / "manifest.json"
+    if not file.is_file():
+        unfinished = any(folder.glob("[0-9]*.json"))
+        what = "is not finished" if unfinished else "is not a cache"
+        do = "run the same causalfusion encode again to finish it" if unfinished else "make one with encode"
+        raise UserError(f"data.cache {path} {what}: it has no manifest.json; {do}")
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); the cache is damaged: encode again") from error
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT:
+        raise UserError(f"the cache {path} is in the format {version!r}; expected {FORMAT!r}: encode again")
+    try:
+        for name, size in manifest["files"].items():
+            found = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if found != size:
+                state = "is missing" if found is None else f"has {found} bytes"
+                raise UserError(
+                    f"{folder / name} {state}; expected {size} bytes: encode again, or copy it again"
+                )
+        return LatentCache(folder, manifest)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+        raise UserError(
+            f"the cache {path} cannot be read ({error!r}); it is damaged: encode again"
+        ) from error
+
+
+def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> None:
+    """Refuse a cache that does not hold what these settings ask for.
+
+    One that holds more does fit: mean and deviation serve the mode, mirrored images may stay unused; and raw
+    latents are free of the patch size. The source is compared where `data.path` names one.
+    """
+    kept = cache.manifest
+    require_same(cache, "codec.kind", kept["kind"], codec.kind)
+    if codec.kind == "autoencoder":
+        weights = fingerprint(open_autoencoder(codec.path)[0])
+        require_same(cache, "codec.path (hash of the weights)", kept["autoencoder"], weights)
+        require_same(cache, "codec.latents", kept["latents"], codec.latents, fits=cache.has_deviations)
+    require_same(cache, "data.flip", kept["flip"], data.flip, fits=not data.flip)
+    for name in ("image_height", "image_width", "image_channels"):
+        require_same(cache, f"codec.{name}", kept[name], getattr(codec, name), fits=getattr(codec, name) == 0)
+    for name in ("image_height", "image_width"):
+        require_same(cache, "data.image_size", kept[name], data.image_size, fits=data.image_size == 0)
+    if data.path:
+        require_same(cache, "data.path (hash of the data)", kept["source"], open_source(data).fingerprint())
+
+
+def require_same(cache: LatentCache, name: str, kept: object, asked: object, *, fits: bool = False) -> None:
+    """Both values, the name and the remedy in one line, unless they are equal or fit all the same."""
+    if kept != asked and not fits:
+        raise UserError(
+            f"the cache {cache.folder} was made with {name} = {kept}, the run has {asked}; "
+            "change the setting, or encode again into another folder"
+        )

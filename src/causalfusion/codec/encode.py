@@ -1,0 +1,323 @@
+"""Writing a latent cache: a source through a codec onto the disk, shard by shard (see `codec/cache.py`).
+
+Every file is written under another name, flushed and renamed. A shard is finished when its note
+(`00000.json`: labels, captions, sums) lies beside it; the note holds the hash of all that the shard's content
+depends on, so that an interrupted run keeps the shards that fit. The manifest comes last, then the notes go.
+
+Shape letters: B images, C image channels, H and W pixels, c latent channels, h and w latent pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from causalfusion.codec.autoencoder import fingerprint
+from causalfusion.codec.cache import FORMAT, LatentCache, open_cache, require_same
+from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.config import DataConfig, RunConfig, to_dict
+from causalfusion.data import ImageSource, open_source
+from causalfusion.data.loader import MAX_UNREADABLE, MIN_READ, Batch, load_indices
+from causalfusion.errors import UserError
+from causalfusion.runtime import select_device
+from causalfusion.train.log import ProgressLine
+
+SHARD_SIZE = 4096
+"""Images in a shard: few open files, and little lost when a run is interrupted."""
+
+DtypeName = Literal["float16", "float32"]
+
+
+def encode_to_cache(
+    run: RunConfig,
+    out: Path,
+    *,
+    batch_size: int = 64,
+    dtype: DtypeName | Literal["auto"] = "auto",
+    device: str = "auto",
+) -> LatentCache:
+    """Encode the run's data with its codec. `auto` keeps pixels exactly (float32), latents in float16."""
+    if batch_size < 1:
+        raise UserError(f"batch-size is {batch_size}; expected at least 1")
+    if run.data.cache:
+        raise UserError(f"data.cache is {run.data.cache!r}; encode reads images: leave it out")
+    source = open_source(run.data)
+    first = load_indices(source, np.arange(1), run.data)
+    channels, height, width = first.images.shape[1:]
+    codec = open_codec(run.codec, image_shape=(channels, height, width)).to(select_device(device))
+    if dtype == "auto":
+        dtype = "float32" if codec.autoencoder is None else "float16"
+    line = ProgressLine(len(source), 0)
+
+    def progress(done: int) -> None:
+        line.first = done if line.last_shown < 0 else line.first  # the rate counts from where this run began
+        line.show(done, str(out), force=done == len(source))
+
+    try:
+        return write_cache(out, source, codec, run, dtype=dtype, batch_size=batch_size, progress=progress)
+    finally:
+        line.close()
+
+
+def write_cache(
+    folder: Path,
+    source: ImageSource,
+    codec: Codec,
+    config: RunConfig,
+    *,
+    dtype: DtypeName,
+    batch_size: int = 64,
+    shard_size: int = SHARD_SIZE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> LatentCache:
+    """Encode a whole source; `progress` hears how many images are done.
+
+    A folder with a whole cache is left as it is if it holds just this, and refused otherwise.
+    """
+    identity = _identity(source, codec, config, dtype, shard_size)
+    if (folder / "manifest.json").is_file():
+        cache = open_cache(str(folder))
+        for name, value in identity.items():
+            require_same(cache, name, cache.manifest.get(name), value)
+        progress(len(cache))
+        return cache
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = [
+        _Shard(folder / f"{number:05d}.npy", start, min(shard_size, len(source) - start))
+        for number, start in enumerate(range(0, len(source), shard_size))
+    ]
+    notes = [shard.read_note(_content_hash(identity)) for shard in shards]
+    missing = [shard for shard, note in zip(shards, notes, strict=True) if note is None]
+    tally = _Tally(progress)
+    tally.add(len(source) - sum(s.count for s in missing), sum(n["replaced"] for n in notes if n is not None))
+    encoded = _encoded(source, codec, config.data, missing, batch_size, identity)
+    for shard in missing:
+        shard.write(encoded, identity, tally)
+    _finish(folder, shards, config, identity, list(source.class_names))
+    return open_cache(str(folder))
+
+
+def _identity(
+    source: ImageSource, codec: Codec, config: RunConfig, dtype: str, shard_size: int
+) -> dict[str, Any]:
+    """All that the content of the shards depends on; part of the manifest."""
+    used = codec.config
+    draws = codec.autoencoder is not None and used.latents == "sample"
+    return {
+        "format": FORMAT,
+        "kind": used.kind,
+        "autoencoder": None if codec.autoencoder is None else fingerprint(codec.autoencoder),
+        "latents": used.latents,
+        "image_height": used.image_height,
+        "image_width": used.image_width,
+        "image_channels": used.image_channels,
+        "latent_shape": list(codec.latent_shape),
+        "source": source.fingerprint(),
+        "count": len(source),
+        "flip": config.data.flip,
+        "moments": 2 if draws else 1,
+        "dtype": dtype,
+        "shard_size": shard_size,
+    }
+
+
+def _content_hash(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class _Tally:
+    """How far the work is, and how many images had to be replaced by the next readable one."""
+
+    progress: Callable[[int], None]
+    done: int = 0
+    replaced: int = 0
+
+    def add(self, done: int, replaced: int) -> None:
+        self.done, self.replaced = self.done + done, self.replaced + replaced
+        if self.done >= MIN_READ and self.replaced > MAX_UNREADABLE * self.done:
+            raise UserError(
+                f"{self.replaced} of the first {self.done} images cannot be read, more than "
+                f"{MAX_UNREADABLE:.0%}: remove or repair them"
+            )
+        self.progress(self.done)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    file: Path
+    start: int
+    count: int
+
+    @property
+    def note_file(self) -> Path:
+        return self.file.with_suffix(".json")
+
+    def read_note(self, content: str) -> dict[str, Any] | None:
+        """The note of a finished shard of this content; None if it has to be (re)made."""
+        try:
+            note = json.loads(self.note_file.read_text("utf-8"))
+            whole = note["content"] == content and note["bytes"] == self.file.stat().st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return note if whole else None
+
+    def write(
+        self, encoded: Iterator[tuple[Batch, np.ndarray]], identity: dict[str, Any], tally: _Tally
+    ) -> None:
+        """Take this shard's images off the stream of encoded batches; none of them reaches beyond its end."""
+        note: dict[str, Any] = {"replaced": 0, "sum": 0.0, "squares": 0.0, "labels": [], "captions": []}
+        variants = 2 if identity["flip"] else 1
+        shape = (self.count, variants, identity["moments"], *identity["latent_shape"])
+        dtype = np.dtype(identity["dtype"]).newbyteorder("<")
+
+        def content(stream: BinaryIO) -> None:
+            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            while len(note["labels"]) < self.count:
+                batch, moments = next(encoded)
+                stream.write(moments.astype(dtype, copy=False).tobytes())
+                raw = moments[:, 0, 0].astype(np.float64)
+                note["sum"] += float(raw.sum())
+                note["squares"] += float(np.square(raw).sum())
+                note["labels"] += batch.labels.tolist()
+                note["captions"] += batch.captions
+                replaced = int((batch.image_indices != batch.sample_indices).sum())
+                note["replaced"] += replaced
+                tally.add(len(batch.labels), replaced)
+
+        self.note_file.unlink(missing_ok=True)  # of another content: it must never stand beside the new shard
+        _write(self.file, content)
+        note |= {"content": _content_hash(identity), "bytes": self.file.stat().st_size}
+        _write(self.note_file, lambda stream: stream.write(json.dumps(note).encode()))
+
+
+class _Batches(Dataset):
+    """Reads the i-th batch of images; made for the workers of a `DataLoader`."""
+
+    def __init__(self, source: ImageSource, data: DataConfig, batches: list[np.ndarray]) -> None:
+        self.source, self.data, self.batches = source, data, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, place: int) -> Batch | UserError:
+        try:
+            return load_indices(self.source, self.batches[place], self.data)
+        except UserError as error:  # a worker would wrap what it raises in a traceback: hand it over instead
+            return error
+
+
+def _encoded(
+    source: ImageSource,
+    codec: Codec,
+    data: DataConfig,
+    shards: list[_Shard],
+    batch_size: int,
+    identity: dict[str, Any],
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """(batch, stored moments (B, variants, moments, c, h, w)) of all images of these shards, in order.
+
+    A batch lies within one shard, so that what is computed together does not depend on interruptions.
+    """
+    batches = [
+        np.arange(first, min(first + batch_size, shard.start + shard.count))
+        for shard in shards
+        for first in range(shard.start, shard.start + shard.count, batch_size)
+    ]
+    reader = _Batches(source, data, batches)
+    expected = tuple(identity[f"image_{name}"] for name in ("channels", "height", "width"))
+    for batch in DataLoader(
+        reader, batch_size=None, num_workers=data.num_workers, collate_fn=lambda batch: batch
+    ):
+        if isinstance(batch, UserError):
+            raise batch
+        if batch.images.shape[1:] != expected:
+            raise UserError(
+                f"image {int(batch.image_indices[0])} is {tuple(batch.images.shape[1:])} (channels, height, "
+                f"width), the first image {expected}; expected one size: give --data.image-size"
+            )
+        images = batch.images.to(codec.device)
+        variants = [images, images.flip(-1)] if identity["flip"] else [images]
+        moments = [torch.stack(_moments(codec, variant, identity["moments"]), dim=1) for variant in variants]
+        yield batch, _stored(torch.stack(moments, dim=1).float().cpu().numpy(), batch, identity["dtype"])
+
+
+def _moments(codec: Codec, images: torch.Tensor, number: int) -> list[torch.Tensor]:
+    """[mean], or [mean, deviation] for number = 2."""
+    mean, std = codec.moments(images)
+    return [mean] if number == 1 or std is None else [mean, std]
+
+
+def _stored(moments: np.ndarray, batch: Batch, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # told below
+        stored = moments.astype(dtype)
+    bad = ~np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
+    if bad.any():
+        do = "give --dtype float32" if np.isfinite(moments).all() else "check the autoencoder"
+        image = int(batch.image_indices[np.flatnonzero(bad)[0]])
+        raise UserError(f"the latents of image {image} are not finite numbers in {dtype}; {do}")
+    return stored
+
+
+def _finish(
+    folder: Path, shards: list[_Shard], config: RunConfig, identity: dict[str, Any], class_names: list[str]
+) -> None:
+    """Labels, captions and the manifest, out of the shards' notes; then the notes go."""
+    notes = [shard.read_note(_content_hash(identity)) for shard in shards]
+    whole = [note for note in notes if note is not None]
+    if len(whole) < len(notes):
+        raise UserError(f"{shards[notes.index(None)].file} changed while encoding; run encode again")
+    labels = np.array([label for note in whole for label in note["labels"]], np.int64)
+    captions = [caption for note in whole for caption in note["captions"]]
+    _write(folder / "labels.npy", lambda stream: np.save(stream, labels))
+    if any(caption is not None for caption in captions):
+        lines = "".join(json.dumps(caption) + "\n" for caption in captions)
+        _write(folder / "captions.jsonl", lambda stream: stream.write(lines.encode()))
+    values = len(labels) * int(np.prod(identity["latent_shape"]))
+    mean = sum(note["sum"] for note in whole) / values
+    variance = sum(note["squares"] for note in whole) / values - mean**2
+    if variance <= 1e-12:
+        raise UserError(
+            f"the latents do not vary (variance {variance:g}); check the images and the autoencoder"
+        )
+    files = [folder / "labels.npy", *(shard.file for shard in shards)]
+    manifest = {
+        **identity,
+        "class_names": class_names,
+        "statistics": {"mean": mean, "std": variance**0.5},
+        "replaced_images": sum(note["replaced"] for note in whole),
+        "shards": [shard.file.name for shard in shards],
+        "files": {file.name: file.stat().st_size for file in files},
+        "data": to_dict(config.data),
+        "codec": to_dict(config.codec),
+    }
+    text = json.dumps(manifest, indent=2) + "\n"
+    _write(folder / "manifest.json", lambda stream: stream.write(text.encode()))
+    for shard in shards:
+        shard.note_file.unlink()
+
+
+def _write(file: Path, content: Callable[[BinaryIO], object]) -> None:
+    """Whole or not at all: under another name, flushed to the disk, renamed; a failure leaves nothing."""
+    temporary = file.with_name(file.name + ".writing")
+    try:
+        with temporary.open("wb") as stream:
+            content(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from causalfusion.config import to_dict
+from causalfusion.demo import Digits, demo_config, training_seconds
+from causalfusion.train.run import MAY_CHANGE
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    result: dict = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result
+
+
+def test_a_full_run_can_go_on_from_a_quick_one() -> None:
+    quick, full = (flat(to_dict(demo_config(Path("x"), quick=quick))) for quick in (True, False))
+    changed = [name for name in full if quick[name] != full[name]]
+    assert "train.images" in changed
+    assert all(name in MAY_CHANGE or name.split(".")[0] in MAY_CHANGE for name in changed)
+    assert quick["train.images"] % quick["train.batch_size"] == 0
+
+
+def test_held_out_digits_are_not_among_those_trained_on() -> None:
+    digits = Digits.load(demo_config(Path("x"), quick=False))
+    assert len(digits.train_images) + len(digits.held_out_images) == 1797
+    seen = {image.numpy().tobytes() for image in digits.train_images}
+    assert not any(image.numpy().tobytes() in seen for image in digits.held_out_images)
+
+
+def test_examples_take_the_classes_in_turn() -> None:
+    labels = torch.tensor([3, 1, 0, 2, 4, 5, 6, 7, 8, 9, 3, 1, 0, 2, 4, 5, 6, 7, 9])  # a single 8
+    images = torch.arange(len(labels)).float().view(-1, 1, 1, 1)
+    chosen, classes = Digits(images, labels, images, labels).examples(2)
+    assert classes.tolist() == [*range(10), *range(10)]
+    assert chosen.flatten().tolist() == [2, 1, 3, 0, *range(4, 10), 12, 11, 13, 10, 14, 15, 16, 17, 8, 18]
+
+
+def test_training_time_adds_up_over_the_sittings(tmp_path: Path) -> None:
+    records = [
+        {"kind": "train", "images_seen": 100, "images_per_second": 50.0},
+        {"kind": "evaluation", "images_seen": 100},
+        {"kind": "train", "images_seen": 400, "images_per_second": 100.0},
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert training_seconds(log) == pytest.approx(2 + 3)
