@@ -48,15 +48,16 @@ EDITS = (
     "half of a 0 is a 4. The less is kept, the more often the result reads as the new class:",
 )
 LOSS = (
-    "The mean squared error of the predicted noise. The curve is jagged since each train step draws noise "
-    "levels and AR steps at random. The points are the averaged weights on held-out digits, always with "
-    "the same draws, and unweighted; the training loss gives early AR steps up to twice the weight, so "
-    "that it lies higher.",
+    "The mean squared error of what the model predicts. The curve is jagged since each train step draws "
+    "noise levels and AR steps at random. The points are the averaged weights on held-out digits, always "
+    "with the same draws. They count all AR steps alike; training gives early ones up to twice the weight, "
+    "so that its curve lies higher.",
 )
 LOSS_MAP = (
-    "Where prediction is easy and where it is hard, on held-out digits. Left: tokens that are denoised in "
-    "view of more finished tokens have an easier task. Right: telling the noise from the image is hardest "
-    "when there is hardly any noise (small t), and nearly trivial in pure noise.",
+    "Where prediction is hard and where it is easy, on held-out digits. Left: tokens that are denoised in "
+    "view of more finished tokens have the easier task, which is what makes AR steps worth their while. "
+    "Right: the share of the noise in the tokens. The model predicts a mixture of noise and image (v), "
+    "mostly the noise where there is little of it, mostly the image where there is much.",
 )
 
 
@@ -169,9 +170,8 @@ def _commands(out: Path, quick: bool) -> list[str]:
     return [
         f"causalfusion demo --out {out}" + (" --quick" if quick else ""),
         "",
-        "# more of this model",
-        f"causalfusion sample {out} --help",
-        "causalfusion edit --help",
+        "# more images of this model: 20 times the digit 3, in four AR steps",
+        f"causalfusion sample --model {out} --classes 3 --num 20 --num-ar-steps 4 --guidance-scale 1.5",
     ]
 
 

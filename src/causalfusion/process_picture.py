@@ -96,7 +96,7 @@ class ProcessRecorder:
         across = [filled[column][row] for row in range(height) for column in range(len(filled))]
         headings = [f"AR step {column + 1}" for column in range(len(filled))]
         grid = sheet(across, len(filled), self._row_labels(height), headings)
-        result = to_tiles(images[-1:], scale, "smooth")[0]
+        result = to_tiles(images[-1:], 2 * scale, "smooth")[0]
         whole = below([_legend(grid.width + result.width + 70, title), _with_result(grid, result)], gap=10)
         return framed(whole)
 

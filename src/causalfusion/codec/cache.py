@@ -2,8 +2,8 @@
 
 A cache is a folder: `00000.npy`, `00001.npy`, ... of shape (images, variants, moments, c, h, w),
 `labels.npy`, `captions.jsonl` if there are any, and `manifest.json`. Variants are the image and, with
-data.flip, its mirror image; moments are mean and standard deviation of the autoencoder's posterior where latents are drawn from it,
-else the mode alone. Latents are raw: scale and shift are applied when they are used.
+data.flip, its mirror image; moments are mean and standard deviation of the autoencoder's posterior where
+latents are drawn from it, else the mode alone. Latents are raw: scale and shift are applied in use.
 
 `causalfusion.codec.encode` writes caches, the manifest last: a folder that has one is whole.
 

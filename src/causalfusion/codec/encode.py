@@ -34,6 +34,12 @@ from causalfusion.train.log import ProgressLine
 SHARD_SIZE = 4096
 """Images in a shard: few open files, and little lost when a run is interrupted."""
 
+_SETTINGS = {
+    "kind": "codec.kind", "autoencoder": "codec.path (hash of the weights)", "latents": "codec.latents",
+    "flip": "data.flip", "source": "data.path (hash of the data)",
+}  # fmt: skip
+"""What the parts of a cache's identity are called among the settings."""
+
 DtypeName = Literal["float16", "float32"]
 
 
@@ -87,7 +93,7 @@ def write_cache(
     if (folder / "manifest.json").is_file():
         cache = open_cache(str(folder))
         for name, value in identity.items():
-            require_same(cache, name, cache.manifest.get(name), value)
+            require_same(cache, _SETTINGS.get(name, name), cache.manifest.get(name), value)
         progress(len(cache))
         return cache
     folder.mkdir(parents=True, exist_ok=True)

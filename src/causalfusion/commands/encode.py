@@ -30,7 +30,7 @@ def encode(
     batch_size
         Images encoded together.
     dtype
-        Of the latents on disk; auto: float16 for an autoencoder's, float32 for pixels, which are kept exactly.
+        Of the latents on disk; auto: float16 for an autoencoder's, float32 (exact) for pixels.
     device
         auto, cpu, cuda or cuda:N.
     config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from causalfusion.config import DataConfig
 from causalfusion.data.source import Example, ImageSource, UnreadableImage
 
@@ -18,14 +20,15 @@ def open_source(config: DataConfig) -> ImageSource:
         from causalfusion.data.shapes import Shapes
 
         return Shapes()
+    path = os.path.expanduser(config.path)
     if config.source == "folder":
         from causalfusion.data.folder import ImageFolder
 
-        return ImageFolder(config.path)
+        return ImageFolder(path)
     if config.source == "webdataset":
         from causalfusion.data.webdataset import WebDataset
 
-        return WebDataset(config.path)
+        return WebDataset(path)
     from causalfusion.data.npz import NpzImages
 
-    return NpzImages(config.path)
+    return NpzImages(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from causalfusion.data.source import Example, UnreadableImage, decode_image, hash_of
@@ -12,7 +13,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class ImageFolder:
-    """Labels are the subfolders in alphabetical order; a folder without subfolders has no labels."""
+    """Labels are the subfolders in alphabetical order, hidden ones left out; images may lie deeper in them. A
+    folder without subfolders has no labels."""
 
     def __init__(self, path: str) -> None:
         root = Path(path)
@@ -20,12 +22,21 @@ class ImageFolder:
             raise UserError(f"data.path {path} is not a folder; expected a folder of class folders of images")
         self.name = str(root)
         self._root = root
-        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
+        loose = sum(entry.is_file() and _is_image(entry.name) for entry in entries)
         self._files: list[tuple[str, int | None]] = []
         for label, class_name in enumerate(classes):
-            self._files += [(file, label) for file in _images_below(root, class_name)]
+            files = _images_below(root, class_name)
+            if not files:
+                raise UserError(
+                    f"the class folder {root / class_name} has no images in it; fill it or remove it"
+                )
+            self._files += [(file, label) for file in files]
         if not classes:
             self._files = [(file, None) for file in _images_below(root, ".")]
+        elif loose:
+            warnings.warn(f"{loose} images beside the class folders of {path} are left out", stacklevel=2)
         if not self._files:
             raise UserError(f"no images in {path}; expected files ending in {', '.join(SUFFIXES)}")
         self.class_names = classes
@@ -42,13 +53,23 @@ class ImageFolder:
         return Example(decode_image(content, file), label)
 
     def fingerprint(self) -> str:
-        sizes = ((file, (self._root / file).stat().st_size) for file, _ in self._files)
-        return hash_of(part for pair in sizes for part in pair)
+        return hash_of(part for file, _ in self._files for part in (file, _size(self._root / file)))
 
 
 def _images_below(root: Path, folder: str) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed ({error.strerror}); expected a readable folder")
+
     found = []
-    for base, _, files in os.walk(root / folder):
-        inside = Path(base).relative_to(root)
-        found += [str(inside / file) for file in files if file.lower().endswith(SUFFIXES)]
+    for base, _, files in os.walk(root / folder, onerror=refuse):
+        inside = os.path.relpath(base, root)
+        found += [os.path.normpath(os.path.join(inside, file)) for file in files if _is_image(file)]
     return sorted(found)
+
+
+def _is_image(file: str) -> bool:
+    return file.lower().endswith(SUFFIXES) and not file.startswith(".")
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else -1

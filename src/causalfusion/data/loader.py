@@ -9,25 +9,26 @@ Shape letters: B images, C, H, W channels and pixels.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from causalfusion.config import DataConfig
-from causalfusion.data.source import ImageSource, UnreadableImage
-from causalfusion.data.transforms import center_crop, flip_decision
+from causalfusion.data.reader import MAX_UNREADABLE, MIN_READ, Health, Reader, Reads, warn_of
+from causalfusion.data.source import ImageSource
+from causalfusion.data.transforms import flip_decision
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_seed
 
+__all__ = ["MAX_UNREADABLE", "MIN_READ", "Batch", "Loader", "load_indices", "split_holdout", "stream"]
+
 HOLDOUT_SEED = 20_241_216
-MIN_READ = 100
-MAX_UNREADABLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,17 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(derive_seed(seed, "epoch", epoch))).permutation(length)
 
 
-def stream(places: np.ndarray, indices: np.ndarray, *, seed: int, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+def stream(
+    places: np.ndarray, indices: np.ndarray, *, seed: int, flip: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """The images at these places of the stream over `indices`: (source indices, whether mirrored)."""
     images, mirrored = np.empty(len(places), np.int64), np.zeros(len(places), bool)
-    for row, place in enumerate(places.tolist()):
-        epoch, within = divmod(place, len(indices))
-        images[row] = indices[_permutation(seed, epoch, len(indices))[within]]
-        mirrored[row] = flip and flip_decision(seed, epoch, int(images[row]))
+    epochs, within = np.divmod(places, len(indices))
+    for epoch in np.unique(epochs).tolist():
+        rows = epochs == epoch
+        images[rows] = indices[_permutation(seed, epoch, len(indices))[within[rows]]]
+        if flip:
+            mirrored[rows] = [flip_decision(seed, epoch, index) for index in images[rows].tolist()]
     return images, mirrored
 
 
@@ -67,73 +72,6 @@ def split_holdout(num_images: int, holdout: float) -> tuple[np.ndarray, np.ndarr
     count = min(max(round(num_images * holdout), 1), num_images - 1)
     shuffled = np.random.Generator(np.random.Philox(HOLDOUT_SEED)).permutation(num_images)
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
-
-
-@dataclass(frozen=True)
-class _Read:
-    pixels: np.ndarray
-    label: int
-    caption: str | None
-    index: int
-    failures: tuple[tuple[int, str], ...]
-
-
-class _Reader(Dataset):
-    """Reads batches: lists of (source index, mirrored)."""
-
-    def __init__(self, source: ImageSource, image_size: int, allowed: np.ndarray | None) -> None:
-        self.source, self.image_size, self.allowed = source, image_size, allowed
-
-    def __getitem__(self, requests: Sequence[tuple[int, bool]]) -> list[_Read] | UserError:  # pyright: ignore[reportIncompatibleMethodOverride]
-        try:
-            return self.read(requests)
-        except UserError as error:  # a worker would wrap what it raises in a traceback: hand it over instead
-            return error
-
-    def read(self, requests: Sequence[tuple[int, bool]]) -> list[_Read]:
-        return [self._read(index, mirrored) for index, mirrored in requests]
-
-    def _read(self, index: int, mirrored: bool) -> _Read:
-        """The image, or the next readable one behind it."""
-        failures = []
-        pool = self.allowed if self.allowed is not None else np.arange(len(self.source))
-        place = int(np.searchsorted(pool, index))
-        for attempt in range(len(pool)):
-            current = int(pool[(place + attempt) % len(pool)])
-            try:
-                example = self.source.read(current)
-            except UnreadableImage as error:
-                failures.append((current, str(error)))
-                if len(failures) >= MIN_READ:
-                    break
-                continue
-            pixels = center_crop(example.image, self.image_size) if self.image_size else example.image
-            pixels = pixels[:, ::-1] if mirrored else pixels
-            return _Read(pixels, example.label or 0, example.caption, current, tuple(failures))
-        raise UserError(f"none of {len(failures)} images in a row can be read, the first: {failures[0][1]}")
-
-
-class _Health:
-    """Counts what could not be read: each image is named once, too many of them stop the run."""
-
-    def __init__(self) -> None:
-        self.bad: dict[int, str] = {}
-        self.seen: set[int] = set()
-
-    def note(self, reads: Sequence[_Read]) -> None:
-        for read in reads:
-            self.seen.add(read.index)
-            for index, name in read.failures:
-                self.seen.add(index)
-                if index not in self.bad:
-                    self.bad[index] = name
-                    warnings.warn(f"skipped an image that cannot be read ({len(self.bad)} so far): {name}", stacklevel=2)
-        if len(self.seen) >= MIN_READ and len(self.bad) > MAX_UNREADABLE * len(self.seen):
-            first = "; ".join(list(self.bad.values())[:3])
-            raise UserError(
-                f"{len(self.bad)} of {len(self.seen)} images cannot be read, more than {MAX_UNREADABLE:.0%}: {first}; "
-                "remove or repair them"
-            )
 
 
 class Loader:
@@ -151,36 +89,40 @@ class Loader:
         indices: np.ndarray | None = None,
         flip: bool = False,
     ) -> None:
+        if batch_size % world_size:
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared by {world_size} processes; expected a multiple"
+            )
         self.indices = np.arange(len(source)) if indices is None else np.sort(indices)
         self.config, self.seed, self.flip = config, seed, flip
         self.batch_size, self.share, self.rank = batch_size, batch_size // world_size, rank
-        self.reader = _Reader(source, config.image_size, self.indices)
-        self.health = _Health()
+        self.reader = Reader(source, config.image_size, self.indices)
+        self.health = Health(len(self.indices))
 
     def iterate(self, images_seen: int) -> Iterator[Batch]:
         """Batches [n, n + batch_size) of the stream from n = images_seen on, without end."""
+        num_workers = self.config.num_workers
         loader = DataLoader(
             self.reader,
             sampler=_Requests(self, images_seen),
             batch_size=None,
-            num_workers=self.config.num_workers,
+            num_workers=num_workers,
             collate_fn=_unchanged,
-            prefetch_factor=4 if self.config.num_workers else None,
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # else it would draw from the global one
         )
-        first = images_seen + self.rank * self.share
+        places = self.places(images_seen)
         for reads in loader:
             if isinstance(reads, UserError):
                 raise reads
-            self.health.note(reads)
-            yield _collate(reads, np.arange(first, first + self.share))
-            first += self.batch_size
+            self.health.note(len(reads.indices), reads.failures)
+            yield _to_batch(reads, places)
+            places = places + self.batch_size
 
-    def requests(self, images_seen: int) -> list[tuple[int, bool]]:
-        first = images_seen + self.rank * self.share
-        images, mirrored = stream(
-            np.arange(first, first + self.share), self.indices, seed=self.seed, flip=self.flip
-        )
-        return list(zip(images.tolist(), mirrored.tolist(), strict=True))
+    def places(self, images_seen: int) -> np.ndarray:
+        """This process's places of the stream in the batch that begins at `images_seen`."""
+        return images_seen + self.rank * self.share + np.arange(self.share)
 
 
 class _Requests:
@@ -189,38 +131,42 @@ class _Requests:
     def __init__(self, loader: Loader, images_seen: int) -> None:
         self.loader, self.images_seen = loader, images_seen
 
-    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
-        images_seen = self.images_seen
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        loader, places = self.loader, self.loader.places(self.images_seen)
         while True:
-            yield self.loader.requests(images_seen)
-            images_seen += self.loader.batch_size
+            yield stream(places, loader.indices, seed=loader.seed, flip=loader.flip)
+            places = places + loader.batch_size
 
 
 def load_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -> Batch:
-    """Exactly these images, not mirrored; unreadable ones are replaced by the next readable."""
-    reader = _Reader(source, config.image_size, None)
-    reads = reader.read([(int(index), False) for index in indices])
-    return _collate(reads, np.asarray(indices))
+    """Exactly these images, not mirrored; unreadable ones are named in a warning and replaced by readable ones
+    (`image_indices` tells)."""
+    indices = np.asarray(indices, np.int64)
+    reads = Reader(source, config.image_size, np.arange(len(source))).read(
+        indices, np.zeros(len(indices), bool)
+    )
+    for _, name in reads.failures:
+        warn_of(name)
+    return _to_batch(reads, indices)
 
 
 def _unchanged(item: object) -> object:
     return item
 
 
-def _collate(reads: Sequence[_Read], places: np.ndarray) -> Batch:
-    shape = reads[0].pixels.shape
-    for read in reads:
-        if read.pixels.shape != shape:
-            raise UserError(
-                f"image {read.index} is {read.pixels.shape[1]}x{read.pixels.shape[0]} with {read.pixels.shape[2]} "
-                f"channels, image {reads[0].index} {shape[1]}x{shape[0]} with {shape[2]}; expected one size: "
-                "give --data.image-size"
-            )
-    pixels = torch.from_numpy(np.stack([read.pixels for read in reads])).permute(0, 3, 1, 2)
+def _start_worker(worker: int) -> None:
+    """What a worker inherits or meets by default is not for it: an interrupt goes to every process of the
+    terminal, and it is the main one that finishes its step; being told to end must end it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _to_batch(reads: Reads, places: np.ndarray) -> Batch:
+    pixels = torch.from_numpy(reads.pixels).permute(0, 3, 1, 2)
     return Batch(
-        images=pixels.float().div_(127.5).sub_(1).contiguous(),
-        labels=torch.tensor([read.label for read in reads], dtype=torch.int64),
-        captions=[read.caption for read in reads],
+        images=pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1),
+        labels=torch.from_numpy(reads.labels),
+        captions=reads.captions,
         sample_indices=torch.from_numpy(places.astype(np.int64)),
-        image_indices=torch.tensor([read.index for read in reads], dtype=torch.int64),
+        image_indices=torch.from_numpy(reads.indices),
     )

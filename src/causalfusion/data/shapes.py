@@ -107,8 +107,9 @@ class Shapes:
         canvas[:] = BACKGROUND
         figure = self.figure(index)
         draw_figure(canvas, figure)
-        label = self.class_names.index(f"{figure.color} {figure.shape}")
-        return Example(np.round(canvas).astype(np.uint8), label, f"a {figure.color} {figure.shape}")
+        article = "an" if figure.color[0] in "aeiou" else "a"
+        caption = f"{article} {figure.color} {figure.shape}"
+        return Example(np.round(canvas).astype(np.uint8), index % len(self.class_names), caption)
 
     def fingerprint(self) -> str:
         return hash_of([self.name, self._length, SIDE, SHAPES, sorted(COLORS.items())])

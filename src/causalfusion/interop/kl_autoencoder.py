@@ -23,7 +23,7 @@ _TRAINING_ONLY = "loss."
 def convert_kl_autoencoder(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Diffusers' state dict and the arguments of its `AutoencoderKL`.
 
-    Strict: a weight that is missing, that has no place, or whose channels contradict the rest is a `UserError`.
+    Strict: a weight that is missing, or that has no place, is a `UserError` that names it.
     """
     weights = {name: value for name, value in state_dict.items() if not name.startswith(_TRAINING_ONLY)}
     settings = _settings(weights)

@@ -101,7 +101,7 @@ class _Run:
     def _after(self, batch: TokenBatch, result: StepResult) -> None:
         train, step = self.config.train, self.trainer.progress.train_step
         flops = train_step_flops(self.config.model, result.split, len(batch.labels), self._copies())
-        self.clock.add(train.batch_size, flops * self.world.size)
+        self.clock.add(train.batch_size, flops.needed * self.world.size)
         done = self.trainer.progress.images_seen >= train.images
         if result.skipped:
             self._say(f"step {step} skipped: loss {result.loss}, gradient norm {result.grad_norm}")

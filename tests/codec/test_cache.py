@@ -1,0 +1,322 @@
+"""Latents from a cache are those of the images; an interrupted or damaged cache is never taken as whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from causalfusion.codec.autoencoder import open_autoencoder
+from causalfusion.codec.cache import LatentCache, check_cache, open_cache
+from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.codec.encode import encode_to_cache, write_cache
+from causalfusion.config import CodecConfig, DataConfig, RunConfig, TrainConfig
+from causalfusion.data.loader import load_indices
+from causalfusion.data.source import Example, UnreadableImage, hash_of
+from causalfusion.errors import UserError
+from causalfusion.train.distributed import World
+from causalfusion.train.feed import open_training_data
+
+PIXELS = RunConfig(data=DataConfig(flip=True), codec=CodecConfig(patch_size=2))
+
+
+class Grey:
+    """Eleven random 8x8 images with captions; `broken` ones cannot be read."""
+
+    name = "grey"
+
+    def __init__(self, broken: tuple[int, ...] = (), length: int = 11, content: str = "a") -> None:
+        self.class_names = ["even", "odd"]
+        self.broken, self.length, self.content = broken, length, content
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> Example:
+        if index in self.broken:
+            raise UnreadableImage(f"image {index}", "it is broken")
+        self.reads += 1
+        image = np.random.Generator(np.random.Philox(key=[index, 7])).integers(
+            0, 256, (8, 8, 3), dtype=np.uint8
+        )
+        return Example(image, index % 2, f"number {index} – ä")
+
+    def fingerprint(self) -> str:
+        return hash_of([self.name, self.content, self.length])
+
+
+def _tiny_autoencoder(folder: Path, seed: int) -> Path:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    torch.manual_seed(seed)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=2, **kinds).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(_tiny_autoencoder(tmp_path_factory.mktemp("vae"), 0))
+
+
+def _drawn(path: str, latents: str = "sample", flip: bool = True) -> RunConfig:
+    codec = CodecConfig(kind="autoencoder", path=path, latents=latents, patch_size=1)  # pyright: ignore[reportArgumentType]
+    return RunConfig(data=DataConfig(flip=flip), codec=codec)
+
+
+def _pixel_codec() -> Codec:
+    return open_codec(PIXELS.codec, image_shape=(3, 8, 8))
+
+
+def _write(folder: Path, source: Grey, *, shard_size: int = 4, config: RunConfig = PIXELS) -> LatentCache:
+    codec = open_codec(config.codec, image_shape=(3, 8, 8))
+    return write_cache(folder, source, codec, config, dtype="float32", batch_size=3, shard_size=shard_size)
+
+
+def _images(source: Grey, indices: np.ndarray) -> torch.Tensor:
+    return load_indices(source, indices, DataConfig()).images
+
+
+def test_pixels_come_back_exactly(tmp_path: Path) -> None:
+    source = Grey()
+    cache = _write(tmp_path, source)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "00000.npy", "00001.npy", "00002.npy", "captions.jsonl", "labels.npy", "manifest.json",
+    ]  # fmt: skip
+    indices, flips = np.array([10, 0, 3, 4, 3, 7]), np.array([True, False, True, False, False, True])
+    images = _images(source, indices)
+    mirrored = torch.where(torch.from_numpy(flips)[:, None, None, None], images.flip(-1), images)
+    assert torch.equal(cache.read(indices, flips, None), mirrored)
+    assert torch.equal(cache.read(indices, None, torch.ones(6, 3, 8, 8)), images)  # pixels have no deviation
+    assert cache.labels.tolist() == [i % 2 for i in range(11)] and cache.labels.dtype == np.int64
+    assert cache.captions() == [f"number {i} – ä" for i in range(11)]
+    assert (len(cache), cache.class_names) == (11, ["even", "odd"])
+    everything = _images(source, np.arange(11)).double()
+    assert cache.mean == pytest.approx(float(everything.mean()), rel=1e-12)
+    assert cache.std == pytest.approx(float(everything.std(correction=0)), rel=1e-12)
+    with pytest.raises(IndexError):
+        cache.read(np.array([11]), None, None)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 1e-3)])
+def test_drawn_latents(tmp_path: Path, autoencoder: str, dtype: str, tolerance: float) -> None:
+    config, source = _drawn(autoencoder), Grey()
+    codec = open_codec(config.codec, image_shape=(3, 8, 8))
+    cache = write_cache(tmp_path, source, codec, config, dtype=dtype, batch_size=4, shard_size=5)  # pyright: ignore[reportArgumentType]
+    indices, flips = np.array([9, 2, 5]), np.array([False, True, True])
+    images = _images(source, indices)
+    images[1:] = images[1:].flip(-1)
+    noise = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    for given in (noise, None):
+        found, expected = cache.read(indices, flips, given), codec.encode_raw(images, given)
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    assert found.dtype == torch.float32
+    modes = codec.encode_raw(_images(source, np.arange(11)), None).double()
+    assert cache.std == pytest.approx(float(modes.std(correction=0)), rel=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "autoencoder"])
+def test_training_batches_are_those_of_the_images(tmp_path: Path, autoencoder: str, kind: str) -> None:
+    data = DataConfig(source="digits" if kind == "pixels" else "shapes", flip=True, holdout=0.1)
+    codec = CodecConfig(patch_size=2) if kind == "pixels" else _drawn(autoencoder).codec
+    config = RunConfig(data=data, codec=codec, train=TrainConfig(batch_size=8, evaluate_images=8))
+    if kind == "autoencoder":  # 24 of the 50,000 shapes are enough
+        images = load_indices(_shapes(), np.arange(24), DataConfig())
+        labels = images.labels.numpy()
+        np.savez(
+            tmp_path / "few.npz",
+            images=((images.images + 1) * 127.5).round().byte().permute(0, 2, 3, 1),
+            labels=labels,
+        )
+        config = replace(config, data=replace(data, source="npz", path=str(tmp_path / "few.npz")))
+    out = tmp_path / "cache"
+    encode_to_cache(config, out, batch_size=8, dtype="float32", device="cpu")
+    world = World(torch.device("cpu"), 0, 1)
+    cached = replace(config, data=replace(config.data, cache=str(out)))
+    a, b = (open_training_data(c, world) for c in (config, cached))
+    assert a.class_names == b.class_names and a.config.model == b.config.model
+    assert a.config.codec == b.config.codec
+    seen = 16 if kind == "autoencoder" else 3200
+    for x, y, _ in zip(a.batches(seen), b.batches(seen), range(4), strict=False):
+        assert torch.equal(x.labels, y.labels) and torch.equal(x.sample_indices, y.sample_indices)
+        if kind == "pixels":
+            assert torch.equal(x.tokens, y.tokens)
+        else:  # encoded in other batches: equal to rounding
+            torch.testing.assert_close(x.tokens, y.tokens, atol=1e-5, rtol=1e-5)
+    for (x, labels), (y, others) in zip(a.evaluation_batches(5), b.evaluation_batches(5), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+        assert torch.equal(labels, others)
+
+
+def _shapes():
+    from causalfusion.data.shapes import Shapes
+
+    return Shapes()
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _interrupt(folder: Path, after: int, source: Grey) -> None:
+    def progress(done: int) -> None:
+        if done >= after:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        write_cache(
+            folder,
+            source,
+            _pixel_codec(),
+            PIXELS,
+            dtype="float32",
+            batch_size=3,
+            shard_size=4,
+            progress=progress,
+        )
+
+
+def test_interrupted_run_goes_on(tmp_path: Path) -> None:
+    whole = _write(tmp_path / "whole", Grey())
+    _interrupt(tmp_path / "cut", 6, Grey())
+    with pytest.raises(UserError, match="not finished"):
+        open_cache(str(tmp_path / "cut"))
+    source = Grey()
+    cache = _write(tmp_path / "cut", source)
+    assert source.reads == 11 - 4  # the first shard was kept, the half-written second one was not
+    assert cache.manifest == whole.manifest
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "cut" / file.name).read_bytes()
+    source = Grey()
+    _write(tmp_path / "cut", source)
+    assert source.reads == 0
+
+
+def test_shards_that_do_not_fit_are_made_again(tmp_path: Path) -> None:
+    _interrupt(tmp_path, 8, Grey(content="another data set"))
+    shard = tmp_path / "00000.npy"
+    source = Grey()
+    _write(tmp_path, source)
+    assert source.reads == 11
+
+    again = tmp_path / "again"
+    _interrupt(again, 8, Grey())
+    shard = again / "00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    source = Grey()
+    cache = _write(again, source)
+    assert source.reads == 11
+    assert torch.equal(cache.read(np.arange(11), None, None), _images(source, np.arange(11)))
+
+
+def test_whole_cache_of_another_content_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, Grey())
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"data\.path.*another folder"):
+        _write(tmp_path, Grey(content="b"))
+    with pytest.raises(UserError, match=r"data\.flip = True, the run has False"):
+        _write(tmp_path, Grey(), config=replace(PIXELS, data=DataConfig()))
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_unreadable_images(tmp_path: Path) -> None:
+    source = Grey(broken=(2, 5))
+    cache = _write(tmp_path / "few", source)
+    assert cache.manifest["replaced_images"] == 2
+    assert cache.labels[2] == 1  # of image 3, which stands in
+    assert torch.equal(cache.read(np.array([2]), None, None), cache.read(np.array([3]), None, None))
+    with pytest.raises(UserError, match=r"images cannot be read, more than 1%"):
+        _write(tmp_path / "many", Grey(broken=tuple(range(0, 200, 10)), length=200))
+
+
+def test_values_beyond_float16(tmp_path: Path) -> None:
+    class Huge(Codec):
+        def moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return images * 1e6, None
+
+    codec = Huge(_pixel_codec().config)
+    with pytest.raises(UserError, match="not finite numbers in float16; give --dtype float32"):
+        write_cache(tmp_path, Grey(), codec, PIXELS, dtype="float16")
+
+
+def test_damaged_caches(tmp_path: Path) -> None:
+    def message() -> str:
+        with pytest.raises(UserError) as caught:
+            open_cache(str(tmp_path))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "is not a cache" in message()
+    _write(tmp_path, Grey())
+    files = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    manifest = json.loads(files[tmp_path / "manifest.json"])
+
+    shard, labels, text = (tmp_path / name for name in ("00001.npy", "labels.npy", "manifest.json"))
+    shard.write_bytes(files[shard][:-100])
+    assert "00001.npy has" in message()
+    shard.unlink()
+    assert "00001.npy is missing" in message()
+    shard.write_bytes(b"x" * len(files[shard]))
+    assert "damaged" in message()
+    shard.write_bytes(files[shard])
+    labels.write_bytes(b"")
+    assert "labels.npy has 0 bytes" in message()
+    labels.write_bytes(files[labels])
+    text.write_text(json.dumps(manifest | {"format": "causalfusion-latents-0"}))
+    assert "'causalfusion-latents-0'; expected 'causalfusion-latents-1'" in message()
+    text.write_text(json.dumps({"format": manifest["format"]}))
+    assert "damaged" in message()
+    text.write_text("{")
+    assert "not valid JSON" in message()
+    text.write_bytes(files[text])
+    assert len(open_cache(str(tmp_path))) == 11
+
+
+def test_only_a_cache_that_fits_is_used(tmp_path: Path, autoencoder: str) -> None:
+    def message(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> str:
+        with pytest.raises(UserError) as caught:
+            check_cache(cache, codec, data)
+        return str(caught.value)
+
+    pixels = _write(tmp_path / "pixels", Grey())
+    check_cache(pixels, PIXELS.codec, DataConfig(flip=True))
+    check_cache(
+        pixels, replace(PIXELS.codec, patch_size=4), DataConfig(image_size=8)
+    )  # also without the mirror images
+    assert "codec.kind = pixels, the run has autoencoder" in message(
+        pixels, _drawn(autoencoder).codec, DataConfig()
+    )
+    assert "data.image_size = 8, the run has 16" in message(pixels, PIXELS.codec, DataConfig(image_size=16))
+    assert "codec.image_width = 8, the run has 4" in message(
+        pixels, replace(PIXELS.codec, image_width=4), DataConfig()
+    )
+    np.savez(tmp_path / "other.npz", images=np.zeros((3, 8, 8, 3), np.uint8))
+    other = DataConfig(source="npz", path=str(tmp_path / "other.npz"))
+    assert "data.path (hash of the data)" in message(pixels, PIXELS.codec, other)
+
+    config = _drawn(autoencoder, "mode", flip=False)
+    modes = _write(tmp_path / "modes", Grey(), config=config)
+    check_cache(modes, config.codec, DataConfig())
+    assert "codec.latents = mode, the run has sample" in message(
+        modes, _drawn(autoencoder).codec, DataConfig()
+    )
+    assert "data.flip = False, the run has True" in message(modes, config.codec, DataConfig(flip=True))
+    with pytest.raises(UserError, match="no mirrored images"):
+        modes.read(np.array([0]), np.array([True]), None)
+    another = str(_tiny_autoencoder(tmp_path / "vae", 1))
+    assert "codec.path (hash of the weights)" in message(
+        modes, replace(config.codec, path=another), DataConfig()
+    )
+    moments = _write(tmp_path / "moments", Grey(), config=_drawn(autoencoder))
+    check_cache(moments, config.codec, DataConfig())  # the mode is the mean
+    assert open_autoencoder(autoencoder)[1] == 2
+    assert moments.codec_config(CodecConfig(patch_size=4)) == CodecConfig(
+        patch_size=4, image_height=8, image_width=8, image_channels=3
+    )
