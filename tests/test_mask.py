@@ -20,7 +20,9 @@ def sequence_of(sizes, copies=1, num_class_tokens=3, batch_size=2):
     tokens = torch.zeros(batch_size, total, 1)
     timesteps = torch.zeros(batch_size, 1, dtype=torch.int64)
     noised = tokens.repeat(1, copies, 1)
-    return pack_training(torch.zeros(batch_size, dtype=torch.int64), num_class_tokens, tokens, noised, plan, timesteps)
+    return pack_training(
+        torch.zeros(batch_size, dtype=torch.int64), num_class_tokens, tokens, noised, plan, timesteps
+    )
 
 
 def oracle(sizes, num_class_tokens):

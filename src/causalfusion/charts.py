@@ -31,7 +31,8 @@ def save_loss_curve(log_path: Path, out: Path) -> None:
         axes.plot(seen, _smoothed(loss), color=_LINE, linewidth=2, label="training, smoothed")
         if held_out:
             axes.plot(*zip(*held_out, strict=True), "o-", color=_POINT, markersize=4, label="held-out images")
-        axes.set_yscale("log")
+        _log_scale(axes)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_title("The loss over the run")
         axes.set_xlabel("images seen in training")
         axes.set_ylabel("mean squared error (log scale)")
@@ -59,11 +60,20 @@ def _bars(axes: Axes, names: list[str], values: list[float]) -> None:
     """One bar per name; a bucket without tokens (nan) stays empty. Logarithmic where values differ much."""
     known = [v for v in values if np.isfinite(v) and v > 0]
     if known and max(known) > 30 * min(known):
-        axes.set_yscale("log")
+        _log_scale(axes)
         axes.set_title("log scale", loc="right", fontsize=8)
     bars = axes.bar(names, np.nan_to_num(values), color=_LINE, width=0.72)
     axes.bar_label(bars, [f"{v:.2g}" if np.isfinite(v) else "–" for v in values], fontsize=8, padding=2)
     axes.margins(y=0.12)
+
+
+def _log_scale(axes: Axes) -> None:
+    """With plain numbers at its marks, as losses span few decades."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

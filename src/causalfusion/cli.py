@@ -35,7 +35,8 @@ def run(tokens: Sequence[str]) -> int:
         names = config_names(tokens)
         if names:
             source = ", ".join(names)
-            app.config = (Dict(load_layers(names), use_commands_as_keys=False, source=source),)
+            # Under the command's name: beside it, the tables [train] and [sample] would pass for commands.
+            app.config = (Dict({tokens[0]: load_layers(names)}, source=source),)
         result = app(list(tokens), exit_on_error=False, print_error=False)
         return result if isinstance(result, int) else 0
     except (CycloptsError, UserError) as error:

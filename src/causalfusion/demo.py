@@ -37,7 +37,10 @@ EDITS = {"center": "centre", "top": "top half", "bottom": "bottom half", "outsid
 """Regions, and what the pictures call them."""
 CLASSES = 10
 MIN_JUDGE_ACCURACY, MIN_SAMPLE_ACCURACY = 0.97, 0.90
+EDIT_GUIDANCE_SCALE = 3.0
+"""More than for samples: what is kept pulls towards the old class."""
 _EDITS_SEED, _PROCESS_SEED = 1, 2
+_EDITS_SHOWN = [0, 1, 3, 4, 7, 8]
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,9 @@ def _draw_samples(
         images = pipeline.generate(labels.tolist(), replace(sample, num_ar_steps=steps), seed=steps).cpu()
         accuracy[steps] = judge.accuracy(images, labels)
         everything.append(images)
-        meaning = {1: "one AR step: plain diffusion"}.get(steps, f"{steps} AR steps")
+        heading = "S = 1 AR step: plain diffusion" if steps == 1 else f"S = {steps} AR steps"
         shown = with_border(images[: 5 * CLASSES])
-        blocks.append(
-            to_image_grid(shown, CLASSES, scale=5, column_labels=names, title=f"S = {steps}, {meaning}")
-        )
+        blocks.append(to_image_grid(shown, CLASSES, scale=5, column_labels=names, title=heading))
     seconds = time.monotonic() - begin
     framed(below([beside(blocks[:2]), beside(blocks[2:])])).save(out / "samples.png")
     images = torch.cat(everything)
@@ -154,18 +155,29 @@ def _draw_edits(
 ) -> dict[str, Any]:
     """edits.png: held-out digits, each edited in every region under another new class."""
     originals, labels = digits.examples(per_class)
-    rows = [0, 1, 3, 4, 7, 8]
+    config = replace(sample, num_ar_steps=2, guidance_scale=EDIT_GUIDANCE_SCALE)
+    taken = torch.nn.functional.one_hot(labels, CLASSES).bool()
     edits, accuracy = [], {}
-    for k, (region, name) in enumerate(EDITS.items()):
+    for region, name in EDITS.items():
         mask = region_mask(region, *originals.shape[2:])
-        new = (labels + 2 * k + 1) % CLASSES
-        config = replace(sample, num_ar_steps=2)
+        new = best_fitting_classes(originals, mask, digits, taken)
+        taken |= torch.nn.functional.one_hot(new, CLASSES).bool()
         edited = pipeline.edit(originals, mask, new.tolist(), config, seed=_EDITS_SEED).cpu()
-        accuracy[region] = judge.accuracy(edited, new)
-        edits.append(Edit(name, mask, edited[rows], [str(int(c)) for c in new[rows]]))
-    picture = edit_sheet(originals[rows], [str(int(c)) for c in labels[rows]], edits, scale=9)
-    picture.save(out / "edits.png")
+        accuracy[name] = judge.accuracy(edited, new)
+        shown = with_border(edited[_EDITS_SHOWN])
+        edits.append(Edit(name, with_border(mask, False), shown, _names(new[_EDITS_SHOWN])))
+    shown = with_border(originals[_EDITS_SHOWN])
+    edit_sheet(shown, _names(labels[_EDITS_SHOWN]), edits, scale=8).save(out / "edits.png")
     return {"edit_accuracy": accuracy, "edits": len(originals) * len(EDITS)}
+
+
+def best_fitting_classes(images: Tensor, mask: Tensor, digits: Digits, excluded: Tensor) -> Tensor:
+    """(B,) for each image the class, none of its `excluded` (B, classes) ones, that has the training digit
+    most like it where `mask` (H, W) is False."""
+    kept = (~mask).flatten()
+    distance = torch.cdist(images.flatten(1)[:, kept], digits.train_images.flatten(1)[:, kept])
+    by_class = [distance[:, digits.train_labels == c].min(1).values for c in range(CLASSES)]
+    return torch.stack(by_class, dim=1).masked_fill(excluded, torch.inf).argmin(1)
 
 
 def _draw_process(pipeline: Pipeline, sample: SampleConfig, out: Path) -> None:
@@ -180,9 +192,13 @@ def _draw_process(pipeline: Pipeline, sample: SampleConfig, out: Path) -> None:
     )
 
 
-def with_border(images: Tensor) -> Tensor:
+def with_border(images: Tensor, value: float = -1.0) -> Tensor:
     """A black pixel around each digit, which would touch the edge of its picture."""
-    return torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
+    return torch.nn.functional.pad(images, (1, 1, 1, 1), value=value)
+
+
+def _names(labels: Tensor) -> list[str]:
+    return [str(label) for label in labels.tolist()]
 
 
 # --- the verdict ----------------------------------------------------------------------------------------

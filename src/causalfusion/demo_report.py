@@ -40,12 +40,13 @@ PROCESS = (
     "starts four more, which see the finished ones but cannot change them. Grey tokens do not exist yet.",
 )
 EDITS = (
-    "The model was never trained to edit. As it can continue from any set of finished tokens, it is "
-    "enough to keep some tokens of a real image and to have the others (grey, within the orange line) "
-    "generated anew under another class. Each row starts from a real digit that the model has not seen in "
-    "training.",
-    "What is kept is kept exactly, and sometimes contradicts the new class: nothing that fits the top "
-    "half of a 0 is a 4. The less is kept, the more often the result reads as the new class:",
+    "The model was never trained to edit. As it can continue from any set of finished tokens, it is enough "
+    "to keep some tokens of a real image, and to have the others (grey, within the orange line) generated "
+    "anew under another class. Each row starts from a real digit that the model has not seen in training. "
+    "The new classes of a row are all different; each was chosen, before anything was generated, as the one "
+    "with the training digit most like the kept pixels.",
+    "What is kept is kept exactly, so that it may contradict the new class. How often the result reads as "
+    "the new class all the same:",
 )
 LOSS = (
     "The mean squared error of what the model predicts. The curve is jagged since each train step draws "

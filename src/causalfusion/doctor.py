@@ -145,7 +145,9 @@ def _parameters(config: ModelConfig, count: int) -> str:
 
 
 def _null_class(model: Transformer) -> tuple[str, bool]:
-    table = next(p for name, p in model.named_parameters() if name.startswith("class_embedding") and "weight" in name)
+    table = next(
+        p for name, p in model.named_parameters() if name.startswith("class_embedding") and "weight" in name
+    )
     null, rows = model.config.null_label, table.shape[0]
     return f"label {null}, the last of {rows} rows", null == rows - 1
 
@@ -163,7 +165,10 @@ def _round_trip(codec: Codec) -> tuple[str, bool | None]:
         error = float((codec.decode_tokens(tokens) - image).abs().max())
     if config.kind == "pixels":
         return f"largest pixel error {error:.1e}", error <= 1e-5
-    return f"largest pixel error {error:.2f} of 2 on a smooth ramp, latent std {float(tokens.std()):.2f}", None
+    return (
+        f"largest pixel error {error:.2f} of 2 on a smooth ramp, latent std {float(tokens.std()):.2f}",
+        None,
+    )
 
 
 def _trainable(model: Transformer) -> Transformer:

@@ -20,7 +20,9 @@ SIZES = ("tiny", "S", "B", "L", "XL", "H", "H48")
 
 def recipe_names() -> list[str]:
     folder = resources.files("causalfusion") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_layer(name: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from causalfusion.errors import UserError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """glibc's numbers for `mallopt` (malloc.h)."""
 
-GEMM_SHAPES = ((2048, 2048, 2048), (4096, 4096, 1024), (4096, 1536, 384), (4096, 384, 1536), (4096, 1152, 384))
-"""(rows, columns, inner size) of the products that `measure_gemm_rate` tries: square, and a model's."""
+GEMM_SHAPES = ((2048, 2048, 2048), (4096, 1536, 384), (4096, 384, 1536), (4096, 1152, 384))
+"""(rows, columns, inner size) of the products tried on a CPU: square, and those of a model of width 384."""
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -28,16 +28,10 @@ def select_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise UserError(f"device is {name!r}; expected auto, cpu, cuda or cuda:0, cuda:1, ...") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device is {name!r}; this machine has {torch.cuda.device_count()} of them: use cpu or auto")
+        raise UserError(
+            f"device is {name!r}; this machine has {torch.cuda.device_count()} of them: use cpu or auto"
+        )
     return device
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which the model computes: bfloat16 products over float32 weights, or plain float32.
-
-    Weights are cast once per context, so that a whole generation belongs into one.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def tune_allocator() -> bool:
@@ -53,10 +47,10 @@ def tune_allocator() -> bool:
     return all(libc.mallopt(name, value) == 1 for name, value in settings)
 
 
-def measure_gemm_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
+def measure_gemm_rate(dtype: torch.dtype, device: torch.device, repeats: int = 2) -> float:
     """FLOP/s of the fastest of several large matrix products: what "the machine's arithmetic" means here."""
     best = 0.0
-    for rows, columns, inner in GEMM_SHAPES:
+    for rows, columns, inner in GEMM_SHAPES if device.type == "cpu" else ((8192, 8192, 8192),):
         a, b = (torch.randn(n, inner, device=device).to(dtype) for n in (rows, columns))
         for _ in range(repeats + 1):
             _synchronize(device)

@@ -63,7 +63,9 @@ def save_model(
 def load_spec(folder: Path) -> ModelSpec:
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not a model: no config.json there; give a folder made by train or convert")
+        raise UserError(
+            f"{folder} is not a model: no config.json there; give a folder made by train or convert"
+        )
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
@@ -92,7 +94,9 @@ def load_strictly(model: Transformer, weights: dict[str, Tensor], where: str) ->
     ):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise UserError(f"{where} {word} weight {keys[0]}{more}; the weights do not fit the model's config")
+            raise UserError(
+                f"{where} {word} weight {keys[0]}{more}; the weights do not fit the model's config"
+            )
     for key, value in weights.items():
         if value.shape != expected[key].shape:
             raise UserError(

@@ -118,7 +118,5 @@ def pack_training(
     segments = [class_segment(class_labels, num_class_tokens)]
     if plan.num_context_tokens:
         clean_step = plan.ar_step[:, context] * copies
-        segments.append(
-            image_segment("clean", clean_tokens[:, context], clean_step, plan.order[:, context])
-        )
+        segments.append(image_segment("clean", clean_tokens[:, context], clean_step, plan.order[:, context]))
     return PackedSequence((*segments, noised))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,10 +55,12 @@ def _tiny_autoencoder(folder: Path, seed: int) -> Path:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     torch.manual_seed(seed)
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=2, **kinds).save_pretrained(
-        folder
-    )
+    kinds: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 8),
+    }
+    AutoencoderKL(norm_num_groups=4, latent_channels=2, **kinds).save_pretrained(folder)
     return folder
 
 
@@ -138,7 +141,7 @@ def test_training_batches_are_those_of_the_images(tmp_path: Path, autoencoder: s
         config = replace(config, data=replace(data, source="npz", path=str(tmp_path / "few.npz")))
     out = tmp_path / "cache"
     encode_to_cache(config, out, batch_size=8, dtype="float32", device="cpu")
-    world = World(torch.device("cpu"), 0, 1)
+    world = World(rank=0, size=1, device=torch.device("cpu"))
     cached = replace(config, data=replace(config.data, cache=str(out)))
     a, b = (open_training_data(c, world) for c in (config, cached))
     assert a.class_names == b.class_names and a.config.model == b.config.model
@@ -227,13 +230,18 @@ def test_whole_cache_of_another_content_is_refused(tmp_path: Path) -> None:
 
 
 def test_unreadable_images(tmp_path: Path) -> None:
-    source = Grey(broken=(2, 5))
-    cache = _write(tmp_path / "few", source)
-    assert cache.manifest["replaced_images"] == 2
-    assert cache.labels[2] == 1  # of image 3, which stands in
-    assert torch.equal(cache.read(np.array([2]), None, None), cache.read(np.array([3]), None, None))
-    with pytest.raises(UserError, match=r"images cannot be read, more than 1%"):
-        _write(tmp_path / "many", Grey(broken=tuple(range(0, 200, 10)), length=200))
+    source = Grey(broken=(17,), length=101)
+    with pytest.warns(UserWarning, match="image 17: it is broken"):
+        cache = _write(tmp_path / "few", source, shard_size=50)
+        (used,) = load_indices(source, np.array([17]), DataConfig()).image_indices.tolist()
+    assert cache.manifest["replaced_images"] == 1
+    assert cache.labels[17] == used % 2  # the label goes with the image that stands in
+    assert torch.equal(cache.read(np.array([17]), None, None), _images(source, np.array([used])))
+    with (
+        pytest.warns(UserWarning, match="image 0"),
+        pytest.raises(UserError, match="of 101 images cannot be read, more than 1%"),
+    ):
+        _write(tmp_path / "many", Grey(broken=(0, 60), length=101), shard_size=50)
 
 
 def test_values_beyond_float16(tmp_path: Path) -> None:

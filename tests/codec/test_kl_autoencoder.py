@@ -199,4 +199,5 @@ def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError("no connection\nand a long story")
 
     monkeypatch.setattr(AutoencoderKL, "load_config", unreachable)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     assert "owner/name is neither a folder nor a file here" in message("owner/name")

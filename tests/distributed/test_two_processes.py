@@ -29,7 +29,9 @@ def launch(processes: int, *arguments: str) -> None:
             "-m", "causalfusion.cli",
         ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -49,7 +51,9 @@ def test_training_is_the_same(runs):
         # A gradient that is zero but for rounding moves this bias by ±lr under AdamW (LESSONS).
         for key in (k for k in a if not k.endswith("k_norm.bias")):
             assert torch.allclose(a[key], b[key], atol=5e-5), f"{key}: {(a[key] - b[key]).abs().max()}"
-    losses = [[r["loss"] for r in read_log(runs / n / "log.jsonl") if r["kind"] == "train"] for n in ("1", "2")]
+    losses = [
+        [r["loss"] for r in read_log(runs / n / "log.jsonl") if r["kind"] == "train"] for n in ("1", "2")
+    ]
     assert len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -58,7 +62,7 @@ def test_generated_images_are_the_same(runs):
     model = checkpoints_of(runs / "1")[-1]
     for processes, batch_size in ((1, 8), (2, 3)):
         launch(
-            processes, "sample", f"--model={model}", f"--out={runs / f's{processes}'}", "--num=8",
+            processes, "sample", f"--model={model}", f"--out={runs / f's{processes}'}", "--images=8",
             f"--batch-size={batch_size}", "--output", "npz", "--num-ar-steps=2", "--diffusion-steps=4",
             "--guidance-scale=2",
         )  # fmt: skip

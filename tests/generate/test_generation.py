@@ -11,8 +11,8 @@ from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, ar_step_of
-from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
+from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.regions import region_mask
 from causalfusion.generate.settings import diffusion_steps, guidance_scales, parse_class, step_sizes
 from causalfusion.generate.tokens import generate_tokens, prefill
@@ -60,7 +60,9 @@ def test_cached_generation_equals_the_masked_pass(sizes, conditioning, position)
     labels, timesteps = torch.tensor([1, 4]), torch.tensor([[30], [800]])
     plan = Plan(order, ar_step_of(sizes)[None])
     num_condition = model.config.num_condition_tokens
-    masked = model(pack_training(labels, num_condition, clean, noised, plan, timesteps), backend="dense").image
+    masked = model(
+        pack_training(labels, num_condition, clean, noised, plan, timesteps), backend="dense"
+    ).image
 
     context = prefill(model, labels, SampleConfig())
     cache, start, predictions = context.cache, 0, []
@@ -89,7 +91,9 @@ def test_several_steps_appended_in_one_call_equal_step_by_step():
         cache = prefill(model, labels, SampleConfig()).cache
         whole_step = ar_step_of([4, 3, 3])[None]
         for start, end in groups:
-            segment = image_segment("clean", tokens[:, start:end], whole_step[:, start:end], positions[:, start:end])
+            segment = image_segment(
+                "clean", tokens[:, start:end], whole_step[:, start:end], positions[:, start:end]
+            )
             sequence = PackedSequence((segment,))
             model(sequence, cache.attend(sequence))
             cache.commit(sequence)
@@ -182,13 +186,17 @@ def test_kept_tokens_are_the_only_thing_an_edit_sees():
     kept, changed = torch.tensor([0, 3, 5, 6, 9, 12, 14]), torch.tensor([1, 2, 4, 7, 8, 10, 11, 13, 15])
     noise = ImageNoise(1, [0], 16, 3)
     config = SampleConfig(diffusion_steps=[1], sampler="ddim")
-    context = prefill(model, torch.tensor([2]), config, kept_tokens=tokens[:, kept], kept_positions=kept[None])
+    context = prefill(
+        model, torch.tensor([2]), config, kept_tokens=tokens[:, kept], kept_positions=kept[None]
+    )
     result = generate_tokens(model, SCHEDULE, "epsilon", config, context, changed[None], [9], noise)
     start = noise.initial(0, changed[None])
     plan = Plan(torch.cat([kept, changed])[None], ar_step_of([7, 9])[None])
     noised = torch.cat([torch.zeros(1, 7, 3), start], dim=1)
     clean = torch.cat([tokens[:, kept], torch.full((1, 9, 3), 99.0)], dim=1)
-    masked = model(pack_training(torch.tensor([2]), 4, clean, noised, plan, torch.tensor([[999]]))).image[:, 7:]
+    masked = model(pack_training(torch.tensor([2]), 4, clean, noised, plan, torch.tensor([[999]]))).image[
+        :, 7:
+    ]
     level = SCHEDULE.alphas_cumprod[999]
     expected = (start - (1 - level) ** 0.5 * masked) / level**0.5
     assert torch.allclose(result, expected, rtol=1e-4, atol=1e-3)
@@ -251,7 +259,15 @@ def test_classes_by_number_and_name():
 
 @pytest.mark.parametrize(
     ("region", "pixels"),
-    [("center", 16), ("outside", 48), ("top", 32), ("bottom", 32), ("left", 32), ("right", 32), ("1,2,3,4", 12)],
+    [
+        ("center", 16),
+        ("outside", 48),
+        ("top", 32),
+        ("bottom", 32),
+        ("left", 32),
+        ("right", 32),
+        ("1,2,3,4", 12),
+    ],
 )
 def test_regions(region, pixels):
     assert int(region_mask(region, 8, 8).sum()) == pixels

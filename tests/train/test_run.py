@@ -32,11 +32,16 @@ TIMED = ("images_per_second", "flops_share", "waiting_share")
 def state_of(folder: Path) -> dict:
     """Everything exact about a finished run: tensors by file, and the log without its timings."""
     tensors = {
-        name: load_file(folder / name) for name in ("model.safetensors", "raw.safetensors", "state/optimizer.safetensors")
+        name: load_file(folder / name)
+        for name in ("model.safetensors", "raw.safetensors", "state/optimizer.safetensors")
     }
     records = read_log(folder.parents[1] / "log.jsonl")
     log = [{k: v for k, v in record.items() if k not in TIMED} for record in records]
-    return {"tensors": tensors, "log": log, "progress": json.loads((folder / "state/progress.json").read_text())}
+    return {
+        "tensors": tensors,
+        "log": log,
+        "progress": json.loads((folder / "state/progress.json").read_text()),
+    }
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -197,7 +202,9 @@ def test_accumulation_and_activation_checkpointing_change_nothing(tiny_run):
         result = trainer.step(next(batches))
         results.append((result.loss, result.grad_norm))
     for loss, norm in results[1:]:
-        assert loss == pytest.approx(results[0][0], rel=1e-6) and norm == pytest.approx(results[0][1], rel=1e-5)
+        assert loss == pytest.approx(results[0][0], rel=1e-6) and norm == pytest.approx(
+            results[0][1], rel=1e-5
+        )
 
 
 def test_a_run_goes_on_only_with_its_own_settings(tiny_run):

@@ -31,7 +31,7 @@ def test_draws_of_a_sample_do_not_depend_on_its_batch():
 def test_shared_timestep_is_one_per_image():
     timesteps = draws_of(FactorizationConfig(), range(64)).timesteps
     assert (timesteps == timesteps[:, :1]).all()
-    assert timesteps[:, 0].unique().numel() > 50 and 0 <= int(timesteps.min()) and int(timesteps.max()) < 1000
+    assert timesteps[:, 0].unique().numel() > 50 and int(timesteps.min()) >= 0 and int(timesteps.max()) < 1000
 
 
 @pytest.mark.parametrize("copies", [1, 4])
@@ -72,7 +72,9 @@ def test_a_model_that_knows_the_answer_has_no_loss(prediction_type, copies):
         answer = {"epsilon": noise, "sample": clean, "v_prediction": signal * noise - level * clean}
         return type("Predictions", (), {"image": answer[prediction_type]})
 
-    errors = token_errors(knows, MODEL, SCHEDULE, prediction_type, tokens, torch.zeros(3, dtype=torch.int64), draws)
+    errors = token_errors(
+        knows, MODEL, SCHEDULE, prediction_type, tokens, torch.zeros(3, dtype=torch.int64), draws
+    )
     assert errors.shape == (3, 16 * copies, 3)
     assert float(errors.max()) < 1e-6
 
@@ -98,7 +100,9 @@ def test_null_label_is_the_row_behind_the_classes():
         draws = replace(draws, drop_class=torch.ones(4, dtype=torch.bool))
         torch.nn.init.normal_(model.image_out.weight)
         labels = torch.zeros(4, dtype=torch.int64)
-        token_errors(model, config, SCHEDULE, "epsilon", torch.zeros(4, 16, 3), labels, draws).mean().backward()
+        token_errors(
+            model, config, SCHEDULE, "epsilon", torch.zeros(4, 16, 3), labels, draws
+        ).mean().backward()
         touched = model.class_embedding.table.weight.grad.abs().sum(1).nonzero().flatten()
         assert touched.tolist() == [num_classes]
 
@@ -108,7 +112,9 @@ def test_learning_rate_warms_up_and_decays():
     rates = [learning_rate(config, n) for n in range(0, 1100, 100)]
     assert rates == sorted(rates) and rates[0] == pytest.approx(1 / 11) and rates[-1] == 1.0
     cosine = replace(config, lr_schedule="cosine")
-    assert learning_rate(cosine, 6000) == pytest.approx(0.5) and learning_rate(cosine, 11_000) == pytest.approx(0)
+    assert learning_rate(cosine, 6000) == pytest.approx(0.5) and learning_rate(
+        cosine, 11_000
+    ) == pytest.approx(0)
 
 
 def test_ema_by_the_formula_and_nothing_for_frozen_tensors():

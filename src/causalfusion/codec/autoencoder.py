@@ -70,7 +70,18 @@ def _from_folder(folder: Path) -> Any:
 
 
 def _from_hub(name: str) -> Any:
+    from huggingface_hub import HfApi
+
     try:
+        return _from_pretrained(name, local=True)
+    except UserError:
+        raise
+    except Exception:  # not fetched yet
+        pass
+    try:
+        HfApi().model_info(
+            name, timeout=20
+        )  # one question; loading would ask again and again without a network
         return _from_pretrained(name, local=False)
     except UserError:
         raise

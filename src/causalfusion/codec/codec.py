@@ -52,7 +52,11 @@ class Codec:
     def latent_shape(self) -> tuple[int, int, int]:
         """(c, h, w)."""
         down = self.config.downsample
-        return (self.config.latent_channels, self.config.image_height // down, self.config.image_width // down)
+        return (
+            self.config.latent_channels,
+            self.config.image_height // down,
+            self.config.image_width // down,
+        )
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,21 +1,18 @@
 """Writing a latent cache: a source through a codec onto the disk, shard by shard (see `codec/cache.py`).
 
-Every file is written under another name, flushed and renamed. A shard is finished when its note
-(`00000.json`: labels, captions, sums) lies beside it; the note holds the hash of all that the shard's content
-depends on, so that an interrupted run keeps the shards that fit. The manifest comes last, then the notes go.
+An interrupted run goes on behind the finished shards that fit. The manifest comes last, then the shards'
+notes go.
 
 Shape letters: B images, C image channels, H and W pixels, c latent channels, h and w latent pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from causalfusion.codec.autoencoder import fingerprint
 from causalfusion.codec.cache import FORMAT, LatentCache, open_cache, require_same
 from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.codec.shard import Shard, Tally, content_hash, write_whole
 from causalfusion.config import DataConfig, RunConfig, to_dict
 from causalfusion.data import ImageSource, open_source
-from causalfusion.data.loader import MAX_UNREADABLE, MIN_READ, Batch, load_indices
+from causalfusion.data.loader import Batch, load_indices
 from causalfusion.errors import UserError
 from causalfusion.runtime import select_device
 from causalfusion.train.log import ProgressLine
@@ -98,12 +96,12 @@ def write_cache(
         return cache
     folder.mkdir(parents=True, exist_ok=True)
     shards = [
-        _Shard(folder / f"{number:05d}.npy", start, min(shard_size, len(source) - start))
+        Shard(folder / f"{number:05d}.npy", start, min(shard_size, len(source) - start))
         for number, start in enumerate(range(0, len(source), shard_size))
     ]
-    notes = [shard.read_note(_content_hash(identity)) for shard in shards]
+    notes = [shard.read_note(content_hash(identity)) for shard in shards]
     missing = [shard for shard, note in zip(shards, notes, strict=True) if note is None]
-    tally = _Tally(progress)
+    tally = Tally(len(source), progress)
     tally.add(len(source) - sum(s.count for s in missing), sum(n["replaced"] for n in notes if n is not None))
     encoded = _encoded(source, codec, config.data, missing, batch_size, identity)
     for shard in missing:
@@ -136,77 +134,6 @@ def _identity(
     }
 
 
-def _content_hash(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass
-class _Tally:
-    """How far the work is, and how many images had to be replaced by the next readable one."""
-
-    progress: Callable[[int], None]
-    done: int = 0
-    replaced: int = 0
-
-    def add(self, done: int, replaced: int) -> None:
-        self.done, self.replaced = self.done + done, self.replaced + replaced
-        if self.done >= MIN_READ and self.replaced > MAX_UNREADABLE * self.done:
-            raise UserError(
-                f"{self.replaced} of the first {self.done} images cannot be read, more than "
-                f"{MAX_UNREADABLE:.0%}: remove or repair them"
-            )
-        self.progress(self.done)
-
-
-@dataclass(frozen=True)
-class _Shard:
-    file: Path
-    start: int
-    count: int
-
-    @property
-    def note_file(self) -> Path:
-        return self.file.with_suffix(".json")
-
-    def read_note(self, content: str) -> dict[str, Any] | None:
-        """The note of a finished shard of this content; None if it has to be (re)made."""
-        try:
-            note = json.loads(self.note_file.read_text("utf-8"))
-            whole = note["content"] == content and note["bytes"] == self.file.stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return note if whole else None
-
-    def write(
-        self, encoded: Iterator[tuple[Batch, np.ndarray]], identity: dict[str, Any], tally: _Tally
-    ) -> None:
-        """Take this shard's images off the stream of encoded batches; none of them reaches beyond its end."""
-        note: dict[str, Any] = {"replaced": 0, "sum": 0.0, "squares": 0.0, "labels": [], "captions": []}
-        variants = 2 if identity["flip"] else 1
-        shape = (self.count, variants, identity["moments"], *identity["latent_shape"])
-        dtype = np.dtype(identity["dtype"]).newbyteorder("<")
-
-        def content(stream: BinaryIO) -> None:
-            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(stream, header)
-            while len(note["labels"]) < self.count:
-                batch, moments = next(encoded)
-                stream.write(moments.astype(dtype, copy=False).tobytes())
-                raw = moments[:, 0, 0].astype(np.float64)
-                note["sum"] += float(raw.sum())
-                note["squares"] += float(np.square(raw).sum())
-                note["labels"] += batch.labels.tolist()
-                note["captions"] += batch.captions
-                replaced = int((batch.image_indices != batch.sample_indices).sum())
-                note["replaced"] += replaced
-                tally.add(len(batch.labels), replaced)
-
-        self.note_file.unlink(missing_ok=True)  # of another content: it must never stand beside the new shard
-        _write(self.file, content)
-        note |= {"content": _content_hash(identity), "bytes": self.file.stat().st_size}
-        _write(self.note_file, lambda stream: stream.write(json.dumps(note).encode()))
-
-
 class _Batches(Dataset):
     """Reads the i-th batch of images; made for the workers of a `DataLoader`."""
 
@@ -227,7 +154,7 @@ def _encoded(
     source: ImageSource,
     codec: Codec,
     data: DataConfig,
-    shards: list[_Shard],
+    shards: list[Shard],
     batch_size: int,
     identity: dict[str, Any],
 ) -> Iterator[tuple[Batch, np.ndarray]]:
@@ -242,9 +169,15 @@ def _encoded(
     ]
     reader = _Batches(source, data, batches)
     expected = tuple(identity[f"image_{name}"] for name in ("channels", "height", "width"))
-    for batch in DataLoader(
-        reader, batch_size=None, num_workers=data.num_workers, collate_fn=lambda batch: batch
-    ):
+    loader = DataLoader(
+        reader,
+        batch_size=None,
+        num_workers=data.num_workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_interrupts,
+        generator=torch.Generator(),  # else it would draw from the global one
+    )
+    for batch in loader:
         if isinstance(batch, UserError):
             raise batch
         if batch.images.shape[1:] != expected:
@@ -256,6 +189,15 @@ def _encoded(
         variants = [images, images.flip(-1)] if identity["flip"] else [images]
         moments = [torch.stack(_moments(codec, variant, identity["moments"]), dim=1) for variant in variants]
         yield batch, _stored(torch.stack(moments, dim=1).float().cpu().numpy(), batch, identity["dtype"])
+
+
+def _unchanged(item: object) -> object:
+    return item
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C goes to every process of the terminal; the main one ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _moments(codec: Codec, images: torch.Tensor, number: int) -> list[torch.Tensor]:
@@ -276,19 +218,19 @@ def _stored(moments: np.ndarray, batch: Batch, dtype: str) -> np.ndarray:
 
 
 def _finish(
-    folder: Path, shards: list[_Shard], config: RunConfig, identity: dict[str, Any], class_names: list[str]
+    folder: Path, shards: list[Shard], config: RunConfig, identity: dict[str, Any], class_names: list[str]
 ) -> None:
     """Labels, captions and the manifest, out of the shards' notes; then the notes go."""
-    notes = [shard.read_note(_content_hash(identity)) for shard in shards]
+    notes = [shard.read_note(content_hash(identity)) for shard in shards]
     whole = [note for note in notes if note is not None]
     if len(whole) < len(notes):
         raise UserError(f"{shards[notes.index(None)].file} changed while encoding; run encode again")
     labels = np.array([label for note in whole for label in note["labels"]], np.int64)
     captions = [caption for note in whole for caption in note["captions"]]
-    _write(folder / "labels.npy", lambda stream: np.save(stream, labels))
+    write_whole(folder / "labels.npy", lambda stream: np.save(stream, labels))
     if any(caption is not None for caption in captions):
         lines = "".join(json.dumps(caption) + "\n" for caption in captions)
-        _write(folder / "captions.jsonl", lambda stream: stream.write(lines.encode()))
+        write_whole(folder / "captions.jsonl", lambda stream: stream.write(lines.encode()))
     values = len(labels) * int(np.prod(identity["latent_shape"]))
     mean = sum(note["sum"] for note in whole) / values
     variance = sum(note["squares"] for note in whole) / values - mean**2
@@ -308,22 +250,6 @@ def _finish(
         "codec": to_dict(config.codec),
     }
     text = json.dumps(manifest, indent=2) + "\n"
-    _write(folder / "manifest.json", lambda stream: stream.write(text.encode()))
+    write_whole(folder / "manifest.json", lambda stream: stream.write(text.encode()))
     for shard in shards:
         shard.note_file.unlink()
-
-
-def _write(file: Path, content: Callable[[BinaryIO], object]) -> None:
-    """Whole or not at all: under another name, flushed to the disk, renamed; a failure leaves nothing."""
-    temporary = file.with_name(file.name + ".writing")
-    try:
-        with temporary.open("wb") as stream:
-            content(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        error.filename = error.filename or str(file)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,13 +15,16 @@ def sample(
     *,
     model: Path,
     out: Path = Path("samples"),
-    num: int = 16,
+    images: int = 16,
     classes: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
     first: int = 0,
     batch_size: int = 64,
     seed: int = 0,
     weights: Literal["ema", "raw"] = "ema",
-    output: Annotated[list[Literal["png", "grid", "npz"]], Parameter(consume_multiple=True)] = ["png", "grid"],  # noqa: B006
+    output: Annotated[list[Literal["png", "grid", "npz"]], Parameter(consume_multiple=True)] = [
+        "png",
+        "grid",
+    ],
     precision: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
     config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
@@ -36,7 +39,7 @@ def sample(
         A model folder, or a training run (its last checkpoint).
     out
         Folder for the images, `grid.png`, `samples.npz` and `settings.json`.
-    num
+    images
         How many images.
     classes
         By number or name; image i gets classes[i % how many]. Default: all in turn.
@@ -50,7 +53,7 @@ def sample(
     from causalfusion.generate.run import Request, sample_to_folder
 
     request = Request(
-        model=model, out=out, num=num, classes=classes, first=first, batch_size=batch_size, seed=seed,
+        model=model, out=out, num=images, classes=classes, first=first, batch_size=batch_size, seed=seed,
         weights=weights, output=output, precision=precision, device=device, settings=settings,
     )  # fmt: skip
     sample_to_folder(request)

@@ -13,11 +13,11 @@ class Digits:
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
 
-        data = load_digits()
+        pixels, labels = load_digits(return_X_y=True)
         self.class_names = [str(digit) for digit in range(10)]
         # 17 grey levels, 0..16, spread over 0..255.
-        self._images = np.round(np.asarray(data.images) * (255 / 16)).astype(np.uint8)[..., None]
-        self._labels = np.asarray(data.target)
+        self._images = np.round(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)[..., None]
+        self._labels = np.asarray(labels)
 
     def __len__(self) -> int:
         return len(self._images)

@@ -1,7 +1,7 @@
 """The sample stream: all epochs laid end to end, read from any place on.
 
-Sample n of the stream is image permutation(seed, n // N)[n % N] of the N training images. The order depends on
-(seed, epoch) and the data set alone; how many workers read it, and how many processes share it, changes
+Sample n of the stream is image permutation(seed, n // N)[n % N] of the N training images. The order depends
+on (seed, epoch) and the data set alone; how many workers read it, and how many processes share it, changes
 nothing. A run's progress in its data is one number, the images seen.
 
 Shape letters: B images, C, H, W channels and pixels.
@@ -139,8 +139,8 @@ class _Requests:
 
 
 def load_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -> Batch:
-    """Exactly these images, not mirrored; unreadable ones are named in a warning and replaced by readable ones
-    (`image_indices` tells)."""
+    """Exactly these images, not mirrored; unreadable ones are named in a warning and replaced by readable
+    ones (`image_indices` tells)."""
     indices = np.asarray(indices, np.int64)
     reads = Reader(source, config.image_size, np.arange(len(source))).read(
         indices, np.zeros(len(indices), bool)

@@ -24,7 +24,8 @@ class NpzImages:
             )
         if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
             raise UserError(
-                f"{path}: labels are {labels.dtype} of shape {labels.shape}; expected {len(images)} whole numbers"
+                f"{path}: labels are {labels.dtype} of shape {labels.shape}; "
+                f"expected {len(images)} whole numbers"
             )
         self._images, self._labels = images, labels
         self.class_names = [] if labels is None else numbered_classes(labels, path)

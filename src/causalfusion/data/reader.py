@@ -41,7 +41,8 @@ class Reads:
 
 
 class Reader(Dataset):
-    """Reads images of `source`; an unreadable one is replaced by one of `pool` that depends on its index alone."""
+    """Reads images of `source`. An unreadable one is replaced by one of `pool` that depends on its index alone:
+    the same whoever reads it."""
 
     def __init__(self, source: ImageSource, image_size: int, pool: np.ndarray) -> None:
         self.source, self.image_size, self.pool = source, image_size, pool
@@ -86,18 +87,22 @@ class Reader(Dataset):
 
 
 class Health:
-    """Counts what could not be read out of `num_images`: each is named once, too many of them stop the run."""
+    """Counts what could not be read of `num_images`: each is named once, too many of them stop the run."""
 
     def __init__(self, num_images: int) -> None:
         self.num_images, self.num_read = num_images, 0
         self.bad: dict[int, str] = {}
 
     def note(self, num_read: int, failures: Sequence[tuple[int, str]]) -> None:
-        self.num_read += num_read
+        """`num_read` images were read and, before that, these were not."""
+        self.num_read += num_read + len(failures)
         for index, name in failures:
             if index not in self.bad:
                 self.bad[index] = name
                 warn_of(name, f" ({len(self.bad)} so far)")
+                self._stop_if_too_many()
+
+    def _stop_if_too_many(self) -> None:
         # Of all images, not of those read so far: the first hundred may well hold two bad ones of a thousand.
         total = self.num_images
         if self.num_read >= MIN_READ and len(self.bad) > _HOPELESS * self.num_read:
@@ -122,6 +127,7 @@ def _stack(images: Sequence[np.ndarray], indices: Sequence[int]) -> np.ndarray:
             (height, width, channels), (first_height, first_width, first_channels) = image.shape, first
             raise UserError(
                 f"image {index} is {width}x{height} with {channels} channels, image {indices[0]} "
-                f"{first_width}x{first_height} with {first_channels}; expected one size: give --data.image-size"
+                f"{first_width}x{first_height} with {first_channels}; expected one size: "
+                "give --data.image-size"
             )
     return np.stack(images)

@@ -8,8 +8,8 @@ from causalfusion.rng import derive_seed
 
 
 def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """(size, size, C) uint8 as in ADM: halve by boxes while both sides stay twice too large, scale the shorter
-    side to `size` (bicubic), cut out the middle."""
+    """(size, size, C) uint8 as in ADM: halve by boxes while both sides are twice too large, scale the
+    shorter side to `size` (bicubic), cut out the middle."""
     from PIL import Image
 
     height, width, channels = image.shape

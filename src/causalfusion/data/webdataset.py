@@ -227,4 +227,5 @@ def _as_plain_tar(path: Path) -> Path:
 
 
 def _no_room(path: Path, root: Path, error: OSError) -> str:
-    return f"shard {path} cannot be unpacked into {root} ({error}); set XDG_CACHE_HOME to a folder with room, or gunzip it"
+    remedy = "set XDG_CACHE_HOME to a folder with room, or gunzip it"
+    return f"shard {path} cannot be unpacked into {root} ({error}); {remedy}"

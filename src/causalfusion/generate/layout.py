@@ -53,5 +53,3 @@ def batches_of(
     starts = range(first, first + total, batch_size)
     for start in starts[rank::world_size]:
         yield range(start, min(start + batch_size, first + total))
-
-

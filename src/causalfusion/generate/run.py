@@ -48,9 +48,9 @@ class Request:
     settings: SampleConfig
 
     def __post_init__(self) -> None:
-        for name in ("num", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1")
+        for flag, value in (("--images", self.num), ("--batch-size", self.batch_size)):
+            if value < 1:
+                raise UserError(f"{flag} is {value}; expected at least 1")
         if self.first < 0:
             raise UserError(f"--first is {self.first}; expected 0 or more")
 
@@ -143,7 +143,9 @@ def _write(
         "images_per_second": round(request.num / seconds, 4),
     }
     (request.out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-    print(f"{request.num} images in {seconds:.1f} s ({request.num / seconds:.2f} per second) in {request.out}")
+    print(
+        f"{request.num} images in {seconds:.1f} s ({request.num / seconds:.2f} per second) in {request.out}"
+    )
 
 
 def _labels(pipeline: Pipeline, request: Request) -> list[int]:
@@ -209,10 +211,13 @@ def edit_to_folder(request: EditRequest) -> Path:
         save_png(mask.numpy()[:, :, None].astype(np.uint8) * 255, request.out / "mask.png")
         name = pipeline.spec.class_names[label] if pipeline.spec.class_names else str(label)
         edits = [
-            Edit(f"edit {index:02d}", mask, image[None], [name]) for index, image in enumerate(_to_float(pixels))
+            Edit(f"edit {index:02d}", mask, image[None], [name])
+            for index, image in enumerate(_to_float(pixels))
         ]
         scale = max(1, 192 // config.image_height)
-        edit_sheet(original[None], [request.image.name], edits[:8], scale=scale).save(request.out / "sheet.png")
+        edit_sheet(original[None], [request.image.name], edits[:8], scale=scale).save(
+            request.out / "sheet.png"
+        )
         settings = {
             "command": "edit",
             "image": str(request.image),

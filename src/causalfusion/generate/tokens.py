@@ -153,7 +153,10 @@ class _AutoregressiveStep:
     def _sequence(self, tokens: Tensor, rows: int, timestep: int | None) -> PackedSequence:
         """`rows` rows of the tokens (B, n, P), noised unless `timestep` is None."""
         repeats = rows // len(tokens)
-        tokens, positions = tokens.repeat(repeats, 1, 1), self.positions.repeat(rows // len(self.positions), 1)
+        tokens, positions = (
+            tokens.repeat(repeats, 1, 1),
+            self.positions.repeat(rows // len(self.positions), 1),
+        )
         labels = class_segment(self.context.labels[:rows], 0)
         if timestep is None:
             return PackedSequence((labels, image_segment("clean", tokens, self.ar_step, positions)))

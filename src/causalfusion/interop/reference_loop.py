@@ -77,7 +77,9 @@ def replay_loop(recording: Recording, reference: Reference) -> None:
     outcome = _optimize(reference, task, ())
     checks = _compare(recording, reference, outcome, "")
     if _worst(checks) > 1:
-        dense = _compare(recording, reference, _optimize(reference, task, (), "dense"), "with dense attention")
+        dense = _compare(
+            recording, reference, _optimize(reference, task, (), "dense"), "with dense attention"
+        )
         if _worst(dense) <= 1:
             checks = dense
         else:

@@ -91,7 +91,14 @@ def forward_pass(
     handle = model.register_forward_hook(listen)
     try:
         errors = token_errors(
-            model, model.config, reference.schedule, "epsilon", batch.tokens, batch.labels, batch.draws, backend
+            model,
+            model.config,
+            reference.schedule,
+            "epsilon",
+            batch.tokens,
+            batch.labels,
+            batch.draws,
+            backend,
         )
     finally:
         handle.remove()

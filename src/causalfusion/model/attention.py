@@ -87,16 +87,24 @@ class Attention(nn.Module):
         self, x: Tensor, attend: Attend, layer: int, first_query: int = 0, rotation: Tensor | None = None
     ) -> Tensor:
         """x (B, T, D) -> (B, T - first_query, D)."""
-        hidden_size = x.shape[-1]
-        if first_query == 0:
-            q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
-        else:
-            weight = self.qkv.weight
-            q = F.linear(x[:, first_query:], weight[:hidden_size]).unflatten(-1, (-1, self.head_dim))
-            k, v = F.linear(x, weight[hidden_size:]).unflatten(-1, (2, -1, self.head_dim)).unbind(-3)
-        q, k, v = (part.transpose(1, 2) for part in (self.q_norm(q), self.k_norm(k), v))
+        q, k, v = self._project(x, first_query)
+        q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation[..., first_query:, :]), rotate(k, rotation)
         dtype = v.dtype  # LayerNorm may return float32 under autocast
         out = attend(layer, q.to(dtype), k.to(dtype), v)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, first_query: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, N, Q, H), k and v (B, N, T, H), each contiguous: one copy serves the norms and products."""
+        if first_query == 0:
+            q, k, v = self._split_heads(self.qkv(x), 3)
+            return q, k, v
+        size, weight = x.shape[-1], self.qkv.weight
+        (q,) = self._split_heads(F.linear(x[:, first_query:], weight[:size]), 1)
+        k, v = self._split_heads(F.linear(x, weight[size:]), 2)
+        return q, k, v
+
+    def _split_heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, T, parts * N * H) -> `parts` tensors (B, N, T, H)."""
+        return x.unflatten(-1, (parts, -1, self.head_dim)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)

@@ -75,7 +75,9 @@ def gelu_and_derivative_(h: Tensor) -> Tensor:
     activation = torch.empty_like(h)
     linear = torch.tensor(LINEAR)
     buffers = torch.empty(4, min(CHUNK, h.numel()))
-    for h_part, activation_part in zip(h.view(-1).split(CHUNK), activation.view(-1).split(CHUNK), strict=True):
+    for h_part, activation_part in zip(
+        h.view(-1).split(CHUNK), activation.view(-1).split(CHUNK), strict=True
+    ):
         x, value, sigmoid, slope = buffers[:, : h_part.numel()]
         x.copy_(h_part)
         torch.addcmul(linear, x, x, value=CUBIC, out=sigmoid).mul_(x).sigmoid_()

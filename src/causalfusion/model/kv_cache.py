@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from causalfusion.config import ModelConfig
 from causalfusion.mask import dense_mask
+from causalfusion.model.segment_attend import attend_without_gradient
 from causalfusion.sequence import PackedSequence
 
 
@@ -47,7 +47,9 @@ class KVCache:
         other = object.__new__(KVCache)
         other.k = self.k.repeat_interleave(copies, dim=1)
         other.v = self.v.repeat_interleave(copies, dim=1)
-        other.ar_step = self.ar_step.repeat_interleave(copies, dim=0) if len(self.ar_step) > 1 else self.ar_step
+        other.ar_step = (
+            self.ar_step.repeat_interleave(copies, dim=0) if len(self.ar_step) > 1 else self.ar_step
+        )
         other.length = self.length
         return other
 
@@ -69,6 +71,5 @@ class CachedAttend:
         cache.k[layer, :rows, :, cache.length : self.end] = k
         cache.v[layer, :rows, :, cache.length : self.end] = v
         mask = self.mask if self.mask is None else self.mask[:, :, self.mask.shape[2] - q.shape[2] :]
-        return F.scaled_dot_product_attention(
-            q, cache.k[layer, :rows, :, : self.end], cache.v[layer, :rows, :, : self.end], attn_mask=mask
-        )
+        keys, values = (x[layer, :rows, :, : self.end] for x in (cache.k, cache.v))
+        return attend_without_gradient(q, keys, values, mask)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from causalfusion.mask import dense_mask
 from causalfusion.sequence import PackedSequence
@@ -50,8 +51,11 @@ def row_blocks(mask: Tensor, boundaries: list[int]) -> list[RowBlock]:
 def _row_block(mask: Tensor, start: int, end: int) -> RowBlock:
     columns = mask[:, :, start:end].flatten(0, 2).any(0)
     hidden = ~mask[:, :, start:end, columns]
-    bias = torch.zeros(hidden.shape, device=mask.device).masked_fill_(hidden, -torch.inf)
-    return RowBlock(start, end, _runs(columns), bias if bool(hidden.any()) else None)
+    return RowBlock(start, end, _runs(columns), _bias(hidden) if bool(hidden.any()) else None)
+
+
+def _bias(hidden: Tensor) -> Tensor:
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
 
 
 def _runs(columns: Tensor) -> list[tuple[int, int]]:
@@ -76,8 +80,24 @@ class SegmentAttend:
         return _BlockAttention.apply(q, k, v, blocks, first)  # pyright: ignore[reportReturnType]
 
 
+def attend_without_gradient(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
+    """`scaled_dot_product_attention`, but by plain products where torch's own is slow: bf16 on a CPU.
+
+    Image by image, so that the weights of one image at a time are in memory.
+    """
+    if q.device.type != "cpu" or q.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+    bias = None if attn_mask is None else _bias(~attn_mask)
+    out = torch.empty_like(q)
+    for image in range(len(q)):
+        row = slice(image, image + 1)
+        image_bias = bias if bias is None or len(bias) == 1 else bias[row]
+        torch.matmul(attention_weights(q[row], k[row], image_bias), v[row], out=out[row])
+    return out
+
+
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / √H): q (B, N, R, H), k (B, N, K, H) -> (B, N, R, K); the softmax sums in float32."""
+    """softmax(q kᵀ / √H + bias): q (B, N, R, H), k (B, N, K, H) -> (B, N, R, K); it sums in float32."""
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
     if bias is not None:
         scores += bias.to(scores.dtype)

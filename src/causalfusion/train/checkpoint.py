@@ -49,7 +49,9 @@ def latest_model(path: Path) -> Path:
         return path
     found = checkpoints_of(path)
     if not found:
-        raise UserError(f"{path} holds no model: expected a folder with config.json, or a run with checkpoints")
+        raise UserError(
+            f"{path} holds no model: expected a folder with config.json, or a run with checkpoints"
+        )
     return found[-1]
 
 
@@ -92,9 +94,7 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
-) -> Progress:
+def load_checkpoint(folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> Progress:
     """Put weights, EMA and optimizer back as they were."""
     load_strictly(model, load_weights(folder, "raw"), str(folder / "raw.safetensors"))
     ema.load_state_dict(load_weights(folder, "ema"))

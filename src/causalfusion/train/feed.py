@@ -79,9 +79,7 @@ class TrainingData:
         while True:
             first = images_seen + self.world.rank * share
             places = np.arange(first, first + share)
-            indices, flips = stream(
-                places, self.train_indices, seed=train.seed, flip=self.config.data.flip
-            )
+            indices, flips = stream(places, self.train_indices, seed=train.seed, flip=self.config.data.flip)
             sample_indices = torch.from_numpy(places)
             raw = cache.read(indices, flips, self._latent_noise(sample_indices)).to(self.world.device)
             tokens = self.codec.to_tokens(self.codec.normalise(raw))
@@ -94,7 +92,9 @@ class TrainingData:
         if config.kind == "pixels" or config.latents == "mode":
             return None
         draws = [
-            torch.randn(self.codec.latent_shape, generator=derive_generator(self.config.train.seed, "latent", n))
+            torch.randn(
+                self.codec.latent_shape, generator=derive_generator(self.config.train.seed, "latent", n)
+            )
             for n in sample_indices.tolist()
         ]
         return torch.stack(draws).to(self.world.device)

@@ -214,4 +214,3 @@ class Clock:
         rates = (self.images / seconds, self.flops / seconds, self.waited / seconds)
         self.__init__()
         return rates
-

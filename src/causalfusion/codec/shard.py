@@ -1,0 +1,109 @@
+"""The files of a latent cache as they are written: whole shards, each with a note, or nothing.
+
+Every file is written under another name, flushed and renamed. A shard is finished when its note
+(`00000.json`: labels, captions, sums) lies beside it; the note holds the hash of all that the shard's content
+depends on, so that an interrupted run keeps the shards that fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from causalfusion.data.loader import MAX_UNREADABLE, Batch
+from causalfusion.errors import UserError
+
+
+@dataclass
+class Tally:
+    """How far the work is, and how many images had to be replaced as they cannot be read."""
+
+    num_images: int
+    progress: Callable[[int], None]
+    done: int = 0
+    replaced: int = 0
+
+    def add(self, done: int, replaced: int) -> None:
+        self.done, self.replaced = self.done + done, self.replaced + replaced
+        if self.replaced > MAX_UNREADABLE * self.num_images:  # training would stop as well
+            raise UserError(
+                f"{self.replaced} of {self.num_images} images cannot be read, more than "
+                f"{MAX_UNREADABLE:.0%}; the warnings above name them: remove or repair them"
+            )
+        self.progress(self.done)
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: Path
+    start: int
+    count: int
+
+    @property
+    def note_file(self) -> Path:
+        return self.file.with_suffix(".json")
+
+    def read_note(self, content: str) -> dict[str, Any] | None:
+        """The note of a finished shard of this content; None if it has to be (re)made."""
+        try:
+            note = json.loads(self.note_file.read_text("utf-8"))
+            whole = note["content"] == content and note["bytes"] == self.file.stat().st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return note if whole else None
+
+    def write(
+        self, encoded: Iterator[tuple[Batch, np.ndarray]], identity: dict[str, Any], tally: Tally
+    ) -> None:
+        """Take this shard's images off the stream of encoded batches; none of them reaches beyond its end."""
+        note: dict[str, Any] = {"replaced": 0, "sum": 0.0, "squares": 0.0, "labels": [], "captions": []}
+        variants = 2 if identity["flip"] else 1
+        shape = (self.count, variants, identity["moments"], *identity["latent_shape"])
+        dtype = np.dtype(identity["dtype"]).newbyteorder("<")
+
+        def content(stream: BinaryIO) -> None:
+            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            while len(note["labels"]) < self.count:
+                batch, moments = next(encoded)
+                stream.write(moments.astype(dtype, copy=False).tobytes())
+                raw = moments[:, 0, 0].astype(np.float64)
+                note["sum"] += float(raw.sum())
+                note["squares"] += float(np.square(raw).sum())
+                note["labels"] += batch.labels.tolist()
+                note["captions"] += batch.captions
+                replaced = int((batch.image_indices != batch.sample_indices).sum())
+                note["replaced"] += replaced
+                tally.add(len(batch.labels), replaced)
+
+        self.note_file.unlink(missing_ok=True)  # of another content: it must never stand beside the new shard
+        write_whole(self.file, content)
+        note |= {"content": content_hash(identity), "bytes": self.file.stat().st_size}
+        write_whole(self.note_file, lambda stream: stream.write(json.dumps(note).encode()))
+
+
+def content_hash(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def write_whole(file: Path, content: Callable[[BinaryIO], object]) -> None:
+    """Whole or not at all: under another name, flushed to the disk, renamed; a failure leaves nothing."""
+    temporary = file.with_name(file.name + ".writing")
+    try:
+        with temporary.open("wb") as stream:
+            content(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

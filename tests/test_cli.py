@@ -1,0 +1,197 @@
+"""The command line: recipes reach the run unchanged, mistakes are one line and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from causalfusion import cli
+from causalfusion.config import RunConfig, from_dict, to_dict
+from causalfusion.errors import UserError
+from causalfusion.presets import load_config, recipe_names
+from causalfusion.train.run import train
+
+PATHS = {"codec": {"path": "kl16.ckpt"}, "data": {"path": "images"}}
+PATH_OPTIONS = ["--codec.path=kl16.ckpt", "--data.path=images"]
+
+
+@pytest.fixture
+def configs(monkeypatch):
+    """The configurations that the train command hands on, instead of training."""
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
+    return seen
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_reaches_the_run_unchanged(name, configs):
+    """Through the command line as through Python, every table of it."""
+    assert cli.run(["train", "--config", name, *PATH_OPTIONS]) == 0
+    assert configs == [load_config(name, **PATHS)]
+
+
+def test_layers_lie_over_one_another(configs, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('base = ["imagenet256"]\n[train]\nbatch_size = 64\n[sample]\ndiffusion_steps = [7]\n')
+    options = ["--config", str(mine), "--config=tiny", "--train.lr", "0.5", "--sample.sizes", "3", "4"]
+    assert cli.run(["train", *options, *PATH_OPTIONS]) == 0
+    (config,) = configs
+    assert (config.train.batch_size, config.train.lr, config.model.hidden_size) == (64, 0.5, 128)
+    assert config.model.num_class_tokens == 64 and config.train.precision == "bfloat16"
+    assert (config.sample.diffusion_steps, config.sample.sizes) == ([7], [3, 4])
+
+
+def test_json_round_trip():
+    for name in recipe_names():
+        config = load_config(name, **PATHS)
+        assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"lr": "fast"}}, "train.lr is 'fast'; expected a value of type float"),
+        ({"model": {"size": 3}}, "unknown setting model.size"),
+        ({"data": 3}, "data is 3; expected a table"),
+        ({"sample": {"sizes": ["a"]}}, "sample.sizes is 'a'"),
+        ({"model": {"position_embedding": "none"}}, "one of sincos, learnable, rope"),
+    ],
+)
+def test_wrong_settings_are_named(values, message):
+    with pytest.raises(UserError, match=message):
+        from_dict(RunConfig, values)
+
+
+def refused(capsys, *tokens: str) -> str:
+    """The one line on stderr of a command that is refused."""
+    assert cli.run(tokens) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith("causalfusion: ") and not captured.out
+    return line
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["trian"], 'Unknown command "trian"'),
+        (["train", "--train.batchsize", "3"], "Did you mean --train.batch-size"),
+        (["train", "--train.lr", "-1"], "train.lr is -1.0; expected a positive number"),
+        (["train", "--model.num-heads", "5"], "model.num_heads is 5; expected a divisor"),
+        (["train", "--config", "nope"], "neither a file nor a recipe; the recipes are B, H"),
+        (["train", "--config"], "--config"),
+        (["train", "--data.source", "folder"], "data.path is ''; expected a path, for source folder"),
+        (["train", "--data.source", "folder", "--data.path", "/nope"], "/nope"),
+        (["train", "--data.source", "npz", "--data.path", "/nope.npz"], "/nope.npz"),
+        (["train", "--codec.patch-size", "3"], "the image height is 8; expected a multiple of 3"),
+        (["train", "--data.cache", "/nope"], "/nope"),
+        (["sample", "--model", "/nope"], "/nope holds no model"),
+        (["sample"], "--model"),
+        (["doctor", "/nope"], "/nope holds no model"),
+        (["doctor", "--reference", "/nope"], "/nope"),
+        (["convert", "official", "/nope.pt", "--out", "/tmp/x"], "/nope.pt"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, tokens, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *tokens)
+    assert not list(tmp_path.iterdir()), "nothing may be left behind"
+
+
+def test_a_config_that_is_no_toml(capsys, tmp_path):
+    (tmp_path / "broken.toml").write_text("[train\nlr = 1")
+    assert "is not valid TOML" in refused(capsys, "train", "--config", str(tmp_path / "broken.toml"))
+    (tmp_path / "odd.toml").write_text("[train]\nlearning = 1\n")
+    assert "learning" in refused(capsys, "train", "--config", str(tmp_path / "odd.toml"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model of 8x8 digits that has seen a few images."""
+    config = load_config(
+        out=str(tmp_path_factory.mktemp("run")),
+        model={"hidden_size": 32, "depth": 2, "num_heads": 2, "num_class_tokens": 2},
+        codec={"patch_size": 2},
+        train={"images": 64, "batch_size": 16, "evaluate_every": 0},
+    )
+    return train(config, device="cpu", show_progress=False)
+
+
+def test_sample_writes_images_grid_arrays_and_settings(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--num-ar-steps", "4", "--diffusion-steps", "3", "--classes", "3", "7", "--guidance-scale", "2"]
+    outputs = ["--output", "png", "grid", "npz"]
+    assert cli.run(["sample", "--model", str(model), "--out", str(out), "--images", "6", *options, *outputs]) == 0
+    assert "6 images" in capsys.readouterr().out
+    with np.load(out / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (6, 8, 8, 1) and arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_1"].tolist() == [3, 7, 3, 7, 3, 7]
+        for index, image in enumerate(arrays["arr_0"]):
+            assert (np.array(Image.open(out / f"{index:06d}.png")) == image[..., 0]).all()
+    assert Image.open(out / "grid.png").width > 100
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["settings"]["guidance_scale"] == 2 and settings["labels"] == [3, 7, 3, 7, 3, 7]
+    again = tmp_path / "again"
+    tail = ["--first", "4", "--images", "2", "--batch-size", "1", *options]
+    assert cli.run(["sample", "--model", str(model), "--out", str(again), *tail]) == 0
+    for name in ("000004.png", "000005.png"):
+        difference = np.array(Image.open(out / name)).astype(int) - np.array(Image.open(again / name))
+        assert abs(difference).max() <= 1
+
+
+def test_edit_keeps_what_is_not_masked(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    options = ["--class", "5", "--diffusion-steps", "3", "--num-ar-steps", "2", "--variants", "2"]
+    for place, kept in (("top", np.s_[4:, :]), ("5,5,2,3", np.s_[:5, :])):
+        out = tmp_path / place
+        command = ["edit", str(tmp_path / "in.png"), "--model", str(model), "--region", place, "--out", str(out)]
+        assert cli.run([*command, *options]) == 0
+        edits = [np.array(Image.open(out / f"edited-0{v}.png")) for v in range(2)]
+        assert all((edit[kept] == pixels[kept]).all() for edit in edits)
+        assert (edits[0] != edits[1]).any() and (edits[0] != pixels).any()
+
+
+def test_edit_by_mask_image(model, tmp_path, capsys):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "in.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:4, 3] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(mask[:4]).save(tmp_path / "small.png")
+    Image.fromarray(mask * 0).save(tmp_path / "empty.png")
+    base = ["edit", str(tmp_path / "in.png"), "--model", str(model), "--out", str(tmp_path / "out")]
+    base += ["--diffusion-steps", "2", "--class", "1"]
+    assert cli.run([*base, "--mask", str(tmp_path / "mask.png")]) == 0
+    edited = np.array(Image.open(tmp_path / "out" / "edited-00.png"))
+    assert (edited[mask == 0] == 0).all()
+    capsys.readouterr()
+    for options, message in (
+        (["--mask", str(tmp_path / "small.png")], "has 8x4 pixels; expected the image's 8x8"),
+        (["--mask", str(tmp_path / "empty.png")], "the mask is empty"),
+        (["--mask", str(tmp_path / "gone.png")], "gone.png does not exist"),
+        (["--region", "middle"], "region 'middle' is unknown"),
+        (["--region", "0,0,9,2"], "does not lie within the 8x8 image"),
+        ([], "one of --mask and --region"),
+        (["--region", "top", "--class", "11"], "class 11 is out of range"),
+        (["--region", "top", "--num-ar-steps", "9"], "at most 8"),
+    ):
+        assert message in refused(capsys, *base, *options)
+
+
+def test_doctor_on_a_model(model, capsys):
+    assert cli.run(["doctor", str(model)]) == 0
+    printed = capsys.readouterr().out
+    for word in ("cached against masked", "null class", "codec round trip", "attention dense"):
+        assert word in printed
+    assert "FAILED" not in printed
+
+
+def test_help_needs_no_torch():
+    """`--help` answers without loading PyTorch."""
+    code = "import sys; from causalfusion import cli; cli.run(['train', '--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--train.lr" in done.stdout
