@@ -164,8 +164,8 @@ def test_edit_by_mask_image(model, tmp_path, capsys):
     Image.fromarray(mask[:4]).save(tmp_path / "small.png")
     Image.fromarray(mask * 0).save(tmp_path / "empty.png")
     base = ["edit", str(tmp_path / "in.png"), "--model", str(model), "--out", str(tmp_path / "out")]
-    base += ["--diffusion-steps", "2", "--class", "1"]
-    assert cli.run([*base, "--mask", str(tmp_path / "mask.png")]) == 0
+    base += ["--diffusion-steps", "2"]
+    assert cli.run([*base, "--class", "1", "--mask", str(tmp_path / "mask.png")]) == 0
     edited = np.array(Image.open(tmp_path / "out" / "edited-00.png"))
     assert (edited[mask == 0] == 0).all()
     capsys.readouterr()
@@ -179,7 +179,8 @@ def test_edit_by_mask_image(model, tmp_path, capsys):
         (["--region", "top", "--class", "11"], "class 11 is out of range"),
         (["--region", "top", "--num-ar-steps", "9"], "at most 8"),
     ):
-        assert message in refused(capsys, *base, *options)
+        given = options if "--class" in options else [*options, "--class", "1"]
+        assert message in refused(capsys, *base, *given)
 
 
 def test_doctor_on_a_model(model, capsys):

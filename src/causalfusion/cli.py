@@ -25,8 +25,13 @@ for _command in ("train", "sample", "edit", "encode", "convert", "doctor", "demo
 
 def config_names(tokens: Sequence[str]) -> list[str]:
     """The values of every `--config` on a command line: they are laid beneath its other options."""
-    names = [t.split("=", 1)[1] for t in tokens if t.startswith("--config=")]
-    return names + [value for flag, value in zip(tokens, tokens[1:], strict=False) if flag == "--config"]
+    names = []
+    for place, token in enumerate(tokens):
+        if token.startswith("--config="):
+            names.append(token.removeprefix("--config="))
+        elif token == "--config":
+            names += tokens[place + 1 : place + 2]
+    return names
 
 
 def run(tokens: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-app = App(help="Bring other people's weights into our format.", result_action="return_value")
+app = App(name="convert", help="Bring other people's weights into our format.", result_action="return_value")
 
 
 @app.command

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-app = App(result_action="return_value")
+app = App(name="doctor", result_action="return_value")
 
 
 @app.default

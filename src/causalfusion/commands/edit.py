@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from causalfusion.config import SampleConfig
 
-app = App(result_action="return_value")
+app = App(name="edit", result_action="return_value")
 
 
 @app.default

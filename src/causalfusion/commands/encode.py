@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from causalfusion.config import RunConfig
 
-app = App(result_action="return_value")
+app = App(name="encode", result_action="return_value")
 
 
 @app.default

@@ -6,7 +6,7 @@ from cyclopts import App, Parameter
 
 from causalfusion.config import RunConfig
 
-app = App(result_action="return_value")
+app = App(name="train", result_action="return_value")
 
 
 @app.default
