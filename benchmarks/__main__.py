@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the reference workloads, ours against the naive path, as shares of the GEMM rate."""
+"""`python -m benchmarks`: the reference workloads, ours and the naive path, as shares of the GEMM rate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def main() -> None:
     }  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
     name = "quick" if arguments.quick else "reference"
-    report = {"machine": facts, "model": to_dict(reference.model), "results": [_record(c) for c in comparisons]}
+    report = {
+        "machine": facts,
+        "model": to_dict(reference.model),
+        "results": [_record(c) for c in comparisons],
+    }
     (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     table = _markdown(comparisons, facts, reference)
     (arguments.out / f"{name}.md").write_text(table)
@@ -58,7 +62,9 @@ def _record(comparison: Comparison) -> dict[str, object]:
     for variant, timing in comparison.timings.items():
         for name, seconds in (("median", timing.median()), ("best", timing.best())):
             record["timings"][variant][name] = seconds
-            record["timings"][variant][f"share_{name}"] = comparison.flops.dense / seconds / comparison.gemm_rate
+            record["timings"][variant][f"share_{name}"] = (
+                comparison.flops.dense / seconds / comparison.gemm_rate
+            )
     return record
 
 
@@ -92,8 +98,8 @@ def _markdown(comparisons: list[Comparison], facts: dict[str, object], reference
     ]
     for c in comparisons:
         lines.append(
-            f"- {c.workload} {c.precision}: {c.flops.dense / 1e9:.0f} GFLOP dense, {c.flops.needed / 1e9:.0f} "
-            f"needed; GEMM rate {c.gemm_rate / 1e9:.0f} GFLOP/s."
+            f"- {c.workload} {c.precision}: {c.flops.dense / 1e9:.0f} GFLOP dense, "
+            f"{c.flops.needed / 1e9:.0f} needed; GEMM rate {c.gemm_rate / 1e9:.0f} GFLOP/s."
         )
     header = [
         "workload", "precision", "variant", "s (median)", "s (best)", "share (median)", "share (best)",
@@ -103,9 +109,9 @@ def _markdown(comparisons: list[Comparison], facts: dict[str, object], reference
     for comparison in comparisons:
         lines += _rows(comparison)
     lines.append(
-        "\nShare: dense arithmetic over time, as a fraction of the GEMM rate measured in the same run. Needed "
-        "share: the same with only the arithmetic that the result depends on. Differs by: largest relative "
-        "difference from the naive path in the loss of a step (after up to five steps), or in the images' mean square."
+        "\nShare: dense arithmetic over time, as a fraction of the GEMM rate measured in the same run. "
+        "Needed share: the same with only the arithmetic that the result depends on. Differs by: largest "
+        "relative difference from the naive path in a step's loss or in the images' mean square."
     )
     return "\n".join(lines) + "\n"
 

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Literal
 
 import torch
@@ -53,11 +54,13 @@ class Comparison:
     timings: dict[str, Timing]
 
 
-def compare(workload: Workload, precision: str, reference: Reference, rounds: int, threads: int) -> Comparison:
+def compare(
+    workload: Workload, precision: str, reference: Reference, rounds: int, threads: int
+) -> Comparison:
     """All variants of a workload, in turns; one round before the first is not counted."""
     parts = len(reference.splits) if workload == "train" else 1
     context = mp.get_context("spawn")
-    workers: dict[str, tuple[Connection, mp.process.BaseProcess]] = {}
+    workers: dict[str, tuple[Connection, BaseProcess]] = {}
     for variant in VARIANTS:
         ours, theirs = context.Pipe()
         arguments = (theirs, variant, workload, precision, reference, threads)
@@ -92,7 +95,12 @@ def _flops(workload: Workload, reference: Reference) -> Flops:
 
 
 def _work(
-    connection: Connection, variant: str, workload: Workload, precision: str, reference: Reference, threads: int
+    connection: Connection,
+    variant: str,
+    workload: Workload,
+    precision: str,
+    reference: Reference,
+    threads: int,
 ) -> None:
     """A worker: build once, then run a part for every message, and report its seconds and value."""
     torch.set_num_threads(threads)

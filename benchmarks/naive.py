@@ -54,7 +54,9 @@ class NaiveCache(KVCache):
             rows = len(k)
             self.k[layer, :rows, :, self.length : end] = k
             self.v[layer, :rows, :, self.length : end] = v
-            return F.scaled_dot_product_attention(q, self.k[layer, :rows, :, :end], self.v[layer, :rows, :, :end])
+            return F.scaled_dot_product_attention(
+                q, self.k[layer, :rows, :, :end], self.v[layer, :rows, :, :end]
+            )
 
         return attend
 

@@ -65,7 +65,13 @@ REFERENCE = Reference(
 
 QUICK = Reference(
     model=replace(
-        REFERENCE.model, hidden_size=128, depth=2, num_heads=2, num_class_tokens=8, grid_height=8, grid_width=8
+        REFERENCE.model,
+        hidden_size=128,
+        depth=2,
+        num_heads=2,
+        num_class_tokens=8,
+        grid_height=8,
+        grid_width=8,
     ),
     splits=((2, 62), (18, 5, 9, 5, 3, 8, 8, 1, 7)),
     batch_size=8,
@@ -100,7 +106,9 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             prediction = self.model(sequence).image
-        loss = weighted_mean(squared_error(prediction, target), loss_weights(plan.ar_step, FactorizationConfig()))
+        loss = weighted_mean(
+            squared_error(prediction, target), loss_weights(plan.ar_step, FactorizationConfig())
+        )
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=not self.naive)
         self.optimizer.step()

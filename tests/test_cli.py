@@ -123,9 +123,22 @@ def model(tmp_path_factory) -> Path:
 
 def test_sample_writes_images_grid_arrays_and_settings(model, tmp_path, capsys):
     out = tmp_path / "out"
-    options = ["--num-ar-steps", "4", "--diffusion-steps", "3", "--classes", "3", "7", "--guidance-scale", "2"]
+    options = [
+        "--num-ar-steps",
+        "4",
+        "--diffusion-steps",
+        "3",
+        "--classes",
+        "3",
+        "7",
+        "--guidance-scale",
+        "2",
+    ]
     outputs = ["--output", "png", "grid", "npz"]
-    assert cli.run(["sample", "--model", str(model), "--out", str(out), "--images", "6", *options, *outputs]) == 0
+    assert (
+        cli.run(["sample", "--model", str(model), "--out", str(out), "--images", "6", *options, *outputs])
+        == 0
+    )
     assert "6 images" in capsys.readouterr().out
     with np.load(out / "samples.npz") as arrays:
         assert arrays["arr_0"].shape == (6, 8, 8, 1) and arrays["arr_0"].dtype == np.uint8
@@ -149,7 +162,16 @@ def test_edit_keeps_what_is_not_masked(model, tmp_path):
     options = ["--class", "5", "--diffusion-steps", "3", "--num-ar-steps", "2", "--variants", "2"]
     for place, kept in (("top", np.s_[4:, :]), ("5,5,2,3", np.s_[:5, :])):
         out = tmp_path / place
-        command = ["edit", str(tmp_path / "in.png"), "--model", str(model), "--region", place, "--out", str(out)]
+        command = [
+            "edit",
+            str(tmp_path / "in.png"),
+            "--model",
+            str(model),
+            "--region",
+            place,
+            "--out",
+            str(out),
+        ]
         assert cli.run([*command, *options]) == 0
         edits = [np.array(Image.open(out / f"edited-0{v}.png")) for v in range(2)]
         assert all((edit[kept] == pixels[kept]).all() for edit in edits)
@@ -193,6 +215,9 @@ def test_doctor_on_a_model(model, capsys):
 
 def test_help_needs_no_torch():
     """`--help` answers without loading PyTorch."""
-    code = "import sys; from causalfusion import cli; cli.run(['train', '--help']); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from causalfusion import cli; cli.run(['train', '--help']); "
+        "sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--train.lr" in done.stdout

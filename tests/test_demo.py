@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from causalfusion.config import to_dict
-from causalfusion.demo import Digits, demo_config, training_seconds
+from causalfusion.demo import Digits, best_fitting_classes, demo_config, training_seconds
 from causalfusion.train.run import MAY_CHANGE
 
 
@@ -39,6 +39,22 @@ def test_examples_take_the_classes_in_turn() -> None:
     chosen, classes = Digits(images, labels, images, labels).examples(2)
     assert classes.tolist() == [*range(10), *range(10)]
     assert chosen.flatten().tolist() == [2, 1, 3, 0, *range(4, 10), 12, 11, 13, 10, 14, 15, 16, 17, 8, 18]
+
+
+def test_new_classes_fit_what_is_kept_and_are_not_the_excluded_ones() -> None:
+    digits = Digits.load(demo_config(Path("x"), quick=False))
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:4] = True
+    images, labels = digits.train_images[:40].clone(), digits.train_labels[:40]
+    images[:, :, :4] = 0.3  # what is masked must not count
+    nothing = torch.zeros(40, 10, dtype=torch.bool)
+    assert torch.equal(best_fitting_classes(images, mask, digits, nothing), labels)
+    excluded = torch.rand(40, 10, generator=torch.Generator().manual_seed(0)) < 0.8
+    excluded[:, 4] = False
+    excluded.scatter_(1, labels[:, None], True)
+    excluded[labels == 4, 5] = False
+    chosen = best_fitting_classes(images, mask, digits, excluded)
+    assert not excluded.gather(1, chosen[:, None]).any()
 
 
 def test_training_time_adds_up_over_the_sittings(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def _linear(rows: float, inputs: float, outputs: float) -> float:
 
 
 def _block(config: ModelConfig, key_rows: float, query_rows: float, pairs: float) -> float:
-    """One layer: keys and values of `key_rows` rows, everything else for `query_rows`, `pairs` of attention."""
+    """One layer: keys and values of `key_rows` rows, the rest for `query_rows`, `pairs` of attention."""
     size = config.hidden_size
     hidden = int(size * config.mlp_ratio)
     linear = _linear(key_rows, size, 2 * size) + _linear(query_rows, size, 2 * size + 2 * hidden)

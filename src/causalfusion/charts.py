@@ -68,12 +68,15 @@ def _bars(axes: Axes, names: list[str], values: list[float]) -> None:
 
 
 def _log_scale(axes: Axes) -> None:
-    """With plain numbers at its marks, as losses span few decades."""
-    from matplotlib.ticker import LogFormatter
+    """With plain numbers at 1, 2 and 5 times the powers of ten: losses span few decades."""
+
+    def label(value: float, _: object) -> str:
+        mantissa = round(value / 10 ** np.floor(np.log10(value)))
+        return f"{value:g}" if mantissa in (1, 2, 5) else ""
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.yaxis.set_major_formatter(label)
+    axes.yaxis.set_minor_formatter(label)
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

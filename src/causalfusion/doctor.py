@@ -83,8 +83,9 @@ def check_model(folder: Path, device: torch.device) -> Iterator[Finding]:
 
 
 def _random_model() -> Transformer:
-    config = ModelConfig(hidden_size=64, depth=3, num_heads=4, num_class_tokens=4, num_classes=10, token_dim=4,
-                         grid_height=8, grid_width=8)  # fmt: skip
+    config = ModelConfig(
+        hidden_size=64, depth=3, num_heads=4, num_classes=10, token_dim=4, grid_height=8, grid_width=8
+    )
     model = Transformer(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -124,14 +125,12 @@ def _cached_difference(model: Transformer, device: torch.device) -> float:
     for step in range(1, plan.num_ar_steps + 1):
         own = plan.ar_step[0] == step
         ar_step, positions = plan.ar_step[:, own], plan.order[:, own]
-        for role, tokens in (("noised", noised), ("clean", clean)):
-            segment = image_segment(
-                role, tokens[:, own], ar_step, positions, timesteps if role == "noised" else None
-            )
-            sequence = PackedSequence((class_segment(labels, 0), segment))
-            out = model(sequence, cache.attend(sequence)).image
-            if role == "noised":
-                predictions.append(out)
+        tokens = image_segment("noised", noised[:, own], ar_step, positions, timesteps)
+        sequence = PackedSequence((class_segment(labels, 0), tokens))
+        predictions.append(model(sequence, cache.attend(sequence)).image)
+        tokens = image_segment("clean", clean[:, own], ar_step, positions)
+        sequence = PackedSequence((class_segment(labels, 0), tokens))
+        model(sequence, cache.attend(sequence))
         cache.commit(sequence)
     return _relative(torch.cat(predictions, dim=1), _masked(model, "dense", device))
 

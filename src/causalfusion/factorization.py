@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def num_ar_steps_probabilities(num_tokens: int, config: FactorizationConfig) -> 
     if config.distribution == "fixed":
         if config.num_ar_steps > num_tokens:
             raise UserError(
-                f"factorization.num_ar_steps is {config.num_ar_steps}; expected at most the {num_tokens} tokens"
+                f"factorization.num_ar_steps is {config.num_ar_steps}; "
+                f"expected at most the {num_tokens} tokens"
             )
         return (torch.arange(1, num_tokens + 1) == config.num_ar_steps).double()
     decay = config.decay if config.distribution == "decay" else 1.0
@@ -63,7 +65,7 @@ def random_composition(num_tokens: int, num_parts: int, generator: torch.Generat
     """A uniformly random composition of L into S positive parts: S-1 distinct cuts among L-1 places."""
     cuts = torch.randperm(num_tokens - 1, generator=generator)[: num_parts - 1].sort().values + 1
     edges = [0, *cuts.tolist(), num_tokens]
-    return [end - start for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    return [end - start for start, end in pairwise(edges)]
 
 
 def draw_split(num_tokens: int, config: FactorizationConfig, generator: torch.Generator) -> list[int]:
@@ -86,7 +88,7 @@ def cosine_split(num_tokens: int, num_parts: int) -> list[int]:
     for s in range(1, num_parts + 1):
         target = round(num_tokens * (1 - math.cos(math.pi / 2 * s / num_parts)))
         edges.append(min(max(target, edges[-1] + 1), num_tokens - (num_parts - s)))
-    return [end - start for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    return [end - start for start, end in pairwise(edges)]
 
 
 def draw_order(

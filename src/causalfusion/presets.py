@@ -59,6 +59,8 @@ def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for layer in layers:
         for key, value in layer.items():
             below = merged.get(key)
-            both_tables = isinstance(value, dict) and isinstance(below, dict)
-            merged[key] = merge([below, value]) if both_tables else value
+            if isinstance(value, dict) and isinstance(below, dict):
+                merged[key] = merge([below, value])
+            else:
+                merged[key] = value
     return merged

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from causalfusion.config import (
     CodecConfig,
@@ -52,7 +52,8 @@ def save_model(
 ) -> None:
     """Write a model folder. Not atomic by itself: a checkpoint writes into a folder that it renames."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, state in (("ema", weights), ("raw", raw)):
+    states: dict[WeightsName, dict[str, Tensor] | None] = {"ema": weights, "raw": raw}
+    for name, state in states.items():
         if state is not None:
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
             save_file(tensors, folder / _FILES[name], metadata={"format": "pt"})
@@ -85,7 +86,7 @@ def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
 
 
-def load_strictly(model: Transformer, weights: dict[str, Tensor], where: str) -> None:
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     """Load all weights or none: a missing, unexpected or misshapen key is an error that names it."""
     expected = model.state_dict()
     for word, keys in (

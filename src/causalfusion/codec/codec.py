@@ -131,7 +131,8 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
         autoencoder, latent_channels, downsample, image_channels = open_autoencoder(config.path)
         if config.image_channels not in (0, image_channels):
             raise UserError(
-                f"the images have {config.image_channels} channels; the autoencoder {config.path} takes {image_channels}"
+                f"the images have {config.image_channels} channels; the autoencoder {config.path} takes "
+                f"{image_channels}: give another codec.path, or codec.kind pixels"
             )
         config = replace(
             config, latent_channels=latent_channels, downsample=downsample, image_channels=image_channels
@@ -147,8 +148,9 @@ def _check_size(config: CodecConfig) -> None:
             lower = side // cell * cell
             nearest = f"{lower} or {lower + cell}" if lower else str(cell)
             raise UserError(
-                f"the image {name} is {side}; expected a multiple of {cell} (downsampling {config.downsample} x patch "
-                f"size {config.patch_size}), such as {nearest}: change data.image_size or codec.patch_size"
+                f"the image {name} is {side}; expected a multiple of {cell} (downsampling "
+                f"{config.downsample} x patch size {config.patch_size}), such as {nearest}: change "
+                "data.image_size or codec.patch_size"
             )
 
 

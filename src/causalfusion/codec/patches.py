@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def patchify(latents: Tensor, patch_size: int) -> Tensor:
-    """(B, C, h, w) -> (B, L, P): raster order of tokens; within one (row, column, channel), channels fastest."""
+    """(B, C, h, w) -> (B, L, P): tokens in raster order; in a token, rows of pixels, channels fastest."""
     batch, channels, height, width = latents.shape
     rows, columns = height // patch_size, width // patch_size
     cells = latents.reshape(batch, channels, rows, patch_size, columns, patch_size)

@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 
 from causalfusion.config import SampleConfig
 
+Output = Literal["png", "grid", "npz"]
 app = App(name="sample", result_action="return_value")
 
 
@@ -21,10 +22,7 @@ def sample(
     batch_size: int = 64,
     seed: int = 0,
     weights: Literal["ema", "raw"] = "ema",
-    output: Annotated[list[Literal["png", "grid", "npz"]], Parameter(consume_multiple=True)] = [
-        "png",
-        "grid",
-    ],
+    output: Annotated[list[Output], Parameter(consume_multiple=True)] = ["png", "grid"],  # noqa: B006
     precision: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
     config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006

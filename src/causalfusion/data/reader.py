@@ -41,8 +41,8 @@ class Reads:
 
 
 class Reader(Dataset):
-    """Reads images of `source`. An unreadable one is replaced by one of `pool` that depends on its index alone:
-    the same whoever reads it."""
+    """Reads images of `source`. An unreadable one is replaced by one of `pool` that depends on its index
+    alone: the same whoever reads it."""
 
     def __init__(self, source: ImageSource, image_size: int, pool: np.ndarray) -> None:
         self.source, self.image_size, self.pool = source, image_size, pool

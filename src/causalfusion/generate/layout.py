@@ -39,8 +39,8 @@ def tokens_of_mask(mask: Tensor, grid_height: int, grid_width: int) -> Tensor:
     height, width = mask.shape
     if height % grid_height or width % grid_width:
         raise UserError(
-            f"the mask has {width}x{height} pixels; expected a multiple of the {grid_width}x{grid_height} token "
-            "grid: give a mask of the image's size"
+            f"the mask has {width}x{height} pixels; expected a multiple of the {grid_width}x{grid_height} "
+            "token grid: give a mask of the image's size"
         )
     cells = mask.view(grid_height, height // grid_height, grid_width, width // grid_width)
     return cells.any(dim=3).any(dim=1)

@@ -39,8 +39,8 @@ def diffusion_steps(config: SampleConfig, num_ar_steps: int, num_timesteps: int)
     steps = config.diffusion_steps
     if max(steps) > num_timesteps:
         raise UserError(
-            f"sample.diffusion_steps is {max(steps)}; the model was trained with {num_timesteps} noise levels, "
-            "which is the most there can be"
+            f"sample.diffusion_steps is {max(steps)}; the model was trained with {num_timesteps} noise "
+            "levels, which is the most there can be"
         )
     if len(steps) not in (1, num_ar_steps):
         raise UserError(

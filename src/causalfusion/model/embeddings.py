@@ -34,7 +34,7 @@ def sincos_positions(hidden_size: int, grid_height: int, grid_width: int) -> Ten
 
 
 def rope_table(head_dim: int, grid_height: int, grid_width: int) -> Tensor:
-    """(2, L, H) cosines and sines of 2-D rotary positions: half the head turns with rows, half with columns."""
+    """(2, L, H) cosines and sines of 2-D rotary positions: half the head turns with rows, half otherwise."""
     frequencies = 100.0 ** (-torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim // 4))
     row, column = torch.meshgrid(torch.arange(grid_height), torch.arange(grid_width), indexing="ij")
     angles = torch.cat([c.reshape(-1, 1).double() * frequencies for c in (row, column)], dim=1)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 LINEAR = 2 * math.sqrt(2 / math.pi)
@@ -56,7 +57,10 @@ class _FeedForward(torch.autograd.Function):
         return F.linear(activation, w2, b2)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, ...]:
         x, w1, w2, derivative, activation = ctx.saved_tensors
         grad = grad_outputs[0].flatten(0, -2)
         grad_h = torch.mm(grad, w2).mul_(derivative.flatten(0, -2))

@@ -11,10 +11,12 @@ block, K columns that they see.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from causalfusion.mask import dense_mask
@@ -43,7 +45,7 @@ def row_blocks(mask: Tensor, boundaries: list[int]) -> list[RowBlock]:
         if edge - start >= MIN_ROWS or (edge > start and edge in boundaries):
             parts = -(-(edge - start) // MAX_ROWS)
             cuts = [start + (edge - start) * i // parts for i in range(parts + 1)]
-            blocks += [_row_block(mask, a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+            blocks += [_row_block(mask, a, b) for a, b in pairwise(cuts)]
             start = edge
     return blocks
 
@@ -105,7 +107,7 @@ def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """The blocks as one node of the graph: each column slice would otherwise get a full gradient of its own."""
+    """The blocks as one node of the graph: else each slice of columns has a full-sized gradient."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[RowBlock], first: int) -> Tensor:
@@ -122,7 +124,10 @@ class _BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         q, k, v, *saved = ctx.saved_tensors
         grad_q = torch.empty_like(q)

@@ -1,4 +1,4 @@
-"""The decoder-only transformer (PAPER section 2): a packed sequence in, predictions for its noised tokens out.
+"""The decoder-only transformer (PAPER section 2): packed sequence in, predictions for its noised tokens out.
 
 Shape letters: B images, T packed tokens, n tokens of a segment, D width, P token dimension, R rows of
 modulation. The model draws nothing, adds no noise and computes no loss.
@@ -69,11 +69,13 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
+    image_position: Tensor
+    rope: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         size, adaln = config.hidden_size, config.conditioning == "adaln_zero"
-        grid = (config.grid_height, config.grid_width)
         self.image_in = nn.Linear(config.token_dim, size)
         self.timestep_embedding = TimestepEmbedding(size)
         self.class_embedding = (
@@ -94,7 +96,7 @@ class Transformer(nn.Module):
         self.init_weights()
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Linear layers Xavier-uniform, embeddings N(0, 0.02), what leaves the residual stream for good zero."""
+        """Linear layers Xavier-uniform, embeddings N(0, 0.02), output and AdaLN modulations zero."""
         config = self.config
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -146,6 +148,7 @@ class Transformer(nn.Module):
     def _embed(self, segment: Segment) -> Tensor:
         if segment.kind == "class":
             return self.class_embedding(segment.values)
+        assert segment.positions is not None, "image tokens have positions"
         x = self.image_in(segment.values)
         if segment.timesteps is not None and self.config.conditioning == "in_context":
             x = x + self.timestep_embedding(segment.timesteps)

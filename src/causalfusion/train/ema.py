@@ -23,7 +23,7 @@ class EMA:
     def update(self) -> None:
         averages = list(self.averages.values())
         current = [p.detach().float() for p in self.parameters.values()]
-        torch._foreach_lerp_(averages, current, 1 - self.decay)
+        torch._foreach_lerp_(averages, current, 1 - self.decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.averages

@@ -117,7 +117,8 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
         source = open_source(config.data)
         class_names = source.class_names
         first = load_indices(source, np.arange(1), config.data)
-        codec = open_codec(config.codec, image_shape=tuple(first.images.shape[1:]))
+        channels, height, width = first.images.shape[1:]
+        codec = open_codec(config.codec, image_shape=(channels, height, width))
     codec = codec.to(world.device)
     train_indices, held_out = split_holdout(len(source), config.data.holdout)
     if config.codec.normalization == "measured":

@@ -16,7 +16,7 @@ from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.model.transformer import Transformer
 from causalfusion.train.step import draw, token_errors
 
-PROGRESS_BUCKETS = ("no context", "0-25 %", "25-50 %", "50-75 %", "75-100 %")
+PROGRESS_BUCKETS: tuple[str, ...] = ("no context", "0-25 %", "25-50 %", "50-75 %", "75-100 %")
 NUM_TIMESTEP_BUCKETS = 10
 _EVALUATION_SEED = 20_241_216
 
@@ -71,5 +71,5 @@ def _summarise(sums: Tensor, counts: Tensor) -> LossMap:
     def means(dim: int) -> list[float]:
         return (sums.sum(dim) / counts.sum(dim)).tolist()  # nan where there was no token
 
-    by_progress = dict(zip(PROGRESS_BUCKETS, means(1), strict=True))
+    by_progress: dict[str, float] = dict(zip(PROGRESS_BUCKETS, means(1), strict=True))
     return LossMap(float(sums.sum() / counts.sum()), by_progress, means(0))

@@ -30,7 +30,8 @@ from causalfusion.train.trainer import Clock, StepResult, TokenBatch, Trainer
 MAY_CHANGE = (
     "out", "data.path", "data.num_workers", "train.images", "train.grad_accumulation",
     "train.activation_checkpointing", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.evaluate_every", "train.evaluate_images", "train.sample_every", "train.max_skipped_steps", "sample",
+    "train.evaluate_every", "train.evaluate_images", "train.sample_every", "train.max_skipped_steps",
+    "sample",
 )  # fmt: skip
 """Settings that a resumed run may change without becoming another run."""
 
