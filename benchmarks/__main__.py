@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import DTYPES, Comparison, compare
+from benchmarks.measure import CLOCKS, DTYPES, Comparison, compare
 from benchmarks.reference import QUICK, REFERENCE, Reference
 from causalfusion.config import to_dict
 from causalfusion.runtime import measure_copy_rate
@@ -26,21 +26,27 @@ def main() -> None:
     parser.add_argument("--precision", choices=tuple(DTYPES), action="append", help="default: all")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: on a busy machine")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.threads < 1:
         parser.error("--rounds and --threads: expected at least 1")
+    if arguments.clock == "cpu" and arguments.threads > 1:
+        parser.error("--clock cpu: expected --threads 1, as waiting threads count as busy")
     torch.set_num_threads(arguments.threads)
     reference = QUICK if arguments.quick else REFERENCE
     copy_rate = measure_copy_rate(torch.device("cpu"))
     comparisons = []
     for workload in arguments.workload or WORKLOADS:
         for precision in arguments.precision or DTYPES:
-            result = compare(workload, precision, reference, arguments.rounds, arguments.threads)
+            result = compare(
+                workload, precision, reference, arguments.rounds, arguments.threads, arguments.clock
+            )
             comparisons.append(result)
             print("\n".join(_rows(result)), flush=True)
     facts = {
-        "processor": _processor(), "threads": arguments.threads, "torch": torch.__version__,
+        "processor": _processor(), "threads": arguments.threads, "clock": arguments.clock,
+        "torch": torch.__version__,
         "copy_rate": copy_rate,
         "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MKL_", "GLIBC_"))},
     }  # fmt: skip
@@ -89,7 +95,7 @@ def _rows(comparison: Comparison) -> list[str]:
 def _markdown(comparisons: list[Comparison], facts: dict[str, object], reference: Reference) -> str:
     model = reference.model
     lines = [
-        f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}; "
+        f"{facts['processor']}, {facts['threads']} threads, {facts['clock']} clock, torch {facts['torch']}; "
         f"copying {float(str(facts['copy_rate'])) / 1e9:.1f} GB/s.",
         f"Model: width {model.hidden_size}, depth {model.depth}, {model.num_heads} heads, {model.num_tokens} "
         f"tokens of {model.token_dim}, {model.num_class_tokens} class tokens; batch {reference.batch_size}. "

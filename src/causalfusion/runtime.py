@@ -6,6 +6,7 @@ import ctypes
 import platform
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -47,17 +48,22 @@ def tune_allocator() -> bool:
     return all(libc.mallopt(name, value) == 1 for name, value in settings)
 
 
-def measure_gemm_rate(dtype: torch.dtype, device: torch.device, repeats: int = 2) -> float:
+def measure_gemm_rate(
+    dtype: torch.dtype,
+    device: torch.device,
+    repeats: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """FLOP/s of the fastest of several large matrix products: what "the machine's arithmetic" means here."""
     best = 0.0
     for rows, columns, inner in GEMM_SHAPES if device.type == "cpu" else ((8192, 8192, 8192),):
         a, b = (torch.randn(n, inner, device=device).to(dtype) for n in (rows, columns))
         for _ in range(repeats + 1):
             _synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             F.linear(a, b)
             _synchronize(device)
-            best = max(best, 2 * rows * columns * inner / (time.perf_counter() - start))
+            best = max(best, 2 * rows * columns * inner / (clock() - start))
     return best
 
 

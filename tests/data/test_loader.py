@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
+import signal
 import time
 
 import numpy as np
@@ -22,10 +24,10 @@ class Ramp:
     """Image i is a 2x3 ramp that begins at i, of class i % 3; some cannot be read."""
 
     name = "ramp"
-    class_names = ["a", "b", "c"]
 
     def __init__(self, length: int, bad: tuple[int, ...] = ()) -> None:
         self.length, self.bad = length, bad
+        self.class_names = ["a", "b", "c"]
 
     def __len__(self) -> int:
         return self.length
@@ -153,6 +155,18 @@ def test_workers_end_when_nobody_reads_any_more():
     while multiprocessing.active_children() and time.monotonic() < limit:
         time.sleep(0.02)
     assert not multiprocessing.active_children()
+
+
+def test_workers_outlive_an_interrupt_of_the_terminal():
+    """Ctrl-C reaches every process; the main one decides, and still gets the batches of its last step."""
+    stream = Loader(Ramp(50), DataConfig(num_workers=2), seed=5, batch_size=12, flip=True).iterate(0)
+    taken = [next(stream), next(stream)]  # one of each: both have started
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+    taken += itertools.islice(stream, 18)  # more than the workers had read ahead
+    stream.close()
+    assert_same(taken, batches(20, Ramp(50)))
 
 
 def test_reading_leaves_the_global_generator_alone():

@@ -1,4 +1,4 @@
-"""Digits, shapes, folders and arrays: what is read, in which order, under which class; and what is refused."""
+"""Digits, shapes, folders and arrays: what is read, in which order, under which class; what is refused."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_folder_refusals(tmp_path):
         ImageFolder(str(tmp_path))
     save_image(tmp_path / "a" / "0.png")
     (tmp_path / "b").mkdir()
-    with pytest.raises(UserError, match="class folder .*b has no images in it; fill it or remove it"):
+    with pytest.raises(UserError, match=r"class folder .*b has no images in it; fill it or remove it"):
         ImageFolder(str(tmp_path))
 
 

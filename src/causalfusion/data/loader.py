@@ -64,14 +64,17 @@ def stream(
 
 
 def split_holdout(num_images: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out) indices, the same for every run; each has an image where holdout > 0."""
+    """(training, held-out) indices, the same for every run; each has an image where holdout > 0.
+
+    The held-out ones come shuffled, so that the first of them stand for all.
+    """
     if holdout == 0:
         return np.arange(num_images), np.empty(0, np.int64)
     if num_images < 2:
         raise UserError(f"data.holdout is {holdout} with {num_images} image; expected 0, or more images")
     count = min(max(round(num_images * holdout), 1), num_images - 1)
     shuffled = np.random.Generator(np.random.Philox(HOLDOUT_SEED)).permutation(num_images)
-    return np.sort(shuffled[count:]), np.sort(shuffled[:count])
+    return np.sort(shuffled[count:]), shuffled[:count]
 
 
 class Loader:

@@ -36,7 +36,7 @@ class _Sample:
 
 
 class WebDataset:
-    """Samples in the order of the shards and of the images in them; a key without an image is left out."""
+    """Samples in the order of the shards and of the keys in them; a key without an image is left out."""
 
     def __init__(self, pattern: str) -> None:
         self.name = pattern

@@ -244,17 +244,19 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 
 def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
     """(C, H, W) in [-1, 1]: an image file, cropped and scaled as in training."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    from causalfusion.data.source import UnreadableImage, decode_image
     from causalfusion.data.transforms import center_crop
 
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+        pixels = decode_image(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise UserError(f"image {path} does not exist") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnreadableImage, OSError) as error:
         raise UserError(f"image {path} cannot be read: {error}") from None
+    if channels == 1:
+        pixels = np.array(Image.fromarray(pixels).convert("L"))[..., None]
     if pixels.shape[:2] != (height, width):
         if height != width:
             raise UserError(

@@ -59,8 +59,11 @@ class TrainingData:
     def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Clean tokens (B, L, P) and labels of held-out images (of training images, if none are held out);
         always the same ones, their latents at the posterior's mode."""
-        pool = self.held_out if len(self.held_out) else self.train_indices
-        chosen = pool[: self.config.train.evaluate_images]
+        count = self.config.train.evaluate_images
+        if len(self.held_out):
+            chosen = self.held_out[:count]
+        else:
+            chosen = self.train_indices[:: -(-len(self.train_indices) // count)]
         for start in range(0, len(chosen), batch_size):
             indices = chosen[start : start + batch_size]
             if isinstance(self.source, LatentCache):
@@ -137,10 +140,10 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
 def _measured(
     codec: Codec, source: ImageSource | LatentCache, train_indices: np.ndarray, config: RunConfig
 ) -> Codec:
-    """The codec with scale and shift measured on (at most 2048 of) the training images."""
+    """The codec with scale and shift measured on (at most 2048 of) the training images, evenly spread."""
     if isinstance(source, LatentCache):
         return codec.with_statistics(source.mean, source.std)
-    chosen = train_indices[:_STATISTICS_IMAGES]
+    chosen = train_indices[:: -(-len(train_indices) // _STATISTICS_IMAGES)]
     batches = (
         load_indices(source, chosen[start : start + 64], config.data).images.to(codec.device)
         for start in range(0, len(chosen), 64)
