@@ -126,7 +126,7 @@ def _draws(config: ModelConfig, sizes: tuple[int, ...], batch_size: int) -> tupl
     shape = (batch_size, config.num_tokens, config.token_dim)
     tokens = torch.randn(shape, generator=generator)
     labels = torch.randint(config.num_classes, (batch_size,), generator=generator)
-    timesteps = torch.randint(1000, (batch_size, 1), generator=generator).expand(-1, config.num_tokens)
+    timesteps = torch.randint(1000, (batch_size, 1), generator=generator)
     noise = torch.randn(batch_size, 1, *shape[1:], generator=generator)
     plan = Plan(order, ar_step_of(sizes)[None])
     return tokens, labels, Draws(plan, timesteps, noise, torch.zeros(batch_size, dtype=torch.bool))

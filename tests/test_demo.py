@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+from causalfusion.cli import app
 from causalfusion.config import to_dict
 from causalfusion.demo import Digits, best_fitting_classes, demo_config, training_seconds
+from causalfusion.demo_report import reproduction_commands
 from causalfusion.train.run import MAY_CHANGE
 
 
@@ -55,6 +58,14 @@ def test_new_classes_fit_what_is_kept_and_are_not_the_excluded_ones() -> None:
     excluded[labels == 4, 5] = False
     chosen = best_fitting_classes(images, mask, digits, excluded)
     assert not excluded.gather(1, chosen[:, None]).any()
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_commands_in_the_report_are_ones_that_the_program_knows(quick: bool) -> None:
+    lines = [shlex.split(line, comments=True) for line in reproduction_commands(Path("runs/demo"), quick)]
+    for program, *tokens in filter(None, lines):
+        assert program == "causalfusion"
+        app.parse_args(tokens, exit_on_error=False, print_error=False)  # raises on what it does not know
 
 
 def test_training_time_adds_up_over_the_sittings(tmp_path: Path) -> None:

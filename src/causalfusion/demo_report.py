@@ -113,7 +113,7 @@ def _report(out: Path, config: RunConfig, spec: ModelSpec, figures: dict[str, An
         headline=headline,
         sections=sections,
         fact_tables=_fact_tables(config, spec, figures),
-        commands=_commands(out, quick),
+        commands=reproduction_commands(out, quick),
         footer=f"Written by causalfusion {__version__}. The method is that of arXiv 2412.12095.",
     )
 
@@ -167,12 +167,12 @@ def _fact_tables(config: RunConfig, spec: ModelSpec, figures: dict[str, Any]) ->
     }
 
 
-def _commands(out: Path, quick: bool) -> list[str]:
+def reproduction_commands(out: Path, quick: bool) -> list[str]:
     return [
         f"causalfusion demo --out {out}" + (" --quick" if quick else ""),
         "",
         "# more images of this model: 20 times the digit 3, in four AR steps",
-        f"causalfusion sample --model {out} --classes 3 --num 20 --num-ar-steps 4 --guidance-scale 1.5",
+        f"causalfusion sample --model {out} --classes 3 --images 20 --num-ar-steps 4 --guidance-scale 1.5",
     ]
 
 

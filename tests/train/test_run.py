@@ -138,7 +138,7 @@ def test_signal_saves_and_exits_cleanly(tiny_run, tmp_path, number):
     assert process.wait(timeout=30) == 0
     (saved,) = checkpoints_of(Path(config.out))
     assert int(saved.name) >= 64
-    assert not list(saved.parent.glob(".writing-*"))
+    assert not list(saved.parent.glob(".partial-*"))
 
 
 def test_full_disk_leaves_the_previous_checkpoint_whole(tiny_run, monkeypatch):
@@ -156,7 +156,7 @@ def test_full_disk_leaves_the_previous_checkpoint_whole(tiny_run, monkeypatch):
     with pytest.raises(UserError, match=r"could not be written .*No space left.*000000000048, is whole"):
         train(longer, device="cpu", show_progress=False)
     assert written and checkpoints_of(Path(config.out)) == [first]
-    assert not list(first.parent.glob(".writing-*"))
+    assert not list(first.parent.glob(".partial-*"))
     load_model(first)
     monkeypatch.undo()
     assert int(train(longer, device="cpu", show_progress=False).name) == 96

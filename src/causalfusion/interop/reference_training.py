@@ -73,9 +73,9 @@ def read_batch(
     r.compare(prefix + "cumsum", starts, "orders")
     r.compare(prefix + "y_effective", labels.where(~dropped, reference.config.null_label), "labels")
     r.compare(prefix + "xt", add_noise(x0, noise, timesteps, reference.schedule), "noised tokens")
-    per_token = timesteps[:, None].expand(-1, num_tokens)
+    shared = timesteps[:, None]
     return RecordedBatch(
-        patchify(x0, size), labels, Draws(plan, per_token, patchify(noise, size)[:, None], dropped)
+        patchify(x0, size), labels, Draws(plan, shared, patchify(noise, size)[:, None], dropped)
     )
 
 

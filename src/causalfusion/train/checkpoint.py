@@ -24,6 +24,9 @@ from causalfusion.saved import ModelSpec, load_strictly, load_weights, save_mode
 from causalfusion.train.ema import EMA
 
 
+_HIDDEN = ".partial-"
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a resumed run has to know beside its tensors."""
@@ -67,9 +70,10 @@ def save_checkpoint(
 ) -> Path:
     """Write one, then drop the oldest beyond `keep`. A failure leaves the earlier ones as they were."""
     final = run / "checkpoints" / f"{progress.images_seen:012d}"
-    temporary = final.with_name(f".writing-{final.name}")
+    temporary = final.with_name(f"{_HIDDEN}{final.name}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in final.parent.glob(f"{_HIDDEN}*"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         save_model(temporary, spec, ema.state_dict(), raw=model.state_dict())
         state = temporary / "state"
         state.mkdir()
@@ -78,8 +82,7 @@ def save_checkpoint(
         (state / "progress.json").write_text(json.dumps(vars(progress)))
         for path in [*temporary.rglob("*"), temporary]:
             _flush(path)
-        if final.exists():
-            shutil.rmtree(final)
+        _discard(final)
         os.replace(temporary, final)
         _flush(final.parent)
     except (OSError, SafetensorError) as error:
@@ -90,8 +93,16 @@ def save_checkpoint(
             f"checkpoint {final} could not be written ({error}); {kept}; free some space and run again"
         ) from error
     for old in checkpoints_of(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        _discard(old)
     return final
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint so that no part of it ever stands under its name."""
+    if checkpoint.exists():
+        hidden = checkpoint.with_name(f"{_HIDDEN}old-{checkpoint.name}")
+        os.replace(checkpoint, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> Progress:

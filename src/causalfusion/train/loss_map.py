@@ -60,7 +60,7 @@ def loss_map(
         ar_step = draws.plan.ar_step.cpu()
         start = torch.searchsorted(ar_step, ar_step) / ar_step.shape[1]
         progress = torch.ceil(start * (len(PROGRESS_BUCKETS) - 1)).long()
-        timestep = draws.timesteps.cpu() * NUM_TIMESTEP_BUCKETS // levels
+        timestep = draws.timesteps.cpu().expand_as(per_token) * NUM_TIMESTEP_BUCKETS // levels
         bucket = (progress * NUM_TIMESTEP_BUCKETS + timestep).flatten()
         sums.view(-1).index_add_(0, bucket, per_token.flatten())
         counts.view(-1).index_add_(0, bucket, torch.ones_like(per_token).flatten())

@@ -27,7 +27,8 @@ class Draws:
 
     plan: Plan
     timesteps: Tensor
-    """(B, R*L) int64 noise level of every noised token, in the plan's order."""
+    """int64 noise levels: (B, 1), one for the whole image, or (B, R*L), one per noised token in the plan's
+    order."""
     noise: Tensor
     """(B, R, L, P) standard normal, in raster order."""
     drop_class: Tensor
@@ -66,7 +67,8 @@ def draw(
         generator = derive_generator(seed, "step", index)
         dropped.append(torch.rand((), generator=generator) < class_dropout)
         if factorization.timesteps == "shared":
-            t = torch.randint(num_timesteps, (copies, 1), generator=generator).expand(-1, num_tokens)
+            t = torch.randint(num_timesteps, (copies, 1), generator=generator)
+            t = t.expand(-1, num_tokens) if copies > 1 else t
         else:
             of_step = torch.randint(num_timesteps, (copies, num_tokens), generator=generator)
             ar_step = plan.ar_step[row if len(plan.ar_step) > 1 else 0]
@@ -95,10 +97,7 @@ def token_errors(
     noised = add_noise(repeated, noise, draws.timesteps, schedule)
     target = training_target(repeated, noise, draws.timesteps, schedule, prediction_type)
     labels = torch.where(draws.drop_class, config.null_label, labels)
-    timesteps = draws.timesteps
-    if bool((timesteps == timesteps[:, :1]).all()):
-        timesteps = timesteps[:, :1]  # one embedding per image instead of one per token
-    sequence = pack_training(labels, config.num_condition_tokens, clean, noised, plan, timesteps)
+    sequence = pack_training(labels, config.num_condition_tokens, clean, noised, plan, draws.timesteps)
     return squared_error(model(sequence, backend=backend).image, target)
 
 
