@@ -114,3 +114,22 @@ def load_model(
     model = Transformer(spec.model)
     load_strictly(model, load_weights(folder, name), str(folder))
     return model.to(device).eval().requires_grad_(False), spec
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    folder = run / "checkpoints"
+    names = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    return sorted(names, key=lambda p: int(p.name))
+
+
+def latest_model(path: Path) -> Path:
+    """A model folder from itself, or from the run folder that holds its checkpoints."""
+    if (path / "config.json").is_file():
+        return path
+    found = checkpoints_of(path)
+    if not found:
+        raise UserError(
+            f"{path} holds no model: expected a folder with config.json, or a run with checkpoints"
+        )
+    return found[-1]

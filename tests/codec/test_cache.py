@@ -18,8 +18,8 @@ from causalfusion.codec.encode import encode_to_cache, write_cache
 from causalfusion.config import CodecConfig, DataConfig, RunConfig, TrainConfig
 from causalfusion.data.loader import load_indices
 from causalfusion.data.source import Example, UnreadableImage, hash_of
+from causalfusion.distributed import World
 from causalfusion.errors import UserError
-from causalfusion.train.distributed import World
 from causalfusion.train.feed import open_training_data
 
 PIXELS = RunConfig(data=DataConfig(flip=True), codec=CodecConfig(patch_size=2))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from causalfusion.train.checkpoint import checkpoints_of
+from causalfusion.saved import checkpoints_of
 from causalfusion.train.log import read_log
 
 SETTINGS = [

@@ -15,11 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from causalfusion.config import to_dict
+from causalfusion.distributed import World
 from causalfusion.errors import UserError
-from causalfusion.saved import load_model
+from causalfusion.saved import checkpoints_of, latest_model, load_model
 from causalfusion.train import checkpoint as checkpoint_module
-from causalfusion.train.checkpoint import checkpoints_of, latest_model
-from causalfusion.train.distributed import World
 from causalfusion.train.feed import open_training_data
 from causalfusion.train.log import read_log
 from causalfusion.train.run import train

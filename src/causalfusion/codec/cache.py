@@ -13,20 +13,23 @@ Shape letters: B images, c latent channels, h and w latent pixels.
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from causalfusion.codec.autoencoder import fingerprint, open_autoencoder
+from causalfusion.codec.autoencoder import fingerprint
+from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.config import CodecConfig, DataConfig
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
 
-FORMAT = "causalfusion-latents-1"
+FORMAT = "causalfusion-latents-2"
 
 
 class LatentCache:
@@ -35,13 +38,16 @@ class LatentCache:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
         self.class_names: list[str] = manifest["class_names"]
-        self.mean: float = manifest["statistics"]["mean"]
-        self.std: float = manifest["statistics"]["std"]
+        self._statistics: dict[str, float] = manifest["statistics"]
         self.labels: np.ndarray = np.load(folder / "labels.npy", allow_pickle=False)
         self.shard_size: int = manifest["shard_size"]
         self._shards = [
             np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in manifest["shards"]
         ]
+
+    def __reduce__(self) -> tuple[Callable[[str], LatentCache], tuple[str]]:
+        """Another process opens the files itself, instead of being sent all arrays."""
+        return open_cache, (str(self.folder.absolute()),)
 
     def __len__(self) -> int:
         return self.manifest["count"]
@@ -49,6 +55,10 @@ class LatentCache:
     @property
     def has_deviations(self) -> bool:
         return self.manifest["moments"] == 2
+
+    def statistics(self, latents: Literal["sample", "mode"]) -> tuple[float, float]:
+        """Mean and standard deviation of all raw latents: of draws from the posteriors, or of their modes."""
+        return self._statistics["mean"], self._statistics[f"{latents}_std"]
 
     def read(self, indices: np.ndarray, flips: np.ndarray | None, noise: Tensor | None) -> Tensor:
         """Raw latents (B, c, h, w), float32, of these images (where `flips`: of their mirror images), drawn
@@ -122,31 +132,55 @@ def open_cache(path: str) -> LatentCache:
         ) from error
 
 
-def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> None:
-    """Refuse a cache that does not hold what these settings ask for.
+def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Codec:
+    """The codec of these settings, for the cache's images. Raises UserError for a cache that does not hold
+    what the settings ask for.
 
     One that holds more does fit: mean and deviation serve the mode, mirrored images may stay unused; and raw
-    latents are free of the patch size. The source is compared where `data.path` names one.
+    latents are free of the patch size. The data themselves are compared where they are at hand: those that
+    need no path, and those whose path is given.
     """
     kept = cache.manifest
     require_same(cache, "codec.kind", kept["kind"], codec.kind)
     if codec.kind == "autoencoder":
-        weights = fingerprint(open_autoencoder(codec.path)[0])
-        require_same(cache, "codec.path (hash of the weights)", kept["autoencoder"], weights)
         require_same(cache, "codec.latents", kept["latents"], codec.latents, fits=cache.has_deviations)
     require_same(cache, "data.flip", kept["flip"], data.flip, fits=not data.flip)
     for name in ("image_height", "image_width", "image_channels"):
         require_same(cache, f"codec.{name}", kept[name], getattr(codec, name), fits=getattr(codec, name) == 0)
-    for name in ("image_height", "image_width"):
-        require_same(cache, "data.image_size", kept[name], data.image_size, fits=data.image_size == 0)
-    if data.path:
-        require_same(cache, "data.path (hash of the data)", kept["source"], open_source(data).fingerprint())
+    require_same_images(cache, data)
+    if data.path or data.source in ("digits", "shapes"):
+        setting = "data.path" if data.path else "data.source"
+        found = open_source(data).fingerprint()
+        require_same(cache, f"{setting} (hash of the data)", kept["source"], found)
+    opened = open_codec(cache.codec_config(codec), image_shape=None)
+    if opened.autoencoder is not None:
+        weights = fingerprint(opened.autoencoder)
+        require_same(cache, "codec.path (hash of the weights)", kept["autoencoder"], weights)
+    return opened
+
+
+def require_same_images(cache: LatentCache, data: DataConfig) -> None:
+    """The kind of source and the size of the images. `data.image_size` also fits where it is the size that
+    the source's images have anyway."""
+    made = cache.manifest["data"]
+    require_same(cache, "data.source", made["source"], data.source)
+    sides = {cache.manifest["image_height"], cache.manifest["image_width"]}
+    same_size = made["image_size"] == 0 and sides == {data.image_size}
+    require_same(cache, "data.image_size", made["image_size"], data.image_size, fits=same_size)
 
 
 def require_same(cache: LatentCache, name: str, kept: object, asked: object, *, fits: bool = False) -> None:
     """Both values, the name and the remedy in one line, unless they are equal or fit all the same."""
     if kept != asked and not fits:
+        setting, is_hash, _ = name.partition(" (hash")
+        do = f"change {setting}" if is_hash else f"give {as_option(name, kept)}"
         raise UserError(
             f"the cache {cache.folder} was made with {name} = {kept}, the run has {asked}; "
-            "change the setting, or encode again into another folder"
+            f"{do}, or encode again into another folder"
         )
+
+
+def as_option(name: str, value: object) -> str:
+    """A setting as on the command line: data.image_size and 32 as --data.image-size=32."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return shlex.join([f"--{name.replace('_', '-')}={text}"])

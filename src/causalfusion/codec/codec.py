@@ -60,18 +60,19 @@ class Codec:
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and standard deviation of the raw latents (B, c, h, w); pixels have no deviation."""
-        if self.autoencoder is None:
-            return images, None
-        posterior = self.autoencoder.encode(images).latent_dist
-        return posterior.mean, posterior.std
-
-    @torch.no_grad()
-    def encode_raw(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] to raw latents: a draw with this noise, or the mode for None."""
+        """Mean and standard deviation of the raw latents (B, c, h, w) of images (B, C, H, W) in [-1, 1];
+        pixels have no deviation."""
         expected = (self.config.image_channels, self.config.image_height, self.config.image_width)
         if images.shape[1:] != expected:
             raise UserError(f"images have shape {tuple(images.shape[1:])}; the model's are {expected}")
+        if self.autoencoder is None:
+            return images, None
+        with torch.autocast(images.device.type, enabled=False):  # it is small beside the model, its errors stay
+            posterior = self.autoencoder.encode(images.float()).latent_dist
+            return posterior.mean, posterior.std
+
+    def encode_raw(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to raw latents: a draw with this noise, or the mode for None."""
         mean, std = self.moments(images)
         return mean if noise is None or std is None else mean + std * noise
 
@@ -83,8 +84,8 @@ class Codec:
         """Normalised latents to images in [-1, 1], clamped."""
         raw = self.denormalise(latents)
         if self.autoencoder is not None:
-            with torch.no_grad():
-                raw = self.autoencoder.decode(raw).sample
+            with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
+                raw = self.autoencoder.decode(raw.float()).sample
         return raw.clamp(-1, 1)
 
     def normalise(self, raw: Tensor) -> Tensor:
@@ -155,17 +156,22 @@ def _check_size(config: CodecConfig) -> None:
 
 
 def measure_statistics(codec: Codec, batches: Iterable[Tensor]) -> tuple[float, float]:
-    """Mean and standard deviation of the raw latents (their modes) of image batches, streamed in float64."""
+    """Mean and standard deviation of the raw latents of image batches, streamed in float64.
+
+    Where latents are drawn, of the draws: Var = E[mean² + std²] - E[mean]², exactly and without noise.
+    """
     count, total, squares = 0, 0.0, 0.0
     for images in batches:
-        raw = codec.encode_raw(images.to(codec.device), None).double()
-        count += raw.numel()
-        total += float(raw.sum())
-        squares += float(raw.square().sum())
+        mean, std = codec.moments(images.to(codec.device))
+        count += mean.numel()
+        total += float(mean.double().sum())
+        squares += float(mean.double().square().sum())
+        if std is not None and codec.config.latents == "sample":
+            squares += float(std.double().square().sum())
     if not count:
         raise UserError("there are no images to measure the latents' statistics on")
-    mean = total / count
-    variance = squares / count - mean**2
+    center = total / count
+    variance = squares / count - center**2
     if variance <= 1e-12:
         raise UserError(f"the latents do not vary (variance {variance:g}); their scale cannot be measured")
-    return mean, variance**0.5
+    return center, variance**0.5

@@ -19,15 +19,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from causalfusion.codec.autoencoder import fingerprint
-from causalfusion.codec.cache import FORMAT, LatentCache, open_cache, require_same
+from causalfusion.codec.cache import FORMAT, LatentCache, open_cache, require_same, require_same_images
 from causalfusion.codec.codec import Codec, open_codec
-from causalfusion.codec.shard import Shard, Tally, content_hash, write_whole
+from causalfusion.codec.shard import Shard, Tally, read_note, write_whole
 from causalfusion.config import DataConfig, RunConfig, to_dict
 from causalfusion.data import ImageSource, open_source
 from causalfusion.data.loader import Batch, load_indices
 from causalfusion.errors import UserError
+from causalfusion.progress import ProgressLine
 from causalfusion.runtime import select_device
-from causalfusion.train.log import ProgressLine
 
 SHARD_SIZE = 4096
 """Images in a shard: few open files, and little lost when a run is interrupted."""
@@ -85,21 +85,24 @@ def write_cache(
 ) -> LatentCache:
     """Encode a whole source; `progress` hears how many images are done.
 
-    A folder with a whole cache is left as it is if it holds just this, and refused otherwise.
+    A folder with a whole cache is left as it is if it holds just this, and refused otherwise; so is one with
+    finished shards of other settings.
     """
     identity = _identity(source, codec, config, dtype, shard_size)
     if (folder / "manifest.json").is_file():
         cache = open_cache(str(folder))
+        require_same_images(cache, config.data)
         for name, value in identity.items():
             require_same(cache, _SETTINGS.get(name, name), cache.manifest.get(name), value)
         progress(len(cache))
         return cache
+    _refuse_other_shards(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
     shards = [
         Shard(folder / f"{number:05d}.npy", start, min(shard_size, len(source) - start))
         for number, start in enumerate(range(0, len(source), shard_size))
     ]
-    notes = [shard.read_note(content_hash(identity)) for shard in shards]
+    notes = [shard.read_note(identity) for shard in shards]
     missing = [shard for shard, note in zip(shards, notes, strict=True) if note is None]
     tally = Tally(len(source), progress)
     tally.add(len(source) - sum(s.count for s in missing), sum(n["replaced"] for n in notes if n is not None))
@@ -108,6 +111,19 @@ def write_cache(
         shard.write(encoded, identity, tally)
     _finish(folder, shards, config, identity, list(source.class_names))
     return open_cache(str(folder))
+
+
+def _refuse_other_shards(folder: Path, identity: dict[str, Any]) -> None:
+    """Finished shards of other settings are hours of work: they are never replaced."""
+    for file in sorted(folder.glob("[0-9]*.json")):
+        note = read_note(file)
+        kept = identity if note is None else note["content"]
+        for name, value in identity.items():
+            if kept.get(name) != value:
+                raise UserError(
+                    f"{folder} holds shards of an unfinished cache made with {_SETTINGS.get(name, name)} = "
+                    f"{kept.get(name)}, this run has {value}; delete the folder or give another --out"
+                )
 
 
 def _identity(
@@ -221,7 +237,7 @@ def _finish(
     folder: Path, shards: list[Shard], config: RunConfig, identity: dict[str, Any], class_names: list[str]
 ) -> None:
     """Labels, captions and the manifest, out of the shards' notes; then the notes go."""
-    notes = [shard.read_note(content_hash(identity)) for shard in shards]
+    notes = [shard.read_note(identity) for shard in shards]
     whole = [note for note in notes if note is not None]
     if len(whole) < len(notes):
         raise UserError(f"{shards[notes.index(None)].file} changed while encoding; run encode again")
@@ -234,6 +250,7 @@ def _finish(
     values = len(labels) * int(np.prod(identity["latent_shape"]))
     mean = sum(note["sum"] for note in whole) / values
     variance = sum(note["squares"] for note in whole) / values - mean**2
+    drawn = variance + sum(note["variances"] for note in whole) / values
     if variance <= 1e-12:
         raise UserError(
             f"the latents do not vary (variance {variance:g}); check the images and the autoencoder"
@@ -242,7 +259,7 @@ def _finish(
     manifest = {
         **identity,
         "class_names": class_names,
-        "statistics": {"mean": mean, "std": variance**0.5},
+        "statistics": {"mean": mean, "mode_std": variance**0.5, "sample_std": drawn**0.5},
         "replaced_images": sum(note["replaced"] for note in whole),
         "shards": [shard.file.name for shard in shards],
         "files": {file.name: file.stat().st_size for file in files},

@@ -1,13 +1,12 @@
 """The files of a latent cache as they are written: whole shards, each with a note, or nothing.
 
 Every file is written under another name, flushed and renamed. A shard is finished when its note
-(`00000.json`: labels, captions, sums) lies beside it; the note holds the hash of all that the shard's content
-depends on, so that an interrupted run keeps the shards that fit.
+(`00000.json`: labels, captions, sums) lies beside it; the note holds all that the shard's content depends on,
+so that an interrupted run keeps the shards that fit and touches no others.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -50,20 +49,19 @@ class Shard:
     def note_file(self) -> Path:
         return self.file.with_suffix(".json")
 
-    def read_note(self, content: str) -> dict[str, Any] | None:
+    def read_note(self, identity: dict[str, Any]) -> dict[str, Any] | None:
         """The note of a finished shard of this content; None if it has to be (re)made."""
-        try:
-            note = json.loads(self.note_file.read_text("utf-8"))
-            whole = note["content"] == content and note["bytes"] == self.file.stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
+        note = read_note(self.note_file)
+        if note is None or note["content"] != identity or not self.file.is_file():
             return None
-        return note if whole else None
+        return note if note["bytes"] == self.file.stat().st_size else None
 
     def write(
         self, encoded: Iterator[tuple[Batch, np.ndarray]], identity: dict[str, Any], tally: Tally
     ) -> None:
         """Take this shard's images off the stream of encoded batches; none of them reaches beyond its end."""
-        note: dict[str, Any] = {"replaced": 0, "sum": 0.0, "squares": 0.0, "labels": [], "captions": []}
+        note: dict[str, Any] = {"replaced": 0, "labels": [], "captions": []}
+        note |= {"sum": 0.0, "squares": 0.0, "variances": 0.0}  # of means, means² and deviations²
         variants = 2 if identity["flip"] else 1
         shape = (self.count, variants, identity["moments"], *identity["latent_shape"])
         dtype = np.dtype(identity["dtype"]).newbyteorder("<")
@@ -74,9 +72,10 @@ class Shard:
             while len(note["labels"]) < self.count:
                 batch, moments = next(encoded)
                 stream.write(moments.astype(dtype, copy=False).tobytes())
-                raw = moments[:, 0, 0].astype(np.float64)
-                note["sum"] += float(raw.sum())
-                note["squares"] += float(np.square(raw).sum())
+                means, deviations = moments[:, 0, 0].astype(np.float64), moments[:, 0, 1:].astype(np.float64)
+                note["sum"] += float(means.sum())
+                note["squares"] += float(np.square(means).sum())
+                note["variances"] += float(np.square(deviations).sum())
                 note["labels"] += batch.labels.tolist()
                 note["captions"] += batch.captions
                 replaced = int((batch.image_indices != batch.sample_indices).sum())
@@ -85,12 +84,17 @@ class Shard:
 
         self.note_file.unlink(missing_ok=True)  # of another content: it must never stand beside the new shard
         write_whole(self.file, content)
-        note |= {"content": content_hash(identity), "bytes": self.file.stat().st_size}
+        note |= {"content": identity, "bytes": self.file.stat().st_size}
         write_whole(self.note_file, lambda stream: stream.write(json.dumps(note).encode()))
 
 
-def content_hash(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def read_note(file: Path) -> dict[str, Any] | None:
+    """A shard's note; None where there is none, or something else."""
+    try:
+        note = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) and isinstance(note.get("content"), dict) and "bytes" in note else None
 
 
 def write_whole(file: Path, content: Callable[[BinaryIO], object]) -> None:

@@ -32,7 +32,7 @@ def doctor(model: Path | None = None, /, *, reference: Path | None = None, devic
     from rich.table import Table
 
     from causalfusion.doctor import check_machine, check_model
-    from causalfusion.train.checkpoint import latest_model
+    from causalfusion.saved import latest_model
 
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(auto if device == "auto" else device)

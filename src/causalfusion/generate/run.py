@@ -17,6 +17,7 @@ from torch import Tensor
 
 from causalfusion import __version__
 from causalfusion.config import SampleConfig, to_dict
+from causalfusion.distributed import World, join_world
 from causalfusion.errors import UserError
 from causalfusion.generate.layout import batches_of
 from causalfusion.generate.pipeline import Pipeline
@@ -24,10 +25,8 @@ from causalfusion.generate.regions import read_mask, region_mask
 from causalfusion.generate.settings import parse_class
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.pictures import Edit, edit_sheet, to_image_grid
-from causalfusion.saved import WeightsName
-from causalfusion.train.checkpoint import latest_model
-from causalfusion.train.distributed import World, join_world
-from causalfusion.train.log import ProgressLine
+from causalfusion.progress import ProgressLine
+from causalfusion.saved import WeightsName, latest_model
 
 
 @dataclass(frozen=True, kw_only=True)

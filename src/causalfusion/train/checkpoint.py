@@ -20,9 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from causalfusion.errors import UserError
-from causalfusion.saved import ModelSpec, load_strictly, load_weights, save_model
+from causalfusion.saved import ModelSpec, checkpoints_of, load_strictly, load_weights, save_model
 from causalfusion.train.ema import EMA
-
 
 _HIDDEN = ".partial-"
 
@@ -37,25 +36,6 @@ class Progress:
     skipped_in_a_row: int = 0
     pending_losses: tuple[float, ...] = ()
     """Losses since the last log line."""
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    folder = run / "checkpoints"
-    names = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    return sorted(names, key=lambda p: int(p.name))
-
-
-def latest_model(path: Path) -> Path:
-    """A model folder from itself, or from the run folder that holds its checkpoints."""
-    if (path / "config.json").is_file():
-        return path
-    found = checkpoints_of(path)
-    if not found:
-        raise UserError(
-            f"{path} holds no model: expected a folder with config.json, or a run with checkpoints"
-        )
-    return found[-1]
 
 
 def save_checkpoint(

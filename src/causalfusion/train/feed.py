@@ -20,9 +20,9 @@ from causalfusion.config import RunConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import Loader, load_indices, split_holdout, stream
 from causalfusion.data.source import ImageSource
+from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_generator
-from causalfusion.train.distributed import World
 from causalfusion.train.trainer import TokenBatch
 
 _STATISTICS_IMAGES = 2048
@@ -113,9 +113,8 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
         )
     if config.data.cache:
         source: ImageSource | LatentCache = open_cache(config.data.cache)
-        check_cache(source, config.codec, config.data)
         class_names = source.class_names
-        codec = open_codec(source.codec_config(config.codec), image_shape=None)
+        codec = check_cache(source, config.codec, config.data)
     else:
         source = open_source(config.data)
         class_names = source.class_names
@@ -142,7 +141,7 @@ def _measured(
 ) -> Codec:
     """The codec with scale and shift measured on (at most 2048 of) the training images, evenly spread."""
     if isinstance(source, LatentCache):
-        return codec.with_statistics(source.mean, source.std)
+        return codec.with_statistics(*source.statistics(codec.config.latents))
     chosen = train_indices[:: -(-len(train_indices) // _STATISTICS_IMAGES)]
     batches = (
         load_indices(source, chosen[start : start + 64], config.data).images.to(codec.device)

@@ -1,4 +1,4 @@
-"""What a run tells: a JSON line and TensorBoard scalars per record, and a progress line.
+"""What a run leaves behind: a JSON line and TensorBoard scalars per record.
 
 `log.jsonl` belongs to the checkpoint that a run resumes from: later records are cut off, so that the file
 of a resumed run is that of an uninterrupted one.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -52,37 +50,3 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
-
-
-class ProgressLine:
-    """One line that is rewritten on a terminal, and printed now and then elsewhere."""
-
-    def __init__(self, total: int, done: int, *, enabled: bool = True, seconds_between: float = 10.0) -> None:
-        self.total, self.first = total, done
-        self.enabled, self.terminal = enabled, sys.stderr.isatty()
-        self.seconds_between = 0.2 if self.terminal else seconds_between
-        self.start = time.monotonic()
-        self.last_shown = -1e9
-
-    def show(self, done: int, text: str, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if not self.enabled or (now - self.last_shown < self.seconds_between and not force):
-            return
-        self.last_shown = now
-        rate = (done - self.first) / max(now - self.start, 1e-9)
-        left = (self.total - done) / rate if rate > 0 else float("nan")
-        line = f"{done:>{len(str(self.total))}}/{self.total} images  {text}  {duration(left)} left"
-        end = "" if self.terminal else "\n"
-        print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.enabled and self.terminal:
-            print(file=sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    """1:02:03, or 2:03."""
-    if seconds != seconds:
-        return "?"
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -14,16 +14,16 @@ import torch
 
 from causalfusion.arithmetic import train_step_flops
 from causalfusion.config import RunConfig, to_dict
+from causalfusion.distributed import World, join_world
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.transformer import count_parameters
 from causalfusion.pictures import to_image_grid
+from causalfusion.progress import ProgressLine
 from causalfusion.runtime import measure_gemm_rate, tune_allocator
-from causalfusion.saved import ModelSpec
-from causalfusion.train.checkpoint import checkpoints_of
-from causalfusion.train.distributed import World, join_world
+from causalfusion.saved import ModelSpec, checkpoints_of
 from causalfusion.train.feed import TrainingData, open_training_data
-from causalfusion.train.log import ProgressLine, RunLog
+from causalfusion.train.log import RunLog
 from causalfusion.train.loss_map import loss_map
 from causalfusion.train.trainer import Clock, StepResult, TokenBatch, Trainer
 

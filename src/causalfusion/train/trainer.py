@@ -20,13 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from causalfusion.config import RunConfig, to_dict
 from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved import ModelSpec
 from causalfusion.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from causalfusion.train.distributed import World, checkpoint_activations, data_parallel
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import learning_rate, make_optimizer
+from causalfusion.train.parallel import checkpoint_activations, data_parallel
 from causalfusion.train.step import Draws, draw, token_errors, training_loss
 
 
