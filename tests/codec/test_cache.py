@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from causalfusion import cli
 from causalfusion.codec.autoencoder import open_autoencoder
 from causalfusion.codec.cache import LatentCache, check_cache, open_cache
 from causalfusion.codec.codec import Codec, open_codec
@@ -20,9 +23,11 @@ from causalfusion.data.loader import load_indices
 from causalfusion.data.source import Example, UnreadableImage, hash_of
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
+from causalfusion.presets import load_config
 from causalfusion.train.feed import open_training_data
 
-PIXELS = RunConfig(data=DataConfig(flip=True), codec=CodecConfig(patch_size=2))
+GREY = DataConfig(source="npz", cache="no path")
+PIXELS = RunConfig(data=DataConfig(source="npz", path="grey.npz", flip=True), codec=CodecConfig(patch_size=2))
 
 
 class Grey:
@@ -71,7 +76,7 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _drawn(path: str, latents: str = "sample", flip: bool = True) -> RunConfig:
     codec = CodecConfig(kind="autoencoder", path=path, latents=latents, patch_size=1)  # pyright: ignore[reportArgumentType]
-    return RunConfig(data=DataConfig(flip=flip), codec=codec)
+    return RunConfig(data=replace(PIXELS.data, flip=flip), codec=codec)
 
 
 def _pixel_codec() -> Codec:
@@ -102,8 +107,8 @@ def test_pixels_come_back_exactly(tmp_path: Path) -> None:
     assert cache.captions() == [f"number {i} – ä" for i in range(11)]
     assert (len(cache), cache.class_names) == (11, ["even", "odd"])
     everything = _images(source, np.arange(11)).double()
-    assert cache.mean == pytest.approx(float(everything.mean()), rel=1e-12)
-    assert cache.std == pytest.approx(float(everything.std(correction=0)), rel=1e-12)
+    expected = [pytest.approx(float(v), rel=1e-12) for v in (everything.mean(), everything.std(correction=0))]
+    assert list(cache.statistics("mode")) == list(cache.statistics("sample")) == expected
     with pytest.raises(IndexError):
         cache.read(np.array([11]), None, None)
 
@@ -121,8 +126,11 @@ def test_drawn_latents(tmp_path: Path, autoencoder: str, dtype: str, tolerance: 
         found, expected = cache.read(indices, flips, given), codec.encode_raw(images, given)
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
     assert found.dtype == torch.float32
-    modes = codec.encode_raw(_images(source, np.arange(11)), None).double()
-    assert cache.std == pytest.approx(float(modes.std(correction=0)), rel=tolerance)
+    mean, std = (m.double() for m in codec.moments(_images(source, np.arange(11))) if m is not None)
+    modes = cache.statistics("mode")
+    assert modes == pytest.approx((float(mean.mean()), float(mean.std(correction=0))), rel=tolerance)
+    drawn = (mean.var(correction=0) + std.square().mean()).sqrt()
+    assert cache.statistics("sample") == pytest.approx((float(mean.mean()), float(drawn)), rel=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["pixels", "autoencoder"])
@@ -202,19 +210,23 @@ def test_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert source.reads == 0
 
 
-def test_shards_that_do_not_fit_are_made_again(tmp_path: Path) -> None:
-    _interrupt(tmp_path, 8, Grey(content="another data set"))
-    shard = tmp_path / "00000.npy"
-    source = Grey()
-    _write(tmp_path, source)
-    assert source.reads == 11
+def test_finished_shards_of_other_settings_are_never_replaced(tmp_path: Path) -> None:
+    _interrupt(tmp_path, 6, Grey(content="another data set"))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    another = r"delete the folder or give another --out"
+    with pytest.raises(UserError, match=r"data\.path \(hash of the data\) = .*" + another):
+        _write(tmp_path, Grey())
+    with pytest.raises(UserError, match="shard_size = 4, this run has 12; " + another):
+        _write(tmp_path, Grey(content="another data set"), shard_size=12)
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    again = tmp_path / "again"
-    _interrupt(again, 8, Grey())
-    shard = again / "00000.npy"
+
+def test_damaged_shards_are_made_again(tmp_path: Path) -> None:
+    _interrupt(tmp_path, 8, Grey())
+    shard = tmp_path / "00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1])
     source = Grey()
-    cache = _write(again, source)
+    cache = _write(tmp_path, source)
     assert source.reads == 11
     assert torch.equal(cache.read(np.arange(11), None, None), _images(source, np.arange(11)))
 
@@ -225,7 +237,11 @@ def test_whole_cache_of_another_content_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.path.*another folder"):
         _write(tmp_path, Grey(content="b"))
     with pytest.raises(UserError, match=r"data\.flip = True, the run has False"):
-        _write(tmp_path, Grey(), config=replace(PIXELS, data=DataConfig()))
+        _write(tmp_path, Grey(), config=replace(PIXELS, data=replace(PIXELS.data, flip=False)))
+    with pytest.raises(
+        UserError, match=r"data\.source = npz, the run has digits; give --data\.source=npz, or"
+    ):
+        _write(tmp_path, Grey(), config=replace(PIXELS, data=DataConfig(flip=True)))
     assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
 
@@ -278,7 +294,7 @@ def test_damaged_caches(tmp_path: Path) -> None:
     assert "labels.npy has 0 bytes" in message()
     labels.write_bytes(files[labels])
     text.write_text(json.dumps(manifest | {"format": "causalfusion-latents-0"}))
-    assert "'causalfusion-latents-0'; expected 'causalfusion-latents-1'" in message()
+    assert "'causalfusion-latents-0'; expected 'causalfusion-latents-2'" in message()
     text.write_text(json.dumps({"format": manifest["format"]}))
     assert "damaged" in message()
     text.write_text("{")
@@ -294,16 +310,16 @@ def test_only_a_cache_that_fits_is_used(tmp_path: Path, autoencoder: str) -> Non
         return str(caught.value)
 
     pixels = _write(tmp_path / "pixels", Grey())
-    check_cache(pixels, PIXELS.codec, DataConfig(flip=True))
+    check_cache(pixels, PIXELS.codec, replace(GREY, flip=True))
     check_cache(
-        pixels, replace(PIXELS.codec, patch_size=4), DataConfig(image_size=8)
+        pixels, replace(PIXELS.codec, patch_size=4), replace(GREY, image_size=8)
     )  # also without the mirror images
-    assert "codec.kind = pixels, the run has autoencoder" in message(
-        pixels, _drawn(autoencoder).codec, DataConfig()
+    assert "codec.kind = pixels, the run has autoencoder" in message(pixels, _drawn(autoencoder).codec, GREY)
+    assert "data.image_size = 0, the run has 16" in message(
+        pixels, PIXELS.codec, replace(GREY, image_size=16)
     )
-    assert "data.image_size = 8, the run has 16" in message(pixels, PIXELS.codec, DataConfig(image_size=16))
     assert "codec.image_width = 8, the run has 4" in message(
-        pixels, replace(PIXELS.codec, image_width=4), DataConfig()
+        pixels, replace(PIXELS.codec, image_width=4), GREY
     )
     np.savez(tmp_path / "other.npz", images=np.zeros((3, 8, 8, 3), np.uint8))
     other = DataConfig(source="npz", path=str(tmp_path / "other.npz"))
@@ -311,20 +327,123 @@ def test_only_a_cache_that_fits_is_used(tmp_path: Path, autoencoder: str) -> Non
 
     config = _drawn(autoencoder, "mode", flip=False)
     modes = _write(tmp_path / "modes", Grey(), config=config)
-    check_cache(modes, config.codec, DataConfig())
-    assert "codec.latents = mode, the run has sample" in message(
-        modes, _drawn(autoencoder).codec, DataConfig()
-    )
-    assert "data.flip = False, the run has True" in message(modes, config.codec, DataConfig(flip=True))
+    check_cache(modes, config.codec, GREY)
+    assert "codec.latents = mode, the run has sample" in message(modes, _drawn(autoencoder).codec, GREY)
+    assert "data.flip = False, the run has True" in message(modes, config.codec, replace(GREY, flip=True))
     with pytest.raises(UserError, match="no mirrored images"):
         modes.read(np.array([0]), np.array([True]), None)
     another = str(_tiny_autoencoder(tmp_path / "vae", 1))
-    assert "codec.path (hash of the weights)" in message(
-        modes, replace(config.codec, path=another), DataConfig()
-    )
+    assert "codec.path (hash of the weights)" in message(modes, replace(config.codec, path=another), GREY)
     moments = _write(tmp_path / "moments", Grey(), config=_drawn(autoencoder))
-    check_cache(moments, config.codec, DataConfig())  # the mode is the mean
+    check_cache(moments, config.codec, GREY)  # the mode is the mean
     assert open_autoencoder(autoencoder)[1] == 2
     assert moments.codec_config(CodecConfig(patch_size=4)) == CodecConfig(
         patch_size=4, image_height=8, image_width=8, image_channels=3
     )
+
+
+def test_the_source_and_the_size_of_the_images_are_compared(tmp_path: Path) -> None:
+    config = RunConfig(data=DataConfig(source="digits", image_size=8))
+    cache = encode_to_cache(config, tmp_path / "digits", device="cpu")
+    check_cache(cache, config.codec, config.data)
+
+    def refused(data: DataConfig, message: str) -> None:
+        with pytest.raises(UserError) as caught:
+            check_cache(cache, config.codec, data)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+    refused(
+        replace(config.data, source="shapes"),
+        "data.source = digits, the run has shapes; give --data.source=digits, or encode again",
+    )
+    refused(
+        replace(config.data, image_size=0),
+        "data.image_size = 8, the run has 0; give --data.image-size=8, or encode again",
+    )
+    cache.manifest["source"] = "of another release"
+    refused(config.data, "data.source (hash of the data) = of another release, the run has")
+
+
+def test_the_autoencoder_is_opened_once(
+    tmp_path: Path, autoencoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _drawn(autoencoder)
+    _write(tmp_path, Grey(), config=config)
+    opened = []
+
+    def count(path: str) -> object:
+        opened.append(path)
+        return open_autoencoder(path)
+
+    monkeypatch.setattr("causalfusion.codec.autoencoder.open_autoencoder", count)
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    config = replace(
+        config,
+        data=DataConfig(source="npz", cache=str(tmp_path)),
+        codec=replace(config.codec, normalization="measured"),
+        train=TrainConfig(batch_size=4),
+    )
+    for latents in ("sample", "mode"):
+        codec = open_training_data(
+            replace(config, codec=replace(config.codec, latents=latents)), world
+        ).codec.config
+        mean, std = open_cache(str(tmp_path)).statistics(latents)
+        assert (codec.shift, codec.scale) == (mean, 1 / std)
+    assert opened == [autoencoder] * 2
+
+
+def test_a_cache_travels_as_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "cache", Grey())
+    monkeypatch.chdir(tmp_path)
+    cache = open_cache("cache")
+    sent = pickle.dumps(cache)
+    assert len(sent) < 1000 < cache.read(np.arange(11), None, None).nbytes
+    monkeypatch.chdir("/")
+    there = pickle.loads(sent)
+    assert torch.equal(there.read(np.arange(11), None, None), cache.read(np.arange(11), None, None))
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_of_every_start_method(tmp_path: Path, method: str) -> None:
+    """What a worker is given must survive being sent to it."""
+    data = replace(PIXELS.data, num_workers=1)
+    before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method(method, force=True)
+    try:
+        cache = _write(tmp_path, Grey(), config=replace(PIXELS, data=data))
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+    assert torch.equal(cache.read(np.arange(11), None, None), _images(Grey(), np.arange(11)))
+
+
+def test_the_training_line_repeats_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.Generator(np.random.Philox(1)).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", images=images)
+    out = tmp_path / "my latents"
+    options = [
+        "--config=digits",
+        "--data.flip",
+        "--data.source",
+        "npz",
+        "--data.path",
+        str(tmp_path / "few.npz"),
+    ]
+    options += ["--data.image-size=4", "--train.lr=0.5", "--sample.sizes", "1", "3"]
+    assert cli.run(["encode", *options, "--out", str(out), "--device=cpu"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "train on it with" in line)
+    command, *given = shlex.split(line.partition(": ")[2])
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
+    assert command == "causalfusion" and cli.run(given) == 0
+    digits = load_config("digits")
+    assert seen == [
+        replace(
+            digits,
+            data=replace(digits.data, source="npz", flip=True, image_size=4, cache=str(out)),
+            train=replace(digits.train, lr=0.5),
+            sample=replace(digits.sample, sizes=[1, 3]),
+        )
+    ]
+    check_cache(open_cache(str(out)), seen[0].codec, seen[0].data)

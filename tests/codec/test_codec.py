@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -67,6 +70,13 @@ def test_patches_round_trip(batch: int, channels: int, rows: int, columns: int, 
     )
 
 
+def test_patches_never_cut_latents_off() -> None:
+    with pytest.raises(AssertionError):
+        patchify(torch.zeros(2, 3, 4, 5), 2)
+    with pytest.raises(AssertionError):  # the right amount of numbers, of another grid
+        unpatchify(torch.zeros(2, 6, 12), 2, 2, 2)
+
+
 def test_patch_order_is_the_recorded_one() -> None:
     if not RECORDED.is_file():
         pytest.skip(f"the recording is not there: {RECORDED}")
@@ -113,18 +123,51 @@ def test_decoded_images_stay_in_range() -> None:
     assert codec.decode(torch.tensor([[[[-7.0, 0.25], [1.0, 9.0]]]])).flatten().tolist() == [-1, 0.25, 1, 1]
 
 
-def test_measured_latents_have_mean_0_and_deviation_1() -> None:
-    images = torch.rand(64, 3, 8, 12, generator=torch.Generator().manual_seed(1)) * 0.3 + 0.4
+@pytest.mark.parametrize("latents", ["mode", "sample"])
+def test_measured_latents_have_mean_0_and_deviation_1(latents: Literal["mode", "sample"]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(64, 3, 8, 12, generator=generator) * 0.3 + 0.4
     codec = _averages_codec()
+    codec.config = replace(codec.config, latents=latents)
     mean, std = measure_statistics(codec, images.split(10))
     raw = codec.encode_raw(images, None).double()
+    spread = raw.square().mean() if latents == "sample" else 0  # of the posteriors: their deviation is |mean|
     assert mean == pytest.approx(float(raw.mean()), rel=1e-9)
-    assert std == pytest.approx(float(raw.std(correction=0)), rel=1e-9)
+    assert std == pytest.approx(float((raw.var(correction=0) + spread).sqrt()), rel=1e-9)
     measured = codec.with_statistics(mean, std)
-    latents = measured.encode(images, None).double()
-    assert abs(float(latents.mean())) < 1e-6
-    assert float(latents.std(correction=0)) == pytest.approx(1, abs=1e-6)
     assert measured.config.normalization == "given"
+    many = images.repeat(50, 1, 1, 1)  # 230,400 draws: their deviation is known to half a percent
+    noise = torch.randn(3200, *codec.latent_shape, generator=generator) if latents == "sample" else None
+    drawn = measured.encode(many, noise).double()
+    assert abs(float(drawn.mean())) < (0.01 if latents == "sample" else 1e-6)
+    assert float(drawn.std(correction=0)) == pytest.approx(1, abs=0.01 if latents == "sample" else 1e-6)
+
+
+def test_the_autoencoder_stays_in_float32_under_autocast() -> None:
+    class Convolutions(torch.nn.Module):
+        """Halves the sides and doubles them again."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = torch.nn.Conv2d(3, 3, 2, stride=2)
+            self.up = torch.nn.ConvTranspose2d(3, 3, 2, stride=2)
+
+        def encode(self, images: torch.Tensor) -> SimpleNamespace:
+            mean = self.down(images)
+            return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean, std=mean.abs()))
+
+        def decode(self, latents: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(sample=self.up(latents))
+
+    torch.manual_seed(0)
+    codec = Codec(_averages_codec().config, Convolutions())
+    images = torch.rand(2, 3, 8, 12) * 2 - 1
+    latents = codec.encode(images, None)
+    decoded = codec.decode(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codec.encode(images, None), latents)
+        assert torch.equal(codec.decode(latents), decoded)
+        assert codec.decode(latents.bfloat16()).dtype == torch.float32
 
 
 def test_what_is_refused() -> None:

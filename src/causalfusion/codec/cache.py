@@ -182,5 +182,7 @@ def require_same(cache: LatentCache, name: str, kept: object, asked: object, *, 
 
 def as_option(name: str, value: object) -> str:
     """A setting as on the command line: data.image_size and 32 as --data.image-size=32."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return shlex.join([f"--{name.replace('_', '-')}={text}"])
+    option = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"{option}={str(value).lower()}"
+    return shlex.join([option, *map(str, value)] if isinstance(value, list) else [f"{option}={value}"])

@@ -67,10 +67,13 @@ class Codec:
             raise UserError(f"images have shape {tuple(images.shape[1:])}; the model's are {expected}")
         if self.autoencoder is None:
             return images, None
-        with torch.autocast(images.device.type, enabled=False):  # it is small beside the model, its errors stay
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # it is small beside the model, its errors stay
             posterior = self.autoencoder.encode(images.float()).latent_dist
             return posterior.mean, posterior.std
 
+    @torch.no_grad()
     def encode_raw(self, images: Tensor, noise: Tensor | None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to raw latents: a draw with this noise, or the mode for None."""
         mean, std = self.moments(images)

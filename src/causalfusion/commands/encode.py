@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from causalfusion.config import RunConfig
+from causalfusion.config import RunConfig, to_dict
 
 app = App(name="encode", result_action="return_value")
 
@@ -46,8 +47,31 @@ def encode(
         f"{out}: {len(cache):,} images{variants}, "
         f"latents {manifest['latent_shape']} in {manifest['dtype']}, {size:,.1f} MiB"
     )
-    print(f"raw latents: mean {cache.mean:.6g}, standard deviation {cache.std:.6g}")
+    mean, std = cache.statistics(run.codec.latents)
+    print(f"raw latents: mean {mean:.6g}, standard deviation {std:.6g}")
     if manifest["replaced_images"]:
         print(f"{manifest['replaced_images']} unreadable images were replaced by the next readable ones")
-    print(f"train on it with: --data.cache {out}")
+    print(f"train on it with: {training_line(run, config, out)}")
     return 0
+
+
+def training_line(run: RunConfig, names: Sequence[str], cache: Path) -> str:
+    """The command that trains with this run's settings on the cache, which stands in for data.path."""
+    from causalfusion.codec.cache import as_option
+    from causalfusion.presets import load_layers, merge
+
+    beneath = _flat(merge([to_dict(RunConfig()), load_layers(names)]))
+    settings = _flat(to_dict(run)) | {"data.cache": str(cache), "data.path": beneath["data.path"]}
+    options = [as_option(name, value) for name, value in settings.items() if value != beneath[name]]
+    return " ".join(["causalfusion train", *(as_option("config", name) for name in names), *options])
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; tuples as the lists that TOML has."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
