@@ -57,7 +57,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
     local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else chosen
     if cuda:
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=local if cuda else None)
     try:
         yield World(dist.get_rank(), size, local)
     finally:

@@ -67,9 +67,7 @@ class Codec:
             raise UserError(f"images have shape {tuple(images.shape[1:])}; the model's are {expected}")
         if self.autoencoder is None:
             return images, None
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # it is small beside the model, its errors stay
+        with torch.autocast(images.device.type, enabled=False):  # whoever calls, latents are float32
             posterior = self.autoencoder.encode(images.float()).latent_dist
             return posterior.mean, posterior.std
 

@@ -94,9 +94,8 @@ def read_note(file: Path) -> dict[str, Any] | None:
         note = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return (
-        note if isinstance(note, dict) and isinstance(note.get("content"), dict) and "bytes" in note else None
-    )
+    whole = isinstance(note, dict) and isinstance(note.get("content"), dict) and "bytes" in note
+    return note if whole else None
 
 
 def write_whole(file: Path, content: Callable[[BinaryIO], object]) -> None:

@@ -62,6 +62,7 @@ def training_line(run: RunConfig, names: Sequence[str], cache: Path) -> str:
 
     beneath = _flat(merge([to_dict(RunConfig()), load_layers(names)]))
     settings = _flat(to_dict(run)) | {"data.cache": str(cache), "data.path": beneath["data.path"]}
+    settings["out"] = beneath["out"]  # encode's own --out is the cache
     options = [as_option(name, value) for name, value in settings.items() if value != beneath[name]]
     return " ".join(["causalfusion train", *(as_option("config", name) for name in names), *options])
 

@@ -66,7 +66,9 @@ class _Run:
     def go(self) -> Path:
         progress, total = self.trainer.progress, self.config.train.images
         if progress.images_seen >= total:
-            self._say(f"{self.folder} has already seen {progress.images_seen} images; raise train.images")
+            self._say(
+                f"{self.folder} is finished: {progress.images_seen} images; raise train.images to go on"
+            )
             return checkpoints_of(self.folder)[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._announce()
@@ -196,10 +198,16 @@ def _due(step: int, every: int) -> bool:
 
 @contextmanager
 def _signals_as_flag(run: _Run) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the run to stop after the step in work; a second one stops at once."""
+    """SIGINT and SIGTERM ask the run to stop after the step in work; a second Ctrl-C stops at once.
+
+    Not just any second signal: under torchrun, one Ctrl-C reaches a process as SIGINT and as SIGTERM.
+    """
+    interrupts = 0
 
     def ask(number: int, _: Any) -> None:
-        if run.stop_requested:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
             raise KeyboardInterrupt
         run.stop_requested = True
 

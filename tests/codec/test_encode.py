@@ -1,0 +1,104 @@
+"""`causalfusion encode` on the digits: what it prints, its workers, and which runs may use its cache."""
+
+from __future__ import annotations
+
+import pickle
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from causalfusion import cli
+from causalfusion.codec.cache import check_cache, open_cache
+from causalfusion.codec.encode import encode_to_cache
+from causalfusion.config import DataConfig, RunConfig
+from causalfusion.data.digits import Digits
+from causalfusion.data.loader import load_indices
+from causalfusion.errors import UserError
+from causalfusion.presets import load_config
+
+DIGITS = RunConfig(data=DataConfig(source="digits"))
+
+
+def test_the_source_and_the_size_of_the_images_are_compared(tmp_path: Path) -> None:
+    config = replace(DIGITS, data=replace(DIGITS.data, image_size=8))
+    cache = encode_to_cache(config, tmp_path / "digits", device="cpu")
+    check_cache(cache, config.codec, config.data)
+
+    def refused(data: DataConfig, message: str) -> None:
+        with pytest.raises(UserError) as caught:
+            check_cache(cache, config.codec, data)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+    refused(
+        replace(config.data, source="shapes"),
+        "data.source = digits, the run has shapes; give --data.source=digits, or encode again",
+    )
+    refused(
+        replace(config.data, image_size=0),
+        "data.image_size = 8, the run has 0; give --data.image-size=8, or encode again",
+    )
+    cache.manifest["source"] = "of another release"
+    refused(config.data, "data.source (hash of the data) = of another release, the run has")
+
+
+def test_a_cache_travels_as_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_to_cache(DIGITS, tmp_path / "cache", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    cache = open_cache("cache")
+    sent = pickle.dumps(cache)
+    assert len(sent) < 1000 < cache.labels.nbytes
+    monkeypatch.chdir("/")
+    there, chosen = pickle.loads(sent), np.arange(20)
+    assert torch.equal(there.read(chosen, None, None), cache.read(chosen, None, None))
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_of_every_start_method(tmp_path: Path, method: str) -> None:
+    """What a worker is given must survive being sent to it."""
+    config = replace(DIGITS, data=replace(DIGITS.data, num_workers=1))
+    before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method(method, force=True)
+    try:
+        cache = encode_to_cache(config, tmp_path, device="cpu")
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+    chosen = np.arange(len(cache))
+    images = load_indices(Digits(), chosen, DIGITS.data).images
+    assert torch.equal(cache.read(chosen, None, None), images)
+
+
+def test_the_training_line_repeats_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.Generator(np.random.Philox(1)).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", images=images)
+    out = tmp_path / "my latents"
+    options = [
+        "--config=digits",
+        "--data.flip",
+        "--data.source",
+        "npz",
+        "--data.path",
+        str(tmp_path / "few.npz"),
+    ]
+    options += ["--data.image-size=4", "--train.lr=0.5", "--sample.sizes", "1", "3"]
+    assert cli.run(["encode", *options, "--out", str(out), "--device=cpu"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "train on it with" in line)
+    command, *given = shlex.split(line.partition(": ")[2])
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
+    assert command == "causalfusion" and cli.run(given) == 0
+    digits = load_config("digits")
+    assert seen == [
+        replace(
+            digits,
+            data=replace(digits.data, source="npz", flip=True, image_size=4, cache=str(out)),
+            train=replace(digits.train, lr=0.5),
+            sample=replace(digits.sample, sizes=[1, 3]),
+        )
+    ]
+    check_cache(open_cache(str(out)), seen[0].codec, seen[0].data)
