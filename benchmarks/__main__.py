@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.measure import CLOCKS, DTYPES, Comparison, compare
 from benchmarks.reference import QUICK, REFERENCE, Reference
-from causalfusion.config import to_dict
+from causalfusion.config_json import to_dict
 from causalfusion.runtime import measure_copy_rate
 
 WORKLOADS = ("train", "sample")

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from causalfusion import cli
-from causalfusion.config import RunConfig, from_dict, to_dict
+from causalfusion.config import RunConfig
+from causalfusion.config_json import from_dict, to_dict
 from causalfusion.errors import UserError
 from causalfusion.presets import load_config, recipe_names
 from causalfusion.train.run import train
@@ -59,6 +60,8 @@ def test_json_round_trip():
         ({"data": 3}, "data is 3; expected a table"),
         ({"sample": {"sizes": ["a"]}}, "sample.sizes is 'a'"),
         ({"model": {"position_embedding": "none"}}, "one of sincos, learnable, rope"),
+        ({"sample": {"guidance_interval": [5]}}, "expected 2 numbers"),
+        ({"sample": {"eta": 0.5}}, "sample.eta is 0.5; expected 0, unless the sampler is ddim"),
     ],
 )
 def test_wrong_settings_are_named(values, message):
@@ -100,6 +103,24 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, to
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *tokens)
     assert not list(tmp_path.iterdir()), "nothing may be left behind"
+
+
+def test_bases_that_cannot_be(capsys, tmp_path):
+    (tmp_path / "own.toml").write_text(f'base = ["{tmp_path}/own.toml"]')
+    assert "is its own base" in refused(capsys, "train", "--config", str(tmp_path / "own.toml"))
+    (tmp_path / "text.toml").write_text('base = "XL"')
+    assert 'expected a list, such as base = ["XL"]' in refused(
+        capsys, "train", "--config", str(tmp_path / "text.toml")
+    )
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    assert "is not valid TOML" in refused(capsys, "train", "--config", str(tmp_path / "binary.toml"))
+
+
+def test_an_output_that_is_a_file(capsys, model, tmp_path):
+    (tmp_path / "file").write_text("")
+    base = ["sample", "--model", str(model), "--images", "1", "--diffusion-steps", "1"]
+    assert "file" in refused(capsys, *base, "--out", str(tmp_path / "file"))
+    assert "file" in refused(capsys, *base, "--out", str(tmp_path / "file" / "below"))
 
 
 def test_a_config_that_is_no_toml(capsys, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from causalfusion.cli import app
-from causalfusion.config import to_dict
+from causalfusion.config_json import to_dict
 from causalfusion.demo import Digits, best_fitting_classes, demo_config, training_seconds
 from causalfusion.demo_report import reproduction_commands
 from causalfusion.train.run import MAY_CHANGE

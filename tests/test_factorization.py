@@ -80,6 +80,16 @@ def test_orders_are_permutations(name, height, width, block):
     assert order.sort().values.equal(torch.arange(height * width))
 
 
+def test_given_order():
+    generator = torch.Generator()
+    assert draw_order("random", 2, 2, 1, generator, [3, 1, 0, 2]).tolist() == [3, 1, 0, 2]
+    with pytest.raises(UserError, match=r"given_order has 4 numbers; expected each of 0\.\.3 once"):
+        draw_order("random", 2, 2, 1, generator, [3, 1, 0, 0])
+    config = FactorizationConfig(given_order=[3, 1, 0, 2])
+    plan = plan_batch(config, 2, 2, seed=0, split_index=0, sample_indices=[5, 6])
+    assert plan.order.tolist() == [[3, 1, 0, 2]] * 2
+
+
 def test_block_raster_and_dilated_by_hand():
     generator = torch.Generator()
     assert draw_order("block_raster", 4, 4, 2, generator).tolist() == [

@@ -46,14 +46,11 @@ def run(tokens: Sequence[str]) -> int:
         return result if isinstance(result, int) else 0
     except (CycloptsError, UserError) as error:
         return _refuse(str(error))
-    except FileNotFoundError as error:
-        return _refuse(f"{error.filename} does not exist")
-    except PermissionError as error:
-        return _refuse(f"{error.filename} may not be read or written")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _refuse(f"the disk is full while writing {error.filename}; free some space and run again")
+        where = error.filename or "the output"
+        if error.errno == errno.ENOSPC:
+            return _refuse(f"the disk is full while writing {where}; free some space and run again")
+        return _refuse(f"{where}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

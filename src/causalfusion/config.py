@@ -1,27 +1,24 @@
-"""Every setting: frozen dataclasses, validated where they are made, with an exact JSON round trip.
+"""Every setting: frozen dataclasses, validated where they are made.
 
 A `RunConfig` is what a recipe (TOML) and the command line describe. Fields that follow from the data
-(number of classes, token grid, image size) are 0 until `causalfusion.resolve` fills them in; a saved
-model carries the filled-in `ModelConfig`, `CodecConfig` and `DiffusionConfig`.
+(number of classes, token grid, image size) are 0 until `train.feed.open_training_data` fills them in; a
+saved model carries the filled-in `ModelConfig`, `CodecConfig` and `DiffusionConfig`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from causalfusion.errors import UserError
 
-T = TypeVar("T")
 SourceName = Literal["digits", "shapes", "folder", "webdataset", "npz"]
 OrderName = Literal["random", "raster", "block_raster", "dilated"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc"]
 
 
-def _check(ok: bool, name: str, value: object, expected: str) -> None:
+def check(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:
         raise UserError(f"{name} is {value!r}; expected {expected}")
 
@@ -44,11 +41,11 @@ class DataConfig:
     """Folder written by `causalfusion encode`: train on its latents instead of encoding again."""
 
     def __post_init__(self) -> None:
-        _check(self.image_size >= 0, "data.image_size", self.image_size, "0 or a positive number of pixels")
-        _check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a share in [0, 1)")
-        _check(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        check(self.image_size >= 0, "data.image_size", self.image_size, "0 or a positive number of pixels")
+        check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a share in [0, 1)")
+        check(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         needs_path = self.source in ("folder", "webdataset", "npz") and not self.cache
-        _check(not needs_path or bool(self.path), "data.path", self.path, f"a path, for source {self.source}")
+        check(not needs_path or bool(self.path), "data.path", self.path, f"a path, for source {self.source}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +72,9 @@ class CodecConfig:
     """Of the autoencoder (`pixels`: image channels and 1); 0 until known."""
 
     def __post_init__(self) -> None:
-        _check(self.patch_size >= 1, "codec.patch_size", self.patch_size, "at least 1")
-        _check(self.scale > 0, "codec.scale", self.scale, "a positive number")
-        _check(self.kind == "pixels" or bool(self.path), "codec.path", self.path, "the autoencoder's path")
+        check(self.patch_size >= 1, "codec.patch_size", self.patch_size, "at least 1")
+        check(self.scale > 0, "codec.scale", self.scale, "a positive number")
+        check(self.kind == "pixels" or bool(self.path), "codec.path", self.path, "the autoencoder's path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,20 +102,20 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "depth", "num_heads", "class_token_repeats"):
-            _check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-        _check(
+            check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        check(
             self.hidden_size % self.num_heads == 0,
             "model.num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size}",
         )  # fmt: skip
-        _check(self.hidden_size % 4 == 0, "model.hidden_size", self.hidden_size, "a multiple of 4")
-        _check(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "a positive number")
-        _check(self.num_class_tokens >= 1, "model.num_class_tokens", self.num_class_tokens, "at least 1")
-        _check(
+        check(self.hidden_size % 4 == 0, "model.hidden_size", self.hidden_size, "a multiple of 4")
+        check(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "a positive number")
+        check(self.num_class_tokens >= 1, "model.num_class_tokens", self.num_class_tokens, "at least 1")
+        check(
             self.num_class_tokens % self.class_token_repeats == 0,
             "model.class_token_repeats", self.class_token_repeats,
             f"a divisor of num_class_tokens {self.num_class_tokens}",
         )  # fmt: skip
-        _check(
+        check(
             self.position_embedding != "rope" or self.head_dim % 4 == 0,
             "model.position_embedding", self.position_embedding,
             f"a head size divisible by 4 for rope, not {self.head_dim}",
@@ -152,8 +149,8 @@ class DiffusionConfig:
     prediction_type: PredictionType = "epsilon"
 
     def __post_init__(self) -> None:
-        _check(self.num_timesteps >= 1, "diffusion.num_timesteps", self.num_timesteps, "at least 1")
-        _check(
+        check(self.num_timesteps >= 1, "diffusion.num_timesteps", self.num_timesteps, "at least 1")
+        check(
             0 < self.beta_start <= self.beta_end < 1,
             "diffusion.beta_start, beta_end", (self.beta_start, self.beta_end), "0 < start <= end < 1",
         )  # fmt: skip
@@ -172,7 +169,9 @@ class FactorizationConfig:
     """One split into AR steps for a whole batch (the paper's code), or one for each image."""
     order: OrderName = "random"
     block_size: int = 4
-    """Side, in tokens, of the blocks of order = block_raster."""
+    """Side, in tokens, of the blocks of block_raster and the distance of dilated."""
+    given_order: list[int] = field(default_factory=list)
+    """Raster indices of all L tokens in the order wanted; overrides `order`."""
     loss_weight: Literal["linear", "cosine", "none"] = "linear"
     loss_weight_first: float = 2.0
     """λ: the weight at the start of the sequence, falling to `loss_weight_last` at its end."""
@@ -183,15 +182,15 @@ class FactorizationConfig:
     """Noised copies of every AR step, each at its own noise level (the paper's 4x and 8x t)."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.decay <= 1, "factorization.decay", self.decay, "a number in (0, 1]")
-        _check(self.num_ar_steps >= 1, "factorization.num_ar_steps", self.num_ar_steps, "at least 1")
-        _check(self.block_size >= 1, "factorization.block_size", self.block_size, "at least 1")
-        _check(
+        check(0 < self.decay <= 1, "factorization.decay", self.decay, "a number in (0, 1]")
+        check(self.num_ar_steps >= 1, "factorization.num_ar_steps", self.num_ar_steps, "at least 1")
+        check(self.block_size >= 1, "factorization.block_size", self.block_size, "at least 1")
+        check(
             self.timesteps_per_ar_step >= 1,
             "factorization.timesteps_per_ar_step", self.timesteps_per_ar_step, "at least 1",
         )  # fmt: skip
         for name in ("loss_weight_first", "loss_weight_last"):
-            _check(getattr(self, name) > 0, f"factorization.{name}", getattr(self, name), "a positive number")
+            check(getattr(self, name) > 0, f"factorization.{name}", getattr(self, name), "a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,14 +230,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("images", "batch_size", "grad_accumulation", "max_skipped_steps", "log_every",
                      "keep_checkpoints", "evaluate_images"):  # fmt: skip
-            _check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("warmup_images", "checkpoint_every", "evaluate_every", "sample_every", "weight_decay"):
-            _check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+            check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         for name in ("lr", "eps", "max_grad_norm"):
-            _check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
+            check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
         for name in ("beta1", "beta2", "ema_decay", "class_dropout"):
-            _check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "a number in [0, 1)")
-        _check(
+            check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "a number in [0, 1)")
+        check(
             self.batch_size % self.grad_accumulation == 0,
             "train.grad_accumulation", self.grad_accumulation, f"a divisor of batch_size {self.batch_size}",
         )  # fmt: skip
@@ -256,6 +255,8 @@ class SampleConfig:
     """Tokens of every AR step, given one by one; their sum is L."""
     order: OrderName = "random"
     block_size: int = 4
+    given_order: list[int] = field(default_factory=list)
+    """Raster indices of all L tokens in the order wanted; overrides `order`."""
     diffusion_steps: list[int] = field(default_factory=lambda: [100])
     """Denoising steps of each AR step: one number for all, or one per AR step."""
     sampler: SamplerName = "ddpm"
@@ -273,20 +274,23 @@ class SampleConfig:
     """Guide only at timesteps low <= t <= high; elsewhere the unconditional pass is not computed."""
 
     def __post_init__(self) -> None:
-        _check(self.num_ar_steps >= 1, "sample.num_ar_steps", self.num_ar_steps, "at least 1")
-        _check(all(n >= 1 for n in self.sizes), "sample.sizes", self.sizes, "positive numbers of tokens")
-        _check(
+        check(self.num_ar_steps >= 1, "sample.num_ar_steps", self.num_ar_steps, "at least 1")
+        check(all(n >= 1 for n in self.sizes), "sample.sizes", self.sizes, "positive numbers of tokens")
+        check(
             len(self.diffusion_steps) > 0 and all(n >= 1 for n in self.diffusion_steps),
             "sample.diffusion_steps", self.diffusion_steps, "one positive number, or one per AR step",
         )  # fmt: skip
-        _check(self.block_size >= 1, "sample.block_size", self.block_size, "at least 1")
-        _check(self.eta >= 0, "sample.eta", self.eta, "0 or more")
-        _check(self.temperature >= 0, "sample.temperature", self.temperature, "0 or more")
-        _check(self.guidance_scale >= 0, "sample.guidance_scale", self.guidance_scale, "0 or more")
+        check(self.block_size >= 1, "sample.block_size", self.block_size, "at least 1")
+        check(0 <= self.eta <= 1, "sample.eta", self.eta, "a number in [0, 1]")
+        check(
+            self.eta == 0 or self.sampler == "ddim", "sample.eta", self.eta, "0, unless the sampler is ddim"
+        )
+        check(self.temperature >= 0, "sample.temperature", self.temperature, "0 or more")
+        check(self.guidance_scale >= 0, "sample.guidance_scale", self.guidance_scale, "0 or more")
         low, high = self.guidance_interval
-        _check(low <= high, "sample.guidance_interval", self.guidance_interval, "low <= high")
+        check(low <= high, "sample.guidance_interval", self.guidance_interval, "low <= high")
         adds_noise = self.sampler == "ddpm" or (self.sampler == "ddim" and self.eta > 0)
-        _check(
+        check(
             adds_noise or self.temperature == 1,
             "sample.temperature", self.temperature, f"1, as the sampler {self.sampler} adds no noise",
         )  # fmt: skip
@@ -306,37 +310,3 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Of the sample grids during training."""
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON types; `from_dict` is its inverse."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
-    """Build a configuration, refusing unknown keys and values of another type by their full name."""
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UserError(f"unknown setting {where}{unknown[0]}; expected one of {', '.join(sorted(hints))}")
-    return cls(**{name: _convert(hints[name], value, where + name) for name, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UserError(f"{where} is {value!r}; expected a table of settings")
-        return from_dict(typing.cast(type, hint), value, where + ".")
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        _check(value in args, where, value, "one of " + ", ".join(map(str, args)))
-        return value
-    if origin in (list, tuple):
-        _check(isinstance(value, list | tuple), where, value, "a list")
-        items = [_convert(args[0], item, where) for item in value]
-        return items if origin is list else tuple(items)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    ok = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    _check(ok, where, value, f"a value of type {getattr(hint, '__name__', hint)}")
-    return value

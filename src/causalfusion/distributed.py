@@ -51,10 +51,12 @@ def join_world(device: str = "auto") -> Iterator[World]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = select_device(device)
     if size == 1:
+        if chosen.index is not None:
+            torch.cuda.set_device(chosen)
         yield World(0, 1, chosen)
         return
     cuda = chosen.type == "cuda"
-    local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else chosen
+    local = select_device(f"cuda:{os.environ['LOCAL_RANK']}") if cuda else chosen
     if cuda:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if cuda else "gloo", device_id=local if cuda else None)

@@ -92,13 +92,25 @@ def cosine_split(num_tokens: int, num_parts: int) -> list[int]:
 
 
 def draw_order(
-    name: OrderName, grid_height: int, grid_width: int, block_size: int, generator: torch.Generator
+    name: OrderName,
+    grid_height: int,
+    grid_width: int,
+    block_size: int,
+    generator: torch.Generator,
+    given: Sequence[int] = (),
 ) -> Tensor:
-    """(L,) raster indices in the order of generation.
+    """(L,) raster indices in the order of generation; a `given` order, if there is one, is taken as it is.
 
     `block_raster`: squares of `block_size` tokens, raster inside and outside. `dilated`: one token of each
     such square after another, so that neighbours in the order lie `block_size` apart.
     """
+    if given:
+        if sorted(given) != list(range(grid_height * grid_width)):
+            raise UserError(
+                f"given_order has {len(given)} numbers; expected each of "
+                f"0..{grid_height * grid_width - 1} once"
+            )
+        return torch.tensor(given)
     if name == "random":
         return torch.randperm(grid_height * grid_width, generator=generator)
     raster = torch.arange(grid_height * grid_width)
@@ -128,7 +140,11 @@ def plan_batch(
     orders, splits = [], []
     for index in sample_indices:
         generator = derive_generator(seed, "order", index)
-        orders.append(draw_order(config.order, grid_height, grid_width, config.block_size, generator))
+        orders.append(
+            draw_order(
+                config.order, grid_height, grid_width, config.block_size, generator, config.given_order
+            )
+        )
         if config.split == "per_image":
             splits.append(ar_step_of(draw_split(num_tokens, config, derive_generator(seed, "split", index))))
     if config.split == "per_batch":

@@ -52,6 +52,6 @@ def block_mask(clean: Tensor, ar_step: Tensor, *, first_query: int = 0, block_si
         H=None,
         Q_LEN=num_tokens - first_query,
         KV_LEN=num_tokens,
-        device=clean.device.type,
+        device=clean.device,  # pyright: ignore[reportArgumentType]
         BLOCK_SIZE=block_size,
     )

@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from causalfusion.config import RunConfig, from_dict
+from causalfusion.config import RunConfig
+from causalfusion.config_json import from_dict
 from causalfusion.errors import UserError
 
 SIZES = ("tiny", "S", "B", "L", "XL", "H", "H48")
@@ -25,22 +26,26 @@ def recipe_names() -> list[str]:
     )
 
 
-def load_layer(name: str) -> dict[str, Any]:
-    """One recipe, by its name or as a file, with its bases beneath it."""
+def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One recipe, by its name or as a file, with its bases beneath it; `above` are those it is a base of."""
+    if name in above:
+        raise UserError(f"config {name} is its own base: {' -> '.join((*above, name))}")
     if name in recipe_names():
-        text = (resources.files("causalfusion") / "recipes" / f"{name}.toml").read_text()
+        text = (resources.files("causalfusion") / "recipes" / f"{name}.toml").read_bytes()
     elif Path(name).is_file():
-        text = Path(name).read_text()
+        text = Path(name).read_bytes()
     else:
         raise UserError(
             f"config {name!r} is neither a file nor a recipe; the recipes are {', '.join(recipe_names())}"
         )
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"config {name} is not valid TOML: {error}") from None
     bases = values.pop("base", [])
-    return merge([*(load_layer(base) for base in bases), values])
+    if not isinstance(bases, list):
+        raise UserError(f'config {name}: base is {bases!r}; expected a list, such as base = ["XL"]')
+    return merge([*(load_layer(base, (*above, name)) for base in bases), values])
 
 
 def load_layers(names: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ hold the raw ones beside it in `raw.safetensors`. Weights load strictly.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,9 +23,8 @@ from causalfusion.config import (
     DiffusionConfig,
     FactorizationConfig,
     ModelConfig,
-    from_dict,
-    to_dict,
 )
+from causalfusion.config_json import from_dict, to_dict
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 
@@ -61,6 +62,23 @@ def save_model(
     (folder / "config.json").write_text(text + "\n")
 
 
+def replace_model(
+    folder: Path, spec: ModelSpec, weights: dict[str, Tensor], raw: dict[str, Tensor] | None = None
+) -> None:
+    """Write a model folder whole or not at all; it may take the place of another model, of nothing else."""
+    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds other things than a model; give another --out")
+    temporary = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        save_model(temporary, spec, weights, raw)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"model {folder} could not be written: {error}") from error
+
+
 def load_spec(folder: Path) -> ModelSpec:
     path = folder / "config.json"
     if not path.is_file():
@@ -86,7 +104,7 @@ def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
 
 
-def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
     """Load all weights or none: a missing, unexpected or misshapen key is an error that names it."""
     expected = model.state_dict()
     for word, keys in (
@@ -103,7 +121,7 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> N
             raise UserError(
                 f"{where}: {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
             )
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=assign)
 
 
 def load_model(
@@ -111,8 +129,11 @@ def load_model(
 ) -> tuple[Transformer, ModelSpec]:
     """The model in evaluation mode, and what it needs to be used."""
     spec = load_spec(folder)
-    model = Transformer(spec.model)
-    load_strictly(model, load_weights(folder, name), str(folder))
+    with torch.device("meta"):  # nothing is drawn only to be overwritten
+        model = Transformer(spec.model)
+    load_strictly(model, load_weights(folder, name), str(folder), assign=True)
+    if spec.model.position_embedding != "learnable":
+        model.fill_positions()
     return model.to(device).eval().requires_grad_(False), spec
 
 

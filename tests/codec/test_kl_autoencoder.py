@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from causalfusion.codec.autoencoder import fingerprint, open_autoencoder
+from causalfusion.codec.kl_autoencoder import convert_kl_autoencoder
 from causalfusion.errors import UserError
-from causalfusion.interop.kl_autoencoder import convert_kl_autoencoder
 from causalfusion.interop.reference_autoencoder import generated_weights
 
 RECORDED = (

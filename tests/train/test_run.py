@@ -14,15 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from causalfusion.config import to_dict
+from causalfusion.config_json import to_dict
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
-from causalfusion.saved import checkpoints_of, latest_model, load_model
+from causalfusion.saved import checkpoints_of, latest_model, load_model, load_spec
 from causalfusion.train import checkpoint as checkpoint_module
 from causalfusion.train.feed import open_training_data
 from causalfusion.train.log import read_log
 from causalfusion.train.run import train
-from causalfusion.train.trainer import TokenBatch, Trainer
+from causalfusion.train.step import TokenBatch
+from causalfusion.train.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
 TIMED = ("images_per_second", "flops_share", "waiting_share")
@@ -86,17 +87,19 @@ def test_resumed_run_is_the_same_run(tiny_run):
 
 KILLED_RUN = """
 import json, sys
-from causalfusion.config import RunConfig, from_dict
+from causalfusion.config import RunConfig
+from causalfusion.config_json import from_dict
 from causalfusion.train.run import train
 train(from_dict(RunConfig, json.load(open(sys.argv[1]))), device="cpu", show_progress=False)
 """
 
 
-def start(config, tmp_path: Path) -> subprocess.Popen:
+def start(config, tmp_path: Path, *, start_new_session: bool = False) -> subprocess.Popen:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(to_dict(config)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(path)], env=environment)
+    command = [sys.executable, "-c", KILLED_RUN, str(path)]
+    return subprocess.Popen(command, env=environment, start_new_session=start_new_session)
 
 
 def wait_for_images(config, images: int, process: subprocess.Popen) -> None:
@@ -126,6 +129,16 @@ def test_killed_run_goes_on_as_the_same_run(tiny_run, tmp_path):
         process.wait()
     assert start(config, tmp_path).wait() == 0
     assert_same_run(whole, checkpoints_of(Path(config.out))[-1])
+
+
+def test_signal_to_the_whole_group_saves(tiny_run, tmp_path):
+    """Schedulers and torchrun signal the group: the data workers must not die under the run."""
+    config = tiny_run(train={"images": 160_000, "checkpoint_every": 0}, data={"num_workers": 1})
+    process = start(config, tmp_path, start_new_session=True)
+    wait_for_images(config, 64, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert len(checkpoints_of(Path(config.out))) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -204,6 +217,23 @@ def test_accumulation_and_activation_checkpointing_change_nothing(tiny_run):
         assert loss == pytest.approx(results[0][0], rel=1e-6) and norm == pytest.approx(
             results[0][1], rel=1e-5
         )
+
+
+def test_wrong_sample_settings_are_refused_before_training(tiny_run):
+    config = tiny_run(train={"sample_every": 50}, sample={"num_ar_steps": 99})
+    with pytest.raises(UserError, match="num_ar_steps is 99; expected at most 16"):
+        train(config, device="cpu", show_progress=False)
+    assert not Path(config.out).exists()
+    with pytest.raises(UserError, match=r"model.num_classes is 77, the data make it 10"):
+        train(tiny_run(model={"num_classes": 77}), device="cpu", show_progress=False)
+
+
+def test_measured_scale_is_measured_once(tiny_run):
+    options = {"codec": {"normalization": "measured"}}
+    first = load_spec(train(tiny_run(train={"images": 48}, **options), device="cpu", show_progress=False))
+    assert first.codec.normalization == "given" and first.codec.scale != 1 and first.codec.shift != 0
+    second = load_spec(train(tiny_run(train={"images": 96}, **options), device="cpu", show_progress=False))
+    assert second.codec == first.codec and second.images_seen == 96
 
 
 def test_a_run_goes_on_only_with_its_own_settings(tiny_run):

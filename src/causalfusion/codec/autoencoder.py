@@ -120,7 +120,7 @@ def _from_pretrained(name: str, *, local: bool) -> Any:
 
 
 def _from_checkpoint(file: Path) -> Any:
-    from causalfusion.interop.kl_autoencoder import convert_kl_autoencoder, unwrap_checkpoint
+    from causalfusion.codec.kl_autoencoder import convert_kl_autoencoder, unwrap_checkpoint
 
     if file.suffix not in SUFFIXES:
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from torch import Tensor
 from causalfusion.codec.patches import patchify, unpatchify
 from causalfusion.config import CodecConfig
 from causalfusion.errors import UserError
+
+_AT_A_TIME = 32
+"""Images in the autoencoder at once: its feature maps are far larger than what comes out of it."""
 
 
 class Codec:
@@ -68,8 +72,8 @@ class Codec:
         if self.autoencoder is None:
             return images, None
         with torch.autocast(images.device.type, enabled=False):  # whoever calls, latents are float32
-            posterior = self.autoencoder.encode(images.float()).latent_dist
-            return posterior.mean, posterior.std
+            parts = [self.autoencoder.encode(p.float()).latent_dist for p in images.split(_AT_A_TIME)]
+            return torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
 
     @torch.no_grad()
     def encode_raw(self, images: Tensor, noise: Tensor | None) -> Tensor:
@@ -131,6 +135,8 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
         from causalfusion.codec.autoencoder import open_autoencoder
 
         autoencoder, latent_channels, downsample, image_channels = open_autoencoder(config.path)
+        if Path(config.path).exists():  # the model is used from other folders too
+            config = replace(config, path=str(Path(config.path).resolve()))
         if config.image_channels not in (0, image_channels):
             raise UserError(
                 f"the images have {config.image_channels} channels; the autoencoder {config.path} takes "

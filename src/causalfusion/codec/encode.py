@@ -22,7 +22,8 @@ from causalfusion.codec.autoencoder import fingerprint
 from causalfusion.codec.cache import FORMAT, LatentCache, open_cache, require_same, require_same_images
 from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.codec.shard import Shard, Tally, read_note, write_whole
-from causalfusion.config import DataConfig, RunConfig, to_dict
+from causalfusion.config import DataConfig, RunConfig
+from causalfusion.config_json import to_dict
 from causalfusion.data import ImageSource, open_source
 from causalfusion.data.loader import Batch, load_indices
 from causalfusion.errors import UserError

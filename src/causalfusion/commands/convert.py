@@ -24,10 +24,10 @@ def official(checkpoint: Path, /, *, out: Path, vae: str = "", patch_size: int =
         Only where the checkpoint does not tell it.
     """
     from causalfusion.interop.official import convert_official
-    from causalfusion.saved import save_model
+    from causalfusion.saved import replace_model
 
     spec, weights, raw, notes = convert_official(checkpoint, vae=vae, patch_size=patch_size)
-    save_model(out, spec, weights, raw)
+    replace_model(out, spec, weights, raw)
     model = spec.model
     count = sum(w.numel() for w in weights.values())
     print(

@@ -27,15 +27,14 @@ def doctor(model: Path | None = None, /, *, reference: Path | None = None, devic
         print(format_checks(checks))
         return 0 if all(check.ok for check in checks) else 1
 
-    import torch
     from rich.console import Console
     from rich.table import Table
 
     from causalfusion.doctor import check_machine, check_model
+    from causalfusion.runtime import select_device
     from causalfusion.saved import latest_model
 
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(auto if device == "auto" else device)
+    chosen = select_device(device)
     findings = list(check_machine(chosen))
     if model is not None:
         findings += check_model(latest_model(model), chosen)

@@ -50,7 +50,7 @@ def edit(
     paste
         Put the pixels outside the mask back exactly as they were.
     """
-    from causalfusion.generate.run import EditRequest, edit_to_folder
+    from causalfusion.generate.edit_run import EditRequest, edit_to_folder
 
     request = EditRequest(
         image=image, model=model, class_name=class_, mask=mask, region=region, out=out, variants=variants,

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from causalfusion.config import RunConfig, to_dict
+from causalfusion.config import RunConfig
+from causalfusion.config_json import flat, to_dict
 
 app = App(name="encode", result_action="return_value")
 
@@ -38,7 +40,10 @@ def encode(
         A recipe's name or a TOML file, as for train; its data and codec settings are used.
     """
     from causalfusion.codec.encode import encode_to_cache
+    from causalfusion.errors import UserError
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("encode runs in one process; start it without torchrun")
     cache = encode_to_cache(run, out, batch_size=batch_size, dtype=dtype, device=device)
     manifest = cache.manifest
     size = sum(manifest["files"].values()) / 2**20
@@ -60,19 +65,8 @@ def training_line(run: RunConfig, names: Sequence[str], cache: Path) -> str:
     from causalfusion.codec.cache import as_option
     from causalfusion.presets import load_layers, merge
 
-    beneath = _flat(merge([to_dict(RunConfig()), load_layers(names)]))
-    settings = _flat(to_dict(run)) | {"data.cache": str(cache), "data.path": beneath["data.path"]}
+    beneath = flat(merge([to_dict(RunConfig()), load_layers(names)]))
+    settings = flat(to_dict(run)) | {"data.cache": str(cache), "data.path": beneath["data.path"]}
     settings["out"] = beneath["out"]  # encode's own --out is the cache
     options = [as_option(name, value) for name, value in settings.items() if value != beneath[name]]
     return " ".join(["causalfusion train", *(as_option("config", name) for name in names), *options])
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; tuples as the lists that TOML has."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat

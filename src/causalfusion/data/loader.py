@@ -158,10 +158,10 @@ def _unchanged(item: object) -> object:
 
 
 def _start_worker(worker: int) -> None:
-    """What a worker inherits or meets by default is not for it: an interrupt goes to every process of the
-    terminal, and it is the main one that finishes its step; being told to end must end it."""
+    """Signals that reach the whole process group (Ctrl-C, schedulers, torchrun) are for the main process,
+    which finishes its step, saves, and ends its workers; a worker whose parent is gone ends by itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _to_batch(reads: Reads, places: np.ndarray) -> Batch:

@@ -23,7 +23,7 @@ def draw_orders(
     return torch.stack(
         [
             draw_order(config.order, grid_height, grid_width, config.block_size,
-                       derive_generator(seed, "order", index))
+                       derive_generator(seed, "order", index), config.given_order)
             for index in image_indices
         ]
     )  # fmt: skip

@@ -22,7 +22,7 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import check_label, step_sizes
 from causalfusion.generate.tokens import Watcher, generate_tokens, prefill
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved import ModelSpec, WeightsName, load_model
+from causalfusion.saved import ModelSpec, WeightsName, latest_model, load_model
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Pipeline:
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype | None = None,
     ) -> Pipeline:
-        model, spec = load_model(Path(folder), weights, device)
+        """From a model folder, or from a training run (its last checkpoint)."""
+        model, spec = load_model(latest_model(Path(folder)), weights, device)
         codec = open_codec(spec.codec, image_shape=None).to(device)
         return cls(model, codec, spec, NoiseSchedule.from_config(spec.diffusion), autocast_dtype)
 
@@ -108,6 +109,11 @@ class Pipeline:
         an image next to each other; variant v of image b is drawn at image index b * variants + v.
         """
         spec = self.model.config
+        if mask.shape != images.shape[-2:] or len(labels) != len(images):
+            raise UserError(
+                f"mask {tuple(mask.shape)} and {len(labels)} labels do not fit images of shape "
+                f"{tuple(images.shape)}; expected a mask (H, W) and a label for each image"
+            )
         masked = tokens_of_mask(mask, spec.grid_height, spec.grid_width).flatten()
         if not masked.any():
             raise UserError("the mask is empty; expected at least one masked pixel")

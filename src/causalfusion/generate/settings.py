@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from causalfusion.config import SampleConfig
+from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
+from causalfusion.diffusion.samplers import make_sampler
+from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.errors import UserError
-from causalfusion.factorization import cosine_split, even_split, random_composition
+from causalfusion.factorization import cosine_split, draw_order, even_split, random_composition
 from causalfusion.rng import derive_generator
 
 
@@ -62,6 +64,18 @@ def guidance_scales(config: SampleConfig, sizes: Sequence[int]) -> list[float]:
             progress = (1 - math.cos(math.pi * progress)) / 2
         scales.append(1 + (config.guidance_scale - 1) * progress)
     return scales
+
+
+def check_settings(config: SampleConfig, model: ModelConfig, diffusion: DiffusionConfig) -> None:
+    """Refuse, before any work is done, what generation with this model would refuse."""
+    sizes = step_sizes(config, model.num_tokens, 0)
+    schedule = NoiseSchedule.from_config(diffusion)
+    for steps in set(diffusion_steps(config, len(sizes), diffusion.num_timesteps)):
+        make_sampler(config, schedule, diffusion.prediction_type, steps)
+    draw_order(
+        config.order, model.grid_height, model.grid_width, config.block_size, derive_generator(0),
+        config.given_order,
+    )  # fmt: skip
 
 
 def parse_class(name: str, class_names: Sequence[str], num_classes: int) -> int:

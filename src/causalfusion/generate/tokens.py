@@ -115,7 +115,7 @@ def generate_tokens(
         positions = order[:, start : start + size]
         ar_step = context.next_ar_step + index
         sampler = make_sampler(config, schedule, prediction_type, steps[index])
-        step = _AutoregressiveStep(model, context, config, positions, ar_step, scales[index])
+        step = AutoregressiveStep(model, context, config, positions, ar_step, scales[index])
 
         def report(k: int, tokens: Tensor, *, s: int = index, at: Tensor = positions, by: Sampler = sampler):
             if watch is not None:
@@ -130,7 +130,7 @@ def generate_tokens(
     return torch.cat(finished, dim=1)
 
 
-class _AutoregressiveStep:
+class AutoregressiveStep:
     """One AR step: its tokens go through all diffusion steps against a fixed cache."""
 
     def __init__(

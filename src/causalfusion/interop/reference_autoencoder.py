@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from causalfusion.codec.codec import Codec
+from causalfusion.codec.kl_autoencoder import convert_kl_autoencoder
 from causalfusion.config import CodecConfig
 from causalfusion.errors import UserError
-from causalfusion.interop.kl_autoencoder import convert_kl_autoencoder
 from causalfusion.interop.recording import Recording
 
 SCALE = 0.2325

@@ -15,7 +15,7 @@ from causalfusion.diffusion.prediction import to_clean
 from causalfusion.diffusion.samplers import make_sampler
 from causalfusion.diffusion.schedule import NoiseSchedule, respacing_timesteps
 from causalfusion.errors import UserError
-from causalfusion.generate.tokens import Context, StepEvent, _AutoregressiveStep, generate_tokens, prefill
+from causalfusion.generate.tokens import AutoregressiveStep, Context, StepEvent, generate_tokens, prefill
 from causalfusion.interop.recording import Recording
 from causalfusion.interop.reference_model import Reference
 from causalfusion.interop.reference_training import compare_mask, forward_pass, read_batch
@@ -112,14 +112,14 @@ class _Image:
         self, model: Transformer, context: Context, config: SampleConfig, chosen: Tensor, number: int
     ) -> Tensor:
         positions = self.order[:, chosen]
-        step = _AutoregressiveStep(model, context, config, positions, number, config.guidance_scale)
+        step = AutoregressiveStep(model, context, config, positions, number, config.guidance_scale)
         return step.predict(self.noised[:, chosen], self.timestep)
 
     def _append(
         self, model: Transformer, context: Context, config: SampleConfig, chosen: Tensor, number: int
     ) -> None:
         positions = self.order[:, chosen]
-        step = _AutoregressiveStep(model, context, config, positions, number, config.guidance_scale)
+        step = AutoregressiveStep(model, context, config, positions, number, config.guidance_scale)
         step.append(self.clean[:, chosen])
 
 
@@ -165,11 +165,11 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
     r.compare("t_model", torch.tensor(sampler.timesteps), "timesteps")
     if "xt_seq" in r:
         inputs = [z, *r["xt_seq"][:-1]]
-        step = _AutoregressiveStep(model, context, config, positions, 1, config.guidance_scale)
+        step = AutoregressiveStep(model, context, config, positions, 1, config.guidance_scale)
         guided = [step.predict(x, t) for x, t in zip(inputs, sampler.timesteps, strict=True)]
         r.compare("eps_seq", torch.stack(guided), "predictions")
         plain = SampleConfig()
-        step = _AutoregressiveStep(model, prefill(model, labels, plain), plain, positions, 1, 1.0)
+        step = AutoregressiveStep(model, prefill(model, labels, plain), plain, positions, 1, 1.0)
         conditional = [step.predict(x, t) for x, t in zip(inputs, sampler.timesteps, strict=True)]
         r.compare("eps_cond_only_seq", torch.stack(conditional), "predictions")
         # From the recorded predictions where there are any: at the noisiest steps x_0 is the prediction's

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._triton import has_triton
 
 from causalfusion.errors import UserError
 from causalfusion.mask import block_mask, dense_mask
@@ -64,8 +65,10 @@ class FlexAttend:
 def select_attend(sequence: PackedSequence, backend: AttentionBackend = "auto") -> Attend:
     """The way to attend within this sequence; `auto` takes FlexAttention on a GPU and segments elsewhere."""
     device = sequence.segments[-1].values.device
-    if backend == "auto":
-        backend = "flex" if device.type == "cuda" else "segments"
+    if backend == "auto" and device.type == "cuda":
+        backend = "flex" if has_triton() else "dense"
+    elif backend == "auto":
+        backend = "segments"
     if backend == "flex" and device.type == "cpu" and torch.is_grad_enabled():
         raise UserError("attention backend flex has no backward on the CPU; use segments or dense there")
     makers = {"dense": DenseAttend, "segments": SegmentAttend, "flex": FlexAttend}

@@ -95,6 +95,7 @@ def gelu_and_derivative_(h: Tensor) -> Tensor:
 
 def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The first layer with its GELU in one pass by oneDNN, where torch has it."""
-    if torch.backends.mkldnn.is_available():
+    runs = x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if torch.backends.mkldnn.is_available() and runs:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")

@@ -97,7 +97,6 @@ class Transformer(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Linear layers Xavier-uniform, embeddings N(0, 0.02), output and AdaLN modulations zero."""
-        config = self.config
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -115,12 +114,19 @@ class Transformer(nn.Module):
             if module is not None:
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
-        with torch.no_grad():
-            grid = (config.grid_height, config.grid_width)
-            if config.position_embedding == "rope":
-                self.rope.copy_(rope_table(config.head_dim, *grid))
-            else:
-                self.image_position.copy_(sincos_positions(config.hidden_size, *grid))
+        self.fill_positions()
+
+    @torch.no_grad()
+    def fill_positions(self) -> None:
+        """The fixed tables, which no state dict holds; a learnable one begins like the fixed one."""
+        config, device = self.config, self.image_out.weight.device
+        grid = (config.grid_height, config.grid_width)
+        if config.position_embedding == "rope":
+            self.rope = rope_table(config.head_dim, *grid).to(device)
+        elif config.position_embedding == "sincos":
+            self.image_position = sincos_positions(config.hidden_size, *grid).to(device)
+        else:
+            self.image_position.copy_(sincos_positions(config.hidden_size, *grid))
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from causalfusion.errors import UserError
+
 
 class EMA:
     """A float32 copy of every trainable parameter, averaged after each step.
@@ -30,5 +32,8 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state.keys() != self.averages.keys():
+            wrong = sorted(state.keys() ^ self.averages.keys())[0]
+            raise UserError(f"the EMA weights do not fit the model: {wrong} is missing or unexpected")
         for name, average in self.averages.items():
             average.copy_(state[name])

@@ -1,6 +1,6 @@
 """From a data set to batches of clean tokens: images encoded on the way, or latents from a cache.
 
-Also where the settings that follow from the data are filled in (`resolve`).
+Also where the settings that follow from the data are filled in (`open_training_data`).
 
 Shape letters: B images, L image tokens, P token dimension.
 """
@@ -23,7 +23,7 @@ from causalfusion.data.source import ImageSource
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_generator
-from causalfusion.train.trainer import TokenBatch
+from causalfusion.train.step import TokenBatch
 
 _STATISTICS_IMAGES = 2048
 
@@ -125,14 +125,17 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
     train_indices, held_out = split_holdout(len(source), config.data.holdout)
     if config.codec.normalization == "measured":
         codec = _measured(codec, source, train_indices, config)
-    model = replace(
-        config.model,
-        num_classes=max(len(class_names), 1),
-        token_dim=codec.token_dim,
-        grid_height=codec.grid_height,
-        grid_width=codec.grid_width,
-    )
-    config = replace(config, codec=codec.config, model=model)
+    derived = {
+        "num_classes": max(len(class_names), 1),
+        "token_dim": codec.token_dim,
+        "grid_height": codec.grid_height,
+        "grid_width": codec.grid_width,
+    }
+    for name, value in derived.items():
+        given = getattr(config.model, name)
+        if given not in (0, value):
+            raise UserError(f"model.{name} is {given}, the data make it {value}; leave it out")
+    config = replace(config, codec=codec.config, model=replace(config.model, **derived))
     return TrainingData(config, codec, class_names, source, train_indices, held_out, world)
 
 

@@ -7,7 +7,9 @@ of a resumed run is that of an uninterrupted one.
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,36 @@ class RunLog:
         os.replace(temporary, self.path)
 
     def write(self, kind: str, images_seen: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"kind": kind, "images_seen": images_seen, **values}) + "\n")
+        record = {"kind": kind, "images_seen": images_seen, **values}
+        self._file.write(json.dumps(_without_nan(record)) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._board.add_scalar(f"{kind}/{name}", value, images_seen)
+        for name, value in _scalars(values, kind):
+            self._board.add_scalar(name, value, images_seen)
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN is no JSON: a bucket without tokens is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _scalars(values: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Every number inside, under its path."""
+    if isinstance(values, dict):
+        for key, item in values.items():
+            yield from _scalars(item, f"{name}/{key}")
+    elif isinstance(values, list):
+        for index, item in enumerate(values):
+            yield from _scalars(item, f"{name}/{index:02d}")
+    elif isinstance(values, int | float) and not math.isnan(values):
+        yield name, values
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

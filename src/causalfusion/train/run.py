@@ -13,19 +13,22 @@ from typing import Any
 import torch
 
 from causalfusion.arithmetic import train_step_flops
-from causalfusion.config import RunConfig, to_dict
+from causalfusion.config import RunConfig
+from causalfusion.config_json import flat, to_dict
 from causalfusion.distributed import World, join_world
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.settings import check_settings
 from causalfusion.model.transformer import count_parameters
 from causalfusion.pictures import to_image_grid
 from causalfusion.progress import ProgressLine
 from causalfusion.runtime import measure_gemm_rate, tune_allocator
-from causalfusion.saved import ModelSpec, checkpoints_of
+from causalfusion.saved import ModelSpec, checkpoints_of, load_spec
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.log import RunLog
 from causalfusion.train.loss_map import loss_map
-from causalfusion.train.trainer import Clock, StepResult, TokenBatch, Trainer
+from causalfusion.train.step import TokenBatch
+from causalfusion.train.trainer import Clock, StepResult, Trainer
 
 MAY_CHANGE = (
     "out", "data.path", "data.num_workers", "train.images", "train.grad_accumulation",
@@ -33,7 +36,7 @@ MAY_CHANGE = (
     "train.evaluate_every", "train.evaluate_images", "train.sample_every", "train.max_skipped_steps",
     "sample",
 )  # fmt: skip
-"""Settings that a resumed run may change without becoming another run."""
+"""Settings that a resumed run may change; with lr_schedule = cosine, train.images changes later rates."""
 
 
 def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True) -> Path:
@@ -47,11 +50,17 @@ def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True
 class _Run:
     def __init__(self, config: RunConfig, world: World, show_progress: bool) -> None:
         self.world, self.folder = world, Path(config.out)
+        checkpoints = checkpoints_of(self.folder)
+        if checkpoints and config.codec.normalization == "measured":  # once, not again on every start
+            codec = load_spec(checkpoints[-1]).codec
+            normalization = replace(config.codec, normalization="given", scale=codec.scale, shift=codec.shift)
+            config = replace(config, codec=normalization)
         self.data: TrainingData = open_training_data(config, world)
         self.config = self.data.config
-        checkpoints = checkpoints_of(self.folder)
         if checkpoints:
             _check_same_run(self.config, checkpoints[-1])
+        if config.train.sample_every:
+            check_settings(self.config.sample, self.config.model, self.config.diffusion)
         self.trainer = Trainer(self.config, world)
         if checkpoints:
             self.trainer.restore(checkpoints[-1])
@@ -67,7 +76,7 @@ class _Run:
         progress, total = self.trainer.progress, self.config.train.images
         if progress.images_seen >= total:
             self._say(
-                f"{self.folder} is finished: {progress.images_seen} images; raise train.images to go on"
+                f"{self.folder} is finished, {progress.images_seen} images; raise train.images to go on"
             )
             return checkpoints_of(self.folder)[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +121,11 @@ class _Run:
             self._log(result)
         if done:
             return
+        with self.clock.paused():
+            self._between_steps(step)
+
+    def _between_steps(self, step: int) -> None:
+        train = self.config.train
         if _due(step, train.evaluate_every):
             self._evaluate()
         if _due(step, train.sample_every):
@@ -222,13 +236,13 @@ def _signals_as_flag(run: _Run) -> Iterator[None]:
 def _check_same_run(config: RunConfig, checkpoint: Path) -> None:
     """A run can only go on with the settings it began with, but for those in MAY_CHANGE."""
     try:
-        before = _flat(json.loads((checkpoint / "state" / "run.json").read_text()))
+        before = flat(json.loads((checkpoint / "state" / "run.json").read_text()))
     except (OSError, ValueError) as error:
         raise UserError(
             f"training state in {checkpoint} cannot be read ({error}); delete this checkpoint folder to "
             "resume from the one before"
         ) from error
-    now = _flat(to_dict(config))
+    now = flat(to_dict(config))
     for name in sorted(before.keys() | now.keys()):
         free = any(name == key or name.startswith(key + ".") for key in MAY_CHANGE)
         if not free and before.get(name) != now.get(name):
@@ -236,13 +250,3 @@ def _check_same_run(config: RunConfig, checkpoint: Path) -> None:
                 f"{config.out} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
                 "give another --out, or the setting it began with"
             )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat

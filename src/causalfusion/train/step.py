@@ -22,6 +22,18 @@ from causalfusion.sequence import pack_training
 
 
 @dataclass(frozen=True)
+class TokenBatch:
+    """What the feed gives: this process's share of a train step's images."""
+
+    tokens: Tensor
+    """(B, L, P) clean, raster order."""
+    labels: Tensor
+    """(B,) int64."""
+    sample_indices: Tensor
+    """(B,) int64 places in the sample stream."""
+
+
+@dataclass(frozen=True)
 class Draws:
     """All that is random in a training step."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from causalfusion.config import RunConfig, to_dict
+from causalfusion.config import RunConfig
+from causalfusion.config_json import to_dict
 from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
@@ -28,19 +29,7 @@ from causalfusion.train.checkpoint import Progress, load_checkpoint, save_checkp
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import learning_rate, make_optimizer
 from causalfusion.train.parallel import checkpoint_activations, data_parallel
-from causalfusion.train.step import Draws, draw, token_errors, training_loss
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """What the feed gives: this process's share of a train step's images."""
-
-    tokens: Tensor
-    """(B, L, P) clean, raster order."""
-    labels: Tensor
-    """(B,) int64."""
-    sample_indices: Tensor
-    """(B,) int64 places in the sample stream."""
+from causalfusion.train.step import Draws, TokenBatch, draw, token_errors, training_loss
 
 
 @dataclass(frozen=True)
@@ -142,7 +131,7 @@ class Trainer:
         return nullcontext()
 
     def _not_finite(self, batch: TokenBatch, result: StepResult) -> str:
-        bad = (~torch.isfinite(batch.tokens).flatten(1).all(1)).nonzero().flatten()
+        bad = (~torch.isfinite(batch.tokens).flatten(1).all(1)).nonzero().flatten().cpu()
         inputs = f"input samples {batch.sample_indices[bad].tolist()[:8]}" if len(bad) else "no input"
         return (
             f"training stopped: {self.progress.skipped_in_a_row} steps in a row were not finite, the last at "
@@ -204,6 +193,13 @@ class Clock:
             if batch is None:
                 return
             yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is not training time."""
+        begin = time.monotonic()
+        yield
+        self.start += time.monotonic() - begin
 
     def add(self, images: int, flops: float) -> None:
         self.images += images
