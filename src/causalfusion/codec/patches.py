@@ -12,7 +12,8 @@ def patchify(latents: Tensor, patch_size: int) -> Tensor:
     """(B, C, h, w) -> (B, L, P): tokens in raster order; in a token, rows of pixels, channels fastest."""
     batch, channels, height, width = latents.shape
     rows, columns = height // patch_size, width // patch_size
-    assert (rows * patch_size, columns * patch_size) == (height, width), (height, width, patch_size)
+    if (rows * patch_size, columns * patch_size) != (height, width):
+        raise ValueError(f"latents of {height}x{width} cannot be cut into patches of {patch_size}")
     cells = latents.reshape(batch, channels, rows, patch_size, columns, patch_size)
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size**2 * channels)
 
@@ -21,7 +22,8 @@ def unpatchify(tokens: Tensor, grid_height: int, grid_width: int, patch_size: in
     """The inverse of `patchify`."""
     batch, channels = tokens.shape[0], tokens.shape[2] // patch_size**2
     expected = (batch, grid_height * grid_width, channels * patch_size**2)
-    assert tokens.shape == expected, (tokens.shape, expected)
+    if tokens.shape != expected:
+        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; the grid makes it {expected}")
     cells = tokens.reshape(batch, grid_height, grid_width, patch_size, patch_size, channels)
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(
         batch, channels, grid_height * patch_size, grid_width * patch_size
