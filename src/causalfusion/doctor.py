@@ -6,6 +6,7 @@ Each finding is a line: a name, what was found, and whether it is as it should b
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -51,7 +52,9 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
     expected = _masked(model, "dense", device)
     for backend in BACKENDS:
         try:
-            error = _relative(_masked(model, backend, device), expected)
+            with warnings.catch_warnings():  # torch warns that flex is slow when it is not compiled
+                warnings.simplefilter("ignore")
+                error = _relative(_masked(model, backend, device), expected)
         except Exception as problem:  # whatever a backend raises is the finding
             yield Finding(f"attention {backend}", f"does not work: {_first_line(problem)}", False)
             continue
