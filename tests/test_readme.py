@@ -1,0 +1,48 @@
+"""The README's commands are ones that the command line takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from cyclopts.config import Dict
+
+from causalfusion import cli
+from causalfusion.presets import load_layers, recipe_names
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commands() -> list[str]:
+    lines = []
+    for name in ("README.md", "docs/results.md"):
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        found = re.findall(r"^ {4,}(?:torchrun .* -m )?causalfusion(?:\.cli)? (.*)$", text, re.MULTILINE)
+        lines += [line for line in found if "..." not in line]
+    return lines
+
+
+def test_there_are_commands():
+    assert len(commands()) > 10
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_parses(line, monkeypatch):
+    tokens = shlex.split(line.replace("$S", "4"))
+    names = cli.config_names(tokens)
+    monkeypatch.setattr(cli.app, "config", (Dict({tokens[0]: load_layers(names)}),) if names else ())
+    _, bound, _ = cli.app.parse_args(tokens, exit_on_error=False, print_error=False)
+    assert bound.arguments
+
+
+def test_recipes_in_the_table_exist_and_none_is_missing():
+    table = re.findall(r"^\| (`.*?`) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = {name for row in table for name in re.findall(r"`(\w+)`", row)}
+    assert named == set(recipe_names())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/journey.md"])
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
+        if not link.startswith("http"):
+            assert ((ROOT / page).parent / link).exists(), f"{page} links to {link}"
