@@ -21,7 +21,6 @@ Colour = tuple[int, int, int]
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (30, 34, 40)
-FAINT: Colour = (110, 117, 128)
 BLANK: Colour = (222, 226, 232)
 """What is not there yet, or is about to be replaced."""
 ACCENT: Colour = (240, 120, 20)

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch.nn import functional as F
@@ -33,6 +34,16 @@ def select_device(name: str = "auto") -> torch.device:
             f"device is {name!r}; this machine has {torch.cuda.device_count()} of them: use cpu or auto"
         )
     return device
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """What `train.precision` and `--precision` name."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """The context in which a float32 model computes in `dtype`; float32 leaves things as they are."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def tune_allocator() -> bool:

@@ -9,7 +9,6 @@ Shape letters: B images, C image channels, H and W pixels, c latent channels, h 
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from causalfusion.codec.shard import Shard, Tally, read_note, write_whole
 from causalfusion.config import DataConfig, RunConfig
 from causalfusion.config_json import to_dict
 from causalfusion.data import ImageSource, open_source
-from causalfusion.data.loader import Batch, load_indices
+from causalfusion.data.loader import Batch, leave_signals, load_indices, unchanged
 from causalfusion.errors import UserError
 from causalfusion.progress import ProgressLine
 from causalfusion.runtime import select_device
@@ -190,8 +189,8 @@ def _encoded(
         reader,
         batch_size=None,
         num_workers=data.num_workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_leave_interrupts,
+        collate_fn=unchanged,
+        worker_init_fn=leave_signals,
         generator=torch.Generator(),  # else it would draw from the global one
     )
     for batch in loader:
@@ -206,15 +205,6 @@ def _encoded(
         variants = [images, images.flip(-1)] if identity["flip"] else [images]
         moments = [torch.stack(_moments(codec, variant, identity["moments"]), dim=1) for variant in variants]
         yield batch, _stored(torch.stack(moments, dim=1).float().cpu().numpy(), batch, identity["dtype"])
-
-
-def _unchanged(item: object) -> object:
-    return item
-
-
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C goes to every process of the terminal; the main one ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _moments(codec: Codec, images: torch.Tensor, number: int) -> list[torch.Tensor]:

@@ -26,7 +26,10 @@ from causalfusion.data.transforms import flip_decision
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_seed
 
-__all__ = ["MAX_UNREADABLE", "MIN_READ", "Batch", "Loader", "load_indices", "split_holdout", "stream"]
+__all__ = [
+    "MAX_UNREADABLE", "MIN_READ", "Batch", "Loader", "leave_signals", "load_indices", "split_holdout",
+    "stream", "unchanged",
+]  # fmt: skip
 
 HOLDOUT_SEED = 20_241_216
 
@@ -110,9 +113,9 @@ class Loader:
             sampler=_Requests(self, images_seen),
             batch_size=None,
             num_workers=num_workers,
-            collate_fn=_unchanged,
+            collate_fn=unchanged,
             prefetch_factor=4 if num_workers else None,
-            worker_init_fn=_start_worker,
+            worker_init_fn=leave_signals,
             generator=torch.Generator(),  # else it would draw from the global one
         )
         places = self.places(images_seen)
@@ -153,11 +156,12 @@ def load_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -
     return _to_batch(reads, indices)
 
 
-def _unchanged(item: object) -> object:
+def unchanged(item: object) -> object:
+    """What a reader gives is a batch already."""
     return item
 
 
-def _start_worker(worker: int) -> None:
+def leave_signals(worker: int) -> None:
     """Signals that reach the whole process group (Ctrl-C, schedulers, torchrun) are for the main process,
     which finishes its step, saves, and ends its workers; a worker whose parent is gone ends by itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -18,6 +18,7 @@ from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.tokens import StepEvent
+from causalfusion.runtime import compute_dtype
 from causalfusion.saved import WeightsName, latest_model
 
 
@@ -49,13 +50,12 @@ def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
                 f"image {path} has {pixels.shape[1]}x{pixels.shape[0]} pixels; expected {width}x{height}"
             )
         pixels = center_crop(pixels, height)
-    pixels = pixels.reshape(height, width, channels)
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+    return to_float(pixels.reshape(1, height, width, channels))[0]
 
 
 def load_pipeline(model: Path, weights: WeightsName, precision: str, world: World) -> tuple[Pipeline, Path]:
     folder = latest_model(model)
-    dtype = torch.bfloat16 if precision == "bfloat16" else None
+    dtype = compute_dtype(precision)
     pipeline = Pipeline.load(folder, weights=weights, device=world.device, autocast_dtype=dtype)
     return pipeline, folder
 

@@ -6,7 +6,6 @@ Shape letters: B images, L image tokens, P token dimension, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import check_label, step_sizes
 from causalfusion.generate.tokens import Watcher, generate_tokens, prefill
 from causalfusion.model.transformer import Transformer
+from causalfusion.runtime import autocast
 from causalfusion.saved import ModelSpec, WeightsName, latest_model, load_model
 
 
@@ -33,8 +33,8 @@ class Pipeline:
     codec: Codec
     spec: ModelSpec
     schedule: NoiseSchedule
-    autocast_dtype: torch.dtype | None = None
-    """bfloat16 to compute in it; None for float32."""
+    autocast_dtype: torch.dtype = torch.float32
+    """bfloat16 to compute in it."""
 
     @classmethod
     def load(
@@ -43,7 +43,7 @@ class Pipeline:
         *,
         weights: WeightsName = "ema",
         device: torch.device | str = "cpu",
-        autocast_dtype: torch.dtype | None = None,
+        autocast_dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
         """From a model folder, or from a training run (its last checkpoint)."""
         model, spec = load_model(latest_model(Path(folder)), weights, device)
@@ -53,11 +53,6 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         return self.model.image_out.weight.device
-
-    def autocast(self) -> AbstractContextManager[object]:
-        if self.autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.autocast_dtype)
 
     @torch.no_grad()
     def generate(
@@ -80,7 +75,7 @@ class Pipeline:
         sizes = step_sizes(config, spec.num_tokens, seed)
         order = draw_orders(config, spec.grid_height, spec.grid_width, seed, indices).to(self.device)
         noise = ImageNoise(seed, indices, spec.num_tokens, spec.token_dim)
-        with self.autocast():
+        with autocast(self.device, self.autocast_dtype):
             context = prefill(self.model, label_tensor, config)
             tokens = generate_tokens(
                 self.model, self.schedule, self.spec.diffusion.prediction_type, config, context, order, sizes,
@@ -125,7 +120,7 @@ class Pipeline:
         indices = list(range(batch_size * variants))
         order = self._orders_among(changed, config, seed, indices)
         noise = ImageNoise(seed, indices, spec.num_tokens, spec.token_dim)
-        with self.autocast():
+        with autocast(self.device, self.autocast_dtype):
             context = prefill(
                 self.model, label_tensor, config,
                 kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1),

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from causalfusion.arithmetic import train_step_flops
 from causalfusion.config import RunConfig
 from causalfusion.config_json import flat, to_dict
@@ -22,7 +20,7 @@ from causalfusion.generate.settings import check_settings
 from causalfusion.model.transformer import count_parameters
 from causalfusion.pictures import to_image_grid
 from causalfusion.progress import ProgressLine
-from causalfusion.runtime import measure_gemm_rate, tune_allocator
+from causalfusion.runtime import compute_dtype, measure_gemm_rate, tune_allocator
 from causalfusion.saved import ModelSpec, checkpoints_of, load_spec
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.log import RunLog
@@ -82,7 +80,7 @@ class _Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._announce()
         self.clock = Clock()
-        self.peak = measure_gemm_rate(self._compute_dtype(), self.world.device)
+        self.peak = measure_gemm_rate(compute_dtype(self.config.train.precision), self.world.device)
         self.line = ProgressLine(total, progress.images_seen, enabled=self.show)
         self.log = RunLog(self.folder, progress.images_seen) if self.world.is_main else None
         try:
@@ -201,9 +199,6 @@ class _Run:
 
     def _copies(self) -> int:
         return self.config.factorization.timesteps_per_ar_step
-
-    def _compute_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.config.train.precision == "bfloat16" else torch.float32
 
 
 def _due(step: int, every: int) -> bool:

@@ -24,6 +24,7 @@ from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
+from causalfusion.runtime import autocast, compute_dtype
 from causalfusion.saved import ModelSpec
 from causalfusion.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from causalfusion.train.ema import EMA
@@ -112,17 +113,12 @@ class Trainer:
     def _loss(self, batch: TokenBatch, draws: Draws, rows: slice) -> Tensor:
         part = draws.slice(rows)
         tokens, labels = (x[rows].to(self.world.device) for x in (batch.tokens, batch.labels))
-        with self.autocast():
+        with autocast(self.world.device, compute_dtype(self.config.train.precision)):
             errors = token_errors(
                 self.parallel, self.config.model, self.schedule, self.config.diffusion.prediction_type,
                 tokens, labels, part,
             )  # fmt: skip
         return training_loss(errors, part.plan, self.config.factorization)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        if self.config.train.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, torch.bfloat16)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         """Processes exchange gradients with the last micro-batch only."""
