@@ -10,17 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from causalfusion.errors import UserError
+from causalfusion.config_generation import OrderName, SampleConfig, SamplerName
+from causalfusion.config_text import TextConfig, WriteConfig
+from causalfusion.errors import check
 
-SourceName = Literal["digits", "shapes", "folder", "webdataset", "npz"]
-OrderName = Literal["random", "raster", "block_raster", "dilated"]
+__all__ = [
+    "CodecConfig", "DataConfig", "DiffusionConfig", "FactorizationConfig", "ModelConfig", "OrderName",
+    "PredictionType", "RunConfig", "SampleConfig", "SamplerName", "SourceName", "SplitName", "TextConfig",
+    "TrainConfig", "WriteConfig", "check",
+]  # fmt: skip
+
+SourceName = Literal["digits", "shapes", "folder", "webdataset", "jsonl", "npz"]
+SplitName = Literal["train", "validation", "test", "compositional"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
-SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc"]
-
-
-def check(ok: bool, name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise UserError(f"{name} is {value!r}; expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,14 @@ class DataConfig:
     source: SourceName = "digits"
     """Where images come from."""
     path: str = ""
-    """Folder, shard pattern (`shards/*.tar`) or .npz file; not used by `digits` and `shapes`."""
+    """Folder, shard pattern (`shards/*.tar`), .jsonl or .npz file; not used by `digits` and `shapes`."""
+    split: SplitName = "train"
+    """Of `shapes`, which has four; `compositional` holds only shape-colour pairs that `train` never has."""
     image_size: int = 0
     """Side of the square the images are cropped to; 0 keeps the source's own size."""
     flip: bool = False
-    """Mirror half of the training images, decided by (seed, epoch, index)."""
+    """Mirror half of the training images, decided by (seed, epoch, index). Captions are not changed: leave it
+    off where they speak of left and right."""
     holdout: float = 0.05
     """Share of the images kept out of training, for the evaluation of the loss."""
     num_workers: int = 0
@@ -44,7 +49,7 @@ class DataConfig:
         check(self.image_size >= 0, "data.image_size", self.image_size, "0 or a positive number of pixels")
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a share in [0, 1)")
         check(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
-        needs_path = self.source in ("folder", "webdataset", "npz") and not self.cache
+        needs_path = self.source in ("folder", "webdataset", "jsonl", "npz") and not self.cache
         check(not needs_path or bool(self.path), "data.path", self.path, f"a path, for source {self.source}")
 
 
@@ -84,7 +89,8 @@ class ModelConfig:
     num_heads: int = 6
     mlp_ratio: float = 4.0
     num_class_tokens: int = 4
-    """Tokens of the sequence that carry the class (paper: 4 in the ablations, 64 at system level)."""
+    """Tokens of the sequence that carry the class (paper: 4 in the ablations, 64 at system level); 0: the
+    class, if the data have one, is not used."""
     class_token_repeats: int = 1
     """Each learned class token stands this many times in a row of `num_class_tokens` (1: all learned)."""
     position_embedding: Literal["sincos", "learnable", "rope"] = "sincos"
@@ -96,12 +102,20 @@ class ModelConfig:
     """Classes of the data; the null class of guidance is row `num_classes` of the table."""
     token_dim: int = 0
     """Numbers per image token, P."""
+    vocab_size: int = 0
+    """Text tokens known, markers included; 0: a model without text."""
+    max_text_tokens: int = 128
+    """Text tokens that a sequence can hold, the markers of texts and images included."""
+    max_images: int = 1
+    """Images that a sequence can hold."""
     grid_height: int = 0
     grid_width: int = 0
     """Image tokens per column and row; L = grid_height * grid_width."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "depth", "num_heads", "class_token_repeats"):
+        for name in (
+            "hidden_size", "depth", "num_heads", "class_token_repeats", "max_text_tokens", "max_images",
+        ):  # fmt: skip
             check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
         check(
             self.hidden_size % self.num_heads == 0,
@@ -109,7 +123,11 @@ class ModelConfig:
         )  # fmt: skip
         check(self.hidden_size % 4 == 0, "model.hidden_size", self.hidden_size, "a multiple of 4")
         check(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "a positive number")
-        check(self.num_class_tokens >= 1, "model.num_class_tokens", self.num_class_tokens, "at least 1")
+        check(self.num_class_tokens >= 0, "model.num_class_tokens", self.num_class_tokens, "0 or more")
+        check(
+            self.conditioning == "in_context" or not self.vocab_size,
+            "model.conditioning", self.conditioning, "in_context, for a model with text",
+        )  # fmt: skip
         check(
             self.num_class_tokens % self.class_token_repeats == 0,
             "model.class_token_repeats", self.class_token_repeats,
@@ -244,59 +262,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """How tokens are generated (PAPER section 5). Every field is free of how the model was trained."""
-
-    num_ar_steps: int = 1
-    """S: 1 is plain diffusion, L is next-token prediction."""
-    step_sizes: Literal["even", "random", "cosine"] = "even"
-    """How L tokens are shared among the S steps; `sizes` overrides it."""
-    sizes: list[int] = field(default_factory=list)
-    """Tokens of every AR step, given one by one; their sum is L."""
-    order: OrderName = "random"
-    block_size: int = 4
-    given_order: list[int] = field(default_factory=list)
-    """Raster indices of all L tokens in the order wanted; overrides `order`."""
-    diffusion_steps: list[int] = field(default_factory=lambda: [100])
-    """Denoising steps of each AR step: one number for all, or one per AR step."""
-    sampler: SamplerName = "ddpm"
-    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
-    """DDPM's posterior variance."""
-    eta: float = 0.0
-    """DDIM: 0 is deterministic, 1 has DDPM's variance."""
-    temperature: float = 1.0
-    """Factor on the noise that DDPM, or DDIM with eta > 0, adds in each step."""
-    guidance_scale: float = 1.0
-    """w in ε_u + w (ε_c - ε_u): 1 is no guidance, 0 ignores the class."""
-    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How w grows from 1 over the share of tokens that are done."""
-    guidance_interval: tuple[int, int] = (0, 1_000_000)
-    """Guide only at timesteps low <= t <= high; elsewhere the unconditional pass is not computed."""
-
-    def __post_init__(self) -> None:
-        check(self.num_ar_steps >= 1, "sample.num_ar_steps", self.num_ar_steps, "at least 1")
-        check(all(n >= 1 for n in self.sizes), "sample.sizes", self.sizes, "positive numbers of tokens")
-        check(
-            len(self.diffusion_steps) > 0 and all(n >= 1 for n in self.diffusion_steps),
-            "sample.diffusion_steps", self.diffusion_steps, "one positive number, or one per AR step",
-        )  # fmt: skip
-        check(self.block_size >= 1, "sample.block_size", self.block_size, "at least 1")
-        check(0 <= self.eta <= 1, "sample.eta", self.eta, "a number in [0, 1]")
-        check(
-            self.eta == 0 or self.sampler == "ddim", "sample.eta", self.eta, "0, unless the sampler is ddim"
-        )
-        check(self.temperature >= 0, "sample.temperature", self.temperature, "0 or more")
-        check(self.guidance_scale >= 0, "sample.guidance_scale", self.guidance_scale, "0 or more")
-        low, high = self.guidance_interval
-        check(low <= high, "sample.guidance_interval", self.guidance_interval, "low <= high")
-        adds_noise = self.sampler == "ddpm" or (self.sampler == "ddim" and self.eta > 0)
-        check(
-            adds_noise or self.temperature == 1,
-            "sample.temperature", self.temperature, f"1, as the sampler {self.sampler} adds no noise",
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run: what a recipe describes."""
 
@@ -307,6 +272,28 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Of the sample grids during training."""
+
+    def __post_init__(self) -> None:
+        text, plan = self.text, self.factorization
+        one_block = (
+            plan.distribution == "fixed" and plan.num_ar_steps == 1 and plan.timesteps_per_ar_step == 1
+        )
+        check(
+            text.image_context == "clean" or one_block,
+            "factorization", f"{plan.distribution}, {plan.num_ar_steps}",
+            "distribution fixed, num_ar_steps 1 and one timestep, for text.image_context noised",
+        )  # fmt: skip
+        count = text.examples_per_sequence
+        check(
+            count == 1 or self.model.num_class_tokens == 0,
+            "model.num_class_tokens", self.model.num_class_tokens, "0, where sequences hold several images",
+        )  # fmt: skip
+        share = self.train.batch_size // self.train.grad_accumulation
+        check(
+            share % count == 0,
+            "text.examples_per_sequence", count, f"a divisor of the {share} images of a micro-batch",
+        )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from causalfusion.codec.cache import LatentCache, check_cache, open_cache
 from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.codec.encode import encode_to_cache, write_cache
 from causalfusion.config import CodecConfig, DataConfig, RunConfig, TrainConfig
-from causalfusion.data.loader import load_indices
+from causalfusion.data.loader import Loader, load_indices, split_holdout, stream
 from causalfusion.data.source import Example, UnreadableImage, hash_of
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
@@ -27,9 +28,9 @@ PIXELS = RunConfig(data=DataConfig(source="npz", path="grey.npz", flip=True), co
 
 
 class Grey:
-    """Eleven random 8x8 images with captions; `broken` ones cannot be read."""
+    """Eleven random 8x8 images with one to three captions; `broken` ones cannot be read."""
 
-    name = "grey"
+    name, has_captions = "grey", True
 
     def __init__(self, broken: tuple[int, ...] = (), length: int = 11, content: str = "a") -> None:
         self.class_names = ["even", "odd"]
@@ -46,7 +47,10 @@ class Grey:
         image = np.random.Generator(np.random.Philox(key=[index, 7])).integers(
             0, 256, (8, 8, 3), dtype=np.uint8
         )
-        return Example(image, index % 2, f"number {index} – ä")
+        return Example(image, index % 2, self.captions(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return (f"number {index} – ä", f"Nr.\u2028{index} 🟢\n", "third")[: index % 3 + 1]
 
     def fingerprint(self) -> str:
         return hash_of([self.name, self.content, self.length])
@@ -100,13 +104,41 @@ def test_pixels_come_back_exactly(tmp_path: Path) -> None:
     assert torch.equal(cache.read(indices, flips, None), mirrored)
     assert torch.equal(cache.read(indices, None, torch.ones(6, 3, 8, 8)), images)  # pixels have no deviation
     assert cache.labels.tolist() == [i % 2 for i in range(11)] and cache.labels.dtype == np.int64
-    assert cache.captions() == [f"number {i} – ä" for i in range(11)]
     assert (len(cache), cache.class_names) == (11, ["even", "odd"])
     everything = _images(source, np.arange(11)).double()
     expected = [pytest.approx(float(v), rel=1e-12) for v in (everything.mean(), everything.std(correction=0))]
     assert list(cache.statistics("mode")) == list(cache.statistics("sample")) == expected
     with pytest.raises(IndexError):
         cache.read(np.array([11]), None, None)
+
+
+def test_captions_are_those_a_run_on_the_images_sees(tmp_path: Path) -> None:
+    source = Grey()
+    cache = pickle.loads(pickle.dumps(_write(tmp_path, source)))
+    assert cache.has_captions
+    indices = np.array([10, 0, 3, 4, 2])
+    assert cache.captions(indices) == [source.captions(i) for i in indices.tolist()]
+    train, _ = split_holdout(11, 0.2)
+    loader = Loader(source, GREY, seed=4, batch_size=6, indices=train, flip=True)
+    second = set()
+    for place, batch in zip(range(60, 600, 6), loader.iterate(60), strict=False):
+        asked = stream(np.arange(place, place + 6), train, seed=4, flip=True)
+        assert cache.draw_captions(asked.indices, asked.epochs, seed=4) == batch.captions
+        second |= {caption.startswith("Nr.") for caption in batch.captions if caption is not None}
+    assert second == {True, False}
+
+
+def test_cache_without_captions(tmp_path: Path) -> None:
+    class Silent(Grey):
+        has_captions = False
+
+        def captions(self, index: int) -> tuple[str, ...]:
+            return ()
+
+    cache = _write(tmp_path, Silent())
+    assert not cache.has_captions and not (tmp_path / "captions.jsonl").exists()
+    assert cache.captions(np.array([1, 2])) == [(), ()]
+    assert cache.draw_captions(np.array([1]), np.array([0]), seed=0) == [None]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 1e-3)])
@@ -134,7 +166,7 @@ def test_training_batches_are_those_of_the_images(tmp_path: Path, autoencoder: s
     data = DataConfig(source="digits" if kind == "pixels" else "shapes", flip=True, holdout=0.1)
     codec = CodecConfig(patch_size=2) if kind == "pixels" else _drawn(autoencoder).codec
     config = RunConfig(data=data, codec=codec, train=TrainConfig(batch_size=8, evaluate_images=8))
-    if kind == "autoencoder":  # 24 of the 50,000 shapes are enough
+    if kind == "autoencoder":  # 24 of the shapes are enough
         images = load_indices(_shapes(), np.arange(24), DataConfig())
         labels = images.labels.numpy()
         np.savez(
@@ -157,9 +189,9 @@ def test_training_batches_are_those_of_the_images(tmp_path: Path, autoencoder: s
             assert torch.equal(x.tokens, y.tokens)
         else:  # encoded in other batches: equal to rounding
             torch.testing.assert_close(x.tokens, y.tokens, atol=1e-5, rtol=1e-5)
-    for (x, labels), (y, others) in zip(a.evaluation_batches(5), b.evaluation_batches(5), strict=True):
-        torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
-        assert torch.equal(labels, others)
+    for x, y in zip(a.evaluation_batches(5), b.evaluation_batches(5), strict=True):
+        torch.testing.assert_close(x.tokens, y.tokens, atol=1e-5, rtol=1e-5)
+        assert torch.equal(x.labels, y.labels)
 
 
 def _shapes():
@@ -289,8 +321,19 @@ def test_damaged_caches(tmp_path: Path) -> None:
     labels.write_bytes(b"")
     assert "labels.npy has 0 bytes" in message()
     labels.write_bytes(files[labels])
+    captions = tmp_path / "captions.jsonl"
+    captions.unlink()
+    assert "captions.jsonl is missing" in message()
+    for damaged in (b"x" + files[captions][1:], files[captions].replace(b"\n", b" ")):
+        captions.write_bytes(damaged)
+        cache = open_cache(str(tmp_path))
+        with pytest.raises(
+            UserError, match=r"captions\.jsonl cannot be read \(.*; it is damaged: encode again"
+        ):
+            cache.captions(np.array([0]))
+    captions.write_bytes(files[captions])
     text.write_text(json.dumps(manifest | {"format": "causalfusion-latents-0"}))
-    assert "'causalfusion-latents-0'; expected 'causalfusion-latents-2'" in message()
+    assert "'causalfusion-latents-0'; expected 'causalfusion-latents-3'" in message()
     text.write_text(json.dumps({"format": manifest["format"]}))
     assert "damaged" in message()
     text.write_text("{")
@@ -317,6 +360,11 @@ def test_only_a_cache_that_fits_is_used(tmp_path: Path, autoencoder: str) -> Non
     assert "codec.image_width = 8, the run has 4" in message(
         pixels, replace(PIXELS.codec, image_width=4), GREY
     )
+    pixels.manifest["data"]["split"] = "test"
+    assert "data.split = test, the run has train; give --data.split=test" in message(
+        pixels, PIXELS.codec, GREY
+    )
+    pixels.manifest["data"]["split"] = "train"
     np.savez(tmp_path / "other.npz", images=np.zeros((3, 8, 8, 3), np.uint8))
     other = DataConfig(source="npz", path=str(tmp_path / "other.npz"))
     assert "data.path (hash of the data)" in message(pixels, PIXELS.codec, other)

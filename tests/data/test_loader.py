@@ -23,7 +23,7 @@ from causalfusion.errors import UserError
 class Ramp:
     """Image i is a 2x3 ramp that begins at i, of class i % 3; some cannot be read."""
 
-    name = "ramp"
+    name, has_captions = "ramp", True
 
     def __init__(self, length: int, bad: tuple[int, ...] = ()) -> None:
         self.length, self.bad = length, bad
@@ -36,7 +36,7 @@ class Ramp:
         if index in self.bad:
             raise UnreadableImage(f"ramp-{index}", "torn")
         pixels = (index + np.arange(6, dtype=np.uint8)).astype(np.uint8).reshape(2, 3, 1)
-        return Example(pixels, index % 3, f"from {index}")
+        return Example(pixels, index % 3, (f"from {index}", f"second of {index}", f"third of {index}"))
 
     def fingerprint(self) -> str:
         return str(self.length)
@@ -56,7 +56,7 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
     for a, b in zip(one, other, strict=True):
         for name in ("images", "labels", "sample_indices", "image_indices"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
-        assert a.captions == b.captions
+        assert (a.captions, a.all_captions) == (b.captions, b.all_captions)
 
 
 def test_workers_change_nothing_even_where_images_are_damaged():
@@ -108,7 +108,9 @@ def test_batch_holds_what_was_read():
         pixels = torch.tensor(first)[:, None] + torch.arange(6)
         assert torch.equal(batch.images.flatten(1), pixels / 127.5 - 1)
         assert batch.labels.tolist() == [index % 3 for index in first]
-        assert batch.captions == [f"from {index}" for index in first]
+        every = [(f"from {index}", f"second of {index}", f"third of {index}") for index in first]
+        assert batch.all_captions == every
+        assert all(drawn in three for drawn, three in zip(batch.captions, every, strict=True))
 
 
 def test_flipped_images_are_mirrored_and_about_half():
@@ -130,7 +132,8 @@ def test_stream_is_the_same_wherever_it_is_cut(length, start, count, flip):
     part = stream(np.arange(start, start + count), indices, seed=1, flip=flip)
     for all_of_it, cut in zip(whole, part, strict=True):
         assert np.array_equal(all_of_it[start:], cut)
-    assert flip or not whole[1].any()
+    assert flip or not whole.mirrored.any()
+    assert np.array_equal(whole.epochs, np.arange(start + count) // length)
 
 
 def test_holdout_is_the_same_for_every_run_and_never_all_or_nothing():

@@ -1,4 +1,4 @@
-"""Digits, shapes, folders and arrays: what is read, in which order, under which class; what is refused."""
+"""Digits, folders and arrays: what is read, in which order, under which class; what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from causalfusion.config import DataConfig
 from causalfusion.data import ImageSource, open_source
 from causalfusion.data.folder import ImageFolder
 from causalfusion.data.npz import NpzImages
-from causalfusion.data.shapes import BACKGROUND, COLORS, SHAPES, Shapes
 from causalfusion.errors import UserError
 
 
@@ -38,57 +37,6 @@ def test_digits_are_the_pictures_of_scikit_learn_over_the_whole_range():
         assert image.shape == (8, 8, 1) and image.dtype == np.uint8
         assert np.abs(image.ravel() / 255 - pixels[index] / 16).max() <= 0.5 / 255 + 1e-12
     assert max(source.read(index).image.max() for index in range(50)) == 255
-
-
-def test_shapes_are_the_same_by_index_and_differ_between_indices():
-    one, other = open_source(DataConfig(source="shapes")), Shapes()
-    images = [one.read(index).image for index in range(120)]
-    assert all(np.array_equal(image, other.read(index).image) for index, image in enumerate(images))
-    assert len({image.tobytes() for image in images}) == 120
-    assert images[0].shape == (32, 32, 3) and images[0].dtype == np.uint8
-    assert len(one.class_names) == len(SHAPES) * len(COLORS) == 40
-    with pytest.raises(IndexError):
-        other.read(len(other))
-
-
-def test_shapes_show_their_class_and_caption():
-    source = Shapes()
-    for index in range(200):
-        example, figure = source.read(index), source.figure(index)
-        assert (
-            example.label == index % 40
-            and source.class_names[example.label] == f"{figure.color} {figure.shape}"
-        )
-        article = "an" if figure.color == "orange" else "a"
-        assert example.caption == f"{article} {figure.color} {figure.shape}"
-        centre = example.image[int(figure.y * 32), int(figure.x * 32)]
-        assert centre.tolist() == list(COLORS[figure.color])
-        # Nothing is cut off, and the background is seen: the corners of the image are free.
-        assert all(example.image[y, x].tolist() == list(BACKGROUND) for y in (0, -1) for x in (0, -1))
-
-
-def coverage(index: int) -> np.ndarray:
-    """(32, 32) share of each pixel that the figure covers, read off the image."""
-    source = Shapes()
-    color = np.array(COLORS[source.figure(index).color], float)
-    background = np.array(BACKGROUND, float)
-    return (source.read(index).image - background) @ (color - background) / ((color - background) ** 2).sum()
-
-
-def test_shapes_have_the_area_of_their_outline_and_soft_edges():
-    areas = {
-        "circle": np.pi,
-        "square": 2.0,  # corners at the radius: side sqrt(2)
-        "triangle": 3 * np.sqrt(3) / 4,
-        "diamond": 2 * 0.62,
-        "star": 10 * 0.5 * 0.42 * np.sin(np.pi / 5),
-    }
-    for index in range(0, 40 * 6, 4):
-        figure, covered = Shapes().figure(index), coverage(index)
-        expected = areas[figure.shape] * (32 * figure.radius) ** 2
-        assert abs(covered.sum() / expected - 1) < 0.06, figure
-        partly = (covered > 0.05) & (covered < 0.95)
-        assert 8 < partly.sum() < 100, figure  # a one-pixel border, not steps and not a blur
 
 
 def test_folder_labels_are_the_class_folders_in_order(tmp_path):

@@ -69,7 +69,7 @@ def test_shards_plain_and_packed(tmp_path, cache, suffix):
         assert isinstance(source, WebDataset)
         assert values(source) == list(range(12))
         assert [source.read(n).label for n in range(12)] == [n % 3 for n in range(12)]
-        assert source.class_names == ["0", "1", "2"] and source.read(0).caption is None
+        assert source.class_names == ["0", "1", "2"] and source.read(0).captions == ()
     unpacked = list((cache / "causalfusion" / "shards").glob("*")) if suffix != ".tar" else []
     assert len(unpacked) == (0 if suffix == ".tar" else 3)  # once each, and nothing unfinished
 
@@ -82,19 +82,23 @@ def test_members_are_joined_by_key(tmp_path):
         "b/x.cls": b" 1\n",
         "b/x.jpeg": image(200, "JPEG"),
         "a/x.txt": "  a grey square é \n".encode(),
+        "b/x.txt": b"first\n\nsecond\n",
+        "b/x.json": b'{"url": "x", "caption": null}',
+        "b.c/x.txt": b"not this",
+        "b.c/x.json": '{"captions": ["その一", "\\u305d"], "label": 7}'.encode(),
         "a/x.cls": b"0",
         "b.c/x.webp": image(50, "WEBP"),
         "b.c/x.cls": b"2",
         "b.c/x.seg.png": image(9),
         "lonely.cls": b"7",
-        "lonely.json": b"{}",
+        "lonely.json": b"{",
     }
     source = WebDataset(str(write_tar(tmp_path / "s.tar", members)))
     found = [source.read(index) for index in range(len(source))]
-    assert [(example.label, example.caption) for example in found] == [
-        (0, "a grey square é"),
-        (1, None),
-        (2, None),
+    assert [(example.label, example.captions) for example in found] == [
+        (0, ("a grey square é",)),
+        (1, ("first", "second")),
+        (2, ("その一", "そ")),
     ]
     assert [abs(int(e.image[0, 0, 0]) - v) < 3 for e, v in zip(found, (100, 200, 50), strict=True)] == [
         True
@@ -104,6 +108,34 @@ def test_members_are_joined_by_key(tmp_path):
 def test_shards_without_labels(tmp_path):
     source = WebDataset(str(write_tar(tmp_path / "s.tar", {"0.png": image(1), "1.png": image(2)})))
     assert source.class_names == [] and source.read(1).label is None
+
+
+def test_json_without_captions_is_no_caption(tmp_path):
+    members = {"0.png": image(0), "0.json": b"[1, 2]", "1.png": image(1), "1.json": b'{"label": 3}'}
+    source = WebDataset(str(write_tar(tmp_path / "s.tar", members)))
+    assert not source.has_captions and source.read(0).captions == source.read(1).captions == ()
+
+
+@pytest.mark.parametrize(
+    ("members", "match"),
+    [
+        ({"0.txt": b"a"}, r"s\.tar:1\.png has no caption \(.txt, or `caption` in .json\) .*\(2 of 3"),
+        ({"0.txt": b"", "1.txt": b"b", "2.json": b'{"caption": "c"}'}, r"s\.tar:0\.png has no caption"),
+        ({"0.txt": b"a", "1.txt": b"b", "2.json": b'{"caption": ""}'}, r"2\.png has no .* \(1 of 3 images"),
+        ({"1.json": b"{"}, r"the \.json of s\.tar:1\.png is not valid JSON \(.*repair the shard"),
+        ({"1.json": b'{"caption": 7}'}, r"the \.json of s\.tar:1\.png: `caption` is 7; expected a string"),
+    ],
+)
+def test_caption_refusals(tmp_path, members, match):
+    images = {f"{n}.png": image(n) for n in range(3)}
+    with pytest.raises(UserError, match=match):
+        WebDataset(str(write_tar(tmp_path / "s.tar", images | members)))
+
+
+def test_caption_that_is_not_utf8_is_refused(tmp_path):
+    source = WebDataset(str(write_tar(tmp_path / "s.tar", {"0.png": image(0), "0.txt": b"gr\xfcn"})))
+    with pytest.raises(UserError, match=r"file \.txt of s\.tar:0\.png is not UTF-8 \(byte 2 is 0xfc\)"):
+        source.read(0)
 
 
 def test_classes_are_named_by_the_listing_beside_the_shards(tmp_path):

@@ -1,9 +1,10 @@
 """Latents on disk: encode once, train many times.
 
 A cache is a folder: `00000.npy`, `00001.npy`, ... of shape (images, variants, moments, c, h, w),
-`labels.npy`, `captions.jsonl` if there are any, and `manifest.json`. Variants are the image and, with
-data.flip, its mirror image; moments are mean and standard deviation of the autoencoder's posterior where
-latents are drawn from it, else the mode alone. Latents are raw: scale and shift are applied in use.
+`labels.npy`, `captions.jsonl` (the list of each image's captions) if there are any, and `manifest.json`.
+Variants are the image and, with data.flip, its mirror image; moments are mean and standard deviation of the
+autoencoder's posterior where latents are drawn from it, else the mode alone. Latents are raw: scale and shift
+are applied in use.
 
 `causalfusion.codec.encode` writes caches, the manifest last: a folder that has one is whole.
 
@@ -16,6 +17,7 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +29,12 @@ from causalfusion.codec.autoencoder import fingerprint
 from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.config import CodecConfig, DataConfig
 from causalfusion.data import open_source
+from causalfusion.data.captions import draw_caption
+from causalfusion.data.lines import LineFile
 from causalfusion.errors import UserError
 
-FORMAT = "causalfusion-latents-2"
+FORMAT = "causalfusion-latents-3"
+CAPTIONS = "captions.jsonl"
 
 
 class LatentCache:
@@ -86,12 +91,33 @@ class LatentCache:
             gathered[chosen] = self._shards[shard][rows[chosen], variants[chosen], :num_moments]
         return gathered
 
-    def captions(self) -> list[str | None]:
-        """One for each image; None where there is none."""
-        file = self.folder / "captions.jsonl"
-        if not file.is_file():
-            return [None] * len(self)
-        return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    @property
+    def has_captions(self) -> bool:
+        return CAPTIONS in self.manifest["files"]
+
+    def captions(self, indices: np.ndarray) -> list[tuple[str, ...]]:
+        """All captions of each of these images; () where there are none."""
+        if not self.has_captions:
+            return [()] * len(indices)
+        try:
+            return [tuple(json.loads(self._caption_lines[index])) for index in indices.tolist()]
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.folder / CAPTIONS} cannot be read ({error}); it is damaged: encode again"
+            ) from error
+
+    def draw_captions(self, indices: np.ndarray, epochs: np.ndarray, *, seed: int) -> list[str | None]:
+        """The caption of each image in its epoch: the same that a `Loader` draws."""
+        drawn = zip(self.captions(indices), epochs.tolist(), indices.tolist(), strict=True)
+        return [draw_caption(each, seed=seed, epoch=epoch, index=index) for each, epoch, index in drawn]
+
+    @cached_property
+    def _caption_lines(self) -> LineFile:
+        # Read by place: the captions of a million images are hundreds of megabytes, in every process.
+        lines = LineFile(self.folder / CAPTIONS)
+        if len(lines) != len(self):
+            raise ValueError(f"{len(lines)} lines for {len(self)} images")
+        return lines
 
     def codec_config(self, config: CodecConfig) -> CodecConfig:
         """These settings with the sizes of the images that were encoded."""
@@ -164,6 +190,7 @@ def require_same_images(cache: LatentCache, data: DataConfig) -> None:
     the source's images have anyway."""
     made = cache.manifest["data"]
     require_same(cache, "data.source", made["source"], data.source)
+    require_same(cache, "data.split", made["split"], data.split)
     sides = {cache.manifest["image_height"], cache.manifest["image_width"]}
     same_size = made["image_size"] == 0 and sides == {data.image_size}
     require_same(cache, "data.image_size", made["image_size"], data.image_size, fits=same_size)

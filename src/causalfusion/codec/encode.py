@@ -18,7 +18,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from causalfusion.codec.autoencoder import fingerprint
-from causalfusion.codec.cache import FORMAT, LatentCache, open_cache, require_same, require_same_images
+from causalfusion.codec.cache import (
+    CAPTIONS,
+    FORMAT,
+    LatentCache,
+    open_cache,
+    require_same,
+    require_same_images,
+)
 from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.codec.shard import Shard, Tally, read_note, write_whole
 from causalfusion.config import DataConfig, RunConfig
@@ -233,11 +240,13 @@ def _finish(
     if len(whole) < len(notes):
         raise UserError(f"{shards[notes.index(None)].file} changed while encoding; run encode again")
     labels = np.array([label for note in whole for label in note["labels"]], np.int64)
-    captions = [caption for note in whole for caption in note["captions"]]
+    captions = [each for note in whole for each in note["captions"]]
     write_whole(folder / "labels.npy", lambda stream: np.save(stream, labels))
-    if any(caption is not None for caption in captions):
-        lines = "".join(json.dumps(caption) + "\n" for caption in captions)
-        write_whole(folder / "captions.jsonl", lambda stream: stream.write(lines.encode()))
+    files = [folder / "labels.npy", *(shard.file for shard in shards)]
+    if any(captions):
+        lines = "".join(json.dumps(each) + "\n" for each in captions)
+        files.append(folder / CAPTIONS)
+        write_whole(folder / CAPTIONS, lambda stream: stream.write(lines.encode()))
     values = len(labels) * int(np.prod(identity["latent_shape"]))
     mean = sum(note["sum"] for note in whole) / values
     variance = sum(note["squares"] for note in whole) / values - mean**2
@@ -246,7 +255,6 @@ def _finish(
         raise UserError(
             f"the latents do not vary (variance {variance:g}); check the images and the autoencoder"
         )
-    files = [folder / "labels.npy", *(shard.file for shard in shards)]
     manifest = {
         **identity,
         "class_names": class_names,

@@ -77,7 +77,7 @@ class Shard:
                 note["squares"] += float(np.square(means).sum())
                 note["variances"] += float(np.square(deviations).sum())
                 note["labels"] += batch.labels.tolist()
-                note["captions"] += batch.captions
+                note["captions"] += batch.all_captions
                 replaced = int((batch.image_indices != batch.sample_indices).sum())
                 note["replaced"] += replaced
                 tally.add(len(batch.labels), replaced)

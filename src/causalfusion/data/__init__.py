@@ -6,12 +6,18 @@ import os
 
 from causalfusion.config import DataConfig
 from causalfusion.data.source import Example, ImageSource, UnreadableImage
+from causalfusion.errors import UserError
 
 __all__ = ["Example", "ImageSource", "UnreadableImage", "open_source"]
 
 
 def open_source(config: DataConfig) -> ImageSource:
     """The data set that the settings name."""
+    if config.split != "train" and config.source != "shapes":
+        raise UserError(
+            f"data.split is {config.split!r}; only the source shapes has splits, {config.source} has none: "
+            "leave it out"
+        )
     if config.source == "digits":
         from causalfusion.data.digits import Digits
 
@@ -19,7 +25,7 @@ def open_source(config: DataConfig) -> ImageSource:
     if config.source == "shapes":
         from causalfusion.data.shapes import Shapes
 
-        return Shapes()
+        return Shapes(config.split, side=config.image_size or 32)
     path = os.path.expanduser(config.path)
     if config.source == "folder":
         from causalfusion.data.folder import ImageFolder
@@ -29,6 +35,10 @@ def open_source(config: DataConfig) -> ImageSource:
         from causalfusion.data.webdataset import WebDataset
 
         return WebDataset(path)
+    if config.source == "jsonl":
+        from causalfusion.data.jsonl import JsonlImages
+
+        return JsonlImages(path)
     from causalfusion.data.npz import NpzImages
 
     return NpzImages(path)

@@ -9,6 +9,7 @@ from causalfusion.data.source import Example, hash_of
 
 class Digits:
     name = "digits"
+    has_captions = False
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits

@@ -1,8 +1,9 @@
 """The sample stream: all epochs laid end to end, read from any place on.
 
 Sample n of the stream is image permutation(seed, n // N)[n % N] of the N training images. The order depends
-on (seed, epoch) and the data set alone; how many workers read it, and how many processes share it, changes
-nothing. A run's progress in its data is one number, the images seen.
+on (seed, epoch) and the data set alone, and so does which of its captions an image comes with; how many
+workers read it, and how many processes share it, changes nothing. A run's progress in its data is one
+number, the images seen.
 
 Shape letters: B images, C, H, W channels and pixels.
 """
@@ -20,15 +21,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from causalfusion.config import DataConfig
-from causalfusion.data.reader import MAX_UNREADABLE, MIN_READ, Health, Reader, Reads, warn_of
+from causalfusion.data.captions import draw_caption
+from causalfusion.data.reader import MAX_UNREADABLE, MIN_READ, Health, Reader, Reads, Samples, warn_of
 from causalfusion.data.source import ImageSource
 from causalfusion.data.transforms import flip_decision
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_seed
 
 __all__ = [
-    "MAX_UNREADABLE", "MIN_READ", "Batch", "Loader", "leave_signals", "load_indices", "split_holdout",
-    "stream", "unchanged",
+    "MAX_UNREADABLE", "MIN_READ", "Batch", "Loader", "Samples", "leave_signals", "load_indices",
+    "split_holdout", "stream", "unchanged",
 ]  # fmt: skip
 
 HOLDOUT_SEED = 20_241_216
@@ -41,6 +43,8 @@ class Batch:
     labels: Tensor
     """(B,) int64; 0 where there are none."""
     captions: list[str | None]
+    """The one of each image's captions that is drawn for the epoch; None where there are none."""
+    all_captions: list[tuple[str, ...]]
     sample_indices: Tensor
     """(B,) int64 places in the sample stream."""
     image_indices: Tensor
@@ -52,10 +56,8 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(derive_seed(seed, "epoch", epoch))).permutation(length)
 
 
-def stream(
-    places: np.ndarray, indices: np.ndarray, *, seed: int, flip: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images at these places of the stream over `indices`: (source indices, whether mirrored)."""
+def stream(places: np.ndarray, indices: np.ndarray, *, seed: int, flip: bool) -> Samples:
+    """What lies at these places of the stream over the images `indices` of a source."""
     images, mirrored = np.empty(len(places), np.int64), np.zeros(len(places), bool)
     epochs, within = np.divmod(places, len(indices))
     for epoch in np.unique(epochs).tolist():
@@ -63,7 +65,7 @@ def stream(
         images[rows] = indices[_permutation(seed, epoch, len(indices))[within[rows]]]
         if flip:
             mirrored[rows] = [flip_decision(seed, epoch, index) for index in images[rows].tolist()]
-    return images, mirrored
+    return Samples(images, mirrored, epochs)
 
 
 def split_holdout(num_images: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +125,16 @@ class Loader:
             if isinstance(reads, UserError):
                 raise reads
             self.health.note(len(reads.indices), reads.failures)
-            yield _to_batch(reads, places)
+            yield _to_batch(reads, places, self._captions(reads))
             places = places + self.batch_size
+
+    def _captions(self, reads: Reads) -> list[str | None]:
+        """By the image that was asked for, as with mirroring, also where another had to stand in."""
+        asked = zip(reads.samples.indices.tolist(), reads.samples.epochs.tolist(), strict=True)
+        return [
+            draw_caption(captions, seed=self.seed, epoch=epoch, index=index)
+            for captions, (index, epoch) in zip(reads.captions, asked, strict=True)
+        ]
 
     def places(self, images_seen: int) -> np.ndarray:
         """This process's places of the stream in the batch that begins at `images_seen`."""
@@ -137,7 +147,7 @@ class _Requests:
     def __init__(self, loader: Loader, images_seen: int) -> None:
         self.loader, self.images_seen = loader, images_seen
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[Samples]:
         loader, places = self.loader, self.loader.places(self.images_seen)
         while True:
             yield stream(places, loader.indices, seed=loader.seed, flip=loader.flip)
@@ -145,15 +155,14 @@ class _Requests:
 
 
 def load_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -> Batch:
-    """Exactly these images, not mirrored; unreadable ones are named in a warning and replaced by readable
-    ones (`image_indices` tells)."""
+    """Exactly these images, not mirrored, with the first of their captions; unreadable ones are named in a
+    warning and replaced by readable ones (`image_indices` tells)."""
     indices = np.asarray(indices, np.int64)
-    reads = Reader(source, config.image_size, np.arange(len(source))).read(
-        indices, np.zeros(len(indices), bool)
-    )
+    samples = Samples(indices, np.zeros(len(indices), bool), np.zeros(len(indices), np.int64))
+    reads = Reader(source, config.image_size, np.arange(len(source))).read(samples)
     for _, name in reads.failures:
         warn_of(name)
-    return _to_batch(reads, indices)
+    return _to_batch(reads, indices, [captions[0] if captions else None for captions in reads.captions])
 
 
 def unchanged(item: object) -> object:
@@ -168,12 +177,13 @@ def leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _to_batch(reads: Reads, places: np.ndarray) -> Batch:
+def _to_batch(reads: Reads, places: np.ndarray, captions: list[str | None]) -> Batch:
     pixels = torch.from_numpy(reads.pixels).permute(0, 3, 1, 2)
     return Batch(
         images=pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1),
         labels=torch.from_numpy(reads.labels),
-        captions=reads.captions,
+        captions=captions,
+        all_captions=reads.captions,
         sample_indices=torch.from_numpy(places.astype(np.int64)),
         image_indices=torch.from_numpy(reads.indices),
     )

@@ -13,6 +13,8 @@ from causalfusion.errors import UserError
 
 
 class NpzImages:
+    has_captions = False
+
     def __init__(self, path: str) -> None:
         self.name = path
         images, labels = _load(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -25,6 +26,17 @@ _HOPELESS = 0.1
 """Unreadable share at which a run stops before it has met MAX_UNREADABLE of all images."""
 
 
+class Samples(NamedTuple):
+    """What to read for a batch."""
+
+    indices: np.ndarray
+    """(B,) int64 places in the source."""
+    mirrored: np.ndarray
+    """(B,) bool."""
+    epochs: np.ndarray
+    """(B,) int64; the same image comes with another of its captions in another epoch."""
+
+
 @dataclass(frozen=True)
 class Reads:
     """A batch as it was read. Arrays, as these cross from a worker's process."""
@@ -33,7 +45,10 @@ class Reads:
     """(B, H, W, C) uint8."""
     labels: np.ndarray
     """(B,) int64; 0 where there are none."""
-    captions: list[str | None]
+    captions: list[tuple[str, ...]]
+    """All that each image has."""
+    samples: Samples
+    """What was asked for."""
     indices: np.ndarray
     """(B,) int64 places in the source of what was read, replacements included."""
     failures: list[tuple[int, str]]
@@ -47,17 +62,16 @@ class Reader(Dataset):
     def __init__(self, source: ImageSource, image_size: int, pool: np.ndarray) -> None:
         self.source, self.image_size, self.pool = source, image_size, pool
 
-    def __getitem__(self, request: tuple[np.ndarray, np.ndarray]) -> Reads | UserError:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, samples: Samples) -> Reads | UserError:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
-            return self.read(*request)
+            return self.read(samples)
         except UserError as error:  # a worker would wrap what it raises in a traceback: hand it over instead
             return error
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> Reads:
-        """These images of the source, mirrored where True."""
+    def read(self, samples: Samples) -> Reads:
         failures: list[tuple[int, str]] = []
         found, examples, images = [], [], []
-        for index, mirror in zip(indices.tolist(), mirrored.tolist(), strict=True):
+        for index, mirror in zip(samples.indices.tolist(), samples.mirrored.tolist(), strict=True):
             used, example = self._read(index, failures)
             image = center_crop(example.image, self.image_size) if self.image_size else example.image
             found.append(used)
@@ -66,7 +80,8 @@ class Reader(Dataset):
         return Reads(
             pixels=_stack(images, found),
             labels=np.array([example.label or 0 for example in examples], np.int64),
-            captions=[example.caption for example in examples],
+            captions=[example.captions for example in examples],
+            samples=samples,
             indices=np.array(found, np.int64),
             failures=failures,
         )

@@ -1,115 +1,135 @@
-"""Procedural scenes, deterministic by index: one coloured shape at 32x32; class = shape x colour.
+"""Procedural scenes with captions, deterministic by index: one to three coloured figures; class = how many.
 
-Shape letters: H and W pixels. Coordinates are in units of the image's side, y downwards.
+Six pairs of shape and colour never occur but in the split `compositional`, where every figure is one of them.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from bisect import bisect
+from typing import get_args
 
 import numpy as np
 
+from causalfusion.config import SplitName
+from causalfusion.data.drawing import COLORS, SHAPES, SIZES, Figure, Scene, draw_scene
+from causalfusion.data.scene_captions import describe
 from causalfusion.data.source import Example, hash_of
+from causalfusion.errors import UserError
 
-SHAPES = ("circle", "square", "triangle", "diamond", "star")
-COLORS = {
-    "red": (220, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (45, 80, 220),
-    "yellow": (235, 205, 40),
-    "purple": (150, 50, 180),
-    "orange": (240, 130, 30),
-    "cyan": (40, 190, 200),
-    "black": (25, 25, 25),
-}
-BACKGROUND = (245, 245, 240)
-SIDE = 32
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One shape: its centre and radius in units of the image's side."""
-
-    shape: str
-    color: str
-    x: float
-    y: float
-    radius: float
-
-
-def _polygon(num_points: int, inner: float, turn: float) -> np.ndarray:
-    """(num_points, 2) corners at radius 1 and, between them, at radius `inner` (1: a regular polygon)."""
-    angles = turn + 2 * math.pi * np.arange(num_points) / num_points
-    radii = np.where(np.arange(num_points) % 2, inner, 1.0)
-    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
-
-
-_CORNERS = {
-    "square": _polygon(4, 1.0, math.pi / 4),
-    "triangle": _polygon(3, 1.0, -math.pi / 2),
-    "diamond": _polygon(4, 0.62, -math.pi / 2),
-    "star": _polygon(10, 0.42, -math.pi / 2),
-}
-
-
-def _signed_distance(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Distance to a polygon's outline, negative inside (even-odd rule)."""
-    squared = np.full(x.shape, np.inf)
-    inside = np.zeros(x.shape, dtype=bool)
-    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        edge_x, edge_y = bx - ax, by - ay
-        along = ((x - ax) * edge_x + (y - ay) * edge_y) / (edge_x**2 + edge_y**2)
-        along = np.clip(along, 0, 1)
-        squared = np.minimum(squared, (x - ax - along * edge_x) ** 2 + (y - ay - along * edge_y) ** 2)
-        crosses = (ay > y) != (by > y)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inside ^= crosses & (x < ax + (y - ay) / edge_y * edge_x)
-    return np.where(inside, -1, 1) * np.sqrt(squared)
-
-
-def draw_figure(canvas: np.ndarray, figure: Figure) -> None:
-    """Paint one figure onto a float canvas (H, W, 3), anti-aliased over one pixel at its edge."""
-    height, width = canvas.shape[:2]
-    y, x = np.mgrid[0:height, 0:width] + 0.5
-    x, y = x / width - figure.x, y / height - figure.y
-    if figure.shape == "circle":
-        distance = np.hypot(x, y) - figure.radius
-    else:
-        distance = _signed_distance(x, y, _CORNERS[figure.shape] * figure.radius)
-    coverage = np.clip(0.5 - distance * height, 0, 1)[..., None]
-    canvas += coverage * (np.array(COLORS[figure.color], dtype=np.float64) - canvas)
+HELD_OUT = (
+    ("circle", "purple"),
+    ("square", "red"),
+    ("triangle", "cyan"),
+    ("diamond", "green"),
+    ("star", "blue"),
+    ("circle", "yellow"),
+)
+"""(shape, color) of the compositional split."""
+SEEN = tuple((shape, color) for shape in SHAPES for color in COLORS if (shape, color) not in HELD_OUT)
+LENGTHS: dict[SplitName, int] = {"train": 200_000, "validation": 5_000, "test": 5_000, "compositional": 5_000}
+OBJECT_SHARES = (0.40, 0.35, 0.25)
+"""Of scenes with one, two and three figures."""
+NUM_CAPTIONS = 4
+GAP = 1.5 / 32
+"""At least so far are the circles around two figures from each other."""
+BORDER = 0.5 / 32
+"""And so far from the image's edge."""
+_TRIALS = (1, 64, 256)
+"""Placements of one, two and three figures drawn at once; the first that fits is taken."""
+_PAIRS_OF_FIGURES = {count: np.triu_indices(count, 1) for count in (1, 2, 3)}
+_CUMULATIVE_SHARES = (OBJECT_SHARES[0], OBJECT_SHARES[0] + OBJECT_SHARES[1])
+MIN_SIDE = 16
 
 
 class Shapes:
-    """Class `c` is SHAPES[c // 8] in the colour c % 8; place and size are drawn from the index."""
+    """Scenes of one split; `num_objects` 0 mixes one, two and three figures."""
 
-    name = "shapes"
+    name, has_captions = "shapes", True
 
-    def __init__(self, length: int = 50_000) -> None:
-        self.class_names = [f"{color} {shape}" for shape in SHAPES for color in COLORS]
-        self._length = length
+    def __init__(
+        self, split: SplitName = "train", *, side: int = 32, num_objects: int = 0, length: int | None = None
+    ) -> None:
+        if split not in get_args(SplitName):
+            raise UserError(
+                f"shapes has no split {split!r}; expected one of {', '.join(get_args(SplitName))}"
+            )
+        if side < MIN_SIDE:
+            raise UserError(
+                f"shapes cannot be drawn on {side} pixels; expected a side of at least {MIN_SIDE}"
+            )
+        if num_objects not in (0, 1, 2, 3):
+            raise UserError(f"shapes: num_objects is {num_objects}; expected 1, 2, 3, or 0 for all of them")
+        if length is not None and length < 1:
+            raise UserError(f"shapes: length is {length}; expected at least 1, or none for the split's own")
+        self.split: SplitName = split
+        self.side = side
+        self.num_objects = num_objects
+        self.class_names = ["one object", "two objects", "three objects"]
+        self._length = LENGTHS[split] if length is None else length
+        self._pairs = HELD_OUT if split == "compositional" else SEEN
 
     def __len__(self) -> int:
         return self._length
 
-    def figure(self, index: int) -> Figure:
-        shape, color = divmod(index % len(self.class_names), len(COLORS))
-        random = np.random.Generator(np.random.Philox(key=[index, 0]))
-        radius = random.uniform(0.18, 0.36)
-        x, y = random.uniform(radius, 1 - radius, size=2)
-        return Figure(SHAPES[shape], list(COLORS)[color], float(x), float(y), float(radius))
+    def scene(self, index: int) -> Scene:
+        """The same at every `side`. No two figures of a scene have the same shape and colour."""
+        return self._draw(index)[0]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Several descriptions of one scene, in different words."""
+        return _captions(*self._draw(index))
 
     def read(self, index: int) -> Example:
-        if not 0 <= index < self._length:
-            raise IndexError(index)
-        canvas = np.empty((SIDE, SIDE, 3))
-        canvas[:] = BACKGROUND
-        figure = self.figure(index)
-        draw_figure(canvas, figure)
-        article = "an" if figure.color[0] in "aeiou" else "a"
-        caption = f"{article} {figure.color} {figure.shape}"
-        return Example(np.round(canvas).astype(np.uint8), index % len(self.class_names), caption)
+        scene, random = self._draw(index)
+        image = draw_scene(scene, self.side)
+        return Example(image, len(scene.figures) - 1, captions=_captions(scene, random))
 
     def fingerprint(self) -> str:
-        return hash_of([self.name, self._length, SIDE, SHAPES, sorted(COLORS.items())])
+        first = [self.read(index) for index in range(min(3, self._length))]
+        drawn = [(example.image.tobytes().hex(), example.captions) for example in first]
+        return hash_of([self.name, self.split, self.side, self.num_objects, self._length, drawn])
+
+    def _draw(self, index: int) -> tuple[Scene, np.random.Generator]:
+        """A scene, and the generator to go on with: each split has its own stream at each index."""
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        stream = get_args(SplitName).index(self.split)
+        random = np.random.Generator(np.random.Philox(key=[index, stream]))
+        count = self.num_objects or 1 + bisect(_CUMULATIVE_SHARES, random.random())
+        pairs = [self._pairs[i] for i in random.random(len(self._pairs)).argsort()[:count]]
+        names, jitter = tuple(SIZES), random.random(count)
+        sizes = [names[int(drawn * len(names))] for drawn in random.random(count)]
+        radii = _radii(sizes, jitter)
+        while (places := _place(radii, random)) is None:
+            if "large" in sizes:  # too crowded; small ones find room at once
+                sizes[sizes.index("large")] = "small"
+                radii = _radii(sizes, jitter)
+        rows = zip(pairs, sizes, places.tolist(), radii.tolist(), strict=True)
+        figures = tuple(
+            Figure(shape, color, size, x, y, radius) for (shape, color), size, (x, y), radius in rows
+        )
+        return Scene(figures), random
+
+
+def _captions(scene: Scene, random: np.random.Generator) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    while len(found) < NUM_CAPTIONS:
+        found[describe(scene, random)] = None
+    return tuple(found)
+
+
+def _radii(sizes: list[str], jitter: np.ndarray) -> np.ndarray:
+    smallest, largest = np.array([SIZES[size] for size in sizes]).T
+    return smallest + jitter * (largest - smallest)
+
+
+def _place(radii: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
+    """(N, 2) centres of N circles that stay inside and apart, or None if none of the trials did."""
+    count = len(radii)
+    lowest = (radii + BORDER)[:, None]
+    places = lowest + random.random((_TRIALS[count - 1], count, 2)) * (1 - 2 * lowest)
+    first, second = _PAIRS_OF_FIGURES[count]
+    offsets = places[:, first] - places[:, second]
+    apart = (offsets**2).sum(-1) >= (radii[first] + radii[second] + GAP) ** 2
+    fits = apart.all(-1).nonzero()[0]
+    return places[fits[0]] if len(fits) else None

@@ -1,4 +1,4 @@
-"""What a data set is: images by index, with a label, a caption, both or neither."""
+"""What a data set is: images by index, with a label, captions, both or neither."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Example:
     image: np.ndarray
     """(H, W, C) uint8."""
     label: int | None = None
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
+    """All that the source has for the image; which one is used is drawn (`captions.draw_caption`)."""
 
 
 class UnreadableImage(Exception):
@@ -35,6 +36,8 @@ class ImageSource(Protocol):
     name: str
     class_names: list[str]
     """Empty where there are no labels."""
+    has_captions: bool
+    """Every image has at least one, or none has."""
 
     def __len__(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""WebDataset tar shards: KEY.jpg (or .png, ...) with KEY.cls and, if there, KEY.txt, read in place.
+"""WebDataset tar shards: KEY.jpg (or .png, ...) with KEY.cls, KEY.txt and KEY.json, if there, read in place.
 
 A plain .tar is indexed once (names, offsets, sizes) and read at random by position. A compressed one cannot
 be: it is unpacked once into the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import json
 import os
 import re
 import shutil
@@ -18,12 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
+from causalfusion.data.captions import captions_of_record, captions_of_text
 from causalfusion.data.source import Example, UnreadableImage, decode_image, hash_of, numbered_classes
 from causalfusion.data.tar import DamagedTar, Member, list_members
 from causalfusion.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _PACKED = (".tar.gz", ".tgz")
+_NOWHERE = (0, -1)
+"""Offset and size of a member that is not there."""
 
 
 @dataclass
@@ -32,33 +36,43 @@ class _Sample:
 
     image: Member | None = None
     label: Member | None = None
-    caption: Member | None = None
+    text: Member | None = None
+    """A caption on each line."""
+    record: Member | None = None
+    """JSON, maybe with captions: then they count, not those of `text`."""
 
 
 class WebDataset:
-    """Samples in the order of the shards and of the keys in them; a key without an image is left out."""
+    """Samples in the order of the shards and of the keys in them; a key without an image is left out. Each
+    image has captions (in its .txt or .json), or none has."""
 
     def __init__(self, pattern: str) -> None:
         self.name = pattern
         self._shards = find_shards(pattern)
         self._plain = [_as_plain_tar(path) for path in self._shards]
         # Arrays, not objects: a million samples stay small, and forked workers share them.
-        shards, names, labels, places, captions = [], [], [], [], []
+        shards, names, labels, captioned = [], [], [], []
+        places, texts, records = [], [], []
         for number, plain in enumerate(self._plain):
-            samples, found = _index(plain, self._shards[number])
+            samples, their_labels, have_captions = _index(plain, self._shards[number])
             shards += [number] * len(samples)
-            labels += found
+            labels += their_labels
+            captioned += have_captions
             for sample in samples:
                 assert sample.image is not None
                 names.append(sample.image.name)
                 places.append(sample.image[1:])
-                captions.append(sample.caption[1:] if sample.caption else (0, -1))
+                texts.append(sample.text[1:] if sample.text else _NOWHERE)
+                records.append(sample.record[1:] if sample.record else _NOWHERE)
         if not names:
             raise UserError(
                 f"no images in the shards {pattern}; expected members such as 000000.jpg, 000000.cls"
             )
         self._shard_of, self._names = np.array(shards, np.int32), names
-        self._places, self._captions = np.array(places, np.int64), np.array(captions, np.int64)
+        self._places = np.array(places, np.int64)
+        self.has_captions = self._all_have_captions(captioned)
+        if self.has_captions:
+            self._texts, self._records = np.array(texts, np.int64), np.array(records, np.int64)
         self._labels = self._all_labels(labels)
         self.class_names = [] if self._labels is None else self._named_classes(self._labels)
 
@@ -72,6 +86,16 @@ class WebDataset:
                 f"shards {self.name}: {name} has no .cls while others do; expected one for each or none"
             )
         return np.array(labels, np.int64)
+
+    def _all_have_captions(self, captioned: list[bool]) -> bool:
+        missing = captioned.count(False)
+        if 0 < missing < len(captioned):
+            name = self._member_name(captioned.index(False))
+            raise UserError(
+                f"shards {self.name}: {name} has no caption (.txt, or `caption` in .json) while others do "
+                f"({missing} of {len(captioned)} images have none); expected captions for each or for none"
+            )
+        return missing == 0
 
     def _named_classes(self, labels: np.ndarray) -> list[str]:
         """The lines of `classes.txt` beside the shards, or else the labels themselves."""
@@ -92,12 +116,16 @@ class WebDataset:
 
     def read(self, index: int) -> Example:
         image = decode_image(self._content(index, self._places[index]), self._member_name(index))
-        has_caption = self._captions[index, 1] >= 0
-        caption = (
-            self._content(index, self._captions[index]).decode("utf-8", "replace") if has_caption else ""
-        )
         label = None if self._labels is None else int(self._labels[index])
-        return Example(image, label, caption.strip() if has_caption else None)
+        return Example(image, label, self._captions(index) if self.has_captions else ())
+
+    def _captions(self, index: int) -> tuple[str, ...]:
+        name, captions = self._member_name(index), ()
+        if self._records[index, 1] >= 0:
+            captions = _captions_of_json(self._content(index, self._records[index]), name)
+        if captions or self._texts[index, 1] < 0:
+            return captions
+        return captions_of_text(self._content(index, self._texts[index]), f".txt of {name}")
 
     def _content(self, index: int, place: np.ndarray) -> bytes:
         offset, size = place.tolist()
@@ -158,8 +186,9 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
 
 
-def _index(plain: Path, shard: Path) -> tuple[list[_Sample], list[int | None]]:
-    """The samples of a shard that have an image, and their labels. `plain` is `shard`, unpacked."""
+def _index(plain: Path, shard: Path) -> tuple[list[_Sample], list[int | None], list[bool]]:
+    """The samples of a shard that have an image, their labels, and whether they have captions. `plain` is
+    `shard`, unpacked."""
     samples: dict[str, _Sample] = {}
     try:
         for member in list_members(plain):
@@ -172,15 +201,36 @@ def _index(plain: Path, shard: Path) -> tuple[list[_Sample], list[int | None]]:
             elif suffix == "cls":
                 sample.label = member
             elif suffix == "txt":
-                sample.caption = member
+                sample.text = member
+            elif suffix == "json":
+                sample.record = member
         complete = [sample for sample in samples.values() if sample.image is not None]
         with open(plain, "rb") as stream:
             labels = [_read_label(stream.fileno(), sample.label, shard) for sample in complete]
+            captioned = [_has_captions(stream.fileno(), sample, shard) for sample in complete]
     except (DamagedTar, OSError) as error:
         raise UserError(
             f"shard {shard} cannot be read ({error}); it is damaged or cut short: copy it again"
         ) from error
-    return complete, labels
+    return complete, labels, captioned
+
+
+def _has_captions(handle: int, sample: _Sample, shard: Path) -> bool:
+    if sample.text is not None and sample.text.size:
+        return True  # without a look into a .json that may be there too: it is read in time
+    if sample.record is None or sample.image is None:
+        return False
+    content = os.pread(handle, sample.record.size, sample.record.offset)
+    return bool(_captions_of_json(content, f"{shard.name}:{sample.image.name}"))
+
+
+def _captions_of_json(content: bytes, name: str) -> tuple[str, ...]:
+    """() for one that is no object, too: such as a list of boxes."""
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the .json of {name} is not valid JSON ({error}); repair the shard") from error
+    return captions_of_record(record, f"the .json of {name}") if isinstance(record, dict) else ()
 
 
 def _read_label(handle: int, member: Member | None, shard: Path) -> int | None:

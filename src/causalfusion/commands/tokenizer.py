@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from causalfusion.config import DataConfig, RunConfig
+from causalfusion.errors import UserError
+from causalfusion.progress import ProgressLine
+
+app = App(name="tokenizer", help="Text to ids and back.", result_action="return_value")
+
+
+@app.command
+def train(
+    *,
+    out: Path,
+    vocab_size: int = 4096,
+    max_texts: int = 200_000,
+    texts: Annotated[list[Path], Parameter(consume_multiple=True)] = [],  # noqa: B006
+    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
+    run: Annotated[RunConfig, Parameter(name="*", consume_multiple=True)] = RunConfig(),  # noqa: B008
+) -> int:
+    """Train a byte-level BPE on the captions of a data set, or on text files.
+
+    Parameters
+    ----------
+    out
+        The tokenizer.json to write; it may take the place of another one.
+    vocab_size
+        Number of ids at most: 256 bytes, 5 markers, the rest words and parts of words.
+    max_texts
+        Texts to train on at most.
+    texts
+        UTF-8 files with one text on each line, instead of a data set.
+    config
+        A recipe's name or a TOML file, as for train; its data settings are used.
+    """
+    from causalfusion.codec.tokenizer import train_tokenizer
+
+    if max_texts < 1:
+        raise UserError(f"max-texts is {max_texts}; expected at least 1")
+    _refuse_to_replace(out)
+    found = read_lines(texts, max_texts) if texts else read_captions(run.data, max_texts)
+    tokenizer = train_tokenizer(found, vocab_size)
+    write_whole(out, tokenizer.to_json())
+    num_tokens = sum(len(tokenizer.encode(text)) for text in found)
+    num_words = sum(len(text.split()) for text in found)
+    print(
+        f"{out}: vocabulary of {tokenizer.vocab_size} from {len(found):,} texts, "
+        f"{num_tokens / len(found):.1f} tokens a text, {num_tokens / num_words:.2f} tokens a word"
+    )
+    if tokenizer.vocab_size < vocab_size:
+        print(f"note: fewer than {vocab_size}, as the texts have no more pairs that occur twice")
+    return 0
+
+
+def read_lines(files: list[Path], max_texts: int) -> list[str]:
+    """The first lines of the files that are not blank."""
+    found: list[str] = []
+    for file in files:
+        with file.open(encoding="utf-8-sig", newline="\n") as lines:
+            try:
+                for line in lines:
+                    if len(found) == max_texts:
+                        return found
+                    if line.strip():
+                        found.append(line.rstrip("\r\n"))
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file} is not UTF-8 ({error}); convert it") from None
+    if not found:
+        names = ", ".join(map(str, files))
+        raise UserError(f"there is no text in {names}; expected one text on each line")
+    return found
+
+
+def read_captions(config: DataConfig, max_texts: int) -> list[str]:
+    """Captions of training images, all of an image's; where there are too many, of images drawn at random
+    (the same ones each time)."""
+    import numpy as np
+
+    from causalfusion.data import UnreadableImage, open_source
+    from causalfusion.data.loader import split_holdout
+    from causalfusion.data.reader import Health
+
+    source = open_source(config)
+    if not source.has_captions:
+        raise UserError(f"{source.name} has no captions; give data with captions, or --texts FILE")
+    indices, _ = split_holdout(len(source), config.holdout)
+    health, found = Health(len(indices)), list[str]()
+    if len(indices) > max_texts:  # the first ones may all be of one class
+        indices = np.random.Generator(np.random.Philox(0)).permutation(indices)[:max_texts]
+    progress = ProgressLine(len(indices), 0)
+    for done, index in enumerate(indices.tolist(), 1):
+        try:
+            found += source.read(index).captions
+            health.note(1, [])
+        except UnreadableImage as error:
+            health.note(0, [(index, str(error))])
+        progress.show(done, f"{len(found):,} texts", force=done == len(indices))
+        if len(found) >= max_texts:
+            break
+    progress.close()
+    found = [text for text in found[:max_texts] if text.strip()]
+    if not found:
+        raise UserError(f"all captions of {source.name} are empty; give data with captions, or --texts FILE")
+    return found
+
+
+def _refuse_to_replace(out: Path) -> None:
+    from causalfusion.codec.tokenizer import open_tokenizer
+
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; expected a file, such as {out / 'tokenizer.json'}")
+    if out.exists():
+        try:
+            open_tokenizer(str(out))
+        except UserError:
+            raise UserError(f"{out} is something other than a tokenizer; give another --out") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file is there whole or, when stopped, as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".partial-{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

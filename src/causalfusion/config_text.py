@@ -1,0 +1,66 @@
+"""The settings of text: how it stands in training sequences, and how it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from causalfusion.errors import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Text in the sequences of a run (PAPER section 7)."""
+
+    tokenizer: str = ""
+    """A tokenizer.json, a folder with one, a hub id, or `train`: a byte-level BPE trained on the captions.
+    Empty: a model without text."""
+    vocab_size: int = 512
+    """Of the tokenizer that `train` makes."""
+    caption_first: float = 0.8
+    image_first: float = 0.2
+    image_only: float = 0.0
+    text_only: float = 0.0
+    """Shares of the training sequences: text→image, captioning, and each alone; their sum is 1."""
+    caption_dropout: float = 0.1
+    """Probability that a caption before its image is left empty, for guidance."""
+    loss_coefficient: float = 0.1
+    """Of the text cross-entropy, beside the diffusion loss with coefficient 1."""
+    examples_per_sequence: int = 1
+    """Images with their captions that share a sequence, one after another."""
+    image_context: Literal["clean", "noised"] = "clean"
+    """What text sees of an image before it: its clean tokens, or (Transfusion) the noised ones themselves,
+    which then are one block without clean copies: factorization.distribution = fixed."""
+    max_context_timestep: int = 500
+    """Images that text sees noised have timesteps below this."""
+
+    def __post_init__(self) -> None:
+        names = ("caption_first", "image_first", "image_only", "text_only")
+        for name in names:
+            check(0 <= getattr(self, name) <= 1, f"text.{name}", getattr(self, name), "a share in [0, 1]")
+        total = sum(getattr(self, name) for name in names)
+        check(abs(total - 1) < 1e-6, " + ".join(f"text.{n}" for n in names), round(total, 6), "1")
+        check(0 <= self.caption_dropout < 1, "text.caption_dropout", self.caption_dropout, "in [0, 1)")
+        check(self.loss_coefficient >= 0, "text.loss_coefficient", self.loss_coefficient, "0 or more")
+        for name in ("vocab_size", "examples_per_sequence", "max_context_timestep"):
+            check(getattr(self, name) >= 1, f"text.{name}", getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteConfig:
+    """How text is generated."""
+
+    max_tokens: int = 64
+    """Length limit of a text; it also ends where the model ends it."""
+    text_temperature: float = 0.0
+    """0: always the likeliest token; 1: as the model's probabilities say."""
+    top_k: int = 0
+    """Only the k likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability."""
+
+    def __post_init__(self) -> None:
+        check(self.max_tokens >= 1, "write.max_tokens", self.max_tokens, "at least 1")
+        check(self.text_temperature >= 0, "write.text_temperature", self.text_temperature, "0 or more")
+        check(self.top_k >= 0, "write.top_k", self.top_k, "0 or more")
+        check(0 < self.top_p <= 1, "write.top_p", self.top_p, "a number in (0, 1]")

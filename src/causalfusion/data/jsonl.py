@@ -1,0 +1,149 @@
+"""A JSONL file: on each line an object with the path of an image and what is known about it.
+
+{"image": "photos/1.jpg", "caption": "a red circle", "label": "circle"}
+{"image": "photos/2.jpg", "captions": ["a blue star", "there is a star"], "label": "star"}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from causalfusion.data.captions import captions_of_record
+from causalfusion.data.lines import LineFile
+from causalfusion.data.source import Example, UnreadableImage, decode_image, hash_of, numbered_classes
+from causalfusion.errors import UserError
+
+
+class JsonlImages:
+    """Images in the order of the lines; blank lines are skipped, keys of other names left alone.
+
+    `image` is relative to the file's folder, or absolute. `caption` (a string) or `captions` (a list of
+    strings), and `label` (a class number, or a class name: numbered in alphabetical order): every line has
+    them or none has. All is checked when the file is opened; only the lines' places are kept.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name, self._folder = path, os.path.dirname(os.path.abspath(path))
+        if not os.path.isfile(path):
+            raise UserError(f"data.path {path} is not a file; expected a .jsonl file, an object on each line")
+        try:
+            self._lines = LineFile(Path(path))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); check the file") from error
+        if not len(self._lines):
+            raise UserError(f'{path} has no lines; expected one such as {{"image": "1.jpg", "caption": "…"}}')
+        labels: list[Any] = []
+        captioned = np.empty(len(self._lines), bool)
+        files = _Listing()
+        for index, line in enumerate(self._lines):
+            record = self._parse(index, line)
+            file = os.path.join(self._folder, record["image"])
+            if not files.has(file):
+                raise UserError(f"{self._where(index)}: there is no image file {file}; correct `image`")
+            captioned[index] = bool(captions_of_record(record, self._where(index)))
+            labels.append(record.get("label"))
+        self.has_captions = self._all_or_none(captioned, "caption")
+        self.class_names, self._labels = self._classes(labels)
+
+    def _parse(self, index: int, line: bytes) -> dict[str, Any]:
+        """The object on this line, its `image` checked to be a string."""
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            # The decoder counts lines within what it was given: only the column says something here.
+            at = isinstance(error, json.JSONDecodeError)
+            reason = f"{error.msg}, column {error.colno}" if at else str(error)
+            raise UserError(
+                f"{self._where(index)} is not valid JSON ({reason}); expected an object on each line"
+            ) from error
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{self._where(index)} is a JSON {type(record).__name__}; expected an object such as "
+                '{"image": "1.jpg", "caption": "…"}'
+            )
+        image = record.get("image")
+        if not isinstance(image, str) or not image:
+            what = f"`image` is {json.dumps(image)}" if "image" in record else "has no `image`"
+            raise UserError(f"{self._where(index)}: {what}; expected the path of an image file")
+        return record
+
+    def _where(self, index: int) -> str:
+        return f"{self.name} line {self._lines.number(index)}"
+
+    def _all_or_none(self, present: np.ndarray, what: str) -> bool:
+        """Whether every line has it. Raises UserError where only some have."""
+        missing = len(present) - int(present.sum())
+        if 0 < missing < len(present):
+            raise UserError(
+                f"{self._where(int(np.argmin(present)))} has no {what} while others do "
+                f"({missing} of {len(present)} have none); expected one on each line or on none"
+            )
+        return not missing
+
+    def _classes(self, labels: list[Any]) -> tuple[list[str], np.ndarray | None]:
+        """(class names, label of each line as a number); ([], None) where there are none."""
+        if not self._all_or_none(np.array([label is not None for label in labels]), "label"):
+            return [], None
+        kind = str if isinstance(labels[0], str) else int
+        expected = "a class name, as on the first" if kind is str else "a whole number, as on the first"
+        for index, label in enumerate(labels):
+            if type(label) is not kind or label == "":  # True is an int to isinstance
+                wanted = expected if index else "a whole number or a class name"
+                raise UserError(f"{self._where(index)}: `label` is {json.dumps(label)}; expected {wanted}")
+        if kind is str:
+            names = sorted(set(labels))
+            numbers = {name: number for number, name in enumerate(names)}
+            return names, np.array([numbers[label] for label in labels], np.int64)
+        try:
+            numbered = np.array(labels, np.int64)
+        except OverflowError:
+            raise UserError(f"{self.name}: a label is beyond 64 bits; expected classes from 0 on") from None
+        return numbered_classes(numbered, self.name), numbered
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def read(self, index: int) -> Example:
+        image = self._where(index)
+        try:
+            record = self._parse(index, self._lines[index])
+            image = record["image"]
+            content = Path(self._folder, image).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(image, error) from error
+        label = None if self._labels is None else int(self._labels[index])
+        return Example(decode_image(content, image), label, captions_of_record(record, self._where(index)))
+
+    def fingerprint(self) -> str:
+        """Of all lines, and of the sizes of the images."""
+        return hash_of(
+            part
+            for index, line in enumerate(self._lines)
+            for part in (line, _size(os.path.join(self._folder, self._parse(index, line)["image"])))
+        )
+
+
+class _Listing:
+    """Which files there are: each folder is listed once, as a look at every single file takes far longer."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, set[str]] = {}
+
+    def has(self, file: str) -> bool:
+        folder, name = os.path.split(file)
+        if folder not in self._folders:
+            try:
+                self._folders[folder] = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+            except (OSError, ValueError):
+                self._folders[folder] = set()
+        # Names on a file system that ignores their case, and folders that cannot be listed: ask for the file.
+        return name in self._folders[folder] or os.path.isfile(file)
+
+
+def _size(file: str) -> int:
+    return os.stat(file).st_size if os.path.isfile(file) else -1
