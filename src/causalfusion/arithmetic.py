@@ -3,6 +3,7 @@
 Two counts. *Dense*: every row of every layer and every query-key pair, as the released code computes.
 *Needed*: only the pairs that may attend, and in the last layer only the rows that are read. Normalisation,
 activation and softmax are not counted; a multiply-add is two operations; a backward pass is twice a forward.
+Text is counted as if it stood before one image, with that image's last AR step among the clean tokens.
 
 Shape letters: T packed tokens, V context tokens, L image tokens, D width, P token dimension.
 """
@@ -39,10 +40,10 @@ def _block(config: ModelConfig, key_rows: float, query_rows: float, pairs: float
     return linear + 4 * pairs * size
 
 
-def forward_flops(config: ModelConfig, sizes: Sequence[int], copies: int = 1) -> Flops:
+def forward_flops(config: ModelConfig, sizes: Sequence[int], copies: int = 1, text_tokens: int = 0) -> Flops:
     """One image's training sequence, forward, for AR step sizes `sizes` and `copies` noised copies."""
-    total, condition = sum(sizes), config.num_condition_tokens
-    context, noised = total - sizes[-1], copies * total
+    total, condition = sum(sizes), config.num_condition_tokens + text_tokens
+    context, noised = total - (0 if text_tokens else sizes[-1]), copies * total
     length = condition + context + noised
     clean_pairs = noised_pairs = start = 0
     for size in sizes:
@@ -53,15 +54,18 @@ def forward_flops(config: ModelConfig, sizes: Sequence[int], copies: int = 1) ->
     pairs = condition**2 + clean_pairs + noised_pairs
     size = config.hidden_size
     ends = _linear(context + noised, config.token_dim, size) + _linear(noised, size, config.token_dim)
+    ends += _linear(text_tokens, size, config.vocab_size)
     dense = config.depth * _block(config, length, length, length**2)
     needed = (config.depth - 1) * _block(config, length, length, pairs)
-    needed += _block(config, length, noised, noised_pairs)
+    needed += _block(config, length, text_tokens + noised, text_tokens**2 + noised_pairs)
     return Flops(dense + ends, needed + ends)
 
 
-def train_step_flops(config: ModelConfig, sizes: Sequence[int], batch_size: int, copies: int = 1) -> Flops:
+def train_step_flops(
+    config: ModelConfig, sizes: Sequence[int], batch_size: int, copies: int = 1, text_tokens: int = 0
+) -> Flops:
     """Forward and backward of a batch that shares its split."""
-    return forward_flops(config, sizes, copies) * (3 * batch_size)
+    return forward_flops(config, sizes, copies, text_tokens) * (3 * batch_size)
 
 
 def generation_flops(

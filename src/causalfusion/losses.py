@@ -1,11 +1,13 @@
-"""The diffusion loss with AR weights (PAPER section 4).
+"""The diffusion loss with AR weights (PAPER section 4), and the cross-entropy of text (section 7).
 
-Shape letters: B images, L image tokens, R noised copies of every AR step, P token dimension.
+Shape letters: B images or rows, L image tokens, R noised copies of every AR step, P token dimension, n text
+tokens.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -17,3 +19,8 @@ def weighted_mean(error: Tensor, weights: Tensor) -> Tensor:
     """mean(error * w): error (B, R*L, P), AR weights (1 or B, L) in the plan's order."""
     copies = error.shape[1] // weights.shape[1]
     return (error * weights.repeat(1, copies)[:, :, None]).mean()
+
+
+def text_cross_entropy(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """(B, n) float32 in nats, 0 where the target is `ignored`: logits (B, n, vocabulary), targets (B, n)."""
+    return F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=ignored, reduction="none")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
+from causalfusion.codec.tokenizer import Tokenizer, check_fits, open_tokenizer
 from causalfusion.config import (
     CodecConfig,
     DiffusionConfig,
     FactorizationConfig,
     ModelConfig,
+    TextConfig,
 )
 from causalfusion.config_json import from_dict, to_dict
 from causalfusion.errors import UserError
@@ -42,6 +46,10 @@ class ModelSpec:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
     """How it was trained; generation is free of it."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Likewise; but what text sees of an image is the model's for good."""
+    tokenizer_fingerprint: str = ""
+    """Of the tokenizer that lies beside the weights; empty for a model without text."""
     class_names: list[str] = field(default_factory=list)
     images_seen: int = 0
     origin: str = ""
@@ -49,10 +57,17 @@ class ModelSpec:
 
 
 def save_model(
-    folder: Path, spec: ModelSpec, weights: dict[str, Tensor], raw: dict[str, Tensor] | None = None
+    folder: Path,
+    spec: ModelSpec,
+    weights: dict[str, Tensor],
+    raw: dict[str, Tensor] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write a model folder. Not atomic by itself: a checkpoint writes into a folder that it renames."""
     folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
+        spec = replace(spec, tokenizer_fingerprint=tokenizer.fingerprint)
     states: dict[WeightsName, dict[str, Tensor] | None] = {"ema": weights, "raw": raw}
     for name, state in states.items():
         if state is not None:
@@ -63,7 +78,11 @@ def save_model(
 
 
 def replace_model(
-    folder: Path, spec: ModelSpec, weights: dict[str, Tensor], raw: dict[str, Tensor] | None = None
+    folder: Path,
+    spec: ModelSpec,
+    weights: dict[str, Tensor],
+    raw: dict[str, Tensor] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write a model folder whole or not at all; it may take the place of another model, of nothing else."""
     if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
@@ -71,7 +90,7 @@ def replace_model(
     temporary = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        save_model(temporary, spec, weights, raw)
+        save_model(temporary, spec, weights, raw, tokenizer)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -92,6 +111,20 @@ def load_spec(folder: Path) -> ModelSpec:
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UserError(f"{path} is not in the format {FORMAT}; give a folder made by train or convert")
     return from_dict(ModelSpec, values)
+
+
+def load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer | None:
+    """The tokenizer of a model folder; None for a model without text."""
+    if not spec.model.vocab_size:
+        return None
+    tokenizer = open_tokenizer(str(folder))
+    check_fits(tokenizer, spec.model.vocab_size, str(folder))
+    if tokenizer.fingerprint != spec.tokenizer_fingerprint:
+        raise UserError(
+            f"{folder / TOKENIZER_FILE} is not the tokenizer that the model was trained with (fingerprint "
+            f"{tokenizer.fingerprint}, expected {spec.tokenizer_fingerprint}); put that one back"
+        )
+    return tokenizer
 
 
 def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:
@@ -131,7 +164,8 @@ def load_model(
     spec = load_spec(folder)
     with torch.device("meta"):  # nothing is drawn only to be overwritten
         model = Transformer(spec.model)
-    load_strictly(model, load_weights(folder, name), str(folder), assign=True)
+    weights = {key: value.float() for key, value in load_weights(folder, name).items()}  # some are float16
+    load_strictly(model, weights, str(folder), assign=True)
     if spec.model.position_embedding != "learnable":
         model.fill_positions()
     return model.to(device).eval().requires_grad_(False), spec
@@ -144,13 +178,25 @@ def checkpoints_of(run: Path) -> list[Path]:
     return sorted(names, key=lambda p: int(p.name))
 
 
+def packaged_models() -> dict[str, Path]:
+    """The models that come with this package, by name."""
+    folder = Path(str(resources.files("causalfusion") / "models"))
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.name: path for path in found if (path / "config.json").is_file()}
+
+
 def latest_model(path: Path) -> Path:
-    """A model folder from itself, or from the run folder that holds its checkpoints."""
+    """A model folder from itself, from the run folder that holds its checkpoints, or from the name of a
+    packaged model. What lies on disk goes before a packaged model of the same name, if it is a model."""
     if (path / "config.json").is_file():
         return path
     found = checkpoints_of(path)
-    if not found:
-        raise UserError(
-            f"{path} holds no model: expected a folder with config.json, or a run with checkpoints"
-        )
-    return found[-1]
+    if found:
+        return found[-1]
+    packaged = packaged_models()
+    if str(path) in packaged:
+        return packaged[str(path)]
+    raise UserError(
+        f"{path} holds no model: expected a folder with config.json, a run with checkpoints, or the name of "
+        f"a packaged model ({', '.join(packaged) or 'there is none in this installation'})"
+    )

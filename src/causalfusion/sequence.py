@@ -1,7 +1,8 @@
 """Packed sequences: rows of tokens that each carry a kind, a role and an AR step (DESIGN section 1).
 
 A sequence is a tuple of segments; a segment is a run of tokens of one kind and one role. What the method
-does is decided by the roles and AR steps alone: the functions at the end build the sequences in use.
+does is decided by the roles and AR steps alone, not by which segment stands first: the functions at the end
+build the sequences of images, `documents.py` those of texts and images.
 
 Shape letters: B images, n tokens of a segment, T packed length, L image tokens, V context tokens,
 P token dimension. An AR step tensor has leading size 1 (one plan for the batch) or B (one per image).
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from causalfusion.factorization import Plan
 
-Kind = Literal["class", "image"]
+Kind = Literal["class", "text", "image"]
 Role = Literal["clean", "noised"]
 
 
@@ -29,15 +30,22 @@ class Segment:
     ar_step: Tensor
     """(1 or B, n) int64."""
     values: Tensor
-    """class: labels (B,) int64; image: tokens (B, n, P)."""
+    """class: labels (B,) int64; text: token ids (B, n) int64; image: tokens (B, n, P)."""
     positions: Tensor | None = None
-    """image: raster index of each token, (1 or B, n) int64."""
+    """image: raster index of each token; text: place in its row's text; (1 or B, n) int64."""
     timesteps: Tensor | None = None
-    """noised: noise level index of each token, (B, 1 or n) int64."""
+    """Tokens with noise in them: noise level index of each, (B, 1 or n) int64."""
+    image_index: Tensor | None = None
+    """image: which image of its row each token belongs to, (1 or B, n) int64; None: the first."""
 
     @property
     def num_tokens(self) -> int:
         return self.ar_step.shape[1]
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a head reads its tokens: text predicts the next token, noised tokens what denoises them."""
+        return self.kind == "text" or self.timesteps is not None
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class PackedSequence:
         """Place of the first token that a head reads; what stands before it needs no last-layer output."""
         start = 0
         for segment in self.segments:
-            if segment.role == "noised":
+            if segment.predicts:
                 break
             start += segment.num_tokens
         return start
@@ -86,11 +94,21 @@ def class_segment(class_labels: Tensor, num_class_tokens: int) -> Segment:
     return Segment("class", "clean", ar_step, class_labels)
 
 
+def text_segment(ids: Tensor, ar_step: Tensor, positions: Tensor) -> Segment:
+    """Text tokens (B, n): clean, each in an AR step of its own (1 or B, n)."""
+    return Segment("text", "clean", ar_step, ids, positions)
+
+
 def image_segment(
-    role: Role, tokens: Tensor, ar_step: Tensor, positions: Tensor, timesteps: Tensor | None = None
+    role: Role,
+    tokens: Tensor,
+    ar_step: Tensor,
+    positions: Tensor,
+    timesteps: Tensor | None = None,
+    image_index: Tensor | None = None,
 ) -> Segment:
     """Image tokens (B, n, P) at raster `positions`; noised ones with their timesteps (B, 1 or n)."""
-    return Segment("image", role, ar_step, tokens, positions, timesteps)
+    return Segment("image", role, ar_step, tokens, positions, timesteps, image_index)
 
 
 def pack_training(

@@ -155,6 +155,7 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
     config = _sampling(schedule, r.setting("cfg_scale"))
     context = prefill(model, labels, config)
     r.compare("y_doubled", context.labels, "labels")
+    assert model.class_embedding is not None, "the reference has class tokens"
     r.compare("cond_tokens", model.class_embedding(context.labels), "predictions")
     for name, part in (("k", context.cache.k), ("v", context.cache.v)):
         r.compare(f"kv_cond/{name}", part[:, :, :, : context.cache.length], "caches")

@@ -70,6 +70,6 @@ class CachedAttend:
         cache, rows = self.cache, k.shape[0]
         cache.k[layer, :rows, :, cache.length : self.end] = k
         cache.v[layer, :rows, :, cache.length : self.end] = v
-        mask = self.mask if self.mask is None else self.mask[:, :, self.mask.shape[2] - q.shape[2] :]
+        mask = self.mask if self.mask is None else self.mask[:rows, :, self.mask.shape[2] - q.shape[2] :]
         keys, values = (x[layer, :rows, :, : self.end] for x in (cache.k, cache.v))
         return attend_without_gradient(q, keys, values, mask)

@@ -1,12 +1,13 @@
-"""The decoder-only transformer (PAPER section 2): packed sequence in, predictions for its noised tokens out.
+"""The decoder-only transformer (PAPER section 2): packed sequence in, predictions for its tokens out.
 
-Shape letters: B images, T packed tokens, n tokens of a segment, D width, P token dimension, R rows of
+Shape letters: B rows, T packed tokens, n tokens of a segment, D width, P token dimension, R rows of
 modulation. The model draws nothing, adds no noise and computes no loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ from causalfusion.sequence import PackedSequence, Segment
 class Predictions(NamedTuple):
     image: Tensor
     """(B, n, P) for the noised tokens, in their order in the sequence."""
+    text: Tensor | None = None
+    """(B, n, vocabulary) logits of what follows each text token; None where there is no text."""
 
 
 class Modulation(NamedTuple):
@@ -78,11 +81,11 @@ class Transformer(nn.Module):
         size, adaln = config.hidden_size, config.conditioning == "adaln_zero"
         self.image_in = nn.Linear(config.token_dim, size)
         self.timestep_embedding = TimestepEmbedding(size)
-        self.class_embedding = (
-            nn.Embedding(config.num_classes + 1, size)
-            if adaln
-            else ClassEmbedding(config.num_classes, size, config.num_class_tokens, config.class_token_repeats)
-        )
+        self.class_embedding = _class_embedding(config)
+        has_text = config.vocab_size > 0
+        self.text_embedding = nn.Embedding(config.vocab_size, size) if has_text else None
+        self.text_position = nn.Embedding(config.max_text_tokens, size) if has_text else None
+        self.image_index = nn.Embedding(config.max_images, size) if config.max_images > 1 else None
         if config.position_embedding == "learnable":
             self.image_position = nn.Parameter(torch.empty(config.num_tokens, size))
         elif config.position_embedding == "sincos":
@@ -93,6 +96,7 @@ class Transformer(nn.Module):
         self.norm_out = nn.LayerNorm(size, elementwise_affine=not adaln)
         self.modulation_out = nn.Linear(size, 2 * size) if adaln else None
         self.image_out = nn.Linear(size, config.token_dim)
+        self.text_out = nn.Linear(size, config.vocab_size, bias=False) if has_text else None
         self.init_weights()
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -149,13 +153,32 @@ class Transformer(nn.Module):
             rows = self.modulation_out(F.silu(modulation.rows))
             shift, scale = rows[:, modulation.row_of_token[sequence.first_output :]].chunk(2, dim=-1)
             x = x * (1 + scale) + shift
-        return Predictions(image=self.image_out(x))
+        return self._heads(x, sequence)
+
+    def _heads(self, x: Tensor, sequence: PackedSequence) -> Predictions:
+        """x (B, T - first_output, D): each predicting segment's rows go to the head of its kind."""
+        rows: dict[str, list[Tensor]] = {"image": [], "text": []}
+        for segment, (start, end) in zip(sequence.segments, pairwise(sequence.boundaries), strict=True):
+            if segment.predicts:
+                first = sequence.first_output
+                rows[segment.kind].append(x[:, start - first : end - first])
+        image, text = (torch.cat(r, dim=1) if len(r) > 1 else (r or [x[:, :0]])[0] for r in rows.values())
+        return Predictions(
+            image=self.image_out(image), text=None if self.text_out is None else self.text_out(text)
+        )
 
     def _embed(self, segment: Segment) -> Tensor:
         if segment.kind == "class":
+            assert self.class_embedding is not None, "this model has no class tokens"
             return self.class_embedding(segment.values)
-        assert segment.positions is not None, "image tokens have positions"
+        assert segment.positions is not None, "text and image tokens have positions"
+        if segment.kind == "text":
+            assert self.text_embedding is not None and self.text_position is not None, "a model with text"
+            return self.text_embedding(segment.values) + self.text_position(segment.positions)
         x = self.image_in(segment.values)
+        if self.image_index is not None:
+            index = segment.image_index
+            x = x + (self.image_index.weight[0] if index is None else self.image_index(index))
         if segment.timesteps is not None and self.config.conditioning == "in_context":
             x = x + self.timestep_embedding(segment.timesteps)
         if self.config.position_embedding != "rope":
@@ -163,12 +186,12 @@ class Transformer(nn.Module):
         return x
 
     def _rotation(self, sequence: PackedSequence) -> Tensor | None:
-        """(2, 1 or B, 1, T, H); condition tokens are not turned."""
+        """(2, 1 or B, 1, T, H); class and text tokens are not turned."""
         if self.config.position_embedding != "rope":
             return None
         parts = []
         for segment in sequence.segments:
-            if segment.positions is None:
+            if segment.kind != "image" or segment.positions is None:
                 unit = self.rope.new_zeros(2, 1, segment.num_tokens, self.config.head_dim)
                 unit[0] = 1
                 parts.append(unit)
@@ -181,6 +204,7 @@ class Transformer(nn.Module):
         """AdaLN-zero: class plus, for noised tokens, timestep; a row per segment or per token."""
         if self.config.conditioning != "adaln_zero":
             return None
+        assert self.class_embedding is not None, "AdaLN-zero has a row per class"
         labels = next(s.values for s in sequence.segments if s.kind == "class")
         condition = self.class_embedding(labels)[:, None]
         rows, row_of_token, start = [], [], 0
@@ -195,6 +219,16 @@ class Transformer(nn.Module):
             rows.append(part)
             start += part.shape[1]
         return Modulation(torch.cat(rows, dim=1), torch.cat(row_of_token))
+
+
+def _class_embedding(config: ModelConfig) -> nn.Module | None:
+    if config.conditioning == "adaln_zero":
+        return nn.Embedding(config.num_classes + 1, config.hidden_size)
+    if not config.num_class_tokens:
+        return None
+    return ClassEmbedding(
+        config.num_classes, config.hidden_size, config.num_class_tokens, config.class_token_repeats
+    )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.errors import UserError
 from causalfusion.saved import ModelSpec, checkpoints_of, load_strictly, load_weights, save_model
 from causalfusion.train.ema import EMA
@@ -34,8 +35,8 @@ class Progress:
     train_step: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
-    pending_losses: tuple[float, ...] = ()
-    """Losses since the last log line."""
+    pending_losses: tuple[tuple[float, float], ...] = ()
+    """Image and text losses of the steps since the last log line."""
 
 
 def save_checkpoint(
@@ -47,6 +48,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     keep: int,
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
     """Write one, then drop the oldest beyond `keep`. A failure leaves the earlier ones as they were."""
     final = run / "checkpoints" / f"{progress.images_seen:012d}"
@@ -54,7 +56,7 @@ def save_checkpoint(
     try:
         for leftover in final.parent.glob(f"{_HIDDEN}*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        save_model(temporary, spec, ema.state_dict(), raw=model.state_dict())
+        save_model(temporary, spec, ema.state_dict(), raw=model.state_dict(), tokenizer=tokenizer)
         state = temporary / "state"
         state.mkdir()
         save_file(_optimizer_tensors(model, optimizer), state / "optimizer.safetensors")
@@ -93,12 +95,12 @@ def load_checkpoint(folder: Path, model: nn.Module, ema: EMA, optimizer: torch.o
         tensors = load_file(folder / "state" / "optimizer.safetensors")
         values = json.loads((folder / "state" / "progress.json").read_text())
         _restore_optimizer(model, optimizer, tensors)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"training state in {folder / 'state'} cannot be read ({error}); "
             "delete this checkpoint folder to resume from the one before"
         ) from error
-    return Progress(**{**values, "pending_losses": tuple(values["pending_losses"])})
+    return Progress(**{**values, "pending_losses": tuple((i, t) for i, t in values["pending_losses"])})
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

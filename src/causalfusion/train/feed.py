@@ -16,16 +16,20 @@ from torch import Tensor
 
 from causalfusion.codec.cache import LatentCache, check_cache, open_cache
 from causalfusion.codec.codec import Codec, measure_statistics, open_codec
+from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import Loader, load_indices, split_holdout, stream
-from causalfusion.data.source import ImageSource
+from causalfusion.data.source import ImageSource, UnreadableImage
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_generator
+from causalfusion.train.arrange import caption_limit
 from causalfusion.train.step import TokenBatch
 
 _STATISTICS_IMAGES = 2048
+_TOKENIZER_IMAGES = 10_000
+"""At most so many, evenly spread, are what a statistic, or a tokenizer, is made from."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class TrainingData:
     train_indices: np.ndarray
     held_out: np.ndarray
     world: World
+    tokenizer: Tokenizer | None = None
+    """None: a run without text."""
 
     def batches(self, images_seen: int) -> Iterator[TokenBatch]:
         """This process's share of every train step's batch, from that place of the stream on, for ever."""
@@ -54,11 +60,11 @@ class TrainingData:
         for batch in loader.iterate(images_seen):
             noise = self._latent_noise(batch.sample_indices)
             tokens = self.codec.encode_tokens(batch.images.to(self.world.device), noise)
-            yield TokenBatch(tokens, batch.labels, batch.sample_indices)
+            yield TokenBatch(tokens, batch.labels, batch.sample_indices, self._ids(batch.captions))
 
-    def evaluation_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Clean tokens (B, L, P) and labels of held-out images (of training images, if none are held out);
-        always the same ones, their latents at the posterior's mode."""
+    def evaluation_batches(self, batch_size: int) -> Iterator[TokenBatch]:
+        """Held-out examples (training ones, if none are held out); always the same, their latents at the
+        posterior's mode, with the first of their captions. They are numbered from 0."""
         count = self.config.train.evaluate_images
         if len(self.held_out):
             chosen = self.held_out[:count]
@@ -70,11 +76,13 @@ class TrainingData:
                 raw = self.source.read(indices, None, None).to(self.world.device)
                 tokens = self.codec.to_tokens(self.codec.normalise(raw))
                 labels = torch.from_numpy(self.source.labels[indices])
+                captions = [each[0] if each else None for each in self.source.captions(indices)]
             else:
                 batch = load_indices(self.source, indices, self.config.data)
                 tokens = self.codec.encode_tokens(batch.images.to(self.world.device), None)
-                labels = batch.labels
-            yield tokens, labels.to(self.world.device)
+                labels, captions = batch.labels, batch.captions
+            places = torch.arange(start, start + len(indices))
+            yield TokenBatch(tokens, labels, places, self._ids(captions)).to(self.world.device)
 
     def _cached_batches(self, cache: LatentCache, images_seen: int) -> Iterator[TokenBatch]:
         train = self.config.train
@@ -82,12 +90,25 @@ class TrainingData:
         while True:
             first = images_seen + self.world.rank * share
             places = np.arange(first, first + share)
-            indices, flips = stream(places, self.train_indices, seed=train.seed, flip=self.config.data.flip)
+            indices, flips, epochs = stream(
+                places, self.train_indices, seed=train.seed, flip=self.config.data.flip
+            )
             sample_indices = torch.from_numpy(places)
             raw = cache.read(indices, flips, self._latent_noise(sample_indices)).to(self.world.device)
             tokens = self.codec.to_tokens(self.codec.normalise(raw))
-            yield TokenBatch(tokens, torch.from_numpy(cache.labels[indices]), sample_indices)
+            ids = None
+            if self.tokenizer is not None:
+                ids = self._ids(cache.draw_captions(indices, epochs, seed=train.seed))
+            yield TokenBatch(tokens, torch.from_numpy(cache.labels[indices]), sample_indices, ids)
             images_seen += train.batch_size
+
+    def _ids(self, captions: list[str | None]) -> tuple[list[int], ...] | None:
+        """The captions' token ids, cut to what a sequence has room for; None in a run without text."""
+        if self.tokenizer is None:
+            return None
+        config = self.config
+        limit = caption_limit(config.model.max_text_tokens, config.text.examples_per_sequence)
+        return tuple(self.tokenizer.encode(caption or "")[:limit] for caption in captions)
 
     def _latent_noise(self, sample_indices: Tensor) -> Tensor | None:
         """Noise for drawing latents from the autoencoder's posterior, by place in the stream."""
@@ -103,13 +124,15 @@ class TrainingData:
         return torch.stack(draws).to(self.world.device)
 
 
-def open_training_data(config: RunConfig, world: World) -> TrainingData:
-    """Open the source or the cache and the codec, hold images out, and fill the settings in."""
-    per_process = config.train.batch_size // config.train.grad_accumulation
-    if per_process % world.size:
+def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | None = None) -> TrainingData:
+    """Open the source or the cache and the codec, hold images out, and fill the settings in. A resumed run
+    gives its `tokenizer`; else it is the one that the settings name."""
+    group = config.text.examples_per_sequence
+    parts = world.size * config.train.grad_accumulation * group
+    if config.train.batch_size % parts:
+        what = "processes x train.grad_accumulation" + " x text.examples_per_sequence" * (group > 1)
         raise UserError(
-            f"train.batch_size is {config.train.batch_size}; expected a multiple of "
-            f"{world.size * config.train.grad_accumulation} (processes x train.grad_accumulation)"
+            f"train.batch_size is {config.train.batch_size}; expected a multiple of {parts} ({what})"
         )
     if config.data.cache:
         source: ImageSource | LatentCache = open_cache(config.data.cache)
@@ -125,7 +148,10 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
     train_indices, held_out = split_holdout(len(source), config.data.holdout)
     if config.codec.normalization == "measured":
         codec = _measured(codec, source, train_indices, config)
+    if config.text.tokenizer and tokenizer is None:
+        tokenizer = _tokenizer(config, source, train_indices)
     derived = {
+        "vocab_size": 0 if tokenizer is None else tokenizer.vocab_size,
         "num_classes": max(len(class_names), 1),
         "token_dim": codec.token_dim,
         "grid_height": codec.grid_height,
@@ -136,7 +162,48 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
         if given not in (0, value):
             raise UserError(f"model.{name} is {given}, the data make it {value}; leave it out")
     config = replace(config, codec=codec.config, model=replace(config.model, **derived))
-    return TrainingData(config, codec, class_names, source, train_indices, held_out, world)
+    if tokenizer is not None:
+        if config.data.flip and config.data.source == "shapes":
+            raise UserError(
+                "data.flip is on; expected it off for shapes with text, as the captions say left and right"
+            )
+        caption_limit(config.model.max_text_tokens, config.text.examples_per_sequence)
+        _check_room_for_images(config)
+    return TrainingData(config, codec, class_names, source, train_indices, held_out, world, tokenizer)
+
+
+def _check_room_for_images(config: RunConfig) -> None:
+    count = config.text.examples_per_sequence
+    if config.model.max_images < count:
+        raise UserError(
+            f"model.max_images is {config.model.max_images}; expected at least {count}, as "
+            "text.examples_per_sequence says"
+        )
+
+
+def _tokenizer(config: RunConfig, source: ImageSource | LatentCache, train_indices: np.ndarray) -> Tokenizer:
+    """The one that the settings name, or one trained on the captions."""
+    if not source.has_captions:
+        where = source.folder if isinstance(source, LatentCache) else source.name
+        raise UserError(
+            f"{where} has no captions; expected some, for text.tokenizer {config.text.tokenizer}: leave it "
+            "out to train without text"
+        )
+    if config.text.tokenizer != "train":
+        return open_tokenizer(config.text.tokenizer)
+    chosen = train_indices[:: -(-len(train_indices) // _TOKENIZER_IMAGES)]
+    if isinstance(source, LatentCache):
+        captions = source.captions(chosen)
+    else:
+        captions = (_captions_of(source, index) for index in chosen.tolist())
+    return train_tokenizer((text for texts in captions for text in texts), config.text.vocab_size)
+
+
+def _captions_of(source: ImageSource, index: int) -> tuple[str, ...]:
+    try:
+        return source.read(index).captions
+    except UnreadableImage:  # the loader counts and names it when its turn comes
+        return ()
 
 
 def _measured(

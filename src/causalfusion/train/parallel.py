@@ -11,12 +11,15 @@ from torch.utils.checkpoint import checkpoint
 from causalfusion.distributed import World
 
 
-def data_parallel(model: nn.Module, world: World) -> nn.Module:
-    """The model with gradients averaged over processes, or the model itself."""
+def data_parallel(model: nn.Module, world: World, *, some_unused: bool = False) -> nn.Module:
+    """The model with gradients averaged over processes, or the model itself. `some_unused`: a step may leave
+    parameters without a gradient."""
     if world.size == 1:
         return model
     ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=some_unused
+    )
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from causalfusion.model.transformer import count_parameters
 from causalfusion.pictures import to_image_grid
 from causalfusion.progress import ProgressLine
 from causalfusion.runtime import compute_dtype, measure_gemm_rate, tune_allocator
-from causalfusion.saved import ModelSpec, checkpoints_of, load_spec
+from causalfusion.saved import ModelSpec, checkpoints_of, load_spec, load_tokenizer
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.log import RunLog
 from causalfusion.train.loss_map import loss_map
@@ -49,22 +51,24 @@ class _Run:
     def __init__(self, config: RunConfig, world: World, show_progress: bool) -> None:
         self.world, self.folder = world, Path(config.out)
         checkpoints = checkpoints_of(self.folder)
+        tokenizer = load_tokenizer(checkpoints[-1], load_spec(checkpoints[-1])) if checkpoints else None
         if checkpoints and config.codec.normalization == "measured":  # once, not again on every start
             codec = load_spec(checkpoints[-1]).codec
             normalization = replace(config.codec, normalization="given", scale=codec.scale, shift=codec.shift)
             config = replace(config, codec=normalization)
-        self.data: TrainingData = open_training_data(config, world)
+        self.data: TrainingData = open_training_data(config, world, tokenizer)
         self.config = self.data.config
         if checkpoints:
             _check_same_run(self.config, checkpoints[-1])
         if config.train.sample_every:
             check_settings(self.config.sample, self.config.model, self.config.diffusion)
-        self.trainer = Trainer(self.config, world)
+        self.trainer = Trainer(self.config, world, self.data.tokenizer)
         if checkpoints:
             self.trainer.restore(checkpoints[-1])
         self.spec = ModelSpec(
             model=self.config.model, codec=self.config.codec, diffusion=self.config.diffusion,
-            factorization=self.config.factorization, class_names=self.data.class_names,
+            factorization=self.config.factorization, text=self.config.text,
+            class_names=self.data.class_names,
         )  # fmt: skip
         self.show = show_progress and world.is_main
         self.stop_requested = False
@@ -110,7 +114,9 @@ class _Run:
 
     def _after(self, batch: TokenBatch, result: StepResult) -> None:
         train, step = self.config.train, self.trainer.progress.train_step
-        flops = train_step_flops(self.config.model, result.split, len(batch.labels), self._copies())
+        flops = train_step_flops(
+            self.config.model, result.split, len(batch.labels), self._copies(), result.text_tokens
+        )
         self.clock.add(train.batch_size, flops.needed * self.world.size)
         done = self.trainer.progress.images_seen >= train.images
         if result.skipped:
@@ -135,20 +141,27 @@ class _Run:
         losses = self.trainer.progress.pending_losses
         self.trainer.progress = replace(self.trainer.progress, pending_losses=())
         images_per_second, rate, waiting = self.clock.read()
-        loss = sum(losses) / len(losses) if losses else float("nan")
+        image, text = (sum(part) / max(len(losses), 1) for part in zip(*losses or [(nan, nan)], strict=True))
+        loss = image + self.config.text.loss_coefficient * text
+        parts = {}
+        if self.data.tokenizer is not None:
+            parts = {"image_loss": image, "text_loss": text, "perplexity": math.exp(min(text, 100.0))}
         share = rate / (self.peak * self.world.size)
         progress = self.trainer.progress
         if self.log is not None:
             self.log.write(
                 "train", progress.images_seen,
                 {
-                    "train_step": progress.train_step, "loss": loss, "grad_norm": result.grad_norm,
+                    "train_step": progress.train_step, "loss": loss, **parts, "grad_norm": result.grad_norm,
                     "learning_rate": result.learning_rate, "skipped_steps": progress.skipped_steps,
                     "images_per_second": images_per_second, "flops_share": share, "waiting_share": waiting,
                 },
             )  # fmt: skip
-        text = f"loss {loss:.4f}  {images_per_second:.0f} images/s  {share:.0%} of the arithmetic"
-        self.line.show(progress.images_seen, text, force=progress.images_seen >= self.config.train.images)
+        shown = f"loss {loss:.4f}"
+        if parts:
+            shown = f"image {image:.4f}  text {text:.3f}"
+        shown += f"  {images_per_second:.0f} images/s  {share:.0%} of the arithmetic"
+        self.line.show(progress.images_seen, shown, force=progress.images_seen >= self.config.train.images)
 
     def _evaluate(self) -> None:
         """The loss map of the EMA weights, by the main process alone; the others wait."""
@@ -156,8 +169,9 @@ class _Run:
             batch_size = min(self.config.train.batch_size, 128)
             with self.trainer.averaged_model() as model:
                 result = loss_map(
-                    model, self.trainer.schedule, self.config, self.data.evaluation_batches(batch_size)
-                )
+                    model, self.trainer.schedule, self.config, self.data.evaluation_batches(batch_size),
+                    self.trainer.markers,
+                )  # fmt: skip
             assert self.log is not None
             self.log.write("evaluation", self.trainer.progress.images_seen, result.record())
         self.world.barrier()

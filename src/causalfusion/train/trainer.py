@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.config_json import to_dict
 from causalfusion.diffusion.schedule import NoiseSchedule
@@ -30,7 +31,16 @@ from causalfusion.train.checkpoint import Progress, load_checkpoint, save_checkp
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import learning_rate, make_optimizer
 from causalfusion.train.parallel import checkpoint_activations, data_parallel
-from causalfusion.train.step import Draws, TokenBatch, draw, token_errors, training_loss
+from causalfusion.train.step import (
+    Draws,
+    TokenBatch,
+    count_targets,
+    document_errors,
+    document_sums,
+    draw,
+    token_errors,
+    training_loss,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,16 @@ class StepResult:
     skipped: bool
     split: list[int]
     """Sizes of the AR steps of the step's first image."""
+    text_tokens: int = 0
+    """Of a sequence, on average."""
 
 
 class Trainer:
     """The state of a run, and one train step."""
 
-    def __init__(self, config: RunConfig, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: RunConfig, world: World, tokenizer: Tokenizer | None = None) -> None:
+        self.config, self.world, self.tokenizer = config, world, tokenizer
+        self.markers = None if tokenizer is None else tokenizer.markers
         self.schedule = NoiseSchedule.from_config(config.diffusion)
         self.model = Transformer(config.model)
         self.model.init_weights(torch.Generator().manual_seed(config.train.seed))
@@ -58,7 +71,9 @@ class Trainer:
             checkpoint_activations(self.model)
         self.ema = EMA(self.model.named_parameters(), config.train.ema_decay)
         self.optimizer = make_optimizer(self.model.parameters(), config.train)
-        self.parallel: nn.Module = data_parallel(self.model, world)
+        # Without an image in it, a batch leaves the image's parameters without a gradient.
+        some_unused = tokenizer is not None and config.text.text_only > 0
+        self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)
         self.progress = Progress()
 
     # --- one step -------------------------------------------------------------------------------------
@@ -68,16 +83,18 @@ class Trainer:
         train, progress = self.config.train, self.progress
         draws = self._draw(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=self.world.device)
+        losses = torch.zeros(2, device=self.world.device)  # of images and of text
+        totals = self._totals(batch, draws)
         pieces = batch.tokens.shape[0] // train.grad_accumulation
         for k in range(train.grad_accumulation):
             rows = slice(k * pieces, (k + 1) * pieces)
             last = k + 1 == train.grad_accumulation
             with self._gradient_sync(last):
-                piece = self._loss(batch, draws, rows) / train.grad_accumulation
-                piece.backward()
-            loss += piece.detach()
-        loss = float(self.world.mean(loss))
+                piece = self._losses(batch.slice(rows), draws.slice(rows), totals)
+                self._total(piece).backward()
+            losses += piece.detach()
+        losses = self.world.mean(losses)
+        loss = float(self._total(losses))
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm, foreach=True))
         rate = learning_rate(train, progress.images_seen)
@@ -94,10 +111,12 @@ class Trainer:
             train_step=progress.train_step + 1,
             skipped_steps=progress.skipped_steps + (not finite),
             skipped_in_a_row=0 if finite else progress.skipped_in_a_row + 1,
-            pending_losses=(*progress.pending_losses, loss) if finite else progress.pending_losses,
+            pending_losses=progress.pending_losses + ((losses[0].item(), losses[1].item()),) * finite,
         )
         split = torch.bincount(draws.plan.ar_step[0])[1:].tolist()
-        result = StepResult(loss, norm, rate, not finite, split)
+        captions = batch.captions or ()
+        text_tokens = sum(len(c) + 4 for c in captions) // max(len(captions), 1)
+        result = StepResult(loss, norm, rate, not finite, split, text_tokens)
         if self.progress.skipped_in_a_row >= train.max_skipped_steps:
             raise UserError(self._not_finite(batch, result))
         return result
@@ -108,17 +127,37 @@ class Trainer:
             config.factorization, config.model, self.schedule.num_timesteps, config.train.class_dropout,
             seed=config.train.seed, split_index=self.progress.images_seen,
             sample_indices=batch.sample_indices.tolist(),
+            text=None if batch.captions is None else config.text,
         ).to(self.world.device)  # fmt: skip
 
-    def _loss(self, batch: TokenBatch, draws: Draws, rows: slice) -> Tensor:
-        part = draws.slice(rows)
-        tokens, labels = (x[rows].to(self.world.device) for x in (batch.tokens, batch.labels))
-        with autocast(self.world.device, compute_dtype(self.config.train.precision)):
-            errors = token_errors(
-                self.parallel, self.config.model, self.schedule, self.config.diffusion.prediction_type,
-                tokens, labels, part,
-            )  # fmt: skip
-        return training_loss(errors, part.plan, self.config.factorization)
+    def _totals(self, batch: TokenBatch, draws: Draws) -> Tensor:
+        """(2,) images and text targets of the train step, per process on average: what its sums are divided
+        by, so that each image and each text token of the step counts alike, wherever it is computed."""
+        if self.markers is None:
+            return torch.ones(2, device=self.world.device)
+        group = self.config.text.examples_per_sequence
+        counts = count_targets(batch, draws, self.markers, group)
+        return self.world.mean(torch.tensor(counts, dtype=torch.float32, device=self.world.device)).clamp(1)
+
+    def _losses(self, batch: TokenBatch, draws: Draws, totals: Tensor) -> Tensor:
+        """(2,) this micro-batch's part of the train step's image loss and text loss."""
+        batch, config = batch.to(self.world.device), self.config
+        common = (self.schedule, config.diffusion.prediction_type, batch)
+        with autocast(self.world.device, compute_dtype(config.train.precision)):
+            if self.markers is None:
+                errors = token_errors(
+                    self.parallel, config.model, *common[:2], batch.tokens, batch.labels, draws
+                )
+                loss = (
+                    training_loss(errors, draws.plan, config.factorization) / config.train.grad_accumulation
+                )
+                return torch.stack([loss, torch.zeros_like(loss)])
+            found = document_errors(self.parallel, config.model, config.text, self.markers, *common, draws)
+        return torch.stack(document_sums(found, config.factorization)) / totals
+
+    def _total(self, losses: Tensor) -> Tensor:
+        """The image loss plus the text loss times its coefficient."""
+        return losses[0] + self.config.text.loss_coefficient * losses[1]
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         """Processes exchange gradients with the last micro-batch only."""
@@ -149,7 +188,7 @@ class Trainer:
             spec = replace(spec, images_seen=self.progress.images_seen)
             path = save_checkpoint(
                 run, spec, to_dict(self.config), self.model, self.ema, self.optimizer, self.progress,
-                self.config.train.keep_checkpoints,
+                self.config.train.keep_checkpoints, self.tokenizer,
             )  # fmt: skip
         self.world.barrier()
         return path

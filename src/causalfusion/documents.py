@@ -1,0 +1,243 @@
+"""Documents: texts and images in any order as one packed sequence (DESIGN section 1, PAPER section 7).
+
+A document is a row of elements. Its text tokens, the markers of texts and images included, are one stream,
+each token in an AR step of its own; an image takes as many AR steps as its plan has, between its markers. As
+the mask reads roles and AR steps and nothing else, the segments may stand in any order: those of a batch are
+
+    [class][clean tokens of all images][text of all elements][noised tokens of all images]
+
+whatever the order of the elements is in each of its documents. What fills a row up to the longest one is
+clean tokens of an AR step after all others, which nothing else sees.
+
+Shape letters: B documents, N images of the batch, I images of a document at most, n text tokens, L image
+tokens, R noised copies of every AR step, P token dimension, S AR steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from causalfusion.codec.tokenizer import Markers
+from causalfusion.factorization import Plan
+from causalfusion.sequence import PackedSequence, Segment, class_segment, image_segment, text_segment
+
+UNSEEN = 2**30
+"""The AR step of what fills a row."""
+NO_TARGET = -100
+"""Where nothing is to be predicted; what `cross_entropy` ignores."""
+
+
+@dataclass(frozen=True)
+class Text:
+    ids: tuple[int, ...] = ()
+    learn: bool = True
+    """Whether its tokens are targets; not those of a caption that was dropped."""
+    open: bool = False
+    """Its end is still to be written."""
+
+
+@dataclass(frozen=True)
+class Image:
+    row: int
+    """Which of the batch's N images."""
+
+
+@dataclass(frozen=True)
+class ImageToCome:
+    """The begin of an image that is to be generated; the last element of its document."""
+
+
+Element = Text | Image | ImageToCome
+Document = Sequence[Element]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything stands in B documents; int64."""
+
+    text_ids: Tensor
+    text_ar_step: Tensor
+    text_targets: Tensor
+    """(B, n): the token that each text token has to predict, or NO_TARGET."""
+    text_lengths: Tensor
+    """(B,)."""
+    image_row: Tensor
+    """(B, I): which of the N images; -1 for none."""
+    image_base: Tensor
+    """(B, I): the AR step before the image's first; UNSEEN for none."""
+    next_ar_step: Tensor
+    """(B,): the AR step of what would come next."""
+
+    def to(self, device: torch.device) -> Layout:
+        return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    @property
+    def place_of_image(self) -> Tensor:
+        """(images used,): b * I + i of each image that stands in a document, in the order of their rows."""
+        rows = self.image_row.flatten()
+        places = (rows >= 0).nonzero()[:, 0]
+        return places[rows[places].argsort()]
+
+
+class _Row:
+    """One document while it is laid out."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.ar_step: list[int] = []
+        self.targets: list[int] = []
+        self.images: list[tuple[int, int]] = []
+        self.next_ar_step = 1
+
+    def token(self, token: int, learn: bool = True) -> None:
+        """Behind a text token it is that one's target; behind an image there is none to predict it."""
+        if learn and self.ar_step and self.ar_step[-1] == self.next_ar_step - 1:
+            self.targets[-1] = token
+        self.ids.append(token)
+        self.targets.append(NO_TARGET)
+        self.ar_step.append(self.next_ar_step)
+        self.next_ar_step += 1
+
+    def element(self, element: Element, markers: Markers, ar_steps: Sequence[int], learn: bool) -> None:
+        """`learn`: whether the opening marker is a target."""
+        if isinstance(element, Text):
+            self.token(markers.text, learn)
+            for token in element.ids:
+                self.token(token, element.learn)
+            if not element.open:
+                self.token(markers.text_end, element.learn)
+        elif isinstance(element, ImageToCome):
+            self.token(markers.image, learn)
+        else:
+            self.token(markers.image, learn)
+            self.images.append((element.row, self.next_ar_step - 1))
+            self.next_ar_step += ar_steps[element.row]
+            self.token(markers.image_end)
+
+
+def lay_out(
+    documents: Sequence[Document], markers: Markers, ar_steps: Sequence[int], *, ended: bool = False
+) -> Layout:
+    """`ar_steps` (N,): how many AR steps each of the batch's images takes, noised copies counted. `ended`:
+    the documents are whole and end with their marker."""
+    rows = []
+    for document in documents:
+        row, learn = _Row(), True
+        for element in document:
+            row.element(element, markers, ar_steps, learn)
+            learn = element.learn if isinstance(element, Text) else True
+        if ended:
+            row.token(markers.end, learn)
+        rows.append(row)
+    return Layout(
+        text_ids=_filled([r.ids for r in rows], 0),
+        text_ar_step=_filled([r.ar_step for r in rows], UNSEEN),
+        text_targets=_filled([r.targets for r in rows], NO_TARGET),
+        text_lengths=torch.tensor([len(r.ids) for r in rows]),
+        image_row=_filled([[image for image, _ in r.images] for r in rows], -1),
+        image_base=_filled([[base for _, base in r.images] for r in rows], UNSEEN),
+        next_ar_step=torch.tensor([r.next_ar_step for r in rows]),
+    )
+
+
+def _filled(rows: list[list[int]], value: int) -> Tensor:
+    longest = max((len(row) for row in rows), default=0)
+    filled = [row + [value] * (longest - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.int64).view(len(rows), longest)
+
+
+def _images_of(layout: Layout, values: Tensor) -> Tensor:
+    """(N, m, ...) of the batch's images as (B, I, m, ...) of the documents'."""
+    return values[layout.image_row.clamp(min=0)]
+
+
+def _image_tokens(
+    layout: Layout, tokens: Tensor, within: Tensor, order: Tensor, timesteps: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """Values, AR steps, positions, timesteps and image indices of all images of a row, one after another.
+
+    `tokens` (N, m, P), `within` (1 or N, m) AR steps counted from 1 at the image's first, `order` (N, m).
+    """
+    count, length = layout.image_row.shape[1], tokens.shape[1]
+    within = within.expand(len(tokens), -1)
+    present = (layout.image_row >= 0)[:, :, None]
+    steps = torch.where(present, layout.image_base[:, :, None] + _images_of(layout, within), UNSEEN + 1)
+    if timesteps is not None:
+        timesteps = _images_of(layout, timesteps)
+        if count != 1:
+            timesteps = timesteps.expand(-1, -1, length)
+        timesteps = timesteps.flatten(1)
+    return (
+        _images_of(layout, tokens).flatten(1, 2),
+        steps.flatten(1),
+        _images_of(layout, order.expand(len(tokens), -1)).flatten(1),
+        timesteps,
+        torch.arange(count, device=tokens.device).repeat_interleave(length)[None],
+    )
+
+
+def _text(layout: Layout) -> Segment:
+    positions = torch.arange(layout.text_ids.shape[1], device=layout.text_ids.device)[None]
+    return text_segment(layout.text_ids, layout.text_ar_step, positions)
+
+
+def pack_documents(
+    layout: Layout,
+    class_labels: Tensor,
+    num_class_tokens: int,
+    clean_tokens: Tensor,
+    noised_tokens: Tensor,
+    plan: Plan,
+    timesteps: Tensor,
+    image_context: Literal["clean", "noised"] = "clean",
+) -> PackedSequence:
+    """The training sequence of B documents with N images: clean (N, L, P) and noised (N, R*L, P) tokens in
+    the plan's order, as in `pack_training`, whose case without text this is.
+
+    All clean tokens are there, those of the last AR step too: what follows an image sees them. With
+    `image_context = "noised"` (Transfusion) there are none: an image is one block, whose noised tokens play
+    the clean role, so that what follows sees them.
+    """
+    copies = noised_tokens.shape[1] // plan.order.shape[1]
+    segments = [class_segment(class_labels, num_class_tokens)]
+    if image_context == "noised":
+        tokens, steps, positions, times, index = _image_tokens(
+            layout, noised_tokens, plan.ar_step, plan.order, timesteps
+        )
+        segments += [_text(layout), image_segment("clean", tokens, steps, positions, times, index)]
+        return PackedSequence(tuple(segments))
+    tokens, steps, positions, _, index = _image_tokens(
+        layout, clean_tokens, plan.ar_step * copies, plan.order, None
+    )
+    clean = image_segment("clean", tokens, steps, positions, None, index)
+    within = torch.cat([(plan.ar_step - 1) * copies + 1 + r for r in range(copies)], dim=1)
+    tokens, steps, positions, times, index = _image_tokens(
+        layout, noised_tokens, within, plan.order.repeat(1, copies), timesteps
+    )
+    noised = image_segment("noised", tokens, steps, positions, times, index)
+    return PackedSequence((*segments, clean, _text(layout), noised))
+
+
+def pack_context(
+    layout: Layout,
+    class_labels: Tensor,
+    num_class_tokens: int,
+    tokens: Tensor,
+    image_context: Literal["clean", "noised"] = "clean",
+) -> PackedSequence:
+    """What generation starts from: the documents with their images (N, L, P), in raster order, clean and
+    each in one AR step. A Transfusion model sees them at its lowest noise level, timestep 0."""
+    segments = [class_segment(class_labels, num_class_tokens)]
+    if layout.image_row.shape[1]:
+        order = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        timesteps = tokens.new_zeros(len(tokens), 1, dtype=torch.int64) if image_context == "noised" else None
+        values, steps, positions, times, index = _image_tokens(
+            layout, tokens, torch.ones_like(order), order, timesteps
+        )
+        segments.append(image_segment("clean", values, steps, positions, times, index))
+    return PackedSequence((*segments, _text(layout)))
