@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError
 from cyclopts.config import Dict
@@ -18,30 +19,59 @@ app = App(
     help="Causal diffusion transformers: train, sample, edit, between autoregression and diffusion.",
     version=__version__,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `run` says "stopped"
 )
-for _command in ("train", "sample", "edit", "encode", "convert", "doctor", "demo"):
+for _command in (
+    "train", "sample", "edit", "caption", "complete", "encode", "convert", "tokenizer", "doctor", "demo",
+):  # fmt: skip
     app.command(f"causalfusion.commands.{_command}:app", name=_command)
+
+
+GENERATING = ("sample", "edit", "complete")
+SETTINGS_OF_MODEL = "sample.toml"
+"""In a model's folder: how it is best sampled, beneath all that the user says."""
 
 
 def config_names(tokens: Sequence[str]) -> list[str]:
     """The values of every `--config` on a command line: they are laid beneath its other options."""
-    names = []
+    return values_of("--config", tokens)
+
+
+def values_of(option: str, tokens: Sequence[str]) -> list[str]:
+    values = []
     for place, token in enumerate(tokens):
-        if token.startswith("--config="):
-            names.append(token.removeprefix("--config="))
-        elif token == "--config":
-            names += tokens[place + 1 : place + 2]
-    return names
+        if token.startswith(f"{option}="):
+            values.append(token.removeprefix(f"{option}="))
+        elif token == option:
+            values += tokens[place + 1 : place + 2]
+    return values
+
+
+def model_settings(tokens: Sequence[str]) -> list[str]:
+    """The settings that the model of a generating command brings along, if it does."""
+    if not tokens or tokens[0] not in GENERATING or {"--help", "-h"} & set(tokens):
+        return []
+    from causalfusion.saved import latest_model
+
+    try:
+        folder = latest_model(Path((values_of("--model", tokens) or ["shapes"])[-1]))
+    except UserError:  # the command itself refuses it
+        return []
+    path = folder / SETTINGS_OF_MODEL
+    return [str(path)] if path.is_file() else []
 
 
 def run(tokens: Sequence[str]) -> int:
     """The exit code of a command line."""
     try:
-        names = config_names(tokens)
+        names = [*model_settings(tokens), *config_names(tokens)]
         if names:
             source = ", ".join(names)
             # Under the command's name: beside it, the tables [train] and [sample] would pass for commands.
-            app.config = (Dict({tokens[0]: load_layers(names)}, source=source),)
+            layers = load_layers(names)
+            for command in reversed(app.parse_commands(tokens)[0]):
+                layers = {command: layers}
+            app.config = (Dict(layers, source=source),)
         result = app(list(tokens), exit_on_error=False, print_error=False)
         return result if isinstance(result, int) else 0
     except (CycloptsError, UserError) as error:

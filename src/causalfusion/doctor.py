@@ -17,19 +17,24 @@ from torch import Tensor
 
 from causalfusion import __version__
 from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import FactorizationConfig, ModelConfig, SampleConfig
+from causalfusion.documents import Image, Text, lay_out, pack_context
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, plan_batch
+from causalfusion.generate.prompts import Prompts
 from causalfusion.generate.tokens import prefill
+from causalfusion.generate.write import append_tokens
 from causalfusion.model.attention import AttentionBackend
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.presets import load_layer
-from causalfusion.saved import ModelSpec, load_model
+from causalfusion.saved import ModelSpec, load_model, load_tokenizer
 from causalfusion.sequence import PackedSequence, class_segment, image_segment, pack_training
 
 PAPER_PARAMETERS = {"L": "368M", "XL": "676M", "H": "about 1B"}
 BACKENDS: tuple[AttentionBackend, ...] = ("dense", "segments", "flex")
 TOLERANCE = 1e-5
+_SENTENCE = " Fünf grüne\tSterne ★ left of <image> "
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ def check_model(folder: Path, device: torch.device) -> Iterator[Finding]:
         "tokens", f"{config.grid_height}x{config.grid_width} of {config.token_dim} numbers, "
         f"{config.num_condition_tokens} condition tokens"
     )  # fmt: skip
-    yield Finding("null class", *_null_class(model))
+    if model.class_embedding is not None:
+        yield Finding("null class", *_null_class(model))
     weights_finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
     yield Finding("weights finite", str(weights_finite), weights_finite)
     yield Finding("cached against masked", *_judge(_cached_difference(model, device)))
@@ -83,6 +89,17 @@ def check_model(folder: Path, device: torch.device) -> Iterator[Finding]:
         yield Finding("codec", str(error), False)
         return
     yield Finding("codec round trip", *_round_trip(codec))
+    try:
+        tokenizer = load_tokenizer(folder, spec)
+    except UserError as error:
+        yield Finding("tokenizer", str(error), False)
+        return
+    if tokenizer is not None:
+        same = tokenizer.decode(tokenizer.encode(_SENTENCE)) == _SENTENCE
+        size = f"{tokenizer.vocab_size} tokens; a sentence of all sorts comes back whole: {same}"
+        yield Finding("tokenizer", size, None if spec.text.tokenizer != "train" else same)
+        error = _cached_text_difference(model, spec, tokenizer, device)
+        yield Finding("text, cached against masked", *_judge(error))
 
 
 def _random_model() -> Transformer:
@@ -136,6 +153,30 @@ def _cached_difference(model: Transformer, device: torch.device) -> float:
         model(sequence, cache.attend(sequence))
         cache.commit(sequence)
     return _relative(torch.cat(predictions, dim=1), _masked(model, "dense", device))
+
+
+@torch.no_grad()
+def _cached_text_difference(
+    model: Transformer, spec: ModelSpec, tokenizer: Tokenizer, device: torch.device
+) -> float:
+    """The same between logits of a text after an image, written token by token, and the masked pass."""
+    config, markers = model.config, tokenizer.markers
+    tokens = torch.randn(
+        1, config.num_tokens, config.token_dim, generator=torch.Generator().manual_seed(2)
+    ).to(device)
+    ids = tuple(range(min(8, config.max_text_tokens - 4)))
+    labels = torch.full((1,), config.null_label, device=device)
+    context = spec.text.image_context
+    begun = Prompts([[Image(0), Text(open=True)]], markers, tokens, context)
+    cached = prefill(model, labels, SampleConfig(), prompts=begun)
+    assert cached.text_logits is not None, "a document has text logits"
+    logits = [cached.text_logits]
+    for place, token in enumerate(ids):
+        logits.append(append_tokens(model, cached, torch.tensor([token], device=device), place))
+    layout = lay_out([[Image(0), Text(ids, open=True)]], markers, [1]).to(device)
+    sequence = pack_context(layout, labels, config.num_condition_tokens, tokens, context)
+    masked = model(sequence, backend="dense").text[:, -len(logits) :]
+    return _relative(torch.stack(logits, dim=1), masked)
 
 
 def _parameters(config: ModelConfig, count: int) -> str:

@@ -194,3 +194,62 @@ def fitting_font(texts: Sequence[str], width: int, size: int) -> ImageFont.FreeT
 
 def _text_width(face: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
     return round(face.getlength(text))
+
+
+def with_texts(tiles: Sequence[Image.Image], texts: Sequence[str], size: int = 14) -> list[Image.Image]:
+    """The tiles with a text under each, over as many lines as it takes; all of one size again."""
+    below_each = [paragraph(text, tile.width, size) for tile, text in zip(tiles, texts, strict=True)]
+    height = max(picture.height for picture in below_each)
+    result = []
+    for tile, text in zip(tiles, below_each, strict=True):
+        canvas = Image.new("RGB", (tile.width, tile.height + height), PAPER)
+        canvas.paste(tile, (0, 0))
+        canvas.paste(text, (0, tile.height))
+        result.append(canvas)
+    return result
+
+
+def paragraph(text: str, width: int, size: int = 14, max_lines: int = 12) -> Image.Image:
+    """A text in lines of the given width; where there are too many, the last one ends in dots."""
+    face, pitch = font(size), round(size * 1.3)
+    lines = wrapped(text, face, width - 4)
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], lines[max_lines - 1][:-3] + "..."]
+    canvas = Image.new("RGB", (width, pitch * len(lines) + 4), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for row, line in enumerate(lines):
+        draw.text((2, 2 + row * pitch), line, INK, face)
+    return canvas
+
+
+def text_tile(text: str, width: int, height: int) -> Image.Image:
+    """A text in a box of this size, in the largest letters (20 to 9) in which it fits."""
+    size, margin = 20, 8
+    inside = width - 2 * margin
+    while (
+        size > 9 and len(wrapped(text, font(size), inside - 4)) * round(size * 1.3) + 4 > height - 2 * margin
+    ):
+        size -= 1
+    most = max(1, (height - 2 * margin - 4) // round(size * 1.3))
+    picture = paragraph(text, inside, size, most)
+    canvas = Image.new("RGB", (width, height), PAPER)
+    canvas.paste(picture, (margin, max(margin, (height - picture.height) // 2)))
+    ImageDraw.Draw(canvas).rectangle((0, 0, width - 1, height - 1), outline=BLANK, width=2)
+    return canvas
+
+
+def wrapped(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Lines of at most this width; a word that is longer than a line is broken. At least one line."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".lstrip()
+        if face.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and face.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    return lines

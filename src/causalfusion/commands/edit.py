@@ -15,8 +15,9 @@ def edit(
     image: Path,
     /,
     *,
-    model: Path,
-    class_: Annotated[str, Parameter(name="--class")],
+    model: Path = Path("shapes"),
+    class_: Annotated[str | None, Parameter(name="--class")] = None,
+    prompt: str | None = None,
     mask: Path | None = None,
     region: str = "",
     out: Path = Path("edit"),
@@ -29,16 +30,18 @@ def edit(
     config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
     settings: Annotated[SampleConfig, Parameter(name="*", consume_multiple=True)] = SampleConfig(),  # noqa: B008
 ) -> int:
-    """Regenerate a region of an image under a class, zero-shot: the rest is clean context.
+    """Regenerate a region of an image under a class or a prompt, zero-shot: the rest is clean context.
 
     Parameters
     ----------
     image
         The image; it is cropped and scaled to the model's size.
     model
-        A model folder, or a training run (its last checkpoint).
+        A model folder, a training run (its last checkpoint), or the name of a packaged model.
     class_
         Class of the new content, by number or name.
+    prompt
+        What the whole image is to show, in words; with a class, or instead of one.
     mask
         Image of the model's size; bright pixels may change. A token is regenerated if any of its pixels may.
     region
@@ -53,8 +56,9 @@ def edit(
     from causalfusion.generate.edit_run import EditRequest, edit_to_folder
 
     request = EditRequest(
-        image=image, model=model, class_name=class_, mask=mask, region=region, out=out, variants=variants,
-        paste=paste, seed=seed, weights=weights, precision=precision, device=device, settings=settings,
+        image=image, model=model, class_name=class_, prompt=prompt, mask=mask, region=region, out=out,
+        variants=variants, paste=paste, seed=seed, weights=weights, precision=precision, device=device,
+        settings=settings,
     )  # fmt: skip
     edit_to_folder(request)
     return 0

@@ -14,9 +14,11 @@ app = App(name="sample", result_action="return_value")
 @app.default
 def sample(
     *,
-    model: Path,
+    model: Path = Path("shapes"),
     out: Path = Path("samples"),
-    images: int = 16,
+    images: int | None = None,
+    prompt: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    prompts_file: Path | None = None,
     classes: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
     first: int = 0,
     batch_size: int = 64,
@@ -34,13 +36,17 @@ def sample(
     Parameters
     ----------
     model
-        A model folder, or a training run (its last checkpoint).
+        A model folder, a training run (its last checkpoint), or the name of a packaged model.
     out
         Folder for the images, `grid.png`, `samples.npz` and `settings.json`.
     images
-        How many images.
+        How many images. Default: one for each line of the prompts file, else 16.
+    prompt
+        What the images are to show, in words; image i gets prompt[i % how many].
+    prompts_file
+        UTF-8 file with a prompt on each line, instead.
     classes
-        By number or name; image i gets classes[i % how many]. Default: all in turn.
+        By number or name; image i gets classes[i % how many]. Default: all in turn; with prompts, none.
     first
         Index of the first image: continue an earlier set with --first N.
     output
@@ -51,8 +57,9 @@ def sample(
     from causalfusion.generate.run import Request, sample_to_folder
 
     request = Request(
-        model=model, out=out, num=images, classes=classes, first=first, batch_size=batch_size, seed=seed,
-        weights=weights, output=output, precision=precision, device=device, settings=settings,
+        model=model, out=out, num=images, classes=classes, prompts=prompt, prompts_file=prompts_file,
+        first=first, batch_size=batch_size, seed=seed, weights=weights, output=output, precision=precision,
+        device=device, settings=settings,
     )  # fmt: skip
     sample_to_folder(request)
     return 0

@@ -1,9 +1,12 @@
-"""What `sample` and `edit` share: loading, reading and writing images, the facts of a run."""
+"""What the commands that generate share: loading, reading and writing, the facts of a run."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from causalfusion.config_json import to_dict
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.prompts import prompt_ids
+from causalfusion.generate.settings import parse_class
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.runtime import compute_dtype
 from causalfusion.saved import WeightsName, latest_model
@@ -31,7 +36,7 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 
 def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
     """(C, H, W) in [-1, 1]: an image file, cropped and scaled as in training."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     from causalfusion.data.source import UnreadableImage, decode_image
     from causalfusion.data.transforms import center_crop
@@ -40,8 +45,12 @@ def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
         pixels = decode_image(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise UserError(f"image {path} does not exist") from None
-    except (UnreadableImage, OSError) as error:
-        raise UserError(f"image {path} cannot be read: {error}") from None
+    except UnreadableImage as error:
+        damaged = isinstance(error.__cause__, UnidentifiedImageError)  # which would show the bytes' address
+        reason = "it is damaged, or not an image" if damaged else error.__cause__
+        raise UserError(f"image {path} cannot be read: {reason}") from None
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {error.strerror or error}") from None
     if channels == 1:
         pixels = np.array(Image.fromarray(pixels).convert("L"))[..., None]
     if pixels.shape[:2] != (height, width):
@@ -58,6 +67,27 @@ def load_pipeline(model: Path, weights: WeightsName, precision: str, world: Worl
     dtype = compute_dtype(precision)
     pipeline = Pipeline.load(folder, weights=weights, device=world.device, autocast_dtype=dtype)
     return pipeline, folder
+
+
+def read_label(pipeline: Pipeline, name: str) -> int:
+    """A class by number or name; a model that does not use classes is refused."""
+    model = pipeline.model.config
+    if not uses_classes(pipeline):
+        remedy = "give --prompt" if pipeline.tokenizer is not None else "leave the class out"
+        raise UserError(f"this model has no class condition; {remedy} (class {name!r} was given)")
+    return parse_class(name, pipeline.spec.class_names, model.num_classes)
+
+
+def uses_classes(pipeline: Pipeline) -> bool:
+    model = pipeline.model.config
+    return model.num_classes > 0 and (model.num_class_tokens > 0 or model.conditioning == "adaln_zero")
+
+
+def check_prompts(pipeline: Pipeline, prompts: Iterable[str]) -> None:
+    """Refuse, before any work is done, what generation with this model would refuse."""
+    tokenizer = pipeline.with_text()
+    for prompt in dict.fromkeys(prompts):
+        prompt_ids(prompt, tokenizer, pipeline.model.config)
 
 
 def facts(
@@ -89,4 +119,26 @@ def describe(event: StepEvent) -> str:
 
 def to_float(images: np.ndarray) -> Tensor:
     """(n, C, H, W) in [-1, 1] from (n, H, W, C) uint8."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def one_line(text: str) -> str:
+    """What a model wrote, for a line of a terminal: control characters, line breaks too, become spaces."""
+    return "".join(" " if unicodedata.category(character) == "Cc" else character for character in text)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print at once. What the terminal's encoding lacks is shown as a question mark."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file is there whole or, when stopped, as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".partial-{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

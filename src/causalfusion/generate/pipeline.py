@@ -1,4 +1,4 @@
-"""A trained model in use: labels to images, and images to edited images.
+"""A trained model in use: classes and prompts to images, images to edited images and to captions.
 
 Shape letters: B images, L image tokens, P token dimension, H and W pixels.
 """
@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from causalfusion.codec.codec import Codec, open_codec
-from causalfusion.config import SampleConfig
+from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.documents import Document, Image, ImageToCome, Text
 from causalfusion.errors import UserError
 from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
+from causalfusion.generate.prompts import Prompts, image_documents
 from causalfusion.generate.settings import check_label, step_sizes
-from causalfusion.generate.tokens import Watcher, generate_tokens, prefill
+from causalfusion.generate.tokens import Context, Watcher, generate_tokens, prefill
+from causalfusion.generate.write import TokenWatcher, write_texts
 from causalfusion.model.transformer import Transformer
 from causalfusion.runtime import autocast
-from causalfusion.saved import ModelSpec, WeightsName, latest_model, load_model
+from causalfusion.saved import ModelSpec, WeightsName, latest_model, load_model, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Pipeline:
     schedule: NoiseSchedule
     autocast_dtype: torch.dtype = torch.float32
     """bfloat16 to compute in it."""
+    tokenizer: Tokenizer | None = None
+    """None: a model without text."""
 
     @classmethod
     def load(
@@ -46,9 +52,11 @@ class Pipeline:
         autocast_dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
         """From a model folder, or from a training run (its last checkpoint)."""
-        model, spec = load_model(latest_model(Path(folder)), weights, device)
+        path = latest_model(Path(folder))
+        model, spec = load_model(path, weights, device)
         codec = open_codec(spec.codec, image_shape=None).to(device)
-        return cls(model, codec, spec, NoiseSchedule.from_config(spec.diffusion), autocast_dtype)
+        schedule = NoiseSchedule.from_config(spec.diffusion)
+        return cls(model, codec, spec, schedule, autocast_dtype, load_tokenizer(path, spec))
 
     @property
     def device(self) -> torch.device:
@@ -57,46 +65,69 @@ class Pipeline:
     @torch.no_grad()
     def generate(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | None,
         config: SampleConfig,
         *,
+        prompts: Sequence[str] | None = None,
         seed: int = 0,
         image_indices: Sequence[int] | None = None,
         watch: Watcher | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1], one per label.
+        """Images (B, C, H, W) in [-1, 1], one per label, prompt, or pair of them.
 
-        Image i of a run is a function of (seed, image_indices[i], label, config): not of the batch it is
-        in. `image_indices` defaults to 0, 1, ...
+        Image i of a run is a function of (seed, image_indices[i], label, prompt, config): not of the batch
+        it is in. `image_indices` defaults to 0, 1, ... A model with text but without a prompt generates from
+        an empty caption.
         """
-        indices = list(range(len(labels))) if image_indices is None else list(image_indices)
-        label_tensor = self._labels(labels)
+        label_tensor, documents = self._conditions(labels, prompts)
+        indices = list(range(len(label_tensor))) if image_indices is None else list(image_indices)
+        tokens = self.generate_after(
+            label_tensor, documents, None, config, seed=seed, image_indices=indices, watch=watch
+        )
+        return self.codec.decode_tokens(tokens)
+
+    @torch.no_grad()
+    def generate_after(
+        self,
+        labels: Tensor,
+        documents: Sequence[Document] | None,
+        tokens: Tensor | None,
+        config: SampleConfig,
+        *,
+        seed: int = 0,
+        image_indices: Sequence[int] = (0,),
+        watch: Watcher | None = None,
+    ) -> Tensor:
+        """Tokens (B, L, P), in raster order, of the images to come of documents with images (N, L, P)."""
+        indices, prompts = list(image_indices), self._prompts(documents, tokens)
         spec = self.model.config
         sizes = step_sizes(config, spec.num_tokens, seed)
         order = draw_orders(config, spec.grid_height, spec.grid_width, seed, indices).to(self.device)
         noise = ImageNoise(seed, indices, spec.num_tokens, spec.token_dim)
         with autocast(self.device, self.autocast_dtype):
-            context = prefill(self.model, label_tensor, config)
-            tokens = generate_tokens(
+            context = prefill(self.model, labels, config, prompts=prompts)
+            new = generate_tokens(
                 self.model, self.schedule, self.spec.diffusion.prediction_type, config, context, order, sizes,
                 noise, watch,
             )  # fmt: skip
-        return self.codec.decode_tokens(to_raster(tokens, order))
+        return to_raster(new, order)
 
     @torch.no_grad()
     def edit(
         self,
         images: Tensor,
         mask: Tensor,
-        labels: Sequence[int],
+        labels: Sequence[int] | None,
         config: SampleConfig,
         *,
+        prompts: Sequence[str] | None = None,
         seed: int = 0,
         variants: int = 1,
         paste: bool = True,
         watch: Watcher | None = None,
     ) -> Tensor:
-        """Regenerate the masked region of images (B, C, H, W) in [-1, 1] under new classes, zero-shot.
+        """Regenerate the masked region of images (B, C, H, W) in [-1, 1] under new classes or prompts,
+        zero-shot.
 
         `mask` (H, W) is True where pixels may change. A token is regenerated if any of its pixels is
         masked. The kept tokens are clean context, in the cache once for all variants. With `paste`, pixels
@@ -104,10 +135,11 @@ class Pipeline:
         an image next to each other; variant v of image b is drawn at image index b * variants + v.
         """
         spec = self.model.config
-        if mask.shape != images.shape[-2:] or len(labels) != len(images):
+        label_tensor, documents = self._conditions(labels, prompts)
+        if mask.shape != images.shape[-2:] or len(label_tensor) != len(images):
             raise UserError(
-                f"mask {tuple(mask.shape)} and {len(labels)} labels do not fit images of shape "
-                f"{tuple(images.shape)}; expected a mask (H, W) and a label for each image"
+                f"mask {tuple(mask.shape)} and {len(label_tensor)} labels or prompts do not fit images of "
+                f"shape {tuple(images.shape)}; expected a mask (H, W), and one of them for each image"
             )
         masked = tokens_of_mask(mask, spec.grid_height, spec.grid_width).flatten()
         if not masked.any():
@@ -115,14 +147,14 @@ class Pipeline:
         original = images.to(self.device)
         tokens = self.codec.encode_tokens(original, None)
         kept, changed = (m.nonzero().flatten().to(self.device) for m in (~masked, masked))
-        batch_size, label_tensor = len(images), self._labels(labels)
+        batch_size = len(images)
         sizes = step_sizes(config, len(changed), seed)
         indices = list(range(batch_size * variants))
         order = self._orders_among(changed, config, seed, indices)
         noise = ImageNoise(seed, indices, spec.num_tokens, spec.token_dim)
         with autocast(self.device, self.autocast_dtype):
             context = prefill(
-                self.model, label_tensor, config,
+                self.model, label_tensor, config, prompts=self._prompts(documents),
                 kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1),
             ).fork(variants)  # fmt: skip
             new = generate_tokens(
@@ -142,6 +174,81 @@ class Pipeline:
         spec = self.model.config
         whole = draw_orders(config, spec.grid_height, spec.grid_width, seed, indices).to(self.device)
         return whole[torch.isin(whole, changed)].view(len(indices), -1)
+
+    @torch.no_grad()
+    def caption(
+        self,
+        images: Tensor,
+        config: WriteConfig | None = None,
+        *,
+        labels: Sequence[int] | None = None,
+        seed: int = 0,
+        image_indices: Sequence[int] | None = None,
+        watch: TokenWatcher | None = None,
+    ) -> list[str]:
+        """What the model says of images (B, C, H, W) in [-1, 1]; text i depends on (seed, image_indices[i])
+        and image i alone."""
+        tokenizer = self.with_text()
+        label_tensor, _ = self._conditions(labels or [self.model.config.null_label] * len(images), None)
+        documents = [[Image(row), Text(open=True)] for row in range(len(images))]
+        tokens = self.codec.encode_tokens(images.to(self.device), None)
+        indices = range(len(images)) if image_indices is None else image_indices
+        texts = self.write(label_tensor, documents, tokens, config or WriteConfig(), seed, indices, watch)
+        return [tokenizer.decode(ids) for ids in texts]
+
+    def write(
+        self,
+        labels: Tensor,
+        documents: Sequence[Document],
+        tokens: Tensor | None,
+        config: WriteConfig,
+        seed: int,
+        row_indices: Sequence[int],
+        watch: TokenWatcher | None = None,
+    ) -> list[list[int]]:
+        """Token ids of the texts that documents with images (N, L, P) have open."""
+        context = self.read(labels, documents, tokens)
+        with autocast(self.device, self.autocast_dtype):
+            return write_texts(
+                self.model, context, self.with_text().markers, config,
+                seed=seed, row_indices=row_indices, watch=watch,
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def read(self, labels: Tensor, documents: Sequence[Document], tokens: Tensor | None) -> Context:
+        """The cache after documents with images (N, L, P), without guidance."""
+        with autocast(self.device, self.autocast_dtype):
+            return prefill(self.model, labels, SampleConfig(), prompts=self._prompts(documents, tokens))
+
+    def _conditions(
+        self, labels: Sequence[int] | None, prompts: Sequence[str] | None
+    ) -> tuple[Tensor, list[Document] | None]:
+        """Labels (B,), the null label where there are none, and documents with an image to come."""
+        if labels is None and prompts is None:
+            raise UserError("expected labels, prompts, or both: what to generate")
+        if prompts is not None:
+            tokenizer = self.with_text()
+            if labels is not None and len(labels) != len(prompts):
+                raise UserError(f"{len(labels)} labels and {len(prompts)} prompts; expected equal numbers")
+            labels = [self.model.config.null_label] * len(prompts) if labels is None else labels
+            return self._labels(labels), image_documents(prompts, tokenizer, self.model.config)
+        assert labels is not None
+        if self.tokenizer is None:
+            return self._labels(labels), None
+        return self._labels(labels), [[Text(), ImageToCome()] for _ in labels]
+
+    def _prompts(self, documents: Sequence[Document] | None, tokens: Tensor | None = None) -> Prompts | None:
+        if documents is None:
+            return None
+        return Prompts(documents, self.with_text().markers, tokens, self.spec.text.image_context)
+
+    def with_text(self) -> Tokenizer:
+        """The tokenizer; a model without text is refused."""
+        if self.tokenizer is None:
+            raise UserError(
+                "this model was trained without text; expected one trained with text.tokenizer, or a class"
+            )
+        return self.tokenizer
 
     def _labels(self, labels: Sequence[int]) -> Tensor:
         num_classes = self.model.config.num_classes

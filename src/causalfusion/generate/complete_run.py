@@ -1,0 +1,208 @@
+"""`causalfusion complete`: texts and images in, those that follow them out, as a folder and a picture."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.config_json import to_dict
+from causalfusion.distributed import join_world
+from causalfusion.documents import Document
+from causalfusion.errors import UserError
+from causalfusion.generate.caption_run import is_image_name, read_model_image
+from causalfusion.generate.complete import complete
+from causalfusion.generate.output import describe, facts, load_pipeline, one_line, save_png, say
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.settings import check_settings
+from causalfusion.generate.tokens import Watcher
+from causalfusion.generate.write import TokenWatcher
+from causalfusion.pictures import framed, sheet, text_tile, to_tiles, with_texts
+from causalfusion.progress import ProgressLine
+from causalfusion.saved import WeightsName
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+MAX_COLUMNS = 6
+"""Elements in a row of story.png."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteRequest:
+    """What `complete` was asked for."""
+
+    prompt: list[str]
+    model: Path
+    num_elements: int | None
+    out: Path
+    seed: int
+    weights: WeightsName
+    precision: str
+    device: str
+    write: WriteConfig
+    settings: SampleConfig
+
+    def __post_init__(self) -> None:
+        if self.num_elements is not None and self.num_elements < 1:
+            raise UserError(f"--elements is {self.num_elements}; expected at least 1")
+
+
+def complete_to_folder(request: CompleteRequest) -> Path:
+    with join_world(request.device) as world:
+        if world.size > 1:
+            raise UserError("complete runs in one process; start it without torchrun")
+        _check_files(request.prompt)
+        pipeline, folder = load_pipeline(request.model, request.weights, request.precision, world)
+        pipeline.with_text()
+        check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
+        prompt = [
+            read_model_image(pipeline, Path(element)) if is_image_name(element) else element
+            for element in request.prompt
+        ]
+        start, teller = time.monotonic(), _Teller(request.out)
+        try:
+            made = complete(
+                _Telling(**vars(pipeline), teller=teller), prompt, request.settings, request.write,
+                num_elements=request.num_elements, seed=request.seed, watch=teller.piece,
+            )  # fmt: skip
+        finally:  # when stopped, too
+            teller.end_line()
+        seconds = time.monotonic() - start
+        if request.num_elements is not None and len(made) < request.num_elements:
+            say(f"{len(made)} of {request.num_elements} elements: the model has no room for more")
+        request.out.mkdir(parents=True, exist_ok=True)
+        story = _write_images(request, pipeline, made)
+        _draw_story([*prompt, *made], len(prompt)).save(request.out / "story.png")
+        settings = {
+            "command": "complete",
+            "elements": story,
+            **facts(pipeline, folder, request.weights, request.precision, request.seed, request.settings),
+            "write": to_dict(request.write),
+            "seconds": round(seconds, 3),
+        }
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (request.out / "story.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+        say(f"{len(made)} elements in {seconds:.1f} s in {request.out}")
+    return request.out
+
+
+class _Teller:
+    """Prints what comes as it comes: texts piece by piece, images by the name of their file."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.num_images, self.in_line = out, 0, False
+
+    def begin_text(self) -> None:
+        self.end_line()
+        say("text: ", end="")
+        self.in_line = True
+
+    def piece(self, text: str) -> None:
+        say(one_line(text), end="")
+
+    def image(self) -> None:
+        self.end_line()
+        say(f"image: {self.out / image_name(self.num_images)}")
+        self.num_images += 1
+
+    def end_line(self) -> None:
+        if self.in_line:
+            say("")
+        self.in_line = False
+
+
+@dataclass(frozen=True)
+class _Telling(Pipeline):
+    """A pipeline whose teller hears what it begins to write and has drawn: `complete` itself only hands on
+    the pieces of texts."""
+
+    teller: _Teller = field(default_factory=lambda: _Teller(Path()))
+
+    def write(
+        self,
+        labels: Tensor,
+        documents: Sequence[Document],
+        tokens: Tensor | None,
+        config: WriteConfig,
+        seed: int,
+        row_indices: Sequence[int],
+        watch: TokenWatcher | None = None,
+    ) -> list[list[int]]:
+        self.teller.begin_text()
+        return super().write(labels, documents, tokens, config, seed, row_indices, watch)
+
+    def generate_after(
+        self,
+        labels: Tensor,
+        documents: Sequence[Document] | None,
+        tokens: Tensor | None,
+        config: SampleConfig,
+        *,
+        seed: int = 0,
+        image_indices: Sequence[int] = (0,),
+        watch: Watcher | None = None,
+    ) -> Tensor:
+        self.teller.end_line()
+        progress = ProgressLine(1, 0)
+        made = super().generate_after(
+            labels, documents, tokens, config, seed=seed, image_indices=image_indices,
+            watch=lambda event: progress.show(0, describe(event)),
+        )  # fmt: skip
+        progress.close()
+        self.teller.image()
+        return made
+
+
+def image_name(index: int) -> str:
+    return f"completion-{index:02d}.png"
+
+
+def _check_files(prompt: Sequence[str]) -> None:
+    """What ends like an image file is one: a text is not meant by it."""
+    for element in prompt:
+        if is_image_name(element) and not Path(element).is_file():
+            raise UserError(
+                f"image {element} does not exist; expected an image file, or a text to go on from"
+            )
+
+
+def _write_images(
+    request: CompleteRequest, pipeline: Pipeline, made: Sequence[str | Tensor]
+) -> list[dict[str, str]]:
+    """Save the images among the elements made; all elements for story.json, those of the prompt first."""
+    story = [
+        {"from": "prompt", "image" if is_image_name(element) else "text": element}
+        for element in request.prompt
+    ]
+    num_images = 0
+    for element in made:
+        if isinstance(element, str):
+            story.append({"from": "model", "text": element})
+            continue
+        name = image_name(num_images)
+        save_png(pipeline.codec.to_uint8(element[None])[0], request.out / name)
+        story.append({"from": "model", "image": name})
+        num_images += 1
+    return story
+
+
+def _draw_story(elements: Sequence[str | Tensor], num_given: int) -> Picture:
+    """All elements in a row, below each whose it is; `num_given` are the prompt's."""
+    shapes = [element.shape for element in elements if isinstance(element, Tensor)]
+    height, width = shapes[0][1:] if shapes else (1, 1)
+    scale = max(1, 192 // width)
+    tiles = [
+        text_tile(element, width * scale, height * scale)
+        if isinstance(element, str)
+        else to_tiles(element[None], scale)[0]
+        for element in elements
+    ]
+    names = ["prompt" if place < num_given else "generated" for place in range(len(tiles))]
+    return framed(sheet(with_texts(tiles, names), min(len(tiles), MAX_COLUMNS)), 8)
