@@ -1,0 +1,93 @@
+"""The card of the model that ships: what it is, how it was trained, and its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from causalfusion.model.transformer import Transformer, count_parameters
+from causalfusion.saved import ModelSpec
+
+
+def write_card(folder: Path, spec: ModelSpec, figures: dict[str, Any]) -> None:
+    """`README.md` in the model's folder."""
+    (folder / "README.md").write_text("\n".join(_lines(folder, spec, figures)) + "\n", encoding="utf-8")
+
+
+def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any]) -> list[str]:
+    model, text = spec.model, spec.text
+    size = (folder / "model.safetensors").stat().st_size / 2**20
+    steps = [key for key in figures["test"]["one object"] if key.startswith("text_to_image_S")]
+    lines = [
+        "# The model that ships: shapes, text and images",
+        "",
+        f"A CausalFusion model of {count_parameters(Transformer(model)):,} parameters ({size:.1f} MB in "
+        f"float16): {model.depth} layers, {model.hidden_size} wide, {model.num_heads} heads; "
+        f"{spec.codec.image_height}x{spec.codec.image_width} images as {model.num_tokens} tokens of "
+        f"{model.token_dim} numbers; a byte-level BPE of {model.vocab_size} tokens. It knows scenes of one "
+        "to three coloured shapes, and nothing else of the world: circle, square, triangle, diamond, star; "
+        "red, green, blue, yellow, purple, orange, cyan, black; small and large; places and relations.",
+        "",
+        "    causalfusion sample --prompt 'a small red circle to the left of a large blue star'",
+        "    causalfusion caption picture.png",
+        "",
+        "## Training",
+        f"Recipe `shapes`: {spec.images_seen:,} images of the split `train` of the built-in data, captions "
+        f"first in {text.caption_first:.0%} of the sequences, images first in {text.image_first:.0%}; "
+        f"coefficient of the text loss {text.loss_coefficient:g}; the model predicts "
+        f"{spec.diffusion.prediction_type}; γ = {spec.factorization.decay:g}. On one CPU core.",
+        "",
+        "    causalfusion train --config shapes",
+        "    python -m benchmarks.text_image ship runs/shapes",
+        "",
+        "## Figures",
+        f"{figures['count']} scenes of each kind, the weights as they ship, guidance "
+        f"{figures['guidance_scale']:g}, dpm++ with 20 diffusion steps (10 in each AR step where there are "
+        "several). An oracle reads every image back from its pixels; a parser reads every caption. *All*: "
+        "objects, colours, sizes and relations are what the caption says. Fréchet distance: of images "
+        "averaged down to 8x8 pixels.",
+    ]
+    for split in ("test", "compositional"):
+        if split in figures:
+            lines += ["", f"### Split `{split}`", "", *_tables(figures[split], steps)]
+    edits = figures["edits"]
+    lines += [
+        "",
+        "### Edits",
+        f"The right half regenerated under a new caption (S = 2): {edits['all']:.1%} show exactly what the "
+        f"caption says; {edits['outside_unchanged']:.0%} are unchanged, bit for bit, outside of that half.",
+        "",
+        "The split `compositional` holds only pairs of shape and colour that training never showed (a purple "
+        "circle, a red square, ...).",
+    ]
+    return lines
+
+
+def _tables(by_objects: dict[str, Any], steps: list[str]) -> list[str]:
+    lines = [
+        "| text→image | AR steps | objects | colours | shapes | sizes | relations | all | Fréchet |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in by_objects.items():
+        for key in steps:
+            f = found[key]
+            shares = " | ".join(
+                f"{f[k]:.1%}" if k in f else "–"
+                for k in ("objects", "colors", "shapes", "sizes", "relations", "all")
+            )
+            lines.append(
+                f"| {name} | {key.removeprefix('text_to_image_S')} | {shares} | {f['frechet_pixels8']:.3f} |"
+            )
+    lines += [
+        "",
+        "| captions | parse | objects | sizes | relations | true | CIDEr-D | BLEU-4 | ROUGE-L |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in by_objects.items():
+        f = found["captions"]
+        shares = " | ".join(
+            f"{f[k]:.1%}" if k in f else "–" for k in ("parsed", "objects", "sizes", "relations", "all")
+        )
+        scores = " | ".join(f"{f[k]:.2f}" for k in ("CIDEr-D", "BLEU-4", "ROUGE-L"))
+        lines.append(f"| {name} | {shares} | {scores} |")
+    return lines

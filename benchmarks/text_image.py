@@ -1,0 +1,223 @@
+"""`python -m benchmarks.text_image`: text and images on `shapes`, judged by the oracles.
+
+    evaluate MODEL      text→image, captions and edits of a trained model, by number of objects
+    compare             CausalFusion against Transfusion: same data, size, steps and seeds (PAPER section 7)
+    coefficient         the coefficient of the text loss, by experiment
+    ship RUN            train the recipe `shapes` in that folder, unless it is done, and make its model the
+                        package's own: in float16, with its figures and card
+
+All of them resume: what is trained or measured already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.model_card import write_card
+from causalfusion.config import RunConfig, SampleConfig, SplitName, WriteConfig
+from causalfusion.evaluate.text_image import (
+    by_number_of_objects,
+    measure_captions,
+    measure_edits,
+    measure_text_to_image,
+)  # fmt: skip
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.presets import load_config
+from causalfusion.progress import ProgressLine
+from causalfusion.saved import latest_model, load_model, load_tokenizer, replace_model
+from causalfusion.train.run import train
+
+METHODS = {"CausalFusion": "shapes", "Transfusion": "transfusion"}
+PACKAGED = Path("src/causalfusion/models/shapes")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and on how much."""
+
+    count: int
+    ar_steps: Sequence[int]
+    splits: Sequence[SplitName] = ("test", "compositional")
+    guidance_scale: float = 2.0
+
+
+def sampling(num_ar_steps: int, guidance_scale: float) -> SampleConfig:
+    """20 diffusion steps, or 10 in each of several AR steps."""
+    steps = 20 if num_ar_steps == 1 else 10
+    return SampleConfig(
+        sampler="dpm++", diffusion_steps=[steps], num_ar_steps=num_ar_steps, guidance_scale=guidance_scale
+    )
+
+
+def evaluate(model: Path, settings: Settings) -> dict[str, Any]:
+    """Figures by split and number of objects: text→image for each S, captions; edits on the test split."""
+    pipeline = Pipeline.load(model)
+    side = pipeline.codec.config.image_height
+    figures: dict[str, Any] = {"model": str(model), "images_seen": pipeline.spec.images_seen}
+    figures |= {"count": settings.count, "guidance_scale": settings.guidance_scale}
+    for split in settings.splits:
+        figures[split] = {}
+        for name, data in by_number_of_objects(split, side):
+            found: dict[str, Any] = {}
+            for steps in settings.ar_steps:
+                line = ProgressLine(settings.count, 0)
+                found[f"text_to_image_S{steps}"], _ = measure_text_to_image(
+                    pipeline, data, settings.count, sampling(steps, settings.guidance_scale),
+                    progress=lambda done, line=line, name=name, s=steps: line.show(done, f"{name}, S = {s}"),
+                )  # fmt: skip
+                line.close()
+            found["captions"], _ = measure_captions(pipeline, data, settings.count, WriteConfig())
+            figures[split][name] = found
+    _, data = next(by_number_of_objects("test", side))
+    figures["edits"] = measure_edits(pipeline, data, settings.count, sampling(2, settings.guidance_scale))
+    return figures
+
+
+def trained(config: RunConfig) -> Path:
+    """The run's last model; trains, or goes on with, what is not finished."""
+    return train(config)
+
+
+def measured(run: Path, settings: Settings) -> dict[str, Any]:
+    """The figures of a run's last model, from its file if they are there."""
+    model = latest_model(run)
+    path = run / f"figures-{model.name}-{settings.count}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    figures = evaluate(model, settings)
+    path.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def compare(
+    out: Path, images: int, seeds: Sequence[int], settings: Settings, overrides: dict[str, Any]
+) -> str:
+    """Train and measure both methods for every seed; a Markdown table, also in `out`/comparison.md."""
+    rows = []
+    for method, recipe in METHODS.items():
+        for seed in seeds:
+            run = out / f"{recipe}-{seed}"
+            config = load_config(
+                recipe,
+                **{**overrides, "train": {**overrides.get("train", {}), "images": images, "seed": seed}},
+            )
+            trained(_at(config, run))
+            rows.append((method, seed, measured(run, settings)))
+    table = comparison_table(rows)
+    (out / "comparison.md").write_text(table)
+    return table
+
+
+def _at(config: RunConfig, run: Path) -> RunConfig:
+    from dataclasses import replace
+
+    return replace(config, out=str(run))
+
+
+def comparison_table(rows: Sequence[tuple[str, int, dict[str, Any]]]) -> str:
+    """One row per method and seed: text→image at S = 1, captions, Fréchet distance and CIDEr-D by objects."""
+    header = (
+        "| method | seed | objects | text→image right | Fréchet (8×8 pixels) | captions true | CIDEr-D |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
+    lines = []
+    for method, seed, figures in rows:
+        for name, found in figures["test"].items():
+            image, caption = found["text_to_image_S1"], found["captions"]
+            lines.append(
+                f"| {method} | {seed} | {name} | {image['all']:.1%} | {image['frechet_pixels8']:.3f} "
+                f"| {caption['all']:.1%} | {caption['CIDEr-D']:.2f} |\n"
+            )
+    return header + "".join(lines)
+
+
+def coefficient(out: Path, images: int, values: Sequence[float], overrides: dict[str, Any]) -> str:
+    """Short runs with each coefficient; the held-out losses of images and of captions."""
+    lines = ["| coefficient | image loss | no context | caption perplexity | language perplexity |\n"]
+    lines.append("|---|---|---|---|---|\n")
+    for value in values:
+        run = out / f"coefficient-{value:g}"
+        config = load_config("shapes", **{
+            **overrides, "text": {**overrides.get("text", {}), "loss_coefficient": value},
+            "train": {**overrides.get("train", {}), "images": images},
+        })  # fmt: skip
+        trained(_at(config, run))
+        records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        last = [r for r in records if r["kind"] == "evaluation"][-1]
+        perplexity = last["perplexity"]
+        lines.append(
+            f"| {value:g} | {last['mean']:.4f} | {last['by_progress']['no context']:.4f} "
+            f"| {perplexity['image_first']:.3f} | {perplexity['caption_first']:.3f} |\n"
+        )
+    table = "".join(lines)
+    (out / "coefficient.md").write_text(table)
+    return table
+
+
+def ship(run: Path, out: Path, settings: Settings, overrides: dict[str, Any]) -> None:
+    """The run's last model in float16 at `out`, measured as it is shipped, with a card."""
+    if not (run / "config.json").exists():
+        trained(_at(load_config("shapes", **overrides), run))
+    folder = latest_model(run)
+    model, spec = load_model(folder)
+    weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    replace_model(out, spec, weights, tokenizer=load_tokenizer(folder, spec))
+    (out / "sample.toml").write_text(
+        "# How this model is sampled unless the command line says otherwise.\n"
+        f'sampler = "dpm++"\ndiffusion_steps = [20]\nguidance_scale = {settings.guidance_scale}\n'
+    )
+    figures = evaluate(out, settings)
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_card(out, spec, figures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.text_image", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("evaluate", "compare", "coefficient", "ship"):
+        command = commands.add_parser(name)
+        command.add_argument("--count", type=int, default=500, help="scenes for each figure")
+        command.add_argument("--ar-steps", type=int, nargs="+", default=[1, 4])
+        command.add_argument("--guidance-scale", type=float, default=2.0)
+        command.add_argument("--config", action="append", default=[], help="TOML laid over the recipe")
+        if name in ("evaluate", "ship"):
+            command.add_argument("model", type=Path)
+        if name in ("compare", "coefficient"):
+            command.add_argument("--images", type=int, default=200_000)
+        command.add_argument("--out", type=Path, default=PACKAGED if name == "ship" else Path(f"runs/{name}"))
+    commands.choices["compare"].add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    commands.choices["coefficient"].add_argument(
+        "--values", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1]
+    )
+    run(parser.parse_args())
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from causalfusion.presets import load_layers
+
+    settings = Settings(arguments.count, arguments.ar_steps, guidance_scale=arguments.guidance_scale)
+    overrides = load_layers(arguments.config) if arguments.config else {}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.command == "evaluate":
+        figures = evaluate(latest_model(arguments.model), settings)
+        (arguments.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+        print(json.dumps(figures, indent=2))
+    elif arguments.command == "compare":
+        test_only = Settings(settings.count, [1], ("test",), settings.guidance_scale)
+        print(compare(arguments.out, arguments.images, arguments.seeds, test_only, overrides))
+    elif arguments.command == "coefficient":
+        print(coefficient(arguments.out, arguments.images, arguments.values, overrides))
+    else:
+        ship(arguments.model, arguments.out, settings, overrides)
+
+
+if __name__ == "__main__":
+    main()
