@@ -1,7 +1,8 @@
 """`causalfusion demo`: from nothing to a trained model, pictures of what it does, and a report.
 
-The data are the handwritten digits inside scikit-learn, so nothing is downloaded. Everything here is made of
-the public pieces: `train`, `Pipeline.generate`, `Pipeline.edit`, the pictures and the charts.
+The data are the handwritten digits inside scikit-learn, so nothing is downloaded; text and images are shown
+with the model that ships. Everything here is made of the public pieces: `train`, `Pipeline.generate`,
+`Pipeline.edit`, `Pipeline.caption`, the pictures and the charts.
 
 Shape letters: B images, C, H, W channels and pixels.
 """
@@ -23,6 +24,7 @@ from causalfusion.config import RunConfig, SampleConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import load_indices, split_holdout
 from causalfusion.demo_report import write_demo_report
+from causalfusion.demo_text import draw_text_images
 from causalfusion.errors import UserError
 from causalfusion.evaluate.digits_judge import DigitsJudge, nearest_distance
 from causalfusion.generate.pipeline import Pipeline
@@ -94,6 +96,8 @@ def _run(out: Path, quick: bool) -> dict[str, Any]:
         **_draw_edits(pipeline, config.sample, digits, judge, 1 if quick else 10, out),
     }
     _draw_process(pipeline, config.sample, out)
+    print("and text and images, with the model that ships", flush=True)
+    figures |= draw_text_images(out, count=10 if quick else 100)
     save_loss_curve(out / "log.jsonl", out / "loss.png")
     save_loss_map(
         [r for r in read_log(out / "log.jsonl") if r["kind"] == "evaluation"][-1], out / "loss_map.png"
@@ -227,6 +231,10 @@ def _print_summary(figures: dict[str, Any], report: Path) -> None:
     by_steps = ", ".join(f"S = {s}: {a:.1%}" for s, a in figures["accuracy_by_ar_steps"].items())
     print(f"judge: reads {figures['judge_accuracy']:.1%} of the held-out real digits")
     print(f"samples that read as their class: {figures['sample_accuracy']:.1%} ({by_steps})")
+    print(
+        f"text and images, unseen scenes with one object: {figures['text_to_image']:.0%} of the images show "
+        f"exactly what the prompt says, {figures['caption_truth']:.0%} of the captions are true"
+    )
     print(f"report: {report} (after {figures['seconds']:.0f} s)", flush=True)
 
 

@@ -48,6 +48,21 @@ EDITS = (
     "What is kept is kept exactly, so that it may contradict the new class. How often the result reads as "
     "the new class all the same:",
 )
+TEXT = (
+    "This and the next two pictures are not of the digits: they were made with the small model that comes "
+    "with the package, which was trained on scenes of one to three coloured shapes with captions. Text and "
+    "image stand in one sequence: the words come one after another, each seeing those before it, then come "
+    "the image's AR steps, which see the words.",
+    "An oracle reads every image back from its pixels. Over unseen captions of scenes with one object:",
+)
+CAPTIONS = (
+    "The same model the other way round: the image stands first, and the words that follow see it. These "
+    "scenes are the first of the test split, not the best ones.",
+)
+TEXT_EDITS = (
+    "The grey part is generated anew under a prompt for the whole picture; what is kept is context. The "
+    "model was never trained to edit.",
+)
 LOSS = (
     "The mean squared error of what the model predicts. The curve is jagged since each train step draws "
     "noise levels and AR steps at random. The points are the averaged weights on held-out digits, always "
@@ -104,6 +119,9 @@ def _report(out: Path, config: RunConfig, spec: ModelSpec, figures: dict[str, An
         Section("Does it only repeat what it has seen?", [_diversity(figures)]),
         Section("How one image comes into being", PROCESS, out / "process.png"),
         Section("Zero-shot edits", EDITS, out / "edits.png", edit_table),
+        Section("From text to images", TEXT, out / "prompts.png", _text_table(figures)),
+        Section("From images to text", CAPTIONS, out / "captions.png"),
+        Section("Text-guided edits", TEXT_EDITS, out / "text-edits.png"),
         Section("Training", LOSS, out / "loss.png"),
         Section("Where the loss is", LOSS_MAP, out / "loss_map.png"),
     ]
@@ -116,6 +134,17 @@ def _report(out: Path, config: RunConfig, spec: ModelSpec, figures: dict[str, An
         commands=reproduction_commands(out, quick),
         footer=f"Written by causalfusion {__version__}. The method is that of arXiv 2412.12095.",
     )
+
+
+def _text_table(figures: dict[str, Any]) -> list[list[str]]:
+    return [
+        ["images that show exactly what the prompt says", "captions that are true", "scenes"],
+        [
+            f"{figures['text_to_image']:.0%}",
+            f"{figures['caption_truth']:.0%}",
+            str(figures["text_scenes"]),
+        ],
+    ]
 
 
 def _diversity(figures: dict[str, Any]) -> str:

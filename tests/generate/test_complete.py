@@ -23,7 +23,7 @@ from causalfusion.config import (
 )
 from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.errors import UserError
-from causalfusion.generate.complete import MAX_ELEMENTS, complete
+from causalfusion.generate.complete import MAX_ELEMENTS, Listener, complete
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved import ModelSpec
@@ -255,8 +255,13 @@ def test_what_is_told_is_what_is_made():
     """Texts piece by piece; characters of several bytes whole."""
     pipeline = make_pipeline({"text": 50.0, "text_end": 1.0})
     told: list[str] = []
+
+    class Told(Listener):
+        def piece(self, text: str) -> None:
+            told.append(text)
+
     write = WriteConfig(max_tokens=10, text_temperature=1.0)
-    found = complete(pipeline, [PROMPT], SAMPLE, write, num_elements=3, watch=told.append)
+    found = complete(pipeline, [PROMPT], SAMPLE, write, num_elements=3, listener=Told())
     assert kinds(found) == "ttt" and "".join(told) == "".join(str(e) for e in found) and len(told) > 6
 
 

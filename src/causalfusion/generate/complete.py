@@ -10,8 +10,9 @@ Shape letters: C, H, W channels and pixels, L image tokens, P token dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,11 +23,28 @@ from causalfusion.documents import Element, Image, ImageToCome, Text
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import check_room, prompt_ids, text_length
+from causalfusion.generate.tokens import StepEvent
 from causalfusion.generate.write import choose_tokens, only
 from causalfusion.rng import derive_generator, derive_seed
 
 MAX_ELEMENTS = 16
 """Where nobody says how many: a model that never ends its document is ended."""
+
+
+class Listener:
+    """Hears of the elements while they come into being; this one does nothing about it."""
+
+    def begin(self, kind: Literal["text", "image"]) -> None:
+        """An element of this kind is begun."""
+
+    def piece(self, text: str) -> None:
+        """The text in work has grown by this."""
+
+    def diffusion_step(self, event: StepEvent) -> None:
+        """The image in work has come so far."""
+
+    def end(self) -> None:
+        """The element in work is done."""
 
 
 @dataclass
@@ -65,13 +83,14 @@ def complete(
     *,
     num_elements: int | None = None,
     seed: int = 0,
-    watch: Callable[[str], None] | None = None,
+    listener: Listener | None = None,
 ) -> list[str | Tensor]:
     """The elements that follow the prompt: texts, and images (C, H, W) in [-1, 1] like those in the prompt.
 
     Until the model ends the document, or has no room; or, with `num_elements`, that many of them if there is
-    room. `watch` gets texts piece by piece as they are written.
+    room.
     """
+    write, listener = write or WriteConfig(), listener or Listener()
     if not prompt:
         raise UserError("the prompt is empty; expected at least one text or image to go on from")
     story = _Story(pipeline, pipeline.with_text())
@@ -81,21 +100,26 @@ def complete(
     check_room(story.elements, pipeline.model.config, 2 if more_images else 3)
     made: list[str | Tensor] = []
     while len(made) < (MAX_ELEMENTS if num_elements is None else num_elements):
-        kind = _next_kind(story, write or WriteConfig(), seed, may_end=num_elements is None)
+        kind = _next_kind(story, write, seed, may_end=num_elements is None)
         if kind == "end":
             break
+        listener.begin(kind)
         if kind == "text":
-            made.append(_write(story, write or WriteConfig(), seed, watch))
+            made.append(_write(story, write, seed, listener))
         else:
-            made.append(_draw(story, sample, seed))
+            made.append(_draw(story, sample, seed, listener))
+        listener.end()
     return made
 
 
-def _next_kind(story: _Story, write: WriteConfig, seed: int, *, may_end: bool) -> str:
+Kind = Literal["text", "image", "end"]
+
+
+def _next_kind(story: _Story, write: WriteConfig, seed: int, *, may_end: bool) -> Kind:
     """What comes next: the model's choice among those for which there is room."""
     model, markers = story.pipeline.model.config, story.tokenizer.markers
     room = model.max_text_tokens - text_length(story.elements)
-    kinds = {"end": markers.end} if may_end else {}
+    kinds: dict[Kind, int] = {"end": markers.end} if may_end else {}
     if room >= 3:
         kinds["text"] = markers.text
     if room >= 2 and len(story.images) < model.max_images:
@@ -111,30 +135,24 @@ def _next_kind(story: _Story, write: WriteConfig, seed: int, *, may_end: bool) -
     return next(kind for kind, token in kinds.items() if token == int(chosen))
 
 
-def _write(story: _Story, write: WriteConfig, seed: int, watch: Callable[[str], None] | None) -> str:
+def _write(story: _Story, write: WriteConfig, seed: int, listener: Listener) -> str:
     stream = story.tokenizer.decode_stream()
-
-    def on_token(row: int, token: int) -> None:
-        if watch is not None:
-            watch(stream.feed(token))
-
     (ids,) = story.pipeline.write(
         story.label, [[*story.elements, Text(open=True)]], story.tokens, write, seed,
-        [len(story.elements)], on_token,
+        [len(story.elements)], lambda row, token: listener.piece(stream.feed(token)),
     )  # fmt: skip
-    if watch is not None:
-        watch(stream.flush())
+    listener.piece(stream.flush())
     text = story.tokenizer.decode(ids)
     story.elements.append(Text(tuple(story.tokenizer.encode(text))))
     return text
 
 
-def _draw(story: _Story, sample: SampleConfig, seed: int) -> Tensor:
+def _draw(story: _Story, sample: SampleConfig, seed: int, listener: Listener) -> Tensor:
     """An image after the document so far; its noise is that of this place in the document."""
     place = len(story.elements)
     tokens = story.pipeline.generate_after(
         story.label, [[*story.elements, ImageToCome()]], story.tokens, sample,
-        seed=derive_seed(seed, "image", place) if place > 1 else seed,
+        seed=derive_seed(seed, "image", place) if place > 1 else seed, watch=listener.diffusion_step,
     )  # fmt: skip
     image = story.pipeline.codec.decode_tokens(tokens)[0].cpu()
     story.add(image)

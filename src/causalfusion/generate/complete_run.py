@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.config_json import to_dict
 from causalfusion.distributed import join_world
-from causalfusion.documents import Document
 from causalfusion.errors import UserError
 from causalfusion.generate.caption_run import is_image_name, read_model_image
-from causalfusion.generate.complete import complete
+from causalfusion.generate.complete import Listener, complete
 from causalfusion.generate.output import describe, facts, load_pipeline, one_line, save_png, say
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
-from causalfusion.generate.tokens import Watcher
-from causalfusion.generate.write import TokenWatcher
+from causalfusion.generate.tokens import StepEvent
 from causalfusion.pictures import framed, sheet, text_tile, to_tiles, with_texts
 from causalfusion.progress import ProgressLine
 from causalfusion.saved import WeightsName
@@ -69,11 +67,12 @@ def complete_to_folder(request: CompleteRequest) -> Path:
         start, teller = time.monotonic(), _Teller(request.out)
         try:
             made = complete(
-                _Telling(**vars(pipeline), teller=teller), prompt, request.settings, request.write,
-                num_elements=request.num_elements, seed=request.seed, watch=teller.piece,
+                pipeline, prompt, request.settings, request.write,
+                num_elements=request.num_elements, seed=request.seed, listener=teller,
             )  # fmt: skip
-        finally:  # when stopped, too
-            teller.end_line()
+        except KeyboardInterrupt:
+            teller.interrupted()
+            raise
         seconds = time.monotonic() - start
         if request.num_elements is not None and len(made) < request.num_elements:
             say(f"{len(made)} of {request.num_elements} elements: the model has no room for more")
@@ -93,71 +92,40 @@ def complete_to_folder(request: CompleteRequest) -> Path:
     return request.out
 
 
-class _Teller:
+class _Teller(Listener):
     """Prints what comes as it comes: texts piece by piece, images by the name of their file."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.num_images, self.in_line = out, 0, False
+        self.progress: ProgressLine | None = None
 
-    def begin_text(self) -> None:
-        self.end_line()
-        say("text: ", end="")
-        self.in_line = True
+    def begin(self, kind: Literal["text", "image"]) -> None:
+        if kind == "text":
+            say("text: ", end="")
+            self.in_line = True
+        else:
+            self.progress = ProgressLine(1, 0)
 
     def piece(self, text: str) -> None:
         say(one_line(text), end="")
 
-    def image(self) -> None:
-        self.end_line()
-        say(f"image: {self.out / image_name(self.num_images)}")
-        self.num_images += 1
+    def diffusion_step(self, event: StepEvent) -> None:
+        if self.progress is not None:
+            self.progress.show(0, describe(event))
 
-    def end_line(self) -> None:
+    def interrupted(self) -> None:
+        """End the line in work."""
         if self.in_line:
             say("")
-        self.in_line = False
+        if self.progress is not None:
+            self.progress.close()
 
-
-@dataclass(frozen=True)
-class _Telling(Pipeline):
-    """A pipeline whose teller hears what it begins to write and has drawn: `complete` itself only hands on
-    the pieces of texts."""
-
-    teller: _Teller = field(default_factory=lambda: _Teller(Path()))
-
-    def write(
-        self,
-        labels: Tensor,
-        documents: Sequence[Document],
-        tokens: Tensor | None,
-        config: WriteConfig,
-        seed: int,
-        row_indices: Sequence[int],
-        watch: TokenWatcher | None = None,
-    ) -> list[list[int]]:
-        self.teller.begin_text()
-        return super().write(labels, documents, tokens, config, seed, row_indices, watch)
-
-    def generate_after(
-        self,
-        labels: Tensor,
-        documents: Sequence[Document] | None,
-        tokens: Tensor | None,
-        config: SampleConfig,
-        *,
-        seed: int = 0,
-        image_indices: Sequence[int] = (0,),
-        watch: Watcher | None = None,
-    ) -> Tensor:
-        self.teller.end_line()
-        progress = ProgressLine(1, 0)
-        made = super().generate_after(
-            labels, documents, tokens, config, seed=seed, image_indices=image_indices,
-            watch=lambda event: progress.show(0, describe(event)),
-        )  # fmt: skip
-        progress.close()
-        self.teller.image()
-        return made
+    def end(self) -> None:
+        self.interrupted()
+        if self.progress is not None:
+            say(f"image: {self.out / image_name(self.num_images)}")
+            self.num_images += 1
+        self.in_line, self.progress = False, None
 
 
 def image_name(index: int) -> str:
