@@ -214,6 +214,9 @@ class FactorizationConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     seed: int = 0
+    init: str = ""
+    """A model folder, a run, or a packaged model's name: begin with its weights, and its tokenizer, not with
+    random ones."""
     images: int = 100_000
     """Images to train on in all, counting repeats (epochs * size of the data set)."""
     batch_size: int = 128

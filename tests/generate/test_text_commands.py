@@ -340,3 +340,34 @@ def test_texts_under_tiles_keep_a_grid():
         assert picture.crop((0, 0, 120, 40)).tobytes() == tile.tobytes()
     assert paragraph("word " * 400, 120, max_lines=3).height < paragraph("word " * 400, 120).height
     assert text_tile("word " * 400, 90, 70).size == (90, 70)
+
+
+def test_a_model_brings_its_settings_and_the_command_line_comes_on_top(models, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(models["text"], model)
+    (model / "sample.toml").write_text('sampler = "dpm++"\ndiffusion_steps = [3]\nguidance_scale = 4.0\n')
+    common = ["--model", model, "--prompt", CAPTIONS[0], "--images", 1]
+    run("sample", *common, "--out", tmp_path / "a")
+    run("sample", *common, "--guidance-scale", 2, "--out", tmp_path / "b")
+    found = [json.loads((tmp_path / name / "settings.json").read_text())["settings"] for name in "ab"]
+    assert [f["guidance_scale"] for f in found] == [4.0, 2.0]
+    assert [f["sampler"] for f in found] == ["dpm++", "dpm++"]
+    assert [f["diffusion_steps"] for f in found] == [[3], [3]]
+
+
+def test_candidates_are_drawn_by_prompt_only(models, tmp_path, capsys):
+    common = [
+        "sample",
+        "--model",
+        str(models["both"]),
+        "--images",
+        "1",
+        "--out",
+        str(tmp_path / "c"),
+        *SAMPLE,
+    ]
+    assert cli.run([*common, "--candidates", "2"]) == 2
+    assert "--candidates is 2; expected --prompt with it, or 1" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+    run(*common, "--candidates", 3, "--prompt", CAPTIONS[1])
+    assert json.loads((tmp_path / "c" / "settings.json").read_text())["candidates"] == 3

@@ -19,6 +19,7 @@ def sample(
     images: int | None = None,
     prompt: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     prompts_file: Path | None = None,
+    candidates: int = 1,
     classes: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
     first: int = 0,
     batch_size: int = 64,
@@ -45,6 +46,8 @@ def sample(
         What the images are to show, in words; image i gets prompt[i % how many].
     prompts_file
         UTF-8 file with a prompt on each line, instead.
+    candidates
+        Images drawn for each that is kept: the one for which the model itself finds the prompt likeliest.
     classes
         By number or name; image i gets classes[i % how many]. Default: all in turn; with prompts, none.
     first
@@ -58,8 +61,8 @@ def sample(
 
     request = Request(
         model=model, out=out, num=images, classes=classes, prompts=prompt, prompts_file=prompts_file,
-        first=first, batch_size=batch_size, seed=seed, weights=weights, output=output, precision=precision,
-        device=device, settings=settings,
+        candidates=candidates, first=first, batch_size=batch_size, seed=seed, weights=weights, output=output,
+        precision=precision, device=device, settings=settings,
     )  # fmt: skip
     sample_to_folder(request)
     return 0

@@ -22,6 +22,7 @@ from causalfusion.evaluate.frechet import frechet_distance
 from causalfusion.evaluate.scenes import caption_truth, matches, read_scene, scene_accuracy
 from causalfusion.generate.layout import batches_of
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.rank import generate_best
 from causalfusion.generate.regions import region_mask
 
 Figures = dict[str, float]
@@ -39,6 +40,7 @@ def measure_text_to_image(
     count: int,
     sample: SampleConfig,
     *,
+    candidates: int = 1,
     seed: int = 0,
     batch_size: int = 100,
     progress: Progress | None = None,
@@ -48,8 +50,8 @@ def measure_text_to_image(
     prompts = [data.captions(index)[0] for index in range(count)]
     parts = []
     for batch in batches_of(count, batch_size):
-        images = pipeline.generate(
-            None, sample, prompts=[prompts[i] for i in batch], seed=seed, image_indices=batch
+        images = generate_best(
+            pipeline, None, [prompts[i] for i in batch], sample, candidates, seed=seed, image_indices=batch
         )
         parts.append(pipeline.codec.to_uint8(images))
         if progress is not None:

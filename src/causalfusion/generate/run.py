@@ -27,6 +27,7 @@ from causalfusion.generate.output import (
     uses_classes,
 )
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.rank import generate_best
 from causalfusion.generate.settings import check_settings
 from causalfusion.pictures import framed, sheet, to_image_grid, to_tiles, with_texts
 from causalfusion.progress import ProgressLine
@@ -50,6 +51,7 @@ class Request:
     classes: list[str]
     prompts: list[str] | None
     prompts_file: Path | None
+    candidates: int
     first: int
     batch_size: int
     seed: int
@@ -60,13 +62,16 @@ class Request:
     settings: SampleConfig
 
     def __post_init__(self) -> None:
-        for flag, value in (("--images", self.num), ("--batch-size", self.batch_size)):
+        positive = {"--images": self.num, "--batch-size": self.batch_size, "--candidates": self.candidates}
+        for flag, value in positive.items():
             if value is not None and value < 1:
                 raise UserError(f"{flag} is {value}; expected at least 1")
         if self.first < 0:
             raise UserError(f"--first is {self.first}; expected 0 or more")
         if self.prompts == []:
             raise UserError("--prompt has no value; expected one or more prompts")
+        if self.candidates > 1 and self.prompts is None and self.prompts_file is None:
+            raise UserError(f"--candidates is {self.candidates}; expected --prompt with it, or 1")
         if self.prompts is not None and self.prompts_file is not None:
             raise UserError("--prompt and --prompts-file are both given; expected one of them")
 
@@ -112,10 +117,12 @@ def _generate(pipeline: Pipeline, request: Request, task: Task, world: World) ->
     ):
         done = min(len(images) * world.size, len(task))
         entries = slice(batch.start - task.first, batch.stop - task.first)
-        made = pipeline.generate(
+        made = generate_best(
+            pipeline,
             task.labels[entries],
+            None if task.prompts is None else task.prompts[entries],
             request.settings,
-            prompts=None if task.prompts is None else task.prompts[entries],
+            request.candidates,
             seed=request.seed,
             image_indices=batch,
             watch=lambda event, done=done: progress.show(done, describe(event)),
@@ -186,6 +193,7 @@ def _write_settings(request: Request, pipeline: Pipeline, folder: Path, task: Ta
         "labels": task.labels,
         "class_names": pipeline.spec.class_names,
         "prompts": task.prompts,
+        "candidates": request.candidates,
         **facts(pipeline, folder, request.weights, request.precision, request.seed, request.settings),
         "batch_size": request.batch_size,
         "seconds": round(seconds, 3),

@@ -28,6 +28,8 @@ class TextDraw:
     arrangement: Arrangement
     drop_caption: bool
     """Leave the caption before the image empty."""
+    drop_class: bool = False
+    """And take the class away with it, as guidance away from both does; for every second such caption."""
 
 
 def draw_text(config: TextConfig, *, seed: int, sample_indices: Sequence[int]) -> tuple[TextDraw, ...]:
@@ -39,7 +41,9 @@ def draw_text(config: TextConfig, *, seed: int, sample_indices: Sequence[int]) -
             2, dtype=torch.float64, generator=derive_generator(seed, "text", index)
         ).tolist()
         which = int(torch.searchsorted(cumulative, u * float(cumulative[-1]), right=True))
-        draws.append(TextDraw(ARRANGEMENTS[min(which, 3)], dropped < config.caption_dropout))
+        arrangement, rate = ARRANGEMENTS[min(which, 3)], config.caption_dropout
+        joint = arrangement == "caption_first" and dropped < rate / 2
+        draws.append(TextDraw(arrangement, dropped < rate, joint))
     return tuple(draws)
 
 

@@ -95,12 +95,13 @@ def load_checkpoint(folder: Path, model: nn.Module, ema: EMA, optimizer: torch.o
         tensors = load_file(folder / "state" / "optimizer.safetensors")
         values = json.loads((folder / "state" / "progress.json").read_text())
         _restore_optimizer(model, optimizer, tensors)
+        pending = tuple((image, text) for image, text in values["pending_losses"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"training state in {folder / 'state'} cannot be read ({error}); "
             "delete this checkpoint folder to resume from the one before"
         ) from error
-    return Progress(**{**values, "pending_losses": tuple((i, t) for i, t in values["pending_losses"])})
+    return Progress(**{**values, "pending_losses": pending})
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import json
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from math import nan
 from pathlib import Path
@@ -23,7 +23,7 @@ from causalfusion.model.transformer import count_parameters
 from causalfusion.pictures import to_image_grid
 from causalfusion.progress import ProgressLine
 from causalfusion.runtime import compute_dtype, measure_gemm_rate, tune_allocator
-from causalfusion.saved import ModelSpec, checkpoints_of, load_spec, load_tokenizer
+from causalfusion.saved import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.log import RunLog
 from causalfusion.train.loss_map import loss_map
@@ -51,7 +51,9 @@ class _Run:
     def __init__(self, config: RunConfig, world: World, show_progress: bool) -> None:
         self.world, self.folder = world, Path(config.out)
         checkpoints = checkpoints_of(self.folder)
-        tokenizer = load_tokenizer(checkpoints[-1], load_spec(checkpoints[-1])) if checkpoints else None
+        begun_with = latest_model(Path(config.train.init)) if config.train.init else None
+        source = checkpoints[-1] if checkpoints else (begun_with if config.text.tokenizer else None)
+        tokenizer = None if source is None else load_tokenizer(source, load_spec(source))
         if checkpoints and config.codec.normalization == "measured":  # once, not again on every start
             codec = load_spec(checkpoints[-1]).codec
             normalization = replace(config.codec, normalization="given", scale=codec.scale, shift=codec.shift)
@@ -65,6 +67,8 @@ class _Run:
         self.trainer = Trainer(self.config, world, self.data.tokenizer)
         if checkpoints:
             self.trainer.restore(checkpoints[-1])
+        elif begun_with is not None:
+            self.trainer.begin_with(begun_with)
         self.spec = ModelSpec(
             model=self.config.model, codec=self.config.codec, diffusion=self.config.diffusion,
             factorization=self.config.factorization, text=self.config.text,
@@ -98,16 +102,18 @@ class _Run:
 
     def _steps(self) -> None:
         trainer = self.trainer
-        feed = self.clock.timed(self.data.batches(trainer.progress.images_seen))
-        while trainer.progress.images_seen < self.config.train.images:
-            batch = next(feed)
-            self._after(batch, trainer.step(batch))
-            if self.world.any(self.stop_requested):
-                self._save()
-                self._say(
-                    f"stopped at {trainer.progress.images_seen} images; the same command goes on from there"
-                )
-                return
+        # Closed whatever happens: a traceback would keep its workers alive, and the exit waits for them.
+        with closing(self.clock.timed(self.data.batches(trainer.progress.images_seen))) as feed:
+            while trainer.progress.images_seen < self.config.train.images:
+                batch = next(feed)
+                self._after(batch, trainer.step(batch))
+                if self.world.any(self.stop_requested):
+                    self._save()
+                    self._say(
+                        f"stopped at {trainer.progress.images_seen} images; the same command goes on from "
+                        "there"
+                    )
+                    return
         self._evaluate()
         self._sample()
         self._save()

@@ -195,7 +195,9 @@ def document_errors(
         ar_steps = last.expand(len(used)).tolist()
     documents = documents_of(batch.captions, draws.text, group)
     layout = lay_out(documents, markers, ar_steps, ended=True).to(device)
-    labels = torch.where(draws.drop_class, config.null_label, batch.labels)[::group]
+    with_caption = torch.tensor([d.drop_class for d in draws.text], device=device)
+    dropped = draws.drop_class | with_caption
+    labels = torch.where(dropped, config.null_label, batch.labels)[::group]
     sequence = pack_documents(
         layout, labels, config.num_condition_tokens, clean, noised, images.plan, images.timesteps,
         text.image_context,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 from causalfusion.runtime import autocast, compute_dtype
-from causalfusion.saved import ModelSpec
+from causalfusion.saved import ModelSpec, load_strictly, load_weights
 from causalfusion.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import learning_rate, make_optimizer
@@ -136,8 +136,8 @@ class Trainer:
         if self.markers is None:
             return torch.ones(2, device=self.world.device)
         group = self.config.text.examples_per_sequence
-        counts = count_targets(batch, draws, self.markers, group)
-        return self.world.mean(torch.tensor(counts, dtype=torch.float32, device=self.world.device)).clamp(1)
+        counts = torch.tensor(count_targets(batch, draws, self.markers, group), dtype=torch.float32)
+        return self.world.mean(counts.to(self.world.device)).clamp(min=1 / self.world.size)
 
     def _losses(self, batch: TokenBatch, draws: Draws, totals: Tensor) -> Tensor:
         """(2,) this micro-batch's part of the train step's image loss and text loss."""
@@ -193,6 +193,12 @@ class Trainer:
         self.world.barrier()
         return path
 
+    def begin_with(self, folder: Path) -> None:
+        """Take over the weights that a model is used with: as the raw ones, and as their average."""
+        weights = {name: value.float() for name, value in load_weights(folder).items()}
+        load_strictly(self.model, weights, str(folder))
+        self.ema.load_state_dict(weights)
+
     def restore(self, checkpoint: Path) -> None:
         self.progress = load_checkpoint(checkpoint, self.model, self.ema, self.optimizer)
 
@@ -220,7 +226,7 @@ class Clock:
         self.start = time.monotonic()
         self.images, self.flops, self.waited = 0, 0.0, 0.0
 
-    def timed(self, feed: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
+    def timed(self, feed: Iterator[TokenBatch]) -> Generator[TokenBatch]:
         while True:
             begin = time.monotonic()
             batch = next(feed, None)

@@ -1,0 +1,80 @@
+"""The model as its own judge: of several images for a prompt, the one that it would sooner caption so.
+
+One model knows both directions, p(image | text) and p(text | image); the second tells a good draw from a bad
+one.
+
+Shape letters: B images, C, H, W channels and pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from causalfusion.config import SampleConfig
+from causalfusion.documents import NO_TARGET, Image, Text, lay_out, pack_context
+from causalfusion.errors import UserError
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.prompts import prompt_ids
+from causalfusion.generate.tokens import Watcher
+from causalfusion.losses import text_cross_entropy
+from causalfusion.rng import derive_seed
+from causalfusion.runtime import autocast
+
+
+@torch.no_grad()
+def caption_log_likelihoods(pipeline: Pipeline, images: Tensor, captions: Sequence[str]) -> Tensor:
+    """(B,) log p(caption | image), in nats, of images (B, C, H, W) in [-1, 1] each with its caption."""
+    tokenizer, model = pipeline.with_text(), pipeline.model
+    tokens = pipeline.codec.encode_tokens(images.to(pipeline.device), None)
+    documents = [
+        [Image(row), Text(prompt_ids(caption, tokenizer, model.config))]
+        for row, caption in enumerate(captions)
+    ]
+    layout = lay_out(documents, tokenizer.markers, [1] * len(documents)).to(pipeline.device)
+    labels = torch.full((len(documents),), model.config.null_label, device=pipeline.device)
+    sequence = pack_context(
+        layout, labels, model.config.num_condition_tokens, tokens, pipeline.spec.text.image_context
+    )
+    with autocast(pipeline.device, pipeline.autocast_dtype):
+        logits = model(sequence).text
+    # Given that there is a caption: how likely one comes after the image is not its matter.
+    targets = layout.text_targets.masked_fill(layout.text_targets == tokenizer.markers.text, NO_TARGET)
+    return -text_cross_entropy(logits, targets, NO_TARGET).sum(1).cpu()
+
+
+def generate_best(
+    pipeline: Pipeline,
+    labels: Sequence[int] | None,
+    prompts: Sequence[str] | None,
+    config: SampleConfig,
+    candidates: int,
+    *,
+    seed: int = 0,
+    image_indices: Sequence[int] | None = None,
+    watch: Watcher | None = None,
+) -> Tensor:
+    """Images (B, C, H, W), of each prompt the likeliest of `candidates` draws. The first draw is what one
+    candidate alone would be; image i still depends on (seed, image_indices[i]) alone."""
+    if candidates < 1 or (candidates > 1 and prompts is None):
+        expected = "1 where there are no prompts" if candidates > 1 else "at least 1"
+        raise UserError(f"candidates is {candidates}; expected {expected}")
+    best, best_scores = None, None
+    for draw in range(candidates):
+        images = pipeline.generate(
+            labels, config, prompts=prompts, image_indices=image_indices, watch=watch,
+            seed=seed if draw == 0 else derive_seed(seed, "candidate", draw),
+        )  # fmt: skip
+        if candidates == 1 or prompts is None:
+            return images
+        scores = caption_log_likelihoods(pipeline, images, prompts)
+        if best is None or best_scores is None:
+            best, best_scores = images, scores
+            continue
+        better = scores > best_scores
+        best = torch.where(better.to(images.device)[:, None, None, None], images, best)
+        best_scores = torch.where(better, scores, best_scores)
+    assert best is not None, "there is at least one candidate"
+    return best
