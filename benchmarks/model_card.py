@@ -9,15 +9,17 @@ from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.saved import ModelSpec
 
 
-def write_card(folder: Path, spec: ModelSpec, figures: dict[str, Any]) -> None:
+def write_card(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str) -> None:
     """`README.md` in the model's folder."""
-    (folder / "README.md").write_text("\n".join(_lines(folder, spec, figures)) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(
+        "\n".join(_lines(folder, spec, figures, training)) + "\n", encoding="utf-8"
+    )
 
 
-def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any]) -> list[str]:
+def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str) -> list[str]:
     model, text = spec.model, spec.text
     size = (folder / "model.safetensors").stat().st_size / 2**20
-    steps = [key for key in figures["test"]["one object"] if key.startswith("text_to_image_S")]
+    steps = [key for key in figures["test"]["one object"] if key.startswith("text_to_image")]
     lines = [
         "# The model that ships: shapes, text and images",
         "",
@@ -32,18 +34,19 @@ def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any]) -> list[str]:
         "    causalfusion caption picture.png",
         "",
         "## Training",
-        f"Recipe `shapes`: {spec.images_seen:,} images of the split `train` of the built-in data, captions "
-        f"first in {text.caption_first:.0%} of the sequences, images first in {text.image_first:.0%}; "
-        f"coefficient of the text loss {text.loss_coefficient:g}; the model predicts "
-        f"{spec.diffusion.prediction_type}; γ = {spec.factorization.decay:g}. On one CPU core.",
+        f"{training} The built-in data set `shapes`, split `train`; one CPU core; the model predicts "
+        f"{spec.diffusion.prediction_type}. The last settings: captions first in {text.caption_first:.0%} of "
+        f"the sequences, images first in {text.image_first:.0%}, coefficient of the text loss "
+        f"{text.loss_coefficient:g}, γ = {spec.factorization.decay:g}. In one call, on any device:",
         "",
-        "    causalfusion train --config shapes",
-        "    python -m benchmarks.text_image ship runs/shapes",
+        "    python -m benchmarks.text_image ship runs/shapes-finish",
         "",
         "## Figures",
         f"{figures['count']} scenes of each kind, the weights as they ship, guidance "
         f"{figures['guidance_scale']:g}, dpm++ with 20 diffusion steps (10 in each AR step where there are "
-        "several). An oracle reads every image back from its pixels; a parser reads every caption. *All*: "
+        "several); *best of 8*: eight images are drawn with S = 1, and the one is kept for which the model "
+        "itself finds the prompt likeliest (`--candidates 8`). An oracle reads every image back from its "
+        "pixels; a parser reads every caption. *All*: "
         "objects, colours, sizes and relations are what the caption says. Fréchet distance: of images "
         "averaged down to 8x8 pixels.",
     ]
@@ -75,9 +78,7 @@ def _tables(by_objects: dict[str, Any], steps: list[str]) -> list[str]:
                 f"{f[k]:.1%}" if k in f else "–"
                 for k in ("objects", "colors", "shapes", "sizes", "relations", "all")
             )
-            lines.append(
-                f"| {name} | {key.removeprefix('text_to_image_S')} | {shares} | {f['frechet_pixels8']:.3f} |"
-            )
+            lines.append(f"| {name} | {_name(key)} | {shares} | {f['frechet_pixels8']:.3f} |")
     lines += [
         "",
         "| captions | parse | objects | sizes | relations | true | CIDEr-D | BLEU-4 | ROUGE-L |",
@@ -91,3 +92,7 @@ def _tables(by_objects: dict[str, Any], steps: list[str]) -> list[str]:
         scores = " | ".join(f"{f[k]:.2f}" for k in ("CIDEr-D", "BLEU-4", "ROUGE-L"))
         lines.append(f"| {name} | {shares} | {scores} |")
     return lines
+
+
+def _name(key: str) -> str:
+    return key.removeprefix("text_to_image_").removeprefix("S").replace("_", " ")

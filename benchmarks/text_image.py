@@ -3,8 +3,8 @@
     evaluate MODEL      text→image, captions and edits of a trained model, by number of objects
     compare             CausalFusion against Transfusion: same data, size, steps and seeds (PAPER section 7)
     coefficient         the coefficient of the text loss, by experiment
-    ship RUN            train the recipe `shapes` in that folder, unless it is done, and make its model the
-                        package's own: in float16, with its figures and card
+    ship RUN            train the recipes `shapes` and, from its weights, `shapes-finish` in that folder,
+                        unless that is done, and make the model the package's own: float16, figures, card
 
 All of them resume: what is trained or measured already is not done again.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,13 @@ from causalfusion.evaluate.text_image import (
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.presets import load_config
 from causalfusion.progress import ProgressLine
-from causalfusion.saved import latest_model, load_model, load_tokenizer, replace_model
+from causalfusion.saved import checkpoints_of, latest_model, load_model, load_tokenizer, replace_model
+from causalfusion.train.log import read_log
 from causalfusion.train.run import train
 
 METHODS = {"CausalFusion": "shapes", "Transfusion": "transfusion"}
+CANDIDATES = 8
+TRAINED_HERE = "The recipe `shapes`, then `shapes-finish` from its averaged weights."
 PACKAGED = Path("src/causalfusion/models/shapes")
 
 
@@ -71,6 +75,9 @@ def evaluate(model: Path, settings: Settings) -> dict[str, Any]:
                     progress=lambda done, line=line, name=name, s=steps: line.show(done, f"{name}, S = {s}"),
                 )  # fmt: skip
                 line.close()
+            found["text_to_image_best_of_8"], _ = measure_text_to_image(
+                pipeline, data, settings.count, sampling(1, settings.guidance_scale), candidates=CANDIDATES
+            )
             found["captions"], _ = measure_captions(pipeline, data, settings.count, WriteConfig())
             figures[split][name] = found
     _, data = next(by_number_of_objects("test", side))
@@ -137,32 +144,32 @@ def comparison_table(rows: Sequence[tuple[str, int, dict[str, Any]]]) -> str:
 
 
 def coefficient(out: Path, images: int, values: Sequence[float], overrides: dict[str, Any]) -> str:
-    """Short runs with each coefficient; the held-out losses of images and of captions."""
-    lines = ["| coefficient | image loss | no context | caption perplexity | language perplexity |\n"]
-    lines.append("|---|---|---|---|---|\n")
+    """Short runs with each coefficient; the losses in the last quarter of each, of the same examples with the
+    same draws. Not the averaged weights: in a short run they still hold the random ones."""
+    lines = ["| coefficient | image loss | text loss | perplexity |\n|---|---|---|---|\n"]
     for value in values:
         run = out / f"coefficient-{value:g}"
         config = load_config("shapes", **{
             **overrides, "text": {**overrides.get("text", {}), "loss_coefficient": value},
-            "train": {**overrides.get("train", {}), "images": images},
+            "train": {**overrides.get("train", {}), "images": images, "log_every": 10},
         })  # fmt: skip
         trained(_at(config, run))
-        records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        last = [r for r in records if r["kind"] == "evaluation"][-1]
-        perplexity = last["perplexity"]
-        lines.append(
-            f"| {value:g} | {last['mean']:.4f} | {last['by_progress']['no context']:.4f} "
-            f"| {perplexity['image_first']:.3f} | {perplexity['caption_first']:.3f} |\n"
-        )
+        records = [r for r in read_log(run / "log.jsonl") if r["kind"] == "train"]
+        last = [r for r in records if r["images_seen"] > 0.75 * images]
+        image, text = (sum(r[name] for r in last) / len(last) for name in ("image_loss", "text_loss"))
+        lines.append(f"| {value:g} | {image:.4f} | {text:.4f} | {math.exp(text):.3f} |\n")
     table = "".join(lines)
     (out / "coefficient.md").write_text(table)
     return table
 
 
-def ship(run: Path, out: Path, settings: Settings, overrides: dict[str, Any]) -> None:
+def ship(run: Path, out: Path, settings: Settings, overrides: dict[str, Any], training: str) -> None:
     """The run's last model in float16 at `out`, measured as it is shipped, with a card."""
-    if not (run / "config.json").exists():
-        trained(_at(load_config("shapes", **overrides), run))
+    if not checkpoints_of(run) or training == TRAINED_HERE:
+        first = run.with_name(f"{run.name}-first")
+        trained(_at(load_config("shapes", **overrides), first))
+        begun = {**overrides, "train": {**overrides.get("train", {}), "init": str(first)}}
+        trained(_at(load_config("shapes-finish", **begun), run))
     folder = latest_model(run)
     model, spec = load_model(folder)
     weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
@@ -173,7 +180,7 @@ def ship(run: Path, out: Path, settings: Settings, overrides: dict[str, Any]) ->
     )
     figures = evaluate(out, settings)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    write_card(out, spec, figures)
+    write_card(out, spec, figures, training)
 
 
 def main() -> None:
@@ -197,6 +204,9 @@ def main() -> None:
     commands.choices["coefficient"].add_argument(
         "--values", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1]
     )
+    commands.choices["ship"].add_argument(
+        "--training", default=TRAINED_HERE, help="how it was trained, for the card, if not by this command"
+    )
     run(parser.parse_args())
 
 
@@ -216,7 +226,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "coefficient":
         print(coefficient(arguments.out, arguments.images, arguments.values, overrides))
     else:
-        ship(arguments.model, arguments.out, settings, overrides)
+        ship(arguments.model, arguments.out, settings, overrides, arguments.training)
 
 
 if __name__ == "__main__":

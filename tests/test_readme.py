@@ -37,7 +37,7 @@ def test_command_parses(line, monkeypatch):
 
 def test_recipes_in_the_table_exist_and_none_is_missing():
     table = re.findall(r"^\| (`.*?`) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    named = {name for row in table for name in re.findall(r"`(\w+)`", row)}
+    named = {name for row in table for name in re.findall(r"`([\w-]+)`", row)}
     assert named == set(recipe_names())
 
 

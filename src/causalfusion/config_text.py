@@ -24,8 +24,9 @@ class TextConfig:
     """Shares of the training sequences: text→image, captioning, and each alone; their sum is 1."""
     caption_dropout: float = 0.1
     """Probability that a caption before its image is left empty, for guidance."""
-    loss_coefficient: float = 0.1
-    """Of the text cross-entropy, beside the diffusion loss with coefficient 1."""
+    loss_coefficient: float = 0.3
+    """Of the text cross-entropy, beside the diffusion loss with coefficient 1. By experiment
+    (docs/results.md): with more, the images get worse and the text no better."""
     examples_per_sequence: int = 1
     """Images with their captions that share a sequence, one after another."""
     image_context: Literal["clean", "noised"] = "clean"

@@ -10,12 +10,17 @@ import numpy as np
 from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.data.shapes import Shapes
 from causalfusion.evaluate.scenes import caption_truth
-from causalfusion.evaluate.text_image import measure_captions, measure_text_to_image, to_images
+from causalfusion.evaluate.text_image import (
+    edit_task,
+    measure_captions,
+    measure_text_to_image,
+    to_images,
+)
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.text_pictures import captions_picture, edits_picture, prompts_picture
 
 MODEL = "shapes"
-SAMPLE = SampleConfig(sampler="dpm++", diffusion_steps=[20], guidance_scale=2.0)
+SAMPLE = SampleConfig(sampler="dpm++", diffusion_steps=[20], guidance_scale=4.0)
 PROMPTS = (
     "a large red star",
     "a small blue circle in the top left",
@@ -26,34 +31,23 @@ PROMPTS = (
     "a big purple triangle under a tiny cyan star",
     "a large orange square, and a small green circle to the right of the square",
 )
-EDITS = (
-    ("right", "a large blue square to the left of a small red star"),
-    ("left", "a large yellow triangle to the left of a big green circle"),
-    ("bottom", "a large purple star above a small orange square"),
-    ("top", "a small cyan circle above a large black diamond"),
-)
-"""Regions, and what the whole picture is to show then; the originals are drawn from the other captions."""
-ORIGINALS = (
-    "a large blue square to the left of a small yellow circle",
-    "a small black star to the left of a big green circle",
-    "a large purple star above a large red diamond",
-    "a small green triangle above a large black diamond",
-)
-_SHOWN_CAPTIONS = 16
+CANDIDATES = 8
+_SHOWN_CAPTIONS, _SHOWN_EDITS = 16, 8
 
 
 def draw_text_images(out: Path, *, count: int) -> dict[str, Any]:
     """prompts.png, captions.png and text-edits.png in `out`; figures over `count` scenes with one object."""
     pipeline = Pipeline.load(MODEL)
     side = pipeline.codec.config.image_height
-    prompts_picture(pipeline, PROMPTS, SAMPLE, (1, 4)).save(out / "prompts.png")
+    prompts_picture(pipeline, PROMPTS, SAMPLE, (1, 4), CANDIDATES).save(out / "prompts.png")
     unseen = Shapes("test", side=side)
     images = to_images(np.stack([unseen.read(index).image for index in range(_SHOWN_CAPTIONS)]))
     picture, captions = captions_picture(pipeline, images, WriteConfig())
     picture.save(out / "captions.png")
-    originals = pipeline.generate(None, SAMPLE, prompts=ORIGINALS, seed=1).cpu()
-    regions, prompts = zip(*EDITS, strict=True)
-    edits_picture(pipeline, originals, prompts, regions, SAMPLE, seed=1).save(out / "text-edits.png")
+    originals, prompts = zip(*(edit_task(unseen, index) for index in range(_SHOWN_EDITS)), strict=True)
+    regions = ["right"] * _SHOWN_EDITS
+    edits = edits_picture(pipeline, to_images(np.stack(originals)), prompts, regions, SAMPLE)
+    edits.save(out / "text-edits.png")
     one = Shapes("test", side=side, num_objects=1)
     drawn, _ = measure_text_to_image(pipeline, one, count, SAMPLE)
     said, _ = measure_captions(pipeline, one, count, WriteConfig())

@@ -24,7 +24,14 @@ from torch import Tensor
 
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.factorization import Plan
-from causalfusion.sequence import PackedSequence, Segment, class_segment, image_segment, text_segment
+from causalfusion.sequence import (
+    PackedSequence,
+    Segment,
+    ar_steps_of_copies,
+    class_segment,
+    image_segment,
+    text_segment,
+)
 
 UNSEEN = 2**30
 """The AR step of what fills a row."""
@@ -211,13 +218,11 @@ def pack_documents(
         )
         segments += [_text(layout), image_segment("clean", tokens, steps, positions, times, index)]
         return PackedSequence(tuple(segments))
-    tokens, steps, positions, _, index = _image_tokens(
-        layout, clean_tokens, plan.ar_step * copies, plan.order, None
-    )
+    clean_step, noised_step = ar_steps_of_copies(plan.ar_step, copies)
+    tokens, steps, positions, _, index = _image_tokens(layout, clean_tokens, clean_step, plan.order, None)
     clean = image_segment("clean", tokens, steps, positions, None, index)
-    within = torch.cat([(plan.ar_step - 1) * copies + 1 + r for r in range(copies)], dim=1)
     tokens, steps, positions, times, index = _image_tokens(
-        layout, noised_tokens, within, plan.order.repeat(1, copies), timesteps
+        layout, noised_tokens, noised_step, plan.order.repeat(1, copies), timesteps
     )
     noised = image_segment("noised", tokens, steps, positions, times, index)
     return PackedSequence((*segments, clean, _text(layout), noised))

@@ -111,6 +111,15 @@ def image_segment(
     return Segment("image", role, ar_step, tokens, positions, timesteps, image_index)
 
 
+def ar_steps_of_copies(ar_step: Tensor, copies: int) -> tuple[Tensor, Tensor]:
+    """AR steps of clean (1 or B, L) and of noised tokens (1 or B, R*L), for R noised copies of every AR step.
+
+    The copies are AR steps of their own, between which no clean tokens lie, so that the predicate separates
+    them.
+    """
+    return ar_step * copies, torch.cat([(ar_step - 1) * copies + 1 + r for r in range(copies)], dim=1)
+
+
 def pack_training(
     class_labels: Tensor,
     num_class_tokens: int,
@@ -122,19 +131,17 @@ def pack_training(
     """[class tokens][clean tokens of κ_1..κ_{S-1}][noised tokens of κ_1..κ_S] (PAPER section 3).
 
     `clean_tokens` (B, L, P) and `noised_tokens` (B, R*L, P) stand in the plan's order. R > 1 gives every AR
-    step R noised copies, each at its own noise level: the copies become AR steps of their own, between
-    which no clean tokens lie, so that the predicate separates them. `timesteps` (B, 1 or R*L).
+    step R noised copies, each at its own noise level. `timesteps` (B, 1 or R*L).
 
     With one split per image, V is that of the longest context; shorter ones are filled by the clean tokens
     of their last AR step, which no noised token of theirs can see.
     """
-    num_tokens = plan.order.shape[1]
-    copies = noised_tokens.shape[1] // num_tokens
+    copies = noised_tokens.shape[1] // plan.order.shape[1]
     context = slice(0, plan.num_context_tokens)
-    noised_step = torch.cat([(plan.ar_step - 1) * copies + 1 + r for r in range(copies)], dim=1)
+    clean_step, noised_step = ar_steps_of_copies(plan.ar_step, copies)
     noised = image_segment("noised", noised_tokens, noised_step, plan.order.repeat(1, copies), timesteps)
     segments = [class_segment(class_labels, num_class_tokens)]
     if plan.num_context_tokens:
-        clean_step = plan.ar_step[:, context] * copies
-        segments.append(image_segment("clean", clean_tokens[:, context], clean_step, plan.order[:, context]))
+        order = plan.order[:, context]
+        segments.append(image_segment("clean", clean_tokens[:, context], clean_step[:, context], order))
     return PackedSequence((*segments, noised))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.rank import generate_best
 from causalfusion.generate.regions import region_mask
 from causalfusion.pictures import (
     ACCENT,
@@ -30,7 +31,6 @@ from causalfusion.pictures import (
 )
 
 SCALE = 5
-_COLUMNS = 4
 
 
 def prompts_picture(
@@ -38,20 +38,23 @@ def prompts_picture(
     prompts: Sequence[str],
     config: SampleConfig,
     ar_steps: Sequence[int],
+    candidates: int,
     *,
     seed: int = 0,
 ) -> Image.Image:
-    """For every prompt one image for each number of AR steps, side by side, the prompt beneath."""
+    """For every prompt an image for each number of AR steps and the best of several, the prompt beneath."""
     rows = []
     for steps in ar_steps:
         diffusion_steps = config.diffusion_steps if steps == 1 else [max(config.diffusion_steps[0] // 2, 1)]
         settings = replace(config, num_ar_steps=steps, diffusion_steps=diffusion_steps)
-        images = pipeline.generate(None, settings, prompts=prompts, seed=seed)
-        rows.append(_tiles(images))
-    pairs = [beside(list(tiles), gap=4) for tiles in zip(*rows, strict=True)]
+        rows.append(_tiles(pipeline.generate(None, settings, prompts=prompts, seed=seed)))
+    rows.append(_tiles(generate_best(pipeline, None, prompts, config, candidates, seed=seed)))
+    groups = [beside(list(tiles), gap=4) for tiles in zip(*rows, strict=True)]
     names = ", ".join(f"S = {steps}" for steps in ar_steps)
-    title = f"Prompts and their images: in each pair {names} AR steps"
-    return framed(below([paragraph(title, 900, 17), sheet(with_texts(pairs, prompts), _COLUMNS)]))
+    title = (
+        f"Prompts and their images: {names} AR steps, the best of {candidates} by the model's own judgement"
+    )
+    return framed(below([paragraph(title, 1000, 17), sheet(with_texts(groups, prompts), 2)]))
 
 
 def captions_picture(
@@ -61,7 +64,7 @@ def captions_picture(
     captions = pipeline.caption(images, config, seed=seed)
     title = "Images that the model has not seen in training, and its captions"
     tiles = with_texts(_tiles(images), captions)
-    return framed(below([paragraph(title, 900, 17), sheet(tiles, 2 * _COLUMNS)])), captions
+    return framed(below([paragraph(title, 900, 17), sheet(tiles, 8)])), captions
 
 
 def edits_picture(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +38,7 @@ def train(
         A recipe's name or a TOML file, as for train; its data settings are used.
     """
     from causalfusion.codec.tokenizer import train_tokenizer
+    from causalfusion.generate.output import write_whole
 
     if max_texts < 1:
         raise UserError(f"max-texts is {max_texts}; expected at least 1")
@@ -119,14 +119,3 @@ def _refuse_to_replace(out: Path) -> None:
             open_tokenizer(str(out))
         except UserError:
             raise UserError(f"{out} is something other than a tokenizer; give another --out") from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file is there whole or, when stopped, as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
