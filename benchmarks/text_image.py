@@ -75,9 +75,11 @@ def evaluate(model: Path, settings: Settings) -> dict[str, Any]:
                     progress=lambda done, line=line, name=name, s=steps: line.show(done, f"{name}, S = {s}"),
                 )  # fmt: skip
                 line.close()
-            found["text_to_image_best_of_8"], _ = measure_text_to_image(
-                pipeline, data, settings.count, sampling(1, settings.guidance_scale), candidates=CANDIDATES
-            )
+            if split == "test":
+                found["text_to_image_best_of_8"], _ = measure_text_to_image(
+                    pipeline, data, settings.count, sampling(1, settings.guidance_scale),
+                    candidates=CANDIDATES,
+                )  # fmt: skip
             found["captions"], _ = measure_captions(pipeline, data, settings.count, WriteConfig())
             figures[split][name] = found
     _, data = next(by_number_of_objects("test", side))

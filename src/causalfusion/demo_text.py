@@ -20,7 +20,7 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.text_pictures import captions_picture, edits_picture, prompts_picture
 
 MODEL = "shapes"
-SAMPLE = SampleConfig(sampler="dpm++", diffusion_steps=[20], guidance_scale=4.0)
+SAMPLE = SampleConfig(sampler="dpm++", diffusion_steps=[20], guidance_scale=3.0)
 PROMPTS = (
     "a large red star",
     "a small blue circle in the top left",
