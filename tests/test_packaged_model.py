@@ -1,0 +1,64 @@
+"""The model that ships: small enough, whole, and as good as its card says, as far as few scenes show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.data.shapes import Shapes
+from causalfusion.evaluate.text_image import measure_captions, measure_edits, measure_text_to_image
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.presets import load_layer
+from causalfusion.saved import packaged_models
+
+FOLDER = packaged_models()["shapes"]
+FIGURES = json.loads((FOLDER / "figures.json").read_text())
+SCENES = 48
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load("shapes")
+
+
+@pytest.fixture(scope="module")
+def one_object() -> Shapes:
+    return Shapes("test", num_objects=1)
+
+
+@pytest.fixture(scope="module")
+def sample() -> SampleConfig:
+    return SampleConfig(**load_layer(str(FOLDER / "sample.toml")))
+
+
+def within(found: float, expected: float) -> bool:
+    """Within four standard errors of SCENES draws, with which figures over hundreds agree."""
+    error = (max(expected * (1 - expected), 0.02) / SCENES) ** 0.5
+    return abs(found - expected) <= 4 * error
+
+
+def test_it_is_small_and_every_file_is_there():
+    files = {path.name: path.stat().st_size for path in Path(FOLDER).iterdir()}
+    assert files.keys() == {
+        "config.json", "model.safetensors", "tokenizer.json", "sample.toml", "figures.json", "README.md",
+    }  # fmt: skip
+    assert sum(files.values()) <= 8 * 2**20
+
+
+def test_its_captions_are_true(pipeline, one_object):
+    found, _ = measure_captions(pipeline, one_object, SCENES, WriteConfig())
+    card = FIGURES["test"]["one object"]["captions"]["all"]
+    assert card >= 0.9 and within(found["all"], card)
+
+
+def test_its_images_are_what_the_prompts_say(pipeline, one_object, sample):
+    found, _ = measure_text_to_image(pipeline, one_object, SCENES, sample)
+    assert within(found["all"], FIGURES["test"]["one object"]["text_to_image_S1"]["all"])
+    assert found["colors"] >= 0.9
+
+
+def test_edits_leave_the_rest_alone(pipeline, one_object, sample):
+    assert measure_edits(pipeline, one_object, 12, sample)["outside_unchanged"] == 1.0
