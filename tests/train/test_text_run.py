@@ -277,6 +277,14 @@ def test_a_run_begins_with_the_weights_and_the_tokenizer_of_another(shapes_run):
     )
 
 
+def test_a_begun_run_no_longer_needs_what_it_began_with(shapes_run):
+    first = shapes_run()
+    run(first)
+    run(shapes_run("second", train={"init": first.out, "images": 8}))
+    Path(first.out).rename(Path(first.out).with_name("elsewhere"))
+    assert int(run(shapes_run("second", train={"init": first.out, "images": 16})).name) == 16
+
+
 def test_weights_that_do_not_fit_are_refused(shapes_run):
     first = shapes_run()
     run(first)

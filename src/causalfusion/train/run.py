@@ -51,7 +51,9 @@ class _Run:
     def __init__(self, config: RunConfig, world: World, show_progress: bool) -> None:
         self.world, self.folder = world, Path(config.out)
         checkpoints = checkpoints_of(self.folder)
-        begun_with = latest_model(Path(config.train.init)) if config.train.init else None
+        # A run that has begun no longer needs what it began with.
+        begins = bool(config.train.init) and not checkpoints
+        begun_with = latest_model(Path(config.train.init)) if begins else None
         source = checkpoints[-1] if checkpoints else (begun_with if config.text.tokenizer else None)
         tokenizer = None if source is None else load_tokenizer(source, load_spec(source))
         if checkpoints and config.codec.normalization == "measured":  # once, not again on every start
