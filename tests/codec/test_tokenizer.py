@@ -267,3 +267,9 @@ def test_captions_of_the_training_images(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(some) == len(set(some)) == 7
     assert set(some) < set(found)
     assert some != found[:7]  # drawn from all of the data
+
+
+def test_a_recipe_reaches_a_command_within_a_command(tmp_path, capsys):
+    assert run(["tokenizer", "train", "--out", str(tmp_path / "t.json"), "--config", "digits"]) == 2
+    assert "digits has no captions" in capsys.readouterr().err
+    assert not (tmp_path / "t.json").exists()

@@ -246,7 +246,7 @@ class Pipeline:
         """The tokenizer; a model without text is refused."""
         if self.tokenizer is None:
             raise UserError(
-                "this model was trained without text; expected one trained with text.tokenizer, or a class"
+                "this model was trained without text; expected one that was trained with text.tokenizer"
             )
         return self.tokenizer
 
