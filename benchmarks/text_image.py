@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.model_card import write_card
-from causalfusion.config import RunConfig, SampleConfig, SplitName, WriteConfig
+from causalfusion.config import SampleConfig, SplitName, WriteConfig
 from causalfusion.evaluate.text_image import (
     by_number_of_objects,
     measure_captions,
@@ -28,7 +28,7 @@ from causalfusion.evaluate.text_image import (
     measure_text_to_image,
 )  # fmt: skip
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.presets import load_config
+from causalfusion.presets import load_config, merge
 from causalfusion.progress import ProgressLine
 from causalfusion.saved import checkpoints_of, latest_model, load_model, load_tokenizer, replace_model
 from causalfusion.train.log import read_log
@@ -87,9 +87,9 @@ def evaluate(model: Path, settings: Settings) -> dict[str, Any]:
     return figures
 
 
-def trained(config: RunConfig) -> Path:
-    """The run's last model; trains, or goes on with, what is not finished."""
-    return train(config)
+def train_recipe(recipe: str, run: Path, *layers: dict[str, Any]) -> None:
+    """Train a recipe in this folder, or go on with it, with settings laid over it."""
+    train(load_config(recipe, **merge([*layers, {"out": str(run)}])))
 
 
 def measured(run: Path, settings: Settings) -> dict[str, Any]:
@@ -111,21 +111,11 @@ def compare(
     for method, recipe in METHODS.items():
         for seed in seeds:
             run = out / f"{recipe}-{seed}"
-            config = load_config(
-                recipe,
-                **{**overrides, "train": {**overrides.get("train", {}), "images": images, "seed": seed}},
-            )
-            trained(_at(config, run))
+            train_recipe(recipe, run, overrides, {"train": {"images": images, "seed": seed}})
             rows.append((method, seed, measured(run, settings)))
     table = comparison_table(rows)
     (out / "comparison.md").write_text(table)
     return table
-
-
-def _at(config: RunConfig, run: Path) -> RunConfig:
-    from dataclasses import replace
-
-    return replace(config, out=str(run))
 
 
 def comparison_table(rows: Sequence[tuple[str, int, dict[str, Any]]]) -> str:
@@ -151,11 +141,8 @@ def coefficient(out: Path, images: int, values: Sequence[float], overrides: dict
     lines = ["| coefficient | image loss | text loss | perplexity |\n|---|---|---|---|\n"]
     for value in values:
         run = out / f"coefficient-{value:g}"
-        config = load_config("shapes", **{
-            **overrides, "text": {**overrides.get("text", {}), "loss_coefficient": value},
-            "train": {**overrides.get("train", {}), "images": images, "log_every": 10},
-        })  # fmt: skip
-        trained(_at(config, run))
+        settings = {"text": {"loss_coefficient": value}, "train": {"images": images, "log_every": 10}}
+        train_recipe("shapes", run, overrides, settings)
         records = [r for r in read_log(run / "log.jsonl") if r["kind"] == "train"]
         last = [r for r in records if r["images_seen"] > 0.75 * images]
         image, text = (sum(r[name] for r in last) / len(last) for name in ("image_loss", "text_loss"))
@@ -169,9 +156,8 @@ def ship(run: Path, out: Path, settings: Settings, overrides: dict[str, Any], tr
     """The run's last model in float16 at `out`, measured as it is shipped, with a card."""
     if not checkpoints_of(run) or training == TRAINED_HERE:
         first = run.with_name(f"{run.name}-first")
-        trained(_at(load_config("shapes", **overrides), first))
-        begun = {**overrides, "train": {**overrides.get("train", {}), "init": str(first)}}
-        trained(_at(load_config("shapes-finish", **begun), run))
+        train_recipe("shapes", first, overrides)
+        train_recipe("shapes-finish", run, overrides, {"train": {"init": str(first)}})
     folder = latest_model(run)
     model, spec = load_model(folder)
     weights = {name: tensor.half() for name, tensor in model.state_dict().items()}

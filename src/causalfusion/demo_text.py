@@ -14,8 +14,8 @@ from causalfusion.evaluate.text_image import (
     edit_task,
     measure_captions,
     measure_text_to_image,
-    to_images,
 )
+from causalfusion.generate.output import to_float
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.text_pictures import captions_picture, edits_picture, prompts_picture
 
@@ -41,12 +41,12 @@ def draw_text_images(out: Path, *, count: int) -> dict[str, Any]:
     side = pipeline.codec.config.image_height
     prompts_picture(pipeline, PROMPTS, SAMPLE, (1, 4), CANDIDATES).save(out / "prompts.png")
     unseen = Shapes("test", side=side)
-    images = to_images(np.stack([unseen.read(index).image for index in range(_SHOWN_CAPTIONS)]))
+    images = to_float(np.stack([unseen.read(index).image for index in range(_SHOWN_CAPTIONS)]))
     picture, captions = captions_picture(pipeline, images, WriteConfig())
     picture.save(out / "captions.png")
     originals, prompts = zip(*(edit_task(unseen, index) for index in range(_SHOWN_EDITS)), strict=True)
     regions = ["right"] * _SHOWN_EDITS
-    edits = edits_picture(pipeline, to_images(np.stack(originals)), prompts, regions, SAMPLE)
+    edits = edits_picture(pipeline, to_float(np.stack(originals)), prompts, regions, SAMPLE)
     edits.save(out / "text-edits.png")
     one = Shapes("test", side=side, num_objects=1)
     drawn, _ = measure_text_to_image(pipeline, one, count, SAMPLE)

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from causalfusion.config import SampleConfig, SplitName, WriteConfig
 from causalfusion.data.drawing import Figure, Scene, draw_scene
@@ -21,6 +20,7 @@ from causalfusion.evaluate.captions import caption_scores
 from causalfusion.evaluate.frechet import frechet_distance
 from causalfusion.evaluate.scenes import caption_truth, matches, read_scene, scene_accuracy
 from causalfusion.generate.layout import batches_of
+from causalfusion.generate.output import to_float
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
 from causalfusion.generate.regions import region_mask
@@ -84,7 +84,7 @@ def measure_captions(
     images' own captions, and the captions."""
     captions: list[str] = []
     for batch in batches_of(count, batch_size):
-        images = to_images(np.stack([data.read(index).image for index in batch]))
+        images = to_float(np.stack([data.read(index).image for index in batch]))
         captions += pipeline.caption(images, write, seed=seed, image_indices=batch)
         if progress is not None:
             progress(batch[-1] + 1)
@@ -111,7 +111,7 @@ def measure_edits(
         before = np.stack([edits[i][0] for i in batch])
         mask = region_mask("right", *before.shape[1:3])
         after = pipeline.edit(
-            to_images(before),
+            to_float(before),
             mask,
             None,
             sample,
@@ -154,11 +154,6 @@ def _figure_of_half(
         x = random.uniform(lowest, highest) + (_MIDDLE if right else 0)
         return replace(figure, x=float(x))
     raise UserError("the data hold figures of one kind only; expected a split of `shapes`")
-
-
-def to_images(pixels: np.ndarray) -> Tensor:
-    """(B, C, H, W) in [-1, 1] from (B, H, W, C) uint8."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def by_number_of_objects(split: SplitName, side: int) -> Iterator[tuple[str, Shapes]]:

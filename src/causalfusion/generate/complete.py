@@ -63,7 +63,7 @@ class _Story:
 
     @property
     def label(self) -> Tensor:
-        return torch.tensor([self.pipeline.model.config.null_label], device=self.pipeline.device)
+        return self.pipeline.null_labels(1)
 
     def add(self, element: str | Tensor) -> None:
         if isinstance(element, str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import unicodedata
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from causalfusion import __version__
+from causalfusion.codec.shard import write_whole as write_file_whole
 from causalfusion.config import SampleConfig
 from causalfusion.config_json import to_dict
 from causalfusion.distributed import World
@@ -136,9 +136,5 @@ def say(text: str, end: str = "\n") -> None:
 def write_whole(path: Path, text: str) -> None:
     """The file is there whole or, when stopped, as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = text.encode("utf-8", "backslashreplace")
+    write_file_whole(path, lambda stream: stream.write(content))

@@ -242,6 +242,10 @@ class Pipeline:
             return None
         return Prompts(documents, self.with_text().markers, tokens, self.spec.text.image_context)
 
+    def null_labels(self, count: int) -> Tensor:
+        """(count,) labels that mean: no class."""
+        return self._labels([self.model.config.null_label] * count)
+
     def with_text(self) -> Tokenizer:
         """The tokenizer; a model without text is refused."""
         if self.tokenizer is None:

@@ -34,9 +34,12 @@ def caption_log_likelihoods(pipeline: Pipeline, images: Tensor, captions: Sequen
         for row, caption in enumerate(captions)
     ]
     layout = lay_out(documents, tokenizer.markers, [1] * len(documents)).to(pipeline.device)
-    labels = torch.full((len(documents),), model.config.null_label, device=pipeline.device)
     sequence = pack_context(
-        layout, labels, model.config.num_condition_tokens, tokens, pipeline.spec.text.image_context
+        layout,
+        pipeline.null_labels(len(documents)),
+        model.config.num_condition_tokens,
+        tokens,
+        pipeline.spec.text.image_context,
     )
     with autocast(pipeline.device, pipeline.autocast_dtype):
         logits = model(sequence).text

@@ -76,7 +76,9 @@ class TrainingData:
                 raw = self.source.read(indices, None, None).to(self.world.device)
                 tokens = self.codec.to_tokens(self.codec.normalise(raw))
                 labels = torch.from_numpy(self.source.labels[indices])
-                captions = [each[0] if each else None for each in self.source.captions(indices)]
+                with_text = self.tokenizer is not None
+                found = self.source.captions(indices) if with_text else [()] * len(indices)
+                captions = [each[0] if each else None for each in found]
             else:
                 batch = load_indices(self.source, indices, self.config.data)
                 tokens = self.codec.encode_tokens(batch.images.to(self.world.device), None)

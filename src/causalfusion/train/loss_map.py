@@ -18,6 +18,7 @@ from causalfusion.config import RunConfig
 from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.documents import NO_TARGET
 from causalfusion.model.transformer import Transformer
+from causalfusion.train.arrange import used_images
 from causalfusion.train.step import DocumentErrors, Draws, TokenBatch, document_errors, draw, token_errors
 
 PROGRESS_BUCKETS: tuple[str, ...] = ("no context", "0-25 %", "25-50 %", "50-75 %", "75-100 %")
@@ -83,7 +84,7 @@ def loss_map(
             found = document_errors(
                 model, model.config, text, markers, schedule, prediction_type, batch, draws
             )
-            errors, draws = found.image, _of_used_images(draws, found)
+            errors, draws = found.image, draws.images(used_images(draws.text).to(batch.tokens.device))
             _add_text(of_text, found, draws, group)
         bucket = _buckets(draws, errors.shape[1], levels)
         sums.view(-1).index_add_(0, bucket, errors.mean(-1).double().cpu().flatten())
@@ -98,12 +99,6 @@ def _buckets(draws: Draws, num_tokens: int, levels: int) -> Tensor:
     progress = torch.ceil(start * (len(PROGRESS_BUCKETS) - 1)).long()
     timestep = draws.timesteps.cpu().expand(-1, num_tokens) * NUM_TIMESTEP_BUCKETS // levels
     return (progress * NUM_TIMESTEP_BUCKETS + timestep).flatten()
-
-
-def _of_used_images(draws: Draws, found: DocumentErrors) -> Draws:
-    """The draws of the images that stand in documents."""
-    used = torch.tensor([d.arrangement != "text_only" for d in draws.text], device=draws.timesteps.device)
-    return replace(draws, plan=found.plan, timesteps=draws.timesteps[used])
 
 
 def _add_text(of_text: dict[str, list[Tensor]], found: DocumentErrors, draws: Draws, group: int) -> None:
