@@ -12,6 +12,7 @@ from typing import Literal
 
 from causalfusion.config_generation import OrderName, SampleConfig, SamplerName
 from causalfusion.config_text import TextConfig, WriteConfig
+from causalfusion.config_training import TrainConfig
 from causalfusion.errors import check
 
 __all__ = [
@@ -165,8 +166,13 @@ class DiffusionConfig:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     prediction_type: PredictionType = "epsilon"
+    loss_weight: Literal["none", "min_snr"] = "none"
+    """Of each noise level's squared errors: all alike (the paper), or as the error of x_0 times its signal to
+    noise ratio, that at most `snr_limit` (min-SNR, 2303.09556)."""
+    snr_limit: float = 5.0
 
     def __post_init__(self) -> None:
+        check(self.snr_limit > 0, "diffusion.snr_limit", self.snr_limit, "a positive number")
         check(self.num_timesteps >= 1, "diffusion.num_timesteps", self.num_timesteps, "at least 1")
         check(
             0 < self.beta_start <= self.beta_end < 1,
@@ -209,59 +215,6 @@ class FactorizationConfig:
         )  # fmt: skip
         for name in ("loss_weight_first", "loss_weight_last"):
             check(getattr(self, name) > 0, f"factorization.{name}", getattr(self, name), "a positive number")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    seed: int = 0
-    init: str = ""
-    """A model folder, a run, or a packaged model's name: begin with its weights, and its tokenizer, not with
-    random ones."""
-    images: int = 100_000
-    """Images to train on in all, counting repeats (epochs * size of the data set)."""
-    batch_size: int = 128
-    """Images per optimizer step, over all processes and accumulated micro-batches."""
-    grad_accumulation: int = 1
-    """Micro-batches per optimizer step; each holds batch_size / (grad_accumulation * processes) images."""
-    lr: float = 1e-4
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant (the paper), or a cosine to zero at the end of the run."""
-    warmup_images: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-15
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.9999
-    class_dropout: float = 0.1
-    """Probability that an image's class is replaced by the null class, for guidance."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    activation_checkpointing: Literal["none", "full"] = "none"
-    """`full` recomputes every block in the backward pass: less memory, about a third more arithmetic."""
-    max_skipped_steps: int = 10
-    """Stop after this many steps in a row whose loss or gradient was not finite."""
-    log_every: int = 20
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    evaluate_every: int = 1000
-    evaluate_images: int = 512
-    sample_every: int = 0
-    """Train steps between log lines, checkpoints, loss evaluations and sample grids (0: never)."""
-
-    def __post_init__(self) -> None:
-        for name in ("images", "batch_size", "grad_accumulation", "max_skipped_steps", "log_every",
-                     "keep_checkpoints", "evaluate_images"):  # fmt: skip
-            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("warmup_images", "checkpoint_every", "evaluate_every", "sample_every", "weight_decay"):
-            check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
-        for name in ("lr", "eps", "max_grad_norm"):
-            check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
-        for name in ("beta1", "beta2", "ema_decay", "class_dropout"):
-            check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "a number in [0, 1)")
-        check(
-            self.batch_size % self.grad_accumulation == 0,
-            "train.grad_accumulation", self.grad_accumulation, f"a divisor of batch_size {self.batch_size}",
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

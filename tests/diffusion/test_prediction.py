@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causalfusion.config import DiffusionConfig, PredictionType
-from causalfusion.diffusion.prediction import add_noise, to_clean, to_epsilon, training_target
+from causalfusion.diffusion.prediction import (
+    add_noise,
+    level_weights,
+    to_clean,
+    to_epsilon,
+    training_target,
+)  # fmt: skip
 from causalfusion.diffusion.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.from_config(DiffusionConfig())
@@ -78,3 +84,27 @@ def test_factors_are_cast_once_and_half_predictions_join_in_float32() -> None:
     a = torch.tensor(SCHEDULE.sqrt_recip_alphas_cumprod[999], dtype=torch.float32)
     b = torch.tensor(SCHEDULE.sqrt_recipm1_alphas_cumprod[999], dtype=torch.float32)
     assert torch.equal(clean, a * noised + (-b) * prediction.float())
+
+
+@pytest.mark.parametrize("kind", get_args(PredictionType))
+def test_min_snr_is_the_error_of_the_clean_data_times_the_limited_ratio(kind: PredictionType) -> None:
+    """Whatever is predicted: min(SNR, 5) times the squared error of the x_0 that it means."""
+    config = DiffusionConfig(prediction_type=kind, loss_weight="min_snr", snr_limit=5.0)
+    schedule = NoiseSchedule.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.arange(0, schedule.num_timesteps, 37)
+    clean, noise, wrong = (torch.randn(len(levels), 4, generator=generator).double() for _ in range(3))
+    noised = add_noise(clean, noise, levels, schedule)
+    target = training_target(clean, noise, levels, schedule, kind)
+    error = ((target + wrong) - target).square() * torch.from_numpy(level_weights(schedule, config))[
+        levels, None
+    ]
+    of_clean = (to_clean(target + wrong, noised, levels, schedule, kind) - clean).square()
+    signal = torch.from_numpy(schedule.alphas_cumprod)[levels]
+    expected = of_clean * (signal / (1 - signal)).clamp(max=5.0)[:, None]
+    assert torch.allclose(error, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_without_weights_all_levels_count_alike() -> None:
+    config = DiffusionConfig()
+    assert (level_weights(NoiseSchedule.from_config(config), config) == 1).all()

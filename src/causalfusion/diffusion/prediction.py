@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causalfusion.config import PredictionType
+from causalfusion.config import DiffusionConfig, PredictionType
 from causalfusion.diffusion.schedule import NoiseSchedule, Table
 
 
@@ -34,6 +34,16 @@ def training_target(
         return clean
     signal = _gather(schedule.sqrt_alphas_cumprod, timesteps, clean)
     return signal * noise - _gather(schedule.sqrt_one_minus_alphas_cumprod, timesteps, clean) * clean
+
+
+def level_weights(schedule: NoiseSchedule, config: DiffusionConfig) -> Table:
+    """What the squared error of a prediction counts at each noise level."""
+    if config.loss_weight == "none":
+        return np.ones_like(schedule.betas)
+    # The same error of x_0 is `of_prediction` times smaller or larger in what is predicted.
+    _, of_prediction = clean_coefficients(schedule, config.prediction_type)
+    snr = 1.0 / schedule.sqrt_recipm1_alphas_cumprod**2
+    return np.minimum(snr, config.snr_limit) * of_prediction**2
 
 
 def to_clean(

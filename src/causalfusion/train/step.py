@@ -85,7 +85,8 @@ class DocumentErrors:
     image: Tensor
     """(N, R*L, P) squared errors, in the plan's order."""
     plan: Plan
-    """Of these images."""
+    timesteps: Tensor
+    """Both of these images."""
     text: Tensor
     """(documents, n) cross-entropies; 0 where there is no target."""
     text_targets: Tensor
@@ -150,11 +151,14 @@ def token_errors(
     labels: Tensor,
     draws: Draws,
     backend: AttentionBackend = "auto",
+    length_multiple: int = 1,
 ) -> Tensor:
     """Squared errors (B, R*L, P) of clean tokens (B, L, P) in raster order, returned in the plan's order."""
     clean, noised, target = _noised(tokens, draws, schedule, prediction_type)
     labels = torch.where(draws.drop_class, config.null_label, labels)
-    sequence = pack_training(labels, config.num_condition_tokens, clean, noised, draws.plan, draws.timesteps)
+    sequence = pack_training(
+        labels, config.num_condition_tokens, clean, noised, draws.plan, draws.timesteps, length_multiple
+    )
     return squared_error(model(sequence, backend=backend).image, target)
 
 
@@ -182,6 +186,7 @@ def document_errors(
     batch: TokenBatch,
     draws: Draws,
     backend: AttentionBackend = "auto",
+    length_multiple: int = 1,
 ) -> DocumentErrors:
     """The errors of a batch with captions, arranged as drawn."""
     assert batch.captions is not None, "documents have texts"
@@ -194,7 +199,10 @@ def document_errors(
         last = images.plan.ar_step[:, -1] * draws.noise.shape[1]
         ar_steps = last.expand(len(used)).tolist()
     documents = documents_of(batch.captions, draws.text, group)
-    layout = lay_out(documents, markers, ar_steps, ended=True).to(device)
+    layout = lay_out(
+        documents, markers, ar_steps, ended=True, length_multiple=length_multiple,
+        max_text_tokens=config.max_text_tokens,
+    ).to(device)  # fmt: skip
     with_caption = torch.tensor([d.drop_class for d in draws.text], device=device)
     dropped = draws.drop_class | with_caption
     labels = torch.where(dropped, config.null_label, batch.labels)[::group]
@@ -207,6 +215,7 @@ def document_errors(
     return DocumentErrors(
         image=squared_error(of_image, target),
         plan=images.plan,
+        timesteps=images.timesteps,
         text=text_cross_entropy(predictions.text, layout.text_targets, NO_TARGET),
         text_targets=layout.text_targets,
     )
@@ -221,11 +230,14 @@ def count_targets(batch: TokenBatch, draws: Draws, markers: Markers, group: int)
     return num_images, int((targets != NO_TARGET).sum())
 
 
-def document_sums(errors: DocumentErrors, config: FactorizationConfig) -> tuple[Tensor, Tensor]:
+def document_sums(
+    errors: DocumentErrors, config: FactorizationConfig, weight_of_level: Tensor
+) -> tuple[Tensor, Tensor]:
     """(Σ over images of their mean squared error under the AR weights, Σ of the cross-entropies)."""
     if not len(errors.image):
         return errors.image.sum(), errors.text.sum()
-    image = training_loss(errors.image, errors.plan, config) * len(errors.image)
+    weighted = errors.image * weight_of_level[errors.timesteps][:, :, None]
+    image = training_loss(weighted, errors.plan, config) * len(errors.image)
     return image, errors.text.sum()
 
 

@@ -1,0 +1,81 @@
+"""The settings of training: how long, how fast, over how many processes, and what is kept of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from causalfusion.errors import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    seed: int = 0
+    init: str = ""
+    """A model folder, a run, or a packaged model's name: begin with its weights, and its tokenizer, not with
+    random ones."""
+    images: int = 100_000
+    """Images to train on in all, counting repeats (epochs * size of the data set)."""
+    batch_size: int = 128
+    """Images per optimizer step, over all processes and accumulated micro-batches."""
+    grad_accumulation: int = 1
+    """Micro-batches per optimizer step; each holds batch_size / (grad_accumulation * processes) images."""
+    lr: float = 1e-4
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant (the paper), or a cosine to zero at the end of the run."""
+    warmup_images: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-15
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    class_dropout: float = 0.1
+    """Probability that an image's class is replaced by the null class, for guidance."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["auto", "dense", "segments", "flex"] = "auto"
+    """How attention is computed; all give the same. `auto`: FlexAttention on GPUs, blocks of rows on CPUs."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """torch.compile of the model's blocks; `auto`: on GPUs, as it brings nothing on CPUs."""
+    length_multiple: int = 0
+    """Sequences take few different lengths, multiples of this, by clean tokens that nothing noised sees. 0: 64
+    on GPUs, where each new length may be compiled anew, and 1 on CPUs."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Of several processes: `ddp` keeps the whole training state in each, `fsdp` a share of it (FSDP2);
+    `auto` takes fsdp on GPUs where the state (20 bytes a parameter) fills more than a quarter of one."""
+    replicas: int = 1
+    """With fsdp: groups of processes that each hold the whole state, sharded within the group. The number of
+    nodes, to keep the gathering of weights inside a node."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Blocks computed again in the backward pass instead of kept: `full` all, for about a third more
+    arithmetic; `selective` every second one, for half of that."""
+    max_skipped_steps: int = 10
+    """Stop after this many steps in a row whose loss or gradient was not finite."""
+    log_every: int = 20
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    async_checkpoint: bool = False
+    """Write checkpoints while training goes on, from a copy of the state in the host's memory."""
+    evaluate_every: int = 1000
+    evaluate_images: int = 512
+    sample_every: int = 0
+    """Train steps between log lines, checkpoints, loss evaluations and sample grids (0: never)."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "grad_accumulation", "max_skipped_steps", "log_every",
+                     "keep_checkpoints", "evaluate_images", "replicas"):  # fmt: skip
+            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in ("warmup_images", "length_multiple", "checkpoint_every", "evaluate_every", "sample_every", "weight_decay"):
+            check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        for name in ("lr", "eps", "max_grad_norm"):
+            check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
+        for name in ("beta1", "beta2", "ema_decay", "class_dropout"):
+            check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "a number in [0, 1)")
+        check(
+            self.replicas == 1 or self.parallel != "ddp",
+            "train.replicas", self.replicas, "1, for train.parallel ddp, which replicates everything",
+        )  # fmt: skip
+        check(
+            self.batch_size % self.grad_accumulation == 0,
+            "train.grad_accumulation", self.grad_accumulation, f"a divisor of batch_size {self.batch_size}",
+        )  # fmt: skip
