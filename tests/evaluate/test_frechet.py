@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.frechet import frechet_distance, frechet_distance_of_gaussians
+from causalfusion.evaluate.frechet import (
+    check_enough,
+    frechet_distance,
+    frechet_distance_of,
+    frechet_distance_of_gaussians,
+    frechet_influence,
+)
+from causalfusion.evaluate.gaussian import GaussianStatistics
 
 
 @settings(max_examples=30, deadline=None)
@@ -42,8 +49,88 @@ def test_fewer_images_than_features_is_exact_too() -> None:
     assert frechet_distance(a, spread) == pytest.approx(4 * np.trace(np.cov(a, rowvar=False)), rel=1e-6)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 2**20))
+def test_commuting_covariances_have_a_closed_form(dim: int, seed: int) -> None:
+    """With equal eigenvectors: the squared differences of the standard deviations, some of them 0."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    s, t = rng.uniform(0, 3, dim) * (rng.random(dim) < 0.7), rng.uniform(0, 3, dim) * (rng.random(dim) < 0.7)
+    m, n = rng.normal(size=(2, dim))
+    expected = ((m - n) ** 2).sum() + ((s - t) ** 2).sum()
+    for q in (axes, np.eye(dim)):
+        actual = frechet_distance_of_gaussians(m, q @ np.diag(s**2) @ q.T, n, q @ np.diag(t**2) @ q.T)
+        assert actual == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "m"), [(20, 20), (20, 200), (7, 30), (2, 90), (70, 61)])
+def test_singular_covariances_are_exact(n: int, m: int) -> None:
+    """The trace of the root is the sum of the singular values of the samples' (N, M) products: no covariance,
+    no rounded eigenvalue 0 whose root would count."""
+    rng = np.random.default_rng(n)
+    spread = np.logspace(1, -3, 60)
+    a, b = rng.normal(size=(n, 60)) * spread, rng.normal(size=(m, 60)) @ rng.normal(size=(60, 60)) * spread
+    x, y = (a - a.mean(0)) / np.sqrt(n - 1), (b - b.mean(0)) / np.sqrt(m - 1)
+    overlap = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * overlap
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-11)
+
+
+def test_statistics_are_enough() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(30, 4)), rng.normal(size=(50, 4)) * 2
+    parts = GaussianStatistics.of(a[:11]).merged(GaussianStatistics.of(a[11:]))
+    assert frechet_distance_of(parts, GaussianStatistics.of(b)) == pytest.approx(
+        frechet_distance(a, b), rel=1e-12
+    )
+    assert frechet_distance(a.astype(np.float32), b) == pytest.approx(frechet_distance(a, b), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [40, 5])
+def test_influence_is_the_derivative_by_the_weight_of_a_sample(n: int) -> None:
+    """By differences, of covariances with weights; with fewer samples than dimensions too."""
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(n, 8)) @ rng.normal(size=(8, 8)), rng.normal(size=(60, 8)) + 0.5
+    other, counted = GaussianStatistics.of(b), GaussianStatistics.of(a)
+    own = GaussianStatistics(n + 1, counted.mean, counted.scatter)  # a covariance divided by N, as below
+
+    def distance(weights: np.ndarray) -> float:
+        p = weights / weights.sum()
+        mean = p @ a
+        return frechet_distance_of_gaussians(
+            mean, ((a - mean).T * p) @ (a - mean), other.mean, other.covariance
+        )
+
+    influence = frechet_influence(a, own, other)
+    assert influence.mean() == pytest.approx(0, abs=1e-10)
+    step = 1e-4
+    for sample in range(5):
+        bump = step * n * np.eye(n)[sample]
+        slope = (distance(1 + bump) - distance(1 - bump)) / (2 * step)
+        assert slope == pytest.approx(influence[sample], rel=1e-5)
+
+
+def test_too_few_samples_are_called_by_name() -> None:
+    assert check_enough(65, 64, "generated") is None
+    for count in (2, 64):
+        warning = check_enough(count, 64, "generated images")
+        assert warning and "generated images" in warning and "too high" in warning and "\n" not in warning
+    with pytest.raises(UserError, match="at least 2"):
+        check_enough(1, 64, "generated")
+
+
 def test_what_has_no_distance_is_refused() -> None:
     good = np.zeros((3, 2))
     for bad in (np.zeros((1, 2)), np.zeros((3, 5)), np.zeros(3), np.full((3, 2), np.nan)):
         with pytest.raises(UserError):
             frechet_distance(good, bad)
+    eye, zero = np.eye(2), np.zeros(2)
+    for mean, covariance in (
+        (zero, np.eye(3)),
+        (np.zeros(3), eye),
+        (np.zeros(3), np.eye(3)),
+        (zero, np.array([[1.0, 0.5], [0.0, 1.0]])),
+        (zero, eye * np.nan),
+    ):
+        with pytest.raises(UserError):
+            frechet_distance_of_gaussians(zero, eye, mean, covariance)

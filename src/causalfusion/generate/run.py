@@ -205,24 +205,30 @@ def _write_settings(request: Request, pipeline: Pipeline, folder: Path, task: Ta
 
 
 def _task(pipeline: Pipeline, request: Request) -> Task:
-    """Image i gets the class and the prompt i modulo their numbers. Without either: all classes in turn, of a
-    model that uses classes; else nothing, which is the null label and the empty prompt."""
-    model, names = pipeline.model.config, pipeline.spec.class_names
     count, prompts = DEFAULT_IMAGES, request.prompts
     if request.prompts_file is not None:
         prompts = read_prompts(request.prompts_file)
         count = len(prompts)
+    indices = range(request.first, request.first + (request.num or count))
+    return task_of(pipeline, request.classes, prompts, indices)
+
+
+def task_of(
+    pipeline: Pipeline, classes: Sequence[str], prompts: Sequence[str] | None, indices: range
+) -> Task:
+    """Image i gets the class and the prompt i modulo their numbers. Without either: all classes in turn, of a
+    model that uses classes; else nothing, which is the null label and the empty prompt."""
+    model, names = pipeline.model.config, pipeline.spec.class_names
     if prompts is not None:
         check_prompts(pipeline, prompts)
-    labels = [read_label(pipeline, name) for name in request.classes]
+    labels = [read_label(pipeline, name) for name in classes]
     if not labels:
         unsaid = prompts is not None or not uses_classes(pipeline)
         labels = [model.null_label] if unsaid else list(range(model.num_classes))
-    indices = range(request.first, request.first + (request.num or count))
     of_each = [labels[i % len(labels)] for i in indices]
     in_words = ["" if k == model.null_label else names[k] if names else str(k) for k in of_each]
     in_turn = None if prompts is None else [prompts[i % len(prompts)] for i in indices]
-    return Task(request.first, of_each, in_words, in_turn)
+    return Task(indices.start, of_each, in_words, in_turn)
 
 
 def read_prompts(path: Path) -> list[str]:

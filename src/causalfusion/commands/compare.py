@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from cyclopts import App
+
+app = App(name="compare", result_action="return_value")
+
+
+@app.default
+def compare(cards: list[Path], /, *, markdown: bool = False) -> int:
+    """Set result cards side by side: figures with their differences to the first card, the best of each where
+    they can be ranked, and the settings that differ.
+
+    Figures whose N, reference or features differ are not ranked. Those whose 95 % intervals overlap are not
+    told apart.
+
+    Parameters
+    ----------
+    cards
+        Files that `evaluate` wrote, or the folders with them.
+    markdown
+        Print tables in Markdown.
+    """
+    from causalfusion.evaluate.card import load_card
+    from causalfusion.evaluate.compare import compare_cards, to_markdown
+    from causalfusion.evaluate.show import card_names, show_comparison
+
+    comparison = compare_cards([load_card(path) for path in cards], card_names(cards))
+    if markdown:
+        print(to_markdown(comparison), end="")
+    else:
+        show_comparison(comparison)
+    return 0

@@ -1,0 +1,135 @@
+"""From a name to images: a built-in data set, a folder, shards, a file, a set of samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from causalfusion.config import DataConfig, SourceName, SplitName
+from causalfusion.data import open_source
+from causalfusion.data.source import Example, UnreadableImage, decode_image, hash_of
+from causalfusion.errors import UserError
+from causalfusion.evaluate.images import ImageSet, SourceImages
+from causalfusion.evaluate.sample_set import SETTINGS, SampleSet, is_sample_set
+
+EXPECTED = (
+    "expected digits, shapes[:SPLIT], a folder of images, a sample set, shards (*.tar), a .jsonl or .npz file"
+)
+
+
+def open_images(
+    name: str,
+    *,
+    image_size: int = 0,
+    channels: int = 0,
+    count: int | None = None,
+    num_workers: int = 0,
+    skip_damaged: bool = False,
+) -> ImageSet:
+    """The images that `name` stands for, as `SourceImages` says."""
+    folder = Path(name).expanduser()
+    found = _settings_in(folder)
+    if found is not None and is_sample_set(found[1]):
+        samples = SampleSet(found[0], count)
+        if image_size not in (0, samples.shape[0]) or channels not in (0, samples.shape[2]):
+            wanted = f"{image_size or samples.shape[0]} pixels, {channels or samples.shape[2]} channels"
+            raise UserError(f"the samples in {name} have shape {samples.shape}; asked for are {wanted}")
+        return samples
+    if found is not None and found[1].get("command") == "sample":
+        source = SampledFolder(*found)
+    else:
+        source = open_source(data_config(name, image_size))
+    return SourceImages(
+        source, image_size=image_size, channels=channels, count=count, num_workers=num_workers,
+        skip_damaged=skip_damaged,
+    )  # fmt: skip
+
+
+def data_config(name: str, image_size: int = 0) -> DataConfig:
+    """The settings of the data set that `name` stands for."""
+    path = Path(name).expanduser()
+    kind, _, split = name.partition(":")
+    if kind == "shapes":
+        splits = get_args(SplitName)
+        if split and split not in splits:
+            raise UserError(f"{name}: shapes has no split {split!r}; expected one of {', '.join(splits)}")
+        chosen: SplitName = next((known for known in splits if known == split), "train")
+        return DataConfig(source="shapes", split=chosen, image_size=image_size)
+    if name == "digits":
+        return DataConfig(source="digits")
+    source: SourceName
+    if path.is_dir():
+        source = "folder"
+    elif ".tar" in name or name.endswith(".tgz") or any(sign in name for sign in "*?{"):
+        source = "webdataset"
+    elif path.is_file() and path.suffix in (".npz", ".jsonl"):
+        source = "npz" if path.suffix == ".npz" else "jsonl"
+    else:
+        what = "is of no kind that is known" if path.exists() else "does not exist"
+        raise UserError(f"{name} {what}; {EXPECTED}")
+    return DataConfig(source=source, path=str(path))
+
+
+def sampled_settings(name: str) -> dict[str, Any] | None:
+    """What the folder says of how its images were generated, if it does."""
+    found = _settings_in(Path(name).expanduser())
+    return None if found is None else found[1]
+
+
+def _settings_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """(folder, its settings.json), here or in the folder `samples` of an evaluation."""
+    for place in (folder, folder / "samples"):
+        path = place / SETTINGS
+        if path.is_file():
+            try:
+                settings = json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise UserError(f"{path} is not valid JSON ({error}); remove or repair it") from None
+            return (place, settings) if isinstance(settings, dict) else None
+    return None
+
+
+class SampledFolder:
+    """The PNGs that `causalfusion sample` wrote, with their classes; grey ones have one channel."""
+
+    has_captions = False
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.name, self._folder, self._settings = str(folder), folder, settings
+        self._first, labels = int(settings["first"]), settings["labels"]
+        names = list(settings["class_names"])
+        self.class_names: list[str] = names if all(label < len(names) for label in labels) else []
+        self._labels: list[int] = labels
+        if not self._file(0).is_file():
+            raise UserError(
+                f"{folder} has no {self._file(0).name}; expected the images of sample: write them with "
+                "--output png, or give its samples.npz"
+            )
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, index: int) -> Example:
+        file = self._file(index)
+        try:
+            image = decode_image(file.read_bytes(), str(file))
+        except OSError as error:
+            raise UnreadableImage(str(file), error) from error
+        if self._is_grey(file):
+            image = np.ascontiguousarray(image[..., :1])
+        return Example(image, self._labels[index] if self.class_names else None)
+
+    def fingerprint(self) -> str:
+        return hash_of([json.dumps(self._settings, sort_keys=True)])
+
+    def _file(self, index: int) -> Path:
+        return self._folder / f"{self._first + index:06d}.png"
+
+    def _is_grey(self, file: Path) -> bool:
+        from PIL import Image
+
+        with Image.open(file) as image:
+            return image.mode == "L"

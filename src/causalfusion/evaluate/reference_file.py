@@ -1,0 +1,99 @@
+"""Files of reference statistics: our own, which say what they are of, and ADM's, which do not.
+
+    mu, sigma, mu_s, sigma_s     means and covariances of pooled and spatial features (ADM's names)
+    features                     pooled features of some of the images
+    about                        JSON: the images and the features, by name and fingerprint
+
+Shape letters: N images, D numbers in a pooled feature, d in a spatial one.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from causalfusion.codec.shard import write_whole
+from causalfusion.errors import UserError
+from causalfusion.evaluate.gaussian import GaussianStatistics
+
+FORMAT = "causalfusion-reference-1"
+_ABOUT = {"name", "fingerprint", "features", "features_fingerprint", "image_shape"}
+_UNKNOWN_COUNT = 2
+"""Stands for a number of images that a file does not tell: the covariance is then the scatter itself."""
+
+
+@dataclass(frozen=True)
+class ReferenceFile:
+    about: dict[str, Any] | None
+    """None: a file of others."""
+    statistics: GaussianStatistics
+    spatial: GaussianStatistics | None
+    pool: np.ndarray | None
+    """(N, D) float32."""
+    has_images: bool = False
+    """ADM's files hold some images of the reference too."""
+
+
+def write_reference(path: Path, reference: ReferenceFile) -> None:
+    """Whole or not at all."""
+    assert reference.about is not None, "a file of ours says what it is of"
+    about = {"format": FORMAT, "count": reference.statistics.count, **reference.about}
+    arrays = {
+        "about": np.array(json.dumps(about)),
+        "mu": reference.statistics.mean,
+        "sigma": reference.statistics.covariance,
+    }
+    if reference.spatial is not None:
+        arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
+    if reference.pool is not None:
+        arrays["features"] = reference.pool
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda stream: np.savez(stream, allow_pickle=False, **arrays))
+
+
+def read_reference(path: Path) -> ReferenceFile | None:
+    """None for a file without statistics: of images, say. Raises UserError for a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile) or "mu" not in file.files:
+                return None
+            about = json.loads(str(file["about"])) if "about" in file.files else None
+            names = [name for name in ("mu", "sigma", "mu_s", "sigma_s", "features") if name in file.files]
+            arrays = {name: file[name] for name in names}
+            has_images = "arr_0" in file.files
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as .npz ({reason}); it is damaged, cut short or no .npz"
+        ) from None
+    if about is not None and (about.get("format") != FORMAT or not about.keys() >= _ABOUT):
+        raise UserError(f"{path} is a reference of another format than {FORMAT}; make it anew")
+    count = _UNKNOWN_COUNT if about is None else int(about["count"])
+    return ReferenceFile(
+        about=about,
+        statistics=_gaussian(arrays, "mu", "sigma", count, path),
+        spatial=_gaussian(arrays, "mu_s", "sigma_s", count, path) if "mu_s" in arrays else None,
+        pool=arrays.get("features"),
+        has_images=has_images,
+    )
+
+
+def _gaussian(
+    arrays: dict[str, np.ndarray], mean_name: str, covariance_name: str, count: int, path: Path
+) -> GaussianStatistics:
+    mean = arrays[mean_name]
+    covariance = arrays.get(covariance_name, np.empty(0))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(
+            f"{path}: {mean_name} has shape {mean.shape}, {covariance_name} {covariance.shape}; expected "
+            "(D,) and (D, D)"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{path}: {mean_name} or {covariance_name} is not finite; the file is damaged")
+    return GaussianStatistics.from_covariance(count, mean, covariance)

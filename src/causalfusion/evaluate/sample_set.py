@@ -1,0 +1,194 @@
+"""A sample set: a folder that grows, part by part, into N generated images, and says what was asked for.
+
+    settings.json            what image i depends on, beside i: weights, sample settings, labels, seed
+    part-START-STOP.npz      images START..STOP-1 (uint8) and their labels, written whole
+
+Image i is a function of these settings and i alone, so that any part may be made at any time, by any process,
+and a set may be cut short or go on growing.
+
+Shape letters: B images, H, W, C pixels and channels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from causalfusion.codec.shard import write_whole
+from causalfusion.config_json import flat
+from causalfusion.data.source import hash_of
+from causalfusion.errors import UserError
+from causalfusion.evaluate.images import ImageBatch, Shape
+
+FORMAT = "causalfusion-samples-1"
+SETTINGS = "settings.json"
+_PART = re.compile(r"part-(\d+)-(\d+)\.npz")
+
+
+class SampleSet:
+    """Images 0..count-1 of a folder that holds at least so many; without `count`: as many as there are
+    without a gap."""
+
+    def __init__(self, folder: Path, count: int | None = None) -> None:
+        self.settings = read_settings(folder)
+        self.folder, self.name = folder, str(folder)
+        self.class_names: list[str] = list(self.settings["class_names"])
+        height, width, channels = self.settings["image_shape"]
+        self.shape: Shape = (height, width, channels)
+        whole = missing(folder, _last_stop(folder) + 1)
+        available = whole[0].start
+        if count is not None and available < count:
+            raise UserError(
+                f"{folder} holds {available} of {count} samples without a gap; "
+                "run the command that made it again, or ask for fewer"
+            )
+        self._count = available if count is None else count
+        if not self._count:
+            raise UserError(f"{folder} holds no samples yet; run the command that made it again")
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What image i depends on, beside i."""
+        return self.settings["identity"]
+
+    def fingerprint(self) -> str:
+        return hash_of([json.dumps(self.identity, sort_keys=True), len(self)])
+
+    def batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
+        """Part by part; of what several parts hold, the first one's."""
+        done = 0
+        segments = []
+        for start, stop, path in parts_of(self.folder):
+            if done < min(stop, len(self)):
+                segments.append((start, range(done, min(stop, len(self))), path))
+                done = min(stop, len(self))
+        for start, wanted, path in segments[rank::world_size]:
+            part = read_part(path, self.shape)
+            for first in range(wanted.start, wanted.stop, batch_size):
+                indices = np.arange(first, min(first + batch_size, wanted.stop))
+                labels = None if part.labels is None else part.labels[indices - start]
+                yield ImageBatch(indices, part.pixels[indices - start], labels)
+
+    def seconds(self) -> float:
+        """Process-seconds that went into the parts in use."""
+        used = [path for start, _, path in parts_of(self.folder) if start < len(self)]
+        return sum(_seconds(path) for path in used)
+
+
+def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, Any], count: int) -> None:
+    """Begin a set, or go on with one of the same identity; another is refused. `facts`: image_shape,
+    class_names and whatever else is worth knowing."""
+    path = folder / SETTINGS
+    if path.exists():
+        settings = read_settings(folder)
+        check_same(settings["identity"], identity, folder)
+        if settings["images"] >= count:
+            return
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds other things than samples; give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"format": FORMAT, "images": count, "identity": identity, **facts}
+    write_whole(path, lambda stream: stream.write((json.dumps(values, indent=2) + "\n").encode()))
+
+
+def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Raises UserError that names the first difference between what is there and what is asked for."""
+    before, after = flat(old), flat(json.loads(json.dumps(new)))
+    for name in [*after, *before]:
+        there, asked = (values.get(name, "nothing") for values in (before, after))
+        if there != asked:
+            raise UserError(
+                f"{folder} holds samples with {name} {_short(there)}, and {_short(asked)} is asked for; "
+                "give another --out, or the same settings to go on"
+            )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a sample set: there is no {SETTINGS}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); the sample set is damaged") from None
+    if not is_sample_set(settings):
+        raise UserError(f"{path} is not of a sample set ({FORMAT}); give a folder made by evaluate")
+    return settings
+
+
+def is_sample_set(settings: object) -> bool:
+    keys = {"identity", "images", "image_shape", "class_names"}
+    return isinstance(settings, dict) and settings.get("format") == FORMAT and keys <= settings.keys()
+
+
+def parts_of(folder: Path) -> list[tuple[int, int, Path]]:
+    """(start, stop, file) of every part, in order."""
+    matches = [(_PART.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted((int(match[1]), int(match[2]), path) for match, path in matches if match)
+
+
+def missing(folder: Path, count: int) -> list[range]:
+    """The image indices below `count` that no part holds, as ranges."""
+    gaps, done = [], 0
+    for start, stop, _ in parts_of(folder) if folder.is_dir() else []:
+        if start > done:
+            gaps.append(range(done, min(start, count)))
+        done = max(done, stop)
+        if done >= count:
+            return [gap for gap in gaps if len(gap)]
+    return [gap for gap in [*gaps, range(done, count)] if len(gap)]
+
+
+def write_part(
+    folder: Path, indices: range, pixels: np.ndarray, labels: np.ndarray | None, seconds: float
+) -> None:
+    """Whole or not at all."""
+    arrays = {"images": pixels, "seconds": np.array(seconds)}
+    if labels is not None:
+        arrays["labels"] = np.asarray(labels, np.int64)
+    path = folder / f"part-{indices.start:07d}-{indices.stop:07d}.npz"
+    write_whole(path, lambda stream: np.savez(stream, allow_pickle=False, **arrays))
+
+
+def read_part(path: Path, shape: Shape) -> ImageBatch:
+    """A part's images, its own places as indices."""
+    start, stop = (int(number) for number in path.stem.split("-")[1:])
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            pixels = arrays["images"]
+            labels = arrays["labels"] if "labels" in arrays.files else None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read ({reason}); it is damaged: remove it and run again to make it anew"
+        ) from None
+    if pixels.shape != (stop - start, *shape) or pixels.dtype != np.uint8:
+        raise UserError(
+            f"{path} holds {pixels.dtype} of shape {pixels.shape}, expected uint8 {(stop - start, *shape)}; "
+            "remove it and run again to make it anew"
+        )
+    return ImageBatch(np.arange(start, stop), pixels, labels)
+
+
+def _seconds(path: Path) -> float:
+    with np.load(path, allow_pickle=False) as arrays:
+        return float(arrays["seconds"])
+
+
+def _last_stop(folder: Path) -> int:
+    return max((stop for _, stop, _ in parts_of(folder)), default=0)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

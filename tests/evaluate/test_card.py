@@ -1,0 +1,185 @@
+"""Figures and cards: names, round trips, and which figures are possible."""
+
+import json
+
+import numpy as np
+import pytest
+
+from causalfusion.errors import UserError
+from causalfusion.evaluate.card import Card, load_card
+from causalfusion.evaluate.evaluation_presets import changes, evaluation_names, load_evaluation
+from causalfusion.evaluate.extractor import Features
+from causalfusion.evaluate.figure import Figure, count_word, features_word, number
+from causalfusion.evaluate.figures import measure
+from causalfusion.evaluate.frechet import frechet_distance
+from causalfusion.evaluate.reference import reference_of
+
+
+def figure(quantity: str = "frechet", features: str = "inception", count: int = 50_000, **more) -> Figure:
+    return Figure(
+        quantity=quantity, value=2.5, count=count, features=features, features_fingerprint="f", **more
+    )
+
+
+class Classifier:
+    """Six numbers of an image; its first pixel, halved, is its class."""
+
+    name, fingerprint, image_size = "own:classifier", "1", None
+
+    def __call__(self, images: np.ndarray, /) -> Features:
+        flat = images.reshape(len(images), -1).astype(np.float32)
+        logits = np.eye(10, dtype=np.float32)[images[:, 0, 0, 0] // 2 % 10] * 20
+        return Features(flat[:, :6] / 255, spatial=flat[:, 6:9], logits=logits)
+
+
+@pytest.mark.parametrize(
+    ("count", "word"),
+    [(50_000, "50k"), (10_000, "10k"), (1_000, "1k"), (1797, "1797"), (50, "50"), (1500, "1500")],
+)
+def test_counts_in_names(count, word):
+    assert count_word(count) == word and figure(count=count).name == f"fid_{word}"
+
+
+@pytest.mark.parametrize(
+    ("features", "word"),
+    [
+        ("pixels-8", "pixels8"), ("digits", "digits"), ("pixels:8", "pixels8"),
+        ("resnet-cifar:resnet56_cifar10", "resnet56cifar10"),
+        ("transformers:facebook/dinov2-base", "dinov2base"),
+        ("my.module:Clip", "clip"), ("resnet-cifar:/a/b/judge.safetensors", "judge"),
+    ],
+)  # fmt: skip
+def test_features_in_names(features, word):
+    assert features_word(features) == word
+    assert figure(features=features, count=10_000).name == f"frechet_{word}_10k"
+
+
+def test_customary_names():
+    names = ["frechet", "spatial_frechet", "inception_score", "kernel", "precision", "coverage"]
+    assert [figure(name).name for name in names] == [
+        "fid_50k", "sfid_50k", "is_50k", "kid_50k", "precision_50k", "coverage_50k",
+    ]  # fmt: skip
+    assert [number(v) for v in (13.7812, 0.0, 1e-5, 123456.0)] == ["13.78", "0", "1.000e-05", "1.235e+05"]
+    with pytest.raises(UserError, match="fid_50k is nan"):
+        Figure(
+            quantity="frechet",
+            value=float("nan"),
+            count=50_000,
+            features="inception",
+            features_fingerprint="",
+        )
+
+
+def test_a_standard_error_is_an_interval():
+    low, high = figure(standard_error=1.0).interval or (0, 0)
+    assert (low, high) == pytest.approx((2.5 - 1.96, 2.5 + 1.96), abs=1e-3)
+    assert figure(low=1.0, high=3.0, standard_error=9.0).interval == (1.0, 3.0) and figure().interval is None
+
+
+def test_a_card_comes_back_as_it_was(tmp_path):
+    one = figure(standard_error=0.1, reference="r", warning="few")
+    card = Card(
+        figures={one.name: one}, samples={"name": "model", "count": 50_000}, references=[{"name": "digits"}],
+        features=[{"name": "inception"}], warnings=["few"], run={"seconds": {"samples": 1.5}},
+    )  # fmt: skip
+    card.save(tmp_path / "card.json")
+    assert load_card(tmp_path) == load_card(tmp_path / "card.json") == card
+    values = json.loads((tmp_path / "card.json").read_text())
+    assert "low" not in values["figures"]["fid_50k"], "what there is not is not said"
+    values["figures"]["fid_10k"] = values["figures"].pop("fid_50k")
+    (tmp_path / "changed.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="fid_10k says of itself that it is fid_50k; the card was changed"):
+        load_card(tmp_path / "changed.json")
+    for text, message in (("{", "is not valid JSON"), ("[]", "is not a result card"), ("", "not valid JSON"),
+                          ('{"format": "causalfusion-card-1"}', "is not a whole result card")):  # fmt: skip
+        (tmp_path / "broken.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_card(tmp_path / "broken.json")
+    with pytest.raises(UserError, match="does not exist"):
+        load_card(tmp_path / "none.json")
+
+
+def test_every_figure_of_a_classifier_with_a_reference():
+    random = np.random.default_rng(0)
+    real, fake = (random.integers(0, top, (200, 3, 3, 1), np.uint8) for top in (250, 200))
+    labels = fake[:, 0, 0, 0] // 2 % 10
+    labels[:20] = (labels[:20] + 1) % 10
+    figures = measure(fake, labels, Classifier(), reference_of(real, Classifier()))
+    assert [name.removesuffix("_classifier_200") for name in figures] == [
+        "frechet", "spatial_frechet", "inception_score", "kernel", "precision", "recall", "density",
+        "coverage", "class_accuracy", "frechet_infinity",
+    ]  # fmt: skip
+    values = {figure.quantity: figure.value for figure in figures.values()}
+    features = [Classifier()(images) for images in (fake, real)]
+    assert values["frechet"] == pytest.approx(frechet_distance(features[0].pool, features[1].pool))
+    spatial = [f.spatial for f in features if f.spatial is not None]
+    assert values["spatial_frechet"] == pytest.approx(frechet_distance(spatial[0], spatial[1]))
+    assert values["class_accuracy"] == pytest.approx(0.9)
+    interval = figures["class_accuracy_classifier_200"].interval
+    assert interval is not None and interval[0] < 0.9 < interval[1]
+    assert values["frechet_infinity"] < values["frechet"], "few samples make the distance larger"
+    error = figures["frechet_classifier_200"].standard_error
+    assert error is not None and 0 < error < values["frechet"]
+
+
+def test_the_standard_error_of_a_frechet_distance_is_that_of_other_samples():
+    random = np.random.default_rng(1)
+    reference = reference_of(random.integers(0, 250, (2000, 3, 3, 1), np.uint8), Classifier())
+    runs = [
+        measure(random.integers(0, 200, (400, 3, 3, 1), np.uint8), None, Classifier(), reference, ["frechet"])
+        for _ in range(40)
+    ]
+    figures = [run["frechet_classifier_400"] for run in runs]
+    spread = np.std([figure.value for figure in figures])
+    said = np.mean([figure.standard_error or 0 for figure in figures])
+    assert 0.7 < said / spread < 1.4
+
+
+def test_what_cannot_be_measured_is_said():
+    images = np.random.default_rng(0).integers(0, 250, (30, 3, 3, 1), np.uint8)
+    reference = reference_of(images, Classifier())
+    few = reference_of(images[:3], Classifier())
+    for measures, given, message in (
+        (["frechet"], (images, None, Classifier()), "frechet cannot be measured: there is no reference"),
+        (["class_accuracy"], (images, None, Classifier()), "the samples have no labels"),
+        (["class_accuracy"], (images, np.full(30, 10), Classifier()), "knows 10 classes, the samples 11"),
+        (["fid"], (images, None, Classifier()), "measure 'fid' is unknown"),
+        (
+            ["frechet"],
+            (images[:1], None, Classifier(), reference),
+            "there are 1 samples; it takes at least 2",
+        ),
+        (
+            ["precision_recall"],
+            (images, None, Classifier(), few),
+            "the reference has 3 images; it takes at least 4",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            measure(*given, measures=measures)
+    assert list(measure(images, None, Classifier())) == ["inception_score_classifier_30"]
+
+
+def test_too_few_samples_are_warned_of():
+    images = np.random.default_rng(0).integers(0, 250, (30, 3, 3, 1), np.uint8)
+    reference = reference_of(images, Classifier())
+    few = measure(images[:5], None, Classifier(), reference, ["frechet"])["frechet_classifier_5"]
+    assert "5 samples for features of D = 6" in few.warning
+    enough = measure(images[:20], None, Classifier(), reference, ["frechet"])["frechet_classifier_20"]
+    assert enough.warning == ""
+    score = measure(images, None, Classifier(), reference, ["inception_score"])
+    assert "each of 10 splits has 3 samples for 10 classes" in score["inception_score_classifier_30"].warning
+
+
+def test_presets_hold_the_papers_settings():
+    assert evaluation_names() == ["paper-ablation", "paper-system", "paper-text"]
+    for name, count in (("paper-ablation", 10_000), ("paper-system", 50_000), ("paper-text", 30_000)):
+        values = load_evaluation(name)
+        assert values["images"] == count and values["features"] == ["inception"]
+        assert (values["diffusion_steps"], values["sampler"]) == ([250], "ddpm")
+        assert (values["variance"], values["guidance_scale"]) == ("fixed_large", 1.0)
+    assert changes("paper-system", {"images": 100, "sampler": "ddpm"}) == {"images": 100}
+    with pytest.raises(
+        UserError, match="preset 'paper' is unknown; expected one of paper-ablation, paper-system"
+    ):
+        load_evaluation("paper")

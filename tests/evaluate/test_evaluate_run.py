@@ -1,0 +1,294 @@
+"""`evaluate` and `compare`: interrupted, extended, shared by processes, the same figures."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from causalfusion import cli
+from causalfusion.config import CodecConfig, ModelConfig, SampleConfig
+from causalfusion.errors import UserError
+from causalfusion.evaluate.card import Card, load_card
+from causalfusion.evaluate.request import EvaluateRequest
+from causalfusion.evaluate.run import evaluate, request_of_preset
+from causalfusion.evaluate.sample_set import SampleSet, parts_of
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.model.transformer import Transformer
+from causalfusion.saved import ModelSpec, save_model
+
+SETTINGS = SampleConfig(num_ar_steps=2, diffusion_steps=[2])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A small model of 8x8 digits with random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    config = ModelConfig(
+        hidden_size=32, depth=1, num_heads=2, num_class_tokens=2, num_classes=10, token_dim=4, grid_height=4,
+        grid_width=4,
+    )  # fmt: skip
+    codec = CodecConfig(
+        patch_size=2, image_height=8, image_width=8, image_channels=1, latent_channels=1, downsample=1
+    )
+    torch.manual_seed(0)
+    network = Transformer(config)
+    weights = {name: value + 0.1 * torch.randn(value.shape) for name, value in network.state_dict().items()}
+    save_model(folder, ModelSpec(model=config, codec=codec, class_names=list("0123456789")), weights)
+    (folder / "sample.toml").write_text("seed = 7\nnum_ar_steps = 2\ndiffusion_steps = [2]\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def request_of(model, cache, tmp_path):
+    def make(out: str = "out", **changes) -> EvaluateRequest:
+        values = {
+            "model": model, "reference": "digits", "features": ["pixels:4"], "images": 60, "batch_size": 16,
+            "measures": ["frechet", "precision_recall"], "cache": cache, "settings": SETTINGS,
+            "device": "cpu", "show_progress": False, "out": tmp_path / out, **changes,
+        }  # fmt: skip
+        return EvaluateRequest(**values)
+
+    return make
+
+
+def evaluated(request: EvaluateRequest) -> Card:
+    card = evaluate(request)
+    assert card is not None
+    return card
+
+
+def values(card: Card) -> dict[str, float]:
+    return {name: figure.value for name, figure in card.figures.items()}
+
+
+def test_a_card_says_all_that_figures_depend_on(request_of, model):
+    request = request_of()
+    card = evaluated(request)
+    assert list(card.figures) == ["frechet_pixels4_60", "precision_pixels4_60", "recall_pixels4_60"]
+    assert load_card(request.out) == card
+    samples = card.samples
+    assert samples["count"] == 60 and samples["weights"] == "ema" and samples["seed"] == 0
+    assert samples["labels"] == "balanced: image i has class i mod 10"
+    digest = subprocess.run(["sha256sum", str(model / "model.safetensors")], capture_output=True, text=True)
+    assert samples["checkpoint_sha256"] == digest.stdout.split()[0]
+    assert samples["sample"]["diffusion_steps"] == [2] and samples["sample"]["order"] == "random"
+    assert card.references[0]["count"] == 1797 and card.features[0]["name"] == "pixels:4"
+    assert {"date", "device", "versions", "seconds", "processes"} <= card.run.keys()
+    assert Image.open(request.out / "grid.png").width > 8 * 90
+    images = SampleSet(request.out / "samples")
+    pixels = np.concatenate([batch.pixels for batch in images.batches(60)])
+    pipeline = Pipeline.load(model)
+    again = pipeline.codec.to_uint8(pipeline.generate([7, 8], SETTINGS, image_indices=[27, 28]))
+    assert abs(pixels[27:29].astype(int) - again).max() <= 1
+
+
+def test_a_grown_set_keeps_what_it_has(request_of):
+    small, large = request_of(), request_of("large", images=100, batch_size=64)
+    evaluated(small)
+    times = {path: path.stat().st_mtime_ns for *_, path in parts_of(small.out / "samples")}
+    grown = evaluated(replace(small, images=100))
+    assert times.items() <= {p: p.stat().st_mtime_ns for *_, p in parts_of(small.out / "samples")}.items()
+    assert values(grown) == pytest.approx(values(evaluated(large)), rel=1e-2)
+    again = evaluated(replace(small, images=60))
+    assert again.samples["count"] == 60, "a part of a set may be measured"
+
+
+def test_other_settings_in_the_same_folder_are_refused(request_of):
+    request = request_of(images=16)
+    evaluated(request)
+    for change, message in (
+        ({"seed": 1}, "seed 0, and 1 is asked for"),
+        (
+            {"settings": replace(SETTINGS, guidance_scale=2.0)},
+            "guidance_scale 1.0, and 2.0 is asked for",
+        ),
+        ({"classes": ["3"]}, "labels balanced: .* and given: 3 is asked for"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(replace(request, **change))
+
+
+def test_what_is_read_measures_like_what_was_generated(request_of, model, tmp_path, capsys):
+    """A sample set, the PNGs of `sample`, its .npz: the same figures, and the classes are known."""
+    made = evaluated(request_of(features=["digits"], measures=["frechet", "class_accuracy"]))
+    options = ["--images", "60", "--num-ar-steps", "2", "--diffusion-steps", "2", "--seed", "0"]
+    out = str(tmp_path / "sampled")
+    outputs = ["--output", "png", "grid", "npz"]
+    assert cli.run(["sample", "--model", str(model), "--out", out, *options, *outputs]) == 0
+    for samples in (str(tmp_path / "out"), out, f"{out}/samples.npz"):
+        asked = {"features": ["digits"], "images": None, "measures": ["frechet", "class_accuracy"]}
+        read = evaluated(request_of("read", model=None, samples=samples, **asked))
+        assert values(read) == pytest.approx(values(made), rel=1e-2)
+        assert read.samples["count"] == 60
+    assert read.samples.get("sample") is None, "an .npz does not say how it was made"
+
+
+def test_given_classes_stand_in_turn(request_of, tmp_path):
+    (tmp_path / "classes.txt").write_text("3\n1\n3\n")
+    card = evaluated(request_of(images=32, classes_file=tmp_path / "classes.txt"))
+    assert card.samples["labels"] == "given: 3, 1, 3"
+    assert card.warnings == ["the classes are not balanced: 0 to 22 samples of each"]
+    labels = [b.labels for b in SampleSet(tmp_path / "out" / "samples").batches(32) if b.labels is not None]
+    assert np.concatenate(labels)[:4].tolist() == [3, 1, 3, 3]
+
+
+def test_several_features_and_what_is_left_out(request_of):
+    card = evaluated(request_of(features=["pixels:4", "digits"], measures=None, images=40))
+    assert "class_accuracy_digits_40" in card.figures and "kernel_pixels4_40" in card.figures
+    assert card.left_out["class_accuracy (pixels:4)"] == "the features pixels:4 have no classes"
+    assert "spatial_frechet (digits)" in card.left_out
+    assert any("40 samples for features of D = 64" in line for line in card.warnings)
+    assert [reference["features"] for reference in card.references] == ["pixels:4", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference": None}, "frechet cannot be measured: there is no reference; leave it out"),
+        ({"reference": None, "measures": None}, "there is nothing to measure"),
+        ({"measures": ["class_accuracy"]}, "the features pixels:4 have no classes"),
+        ({"features": ["pixels:16"]}, "8x8"),
+        ({"reference": "/nope"}, "/nope does not exist"),
+        ({"reference": "shapes:test"}, "expected equal ones"),
+        ({"images": 1}, "there are 1 samples; it takes at least 2"),
+        ({"classes": ["11"]}, "class 11 is out of range"),
+        ({"settings": SampleConfig(num_ar_steps=17)}, "at most 16"),
+    ],
+)
+def test_mistakes_are_refused_before_any_image_is_made(request_of, change, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(request_of(**change))
+    folder = request_of().out / "samples"
+    assert not folder.exists() or not parts_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples": "x"}, "--samples and --model are both given"),
+        ({"images": 0}, "--images is 0; expected at least 1"),
+        ({"image_size": 8}, "--image-size is for samples that are read"),
+        ({"candidates": 2}, "--candidates is 2; expected --prompts-file with it"),
+        ({"measures": []}, r"--measures is \[\]; expected one or more"),
+        ({"features": ["digits", "digits"]}, "each once"),
+        ({"classes": ["1"], "classes_file": Path("x")}, "--classes and --classes-file"),
+    ],
+)
+def test_requests_that_contradict_themselves(request_of, change, message):
+    with pytest.raises(UserError, match=message):
+        request_of(**change)
+
+
+def command(*more: str, model: Path, cache: Path, out: Path) -> list[str]:
+    return [
+        "evaluate", f"--model={model}", "--reference=digits", "--features=pixels:4", "--measures", "frechet",
+        "precision_recall", "--images=60", "--batch-size=16", f"--cache={cache}", f"--out={out}",
+        "--device=cpu", *more,
+    ]  # fmt: skip
+
+
+def test_the_command_line_the_models_own_settings_and_compare(model, cache, tmp_path, capsys):
+    assert cli.run(command(model=model, cache=cache, out=tmp_path / "own")) == 0
+    printed = capsys.readouterr().out
+    assert "60 images of" in printed and "frechet_pixels4_60" in printed and "own/card.json" in printed
+    card = load_card(tmp_path / "own")
+    assert card.samples["seed"] == 7 and card.samples["sample"]["num_ar_steps"] == 2, "from sample.toml"
+    steps = ["--num-ar-steps", "4", "--seed", "0"]
+    assert cli.run(command(*steps, model=model, cache=cache, out=tmp_path / "four")) == 0
+    capsys.readouterr()
+    assert cli.run(["compare", str(tmp_path / "own"), str(tmp_path / "four" / "card.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "frechet_pixels4_60" in printed and "sample.num_ar_steps" in printed and "four" in printed
+    assert cli.run(["compare", "--markdown", str(tmp_path / "own"), str(tmp_path / "four")]) == 0
+    assert capsys.readouterr().out.startswith("| figure | own | four | best |")
+    assert cli.run(["compare", str(tmp_path / "own")]) == 2
+    assert "expected two or more" in capsys.readouterr().err
+
+
+def test_a_preset_decides_all_and_says_what_was_changed(model, cache, tmp_path, capsys, monkeypatch):
+    seen: list[EvaluateRequest] = []
+    monkeypatch.setattr("causalfusion.evaluate.run.evaluate", seen.append)
+    tokens = ["evaluate", "--model", str(model), "--reference", "digits", "--preset", "paper-ablation"]
+    assert cli.run([*tokens, "--num-ar-steps", "4"]) == 0
+    (tmp_path / "mine.toml").write_text('preset = "paper-system"\nseed = 3\n')
+    assert cli.run(["evaluate", "--config", str(tmp_path / "mine.toml")]) == 0
+    ablation, system = seen
+    assert (ablation.images, ablation.settings.diffusion_steps, ablation.seed) == (10_000, [250], 0)
+    assert ablation.settings.num_ar_steps == 4 and list(ablation.extractors) == ["inception"]
+    assert (system.images, system.preset, system.seed) == (50_000, "paper-system", 3)
+    assert request_of_preset("paper-system", EvaluateRequest(seed=3)) == replace(
+        system, features=["inception"], measures=system.measures
+    )
+    assert cli.run([*tokens[:-1], "paper"]) == 2
+    assert "preset 'paper' is unknown" in capsys.readouterr().err
+
+
+def test_changes_of_a_preset_are_on_the_card(request_of):
+    request = request_of_preset("paper-system", request_of())
+    request = replace(
+        request, images=20, features=["pixels:4"], measures=["frechet"], settings=replace(SETTINGS, eta=0.0)
+    )
+    assert evaluated(request).preset == {
+        "name": "paper-system",
+        "changed": {
+            "images": 20, "features": ["pixels:4"], "measures": ["frechet"], "num_ar_steps": 2,
+            "diffusion_steps": [2],
+        },
+    }  # fmt: skip
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def test_two_processes_find_the_same_figures(model, cache, tmp_path, request_of):
+    """Reference included: it is not in the cache."""
+    alone = evaluated(request_of())
+    options = ["--num-ar-steps=2", "--diffusion-steps=2", "--seed=0"]
+    tokens = command(*options, model=model, cache=tmp_path / "cache", out=tmp_path / "two")
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "causalfusion.cli", *tokens], env=ENVIRONMENT, capture_output=True, text=True,
+        timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = load_card(tmp_path / "two")
+    assert two.run["processes"] == 2 and alone.run["processes"] == 1
+    assert values(two) == pytest.approx(values(alone), rel=1e-6)
+    assert two.samples["hash"] == alone.samples["hash"]
+    assert two.references[0]["mean_norm"] == pytest.approx(alone.references[0]["mean_norm"], rel=1e-9)
+    assert not list((tmp_path / "two").glob(".features-*"))
+
+
+def test_killed_and_continued(model, cache, tmp_path, request_of):
+    """SIGKILL between two parts; the same command makes the others, and the figures of a run that was left
+    alone."""
+    out = tmp_path / "killed"
+    options = ["--num-ar-steps=16", "--diffusion-steps=8", "--seed=0", "--images=512"]
+    tokens = command(*options, model=model, cache=cache, out=out)
+    process = subprocess.Popen([sys.executable, "-m", "causalfusion.cli", *tokens], env=ENVIRONMENT,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not ((out / "samples").is_dir() and parts_of(out / "samples")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for *_, path in parts_of(out / "samples")}
+    assert 0 < len(before) < 32 and not (out / "card.json").exists()
+    settings = SampleConfig(num_ar_steps=16, diffusion_steps=[8])
+    continued = evaluated(request_of("killed", settings=settings, images=512))
+    assert before.items() <= {p: p.stat().st_mtime_ns for *_, p in parts_of(out / "samples")}.items()
+    alone = evaluated(request_of("alone", settings=settings, images=512))
+    assert values(continued) == values(alone) and continued.samples["hash"] == alone.samples["hash"]
