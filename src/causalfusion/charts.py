@@ -26,7 +26,7 @@ def save_loss_curve(log_path: Path, out: Path) -> None:
     if not training:
         raise UserError(f"{log_path} has no training record; expected the log.jsonl of a run")
     seen, loss = np.array(training, dtype=np.float64).T
-    with _axes(out, 1, (7.5, 4.0)) as (axes,):
+    with axes_of(out, 1, (7.5, 4.0)) as (axes,):
         axes.plot(seen, loss, color=_FAINT, linewidth=1, label="training, as logged")
         axes.plot(seen, _smoothed(loss), color=_LINE, linewidth=2, label="training, smoothed")
         if held_out:
@@ -45,7 +45,7 @@ def save_loss_map(record: Mapping[str, Any], out: Path) -> None:
     by_timestep: list[float] = record["by_timestep"]
     count = len(by_timestep)
     ranges = [f"{100 * k // count}-{100 * (k + 1) // count}" for k in range(count)]
-    with _axes(out, 2, (10.5, 4.0)) as (left, right):
+    with axes_of(out, 2, (10.5, 4.0)) as (left, right):
         _bars(left, list(progress), list(progress.values()))
         left.set_title("By AR progress")
         left.set_xlabel("share of the image that is already finished")
@@ -89,7 +89,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _axes(out: Path, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
+def axes_of(out: Path, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
     """Axes side by side, saved to `out` in the end; no global state of matplotlib is touched."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -62,6 +62,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         check(not fixed, where, value, f"{len(args)} numbers")
         items = [_convert(args[0], item, where) for item in value]
         return items if origin is list else tuple(items)
+    if origin is dict:
+        check(isinstance(value, dict), where, value, "a table")
+        return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     ok = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -9,8 +9,16 @@ import time
 class ProgressLine:
     """One line that is rewritten on a terminal, and printed now and then elsewhere."""
 
-    def __init__(self, total: int, done: int, *, enabled: bool = True, seconds_between: float = 10.0) -> None:
-        self.total, self.first = total, done
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        *,
+        enabled: bool = True,
+        seconds_between: float = 10.0,
+        what: str = "images",
+    ) -> None:
+        self.total, self.first, self.what = total, done, what
         self.enabled, self.terminal = enabled, sys.stderr.isatty()
         self.seconds_between = 0.2 if self.terminal else seconds_between
         self.start = time.monotonic()
@@ -23,7 +31,7 @@ class ProgressLine:
         self.last_shown = now
         rate = (done - self.first) / max(now - self.start, 1e-9)
         left = (self.total - done) / rate if rate > 0 else float("nan")
-        line = f"{done:>{len(str(self.total))}}/{self.total} images  {text}  {duration(left)} left"
+        line = f"{done:>{len(str(self.total))}}/{self.total} {self.what}  {text}  {duration(left)} left"
         end = "" if self.terminal else "\n"
         print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
 

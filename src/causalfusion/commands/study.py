@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+app = App(name="study", result_action="return_value")
+
+
+@app.default
+def study(
+    recipe: list[str],
+    /,
+    *,
+    data: str = "digits",
+    seeds: Annotated[list[int], Parameter(consume_multiple=True)] = [0, 1, 2],  # noqa: B006
+    out: Path = Path("runs/study"),
+    workers: int = 1,
+    device: str = "auto",
+    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
+) -> int:
+    """Train and evaluate a grid of settings with several seeds, and write tables and a picture beside the
+    paper's figures. The same command goes on where it was interrupted.
+
+    Parameters
+    ----------
+    recipe
+        ar-steps, decay, order, ar-weight, timesteps, class-tokens, conditioning, several of them, or a TOML
+        file of the same form. Runs that several studies need are trained once.
+    data
+        digits, shapes or cifar10, or a TOML file: how to train there, and how to judge.
+    seeds
+        Each setting is trained once with each; tables give the mean and the spread.
+    out
+        Folder of the runs and of the results.
+    workers
+        Runs that share the machine.
+    config
+        A recipe or TOML file laid over the training of the data, such as data.path or train.images.
+    """
+    from causalfusion.study.recipe import load_ground, load_study
+    from causalfusion.study.run import Request, run_study
+
+    ground = load_ground(data, config)
+    for name in recipe:
+        request = Request(
+            name=Path(name).stem, study=load_study(name), ground_name=Path(data).stem, ground=ground,
+            seeds=seeds, out=out / Path(data).stem, workers=workers, device=device,
+        )  # fmt: skip
+        run_study(request)
+    return 0

@@ -1,0 +1,211 @@
+"""`causalfusion plan`: time every setting, measure what can be afforded, name the best in the budget."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from causalfusion.config import DataConfig, SampleConfig
+from causalfusion.config_json import from_dict, to_dict
+from causalfusion.data import open_source
+from causalfusion.data.source import hash_of
+from causalfusion.errors import UserError
+from causalfusion.evaluate.open_images import data_config
+from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
+from causalfusion.generate.output import check_prompts, uses_classes, write_whole
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.settings import check_settings
+from causalfusion.planner.picture import save_picture
+from causalfusion.planner.sweep import Sweep, Tried, choose, frontier, in_time
+from causalfusion.progress import ProgressLine
+from causalfusion.runtime import autocast, compute_dtype, select_device
+from causalfusion.saved import latest_model
+
+BEYOND = 2.0
+"""Settings that take up to so many times the budget are measured too: the frontier does not end at it."""
+PROMPTS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    model: Path
+    budget: float
+    """Seconds an image."""
+    reference: str
+    features: str
+    images: int
+    batch_size: int
+    seed: int
+    out: Path
+    sweep: Sweep
+    base: SampleConfig
+    precision: str
+    device: str
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (("--images", self.images, 2), ("--batch-size", self.batch_size, 1)):
+            if value < least:
+                raise UserError(f"{flag} is {value}; expected at least {least}")
+
+
+def plan(request: Request) -> Tried:
+    """Writes `plan.json`, `plan.md` and `plan.png`; what is measured already is not measured again."""
+    device, folder = select_device(request.device), latest_model(request.model)
+    pipeline = Pipeline.load(folder, device=device, autocast_dtype=compute_dtype(request.precision))
+    settings = request.sweep.settings(request.base, pipeline.model.config.num_tokens)
+    if not settings:
+        raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
+    for one in settings:
+        check_settings(one, pipeline.model.config, pipeline.spec.diffusion)
+    data = data_config(request.reference)
+    prompts = prompts_for(pipeline, data)
+    request.out.mkdir(parents=True, exist_ok=True)
+    known = _Known.open(request, folder, str(device))
+    tried = _timed(pipeline, settings, prompts, request, known)
+    tried = _judged(pipeline, tried, data, prompts, request, known)
+    _write(request, tried)
+    return choose(tried, request.budget)
+
+
+def prompts_for(pipeline: Pipeline, data: DataConfig) -> list[str] | None:
+    """For a model that is told what to show in words: captions of the reference."""
+    if pipeline.tokenizer is None or uses_classes(pipeline):
+        return None
+    source = open_source(data)
+    if not source.has_captions:
+        raise UserError(
+            f"the model makes images of texts, and {source.name} has no captions; expected a --reference "
+            "with captions, such as shapes:test"
+        )
+    some = range(0, len(source), max(1, len(source) // PROMPTS))
+    prompts = [source.read(index).captions[0] for index in some][:PROMPTS]
+    check_prompts(pipeline, prompts)
+    return prompts
+
+
+class _Known:
+    """`plan.json`: what was measured before, of the same model, on the same device, in the same way."""
+
+    def __init__(self, path: Path, facts: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
+        self.path, self.facts, self.found = path, facts, found
+
+    @classmethod
+    def open(cls, request: Request, folder: Path, device: str) -> _Known:
+        path = request.out / "plan.json"
+        facts = {
+            "model": str(folder.resolve()), "device": device, "threads": torch.get_num_threads(),
+            "precision": request.precision, "batch_size": request.batch_size, "images": request.images,
+            "seed": request.seed, "features": request.features, "reference": request.reference,
+        }  # fmt: skip
+        if not path.exists():
+            return cls(path, facts, {})
+        before = json.loads(path.read_text())
+        changed = [name for name, value in facts.items() if before["facts"].get(name) != value]
+        if changed:
+            raise UserError(
+                f"{path} was measured with {changed[0]} {before['facts'].get(changed[0])!r}, now it is "
+                f"{facts[changed[0]]!r}; give another --out"
+            )
+        return cls(path, facts, before["settings"])
+
+    def get(self, settings: SampleConfig) -> Tried | None:
+        found = self.found.get(hash_of([to_dict(settings)]))
+        return None if found is None else from_dict(Tried, found)
+
+    def add(self, tried: Tried) -> None:
+        self.found[hash_of([to_dict(tried.settings)])] = to_dict(tried)
+        write_whole(self.path, json.dumps({"facts": self.facts, "settings": self.found}, indent=1) + "\n")
+
+
+def _timed(
+    pipeline: Pipeline,
+    settings: Sequence[SampleConfig],
+    prompts: Sequence[str] | None,
+    request: Request,
+    known: _Known,
+) -> list[Tried]:
+    """Each setting with the time that an image takes in a full batch: the shorter of two, as the first one
+    also warms up."""
+    line, found = ProgressLine(len(settings), 0, what="settings"), []
+    for place, one in enumerate(settings):
+        there = known.get(one)
+        if there is None:
+            line.show(place, "timing")
+            seconds = min(_seconds(pipeline, one, prompts, request.batch_size) for _ in range(2))
+            there = Tried(settings=one, seconds_per_image=seconds)
+            known.add(there)
+        found.append(there)
+    line.close()
+    return found
+
+
+def _seconds(
+    pipeline: Pipeline, settings: SampleConfig, prompts: Sequence[str] | None, batch_size: int
+) -> float:
+    """An image's share of a batch."""
+    count = pipeline.model.config.num_classes if uses_classes(pipeline) else 0
+    labels = [i % count for i in range(batch_size)] if count else None
+    texts = None if prompts is None else [prompts[i % len(prompts)] for i in range(batch_size)]
+    if labels is None and texts is None:
+        labels = [pipeline.model.config.null_label] * batch_size
+    begin = time.perf_counter()
+    with autocast(pipeline.device, pipeline.autocast_dtype):
+        pipeline.codec.to_uint8(pipeline.generate(labels, settings, prompts=texts))
+    return (time.perf_counter() - begin) / batch_size
+
+
+def _judged(
+    pipeline: Pipeline,
+    tried: Sequence[Tried],
+    data: DataConfig,
+    prompts: Sequence[str] | None,
+    request: Request,
+    known: _Known,
+) -> list[Tried]:
+    """With the quality of those within reach of the budget."""
+    affordable = [one for one in tried if one.seconds_per_image <= BEYOND * request.budget]
+    judge: Judge | None = None
+    line, done = ProgressLine(len(affordable), 0, what="settings"), []
+    for one in tried:
+        if one in affordable and one.frechet is None:
+            side = pipeline.codec.config.image_height
+            judge = judge or open_judge(request.features, data, side, request.device)
+            line.show(len(done), one.in_words())
+            found = measure_quality(
+                pipeline, one.settings, judge, request.images, prompts=prompts, seed=request.seed,
+                batch_size=request.batch_size,
+            )  # fmt: skip
+            one = replace(one, frechet=found.frechet, accuracy=found.accuracy)
+            known.add(one)
+        done.append(one)
+    line.close()
+    return done
+
+
+def _write(request: Request, tried: Sequence[Tried]) -> None:
+    best = frontier(tried)
+    lines = [
+        f"# Quality against time: {request.model}\n\n",
+        f"Fréchet distance in the features `{request.features}` of {request.images} images against "
+        f"{request.reference}; time for each image in batches of {request.batch_size} on {request.device}. "
+        "In bold: the frontier, of which nothing quicker is better.\n\n",
+        "| setting | time per image | Fréchet distance | read as its class |\n|---|---|---|---|\n",
+    ]
+    for one in sorted(tried, key=lambda t: t.seconds_per_image):
+        if one.frechet is not None:
+            mark = "**" if one in best else ""
+            share = "" if one.accuracy is None else f"{one.accuracy:.1%}"
+            time_taken = in_time(one.seconds_per_image)
+            lines.append(f"| {mark}{one.in_words()}{mark} | {time_taken} | {one.frechet:.4g} | {share} |\n")
+    left_out = sum(one.frechet is None for one in tried)
+    if left_out:
+        lines.append(f"\n{left_out} slower settings were timed and not measured.\n")
+    write_whole(request.out / "plan.md", "".join(lines))
+    if best:
+        save_picture(request.out / "plan.png", tried, best, request.budget)

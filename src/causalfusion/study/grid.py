@@ -1,0 +1,58 @@
+"""The runs that a study needs. Runs with equal settings are one run, whichever studies ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from causalfusion.config import RunConfig, SampleConfig
+from causalfusion.config_json import flat, from_dict, to_dict
+from causalfusion.presets import load_layers, merge
+from causalfusion.study.recipe import Ground, Study, Variant, fill_in
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, and the numbers of AR steps at which its model is evaluated."""
+
+    variant: str
+    seed: int
+    config: RunConfig
+    ar_steps: tuple[int, ...]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.out)
+
+    def sampling(self, ground: Ground, num_ar_steps: int) -> SampleConfig:
+        """In the order that the model was trained in."""
+        trained = self.config.factorization
+        return replace(
+            ground.sample, num_ar_steps=num_ar_steps, order=trained.order, block_size=trained.block_size,
+            given_order=list(trained.given_order),
+        )  # fmt: skip
+
+
+def jobs_of(study: Study, ground: Ground, seeds: Sequence[int], out: Path) -> list[Job]:
+    """Every variant with every seed; all variants with the first seed come first."""
+    ar_steps = tuple(s for s in study.ar_steps if s <= ground.num_tokens)
+    return [
+        Job(variant.name, seed, run_config(study, variant, ground, seed, out), ar_steps)
+        for seed in seeds
+        for variant in study.variants
+    ]
+
+
+def run_config(study: Study, variant: Variant, ground: Ground, seed: int, out: Path) -> RunConfig:
+    base = [load_layers(ground.recipes), ground.settings, {"train": {"seed": seed}}]
+    layers = [fill_in(layer, ground.num_tokens) for layer in (study.settings, variant.settings)]
+    plain, config = (from_dict(RunConfig, merge(some)) for some in (base, [*base, *layers]))
+    return replace(config, out=str(out / "runs" / _name(plain, config) / f"seed-{seed}"))
+
+
+def _name(plain: RunConfig, config: RunConfig) -> str:
+    """What differs from the data file's own training, in words: "decay=0.8"."""
+    before, now = flat(to_dict(plain)), flat(to_dict(config))
+    changed = [f"{key.rpartition('.')[2]}={now[key]}" for key in sorted(now) if now[key] != before[key]]
+    return ",".join(changed).replace(" ", "").replace("/", "-") or "as-given"

@@ -1,0 +1,61 @@
+"""The figures of a study: what a trained model generates with S AR steps, beside real images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from causalfusion.config import DataConfig, SampleConfig
+from causalfusion.config_json import to_dict
+from causalfusion.data.source import hash_of
+from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.runtime import select_device
+from causalfusion.saved import checkpoints_of
+from causalfusion.study.grid import Job
+from causalfusion.study.recipe import Ground
+
+FILE = "figures.json"
+
+
+def missing_ar_steps(job: Job, ground: Ground) -> list[int]:
+    there = _read(job.folder / FILE)
+    return [s for s in job.ar_steps if _key(job.sampling(ground, s), ground) not in there]
+
+
+def read_figures(job: Job, ground: Ground) -> dict[int, dict[str, float]]:
+    """Of each S: `frechet` and, where the judge knows classes, `accuracy`."""
+    there = _read(job.folder / FILE)
+    return {s: there[_key(job.sampling(ground, s), ground)] for s in job.ar_steps}
+
+
+def measure_job(job: Job, ground: Ground, device: str) -> None:
+    """Add what is missing to the run's file of figures, one S after another."""
+    pipeline = Pipeline.load(checkpoints_of(job.folder)[-1], device=select_device(device))
+    judge = _judge(ground.features, job.config.data, pipeline.codec.config.image_height, device)
+    for num_ar_steps in missing_ar_steps(job, ground):
+        settings = job.sampling(ground, num_ar_steps)
+        found = measure_quality(pipeline, settings, judge, ground.count, seed=job.seed)
+        figures = {"frechet": found.frechet}
+        if found.accuracy is not None:
+            figures["accuracy"] = found.accuracy
+        path = job.folder / FILE
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({**_read(path), _key(settings, ground): figures}, indent=1) + "\n")
+        part.replace(path)
+
+
+@lru_cache(maxsize=1)
+def _judge(features: str, data: DataConfig, image_size: int, device: str) -> Judge:
+    return open_judge(features, data, image_size, device)
+
+
+def _key(settings: SampleConfig, ground: Ground) -> str:
+    """What a figure depends on beside the model."""
+    return hash_of([to_dict(settings), ground.count, ground.features])
+
+
+def _read(path: Path) -> Mapping[str, dict[str, float]]:
+    return json.loads(path.read_text()) if path.exists() else {}

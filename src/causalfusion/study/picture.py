@@ -1,0 +1,74 @@
+"""A study as a picture: the paper's figures on the left, those measured here on the right."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from causalfusion.charts import axes_of
+from causalfusion.study.recipe import Study, entry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDE = 10
+"""Values further apart than this factor are drawn on a logarithmic scale."""
+
+
+def save_picture(
+    out: Path, study: Study, here: Mapping[str, Sequence[float]], paper: Mapping[str, float]
+) -> None:
+    with_paper = {name: [value] for name, value in paper.items()}
+    with axes_of(out, 2, (11.0, 4.4)) as (left, right):
+        _draw(left, study, with_paper)
+        left.set_title(f"The paper: {study.paper_figure}", fontsize=10)
+        _draw(right, study, here)
+        right.set_title("Here: Fréchet distance, mean and range over the seeds", fontsize=10)
+
+
+def _draw(axes: Axes, study: Study, values: Mapping[str, Sequence[float]]) -> None:
+    steps = [s for s in study.ar_steps if any(entry(v.name, s) in values for v in study.variants)]
+    known = [value for some in values.values() for value in some if value > 0]
+    if known and max(known) > WIDE * min(known):
+        axes.set_yscale("log")
+    if len(steps) > 1:
+        _draw_lines(axes, study, values, steps)
+    elif steps:
+        _draw_points(axes, study, values, steps[0])
+
+
+def _draw_lines(
+    axes: Axes, study: Study, values: Mapping[str, Sequence[float]], steps: Sequence[int]
+) -> None:
+    for variant in study.variants:
+        there = [(s, values[e]) for s in steps if (e := entry(variant.name, s)) in values]
+        if there:
+            places = [steps.index(s) for s, _ in there]
+            axes.errorbar(
+                places, [statistics.fmean(some) for _, some in there], yerr=_range(some for _, some in there),
+                marker="o", markersize=4, linewidth=1.6, capsize=2, label=variant.name,
+            )  # fmt: skip
+    axes.set_xticks(range(len(steps)), [f"S = {s}" for s in steps])
+    axes.set_xlabel("AR steps in generation")
+    axes.legend(frameon=False, fontsize=8, title="trained with", title_fontsize=8)
+
+
+def _draw_points(axes: Axes, study: Study, values: Mapping[str, Sequence[float]], step: int) -> None:
+    there = [(v.name, values[e]) for v in study.variants if (e := entry(v.name, step)) in values]
+    means = [statistics.fmean(some) for _, some in there]
+    axes.errorbar(
+        means, range(len(there)), xerr=_range(some for _, some in there), fmt="o", color="#2f6db5", capsize=3
+    )
+    axes.set_yscale("linear")
+    axes.set_yticks(range(len(there)), [name for name, _ in there])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"S = {step} in generation")
+    axes.margins(y=0.15)
+
+
+def _range(groups: Iterable[Sequence[float]]) -> list[list[float]]:
+    """Distances from the mean down to the least and up to the greatest."""
+    found = [(statistics.fmean(some), min(some), max(some)) for some in groups]
+    return [[mean - low for mean, low, _ in found], [high - mean for mean, _, high in found]]

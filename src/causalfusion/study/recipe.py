@@ -1,0 +1,147 @@
+"""What a study compares, and on which data: TOML files in `studies/` and `studies/data/`.
+
+A study's file has the settings it compares (`variants`), the numbers of AR steps S at which each is evaluated
+(`ar_steps`), the paper's figures, and the paper's findings as pairs "what should be better, than what".
+A data file says how a small model is trained there and how its images are judged.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from causalfusion.config import SampleConfig
+from causalfusion.config_json import from_dict
+from causalfusion.errors import UserError
+from causalfusion.presets import load_layers, merge
+
+PLACEHOLDERS: tuple[str, ...] = ("L", "side/2", "side/4")
+"""Instead of a number, in a variant: the image's tokens; half and a quarter of its side in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Laid over the training of the data file."""
+    paper: list[float] = field(default_factory=list)
+    """The paper's figure for each S; fewer where it has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A finding of the paper, as comparisons that decide whether it holds here."""
+
+    text: str
+    better: list[str]
+    """Entries "variant @ S"."""
+    worse: list[str]
+    """Each is compared with the entry at its place in `better`."""
+    within: float = 1.0
+    """`better` may be so many times `worse`: 1.1 asks for "at most a tenth more"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    title: str
+    question: str
+    ar_steps: list[int]
+    variants: list[Variant]
+    claims: list[Claim] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of all variants."""
+    paper_figure: str = "FID-10k, ImageNet 256x256"
+
+    def entries(self) -> set[str]:
+        return {entry(variant.name, s) for variant in self.variants for s in self.ar_steps}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """The data on which a study is done."""
+
+    recipes: list[str]
+    """Of training, laid over one another."""
+    num_tokens: int
+    features: str
+    """The feature space of the Fréchet distance, as `evaluate --features` names it."""
+    count: int
+    """Images generated for every figure."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Laid over the recipes."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def entry(variant: str, num_ar_steps: int) -> str:
+    return f"{variant} @ {num_ar_steps}"
+
+
+def study_names() -> list[str]:
+    return _names(resources.files("causalfusion") / "studies")
+
+
+def ground_names() -> list[str]:
+    return _names(resources.files("causalfusion") / "studies" / "data")
+
+
+def load_study(name: str) -> Study:
+    """A study by its name, or from a file."""
+    values = _load(resources.files("causalfusion") / "studies", name, "study", study_names())
+    study = from_dict(Study, values, f"study {name}: ")
+    names = [variant.name for variant in study.variants]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice or not names or not study.ar_steps:
+        what = f"variant {twice[0]!r} twice" if twice else "no variants or no ar_steps"
+        raise UserError(f"study {name} has {what}; expected variants of different names, and ar_steps")
+    for claim in study.claims:
+        unknown = sorted({*claim.better, *claim.worse} - study.entries())
+        if unknown or len(claim.better) != len(claim.worse):
+            what = f"compares {unknown[0]!r}" if unknown else "has sides of different lengths"
+            raise UserError(
+                f"study {name}: the claim {claim.text!r} {what}; expected pairs of this study's 'variant @ S'"
+            )
+    return study
+
+
+def load_ground(name: str, layers: list[str]) -> Ground:
+    """A data file by its name, or from a file; `layers` are recipes or TOML files laid over its training."""
+    folder = resources.files("causalfusion") / "studies" / "data"
+    values = _load(folder, name, "data", ground_names())
+    values["settings"] = merge([values.get("settings", {}), load_layers(layers)])
+    return from_dict(Ground, values, f"{name}: ")
+
+
+def fill_in(settings: dict[str, Any], num_tokens: int) -> dict[str, Any]:
+    """`settings` with numbers in place of PLACEHOLDERS."""
+    side = math.isqrt(num_tokens)
+    numbers = dict(zip(PLACEHOLDERS, (num_tokens, side // 2, max(1, side // 4)), strict=True))
+    filled: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            filled[key] = fill_in(value, num_tokens)
+        else:
+            filled[key] = numbers.get(value, value) if isinstance(value, str) else value
+    return filled
+
+
+def _names(folder: Traversable) -> list[str]:
+    names = (item.name for item in folder.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def _load(folder: Traversable, name: str, what: str, names: list[str]) -> dict[str, Any]:
+    if name in names:
+        content = (folder / f"{name}.toml").read_bytes()
+    elif Path(name).is_file():
+        content = Path(name).read_bytes()
+    else:
+        raise UserError(f"{what} {name!r} is neither a file nor one of {', '.join(names)}")
+    try:
+        return tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {name} is not valid TOML: {error}") from None

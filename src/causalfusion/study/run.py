@@ -1,0 +1,139 @@
+"""`causalfusion study`: trains and measures what is not yet, and writes the tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from causalfusion.errors import UserError
+from causalfusion.runtime import select_device
+from causalfusion.saved import checkpoints_of, load_spec
+from causalfusion.study.grid import Job, jobs_of
+from causalfusion.study.recipe import Ground, Study
+from causalfusion.study.tables import Figures, write_results
+
+
+@dataclass(frozen=True)
+class Request:
+    name: str
+    study: Study
+    ground_name: str
+    ground: Ground
+    seeds: Sequence[int]
+    out: Path
+    workers: int
+    """Runs that share the machine."""
+    device: str
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"--workers is {self.workers}; expected at least 1")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"--seeds are {list(self.seeds)}; expected one or more different numbers")
+
+
+def run_study(request: Request) -> Path:
+    """The folder with `results.md`, `results.csv` and `results.png`. The same command goes on after any
+    interruption; a run or a figure that is there is not made again."""
+    jobs = jobs_of(request.study, request.ground, request.seeds, request.out)
+    folder = request.out / request.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, work, done in (("train", _train, _is_trained), ("measure", _measure, _is_measured)):
+        left = _without_doubles([job for job in jobs if not done(job, request.ground)])
+        if left:
+            print(f"{request.name}: {len(left)} of {len(jobs)} runs to {name}", flush=True)
+            _in_parallel(work, left, request)
+    figures = {(job.variant, job.seed): _figures(job, request.ground) for job in jobs}
+    write_results(folder, request.study, request.ground, request.ground_name, request.seeds, figures)
+    print((folder / "results.md").read_text())
+    return folder
+
+
+def _is_trained(job: Job, _: Ground) -> bool:
+    checkpoints = checkpoints_of(job.folder)
+    return bool(checkpoints) and load_spec(checkpoints[-1]).images_seen >= job.config.train.images
+
+
+def _is_measured(job: Job, ground: Ground) -> bool:
+    from causalfusion.study.measure import missing_ar_steps
+
+    return not missing_ar_steps(job, ground)
+
+
+def _train(job: Job, ground: Ground, device: str) -> None:
+    from causalfusion.train.run import train
+
+    train(job.config, device=device, show_progress=False)
+    if not _is_trained(job, ground):
+        raise KeyboardInterrupt  # it was stopped, and has saved
+
+
+def _measure(job: Job, ground: Ground, device: str) -> None:
+    from causalfusion.study.measure import measure_job
+
+    measure_job(job, ground, device)
+
+
+def _figures(job: Job, ground: Ground) -> Figures:
+    from causalfusion.study.measure import read_figures
+
+    return read_figures(job, ground)
+
+
+def _without_doubles(jobs: Sequence[Job]) -> list[Job]:
+    """One job of those that are the same run."""
+    return list({job.folder: job for job in reversed(jobs)}.values())[::-1]
+
+
+Work = Callable[[Job, Ground, str], None]
+
+
+def _in_parallel(work: Work, jobs: Sequence[Job], request: Request) -> None:
+    if request.workers == 1:
+        for number, job in enumerate(jobs, 1):
+            work(job, request.ground, request.device)
+            _say(number, len(jobs), job)
+        return
+    threads = max(1, (os.cpu_count() or 1) // request.workers)
+    # A fresh process for every run: nothing of one is left in the next.
+    with ProcessPoolExecutor(
+        request.workers, get_context("spawn"), _use_threads, (threads,), max_tasks_per_child=1
+    ) as pool:
+        places = {
+            pool.submit(work, job, request.ground, _device(request.device, number)): job
+            for number, job in enumerate(jobs)
+        }
+        waiting = set(places)
+        try:
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    _say(len(jobs) - len(waiting), len(jobs), places[future])
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _device(name: str, number: int) -> str:
+    """Runs take the GPUs in turn."""
+    import torch
+
+    chosen = select_device(name)
+    if chosen.type != "cuda" or chosen.index is not None:
+        return name
+    return f"cuda:{number % torch.cuda.device_count()}"
+
+
+def _say(number: int, total: int, job: Job) -> None:
+    print(f"{number}/{total}  {job.variant}, seed {job.seed}  ({job.folder})", flush=True)

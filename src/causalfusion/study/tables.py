@@ -1,0 +1,138 @@
+"""The results of a study: Markdown, CSV and a picture, beside the paper's figures."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from causalfusion.study.picture import save_picture
+from causalfusion.study.recipe import Ground, Study, entry
+from causalfusion.study.verdict import CONFIDENCE, Verdict, judge
+
+Figures = Mapping[int, Mapping[str, float]]
+"""By S, by name."""
+Show = Callable[[Any], str]
+
+
+def write_results(
+    folder: Path, study: Study, ground: Ground, ground_name: str, seeds: Sequence[int],
+    figures: Mapping[tuple[str, int], Figures],
+) -> None:  # fmt: skip
+    """`results.md`, `results.csv` and `results.png`; `figures` by variant and seed."""
+    here = by_entry(figures, "frechet")
+    paper = {
+        entry(v.name, s): f for v in study.variants for s, f in zip(study.ar_steps, v.paper, strict=False)
+    }
+    verdicts = [v for claim in study.claims if (v := judge(claim, here, paper)) is not None]
+    parts = [
+        f"# {study.title}\n\n{study.question}\n",
+        _setting(study, ground, ground_name, seeds),
+        _table(study, here, paper, _distance),
+    ]
+    accuracy = by_entry(figures, "accuracy")
+    if accuracy:
+        parts += ["Share of the images that the judge reads as their class:\n"]
+        parts += [_table(study, accuracy, {}, _share)]
+    if verdicts:
+        parts += [_verdicts(verdicts)]
+    (folder / "results.md").write_text("\n".join(parts), encoding="utf-8")
+    _write_csv(folder / "results.csv", study, ground_name, figures)
+    save_picture(folder / "results.png", study, here, paper)
+
+
+def _setting(study: Study, ground: Ground, ground_name: str, seeds: Sequence[int]) -> str:
+    sample = ground.sample
+    return (
+        f"Data: {ground_name}. Fréchet distance in the features `{ground.features}` of {ground.count:,} "
+        f"generated images ({sample.sampler}, {sample.diffusion_steps[0]} diffusion steps in each AR step, "
+        f"guidance {sample.guidance_scale:g}); mean ± standard deviation over the seeds "
+        f"{', '.join(map(str, seeds))}. Lower is better. Paper: {study.paper_figure}.\n"
+    )
+
+
+def by_entry(figures: Mapping[tuple[str, int], Figures], name: str) -> dict[str, list[float]]:
+    """A figure's values, one per seed, by "variant @ S"."""
+    found: dict[str, list[float]] = {}
+    for (variant, _), of_ar_steps in figures.items():
+        for num_ar_steps, values in of_ar_steps.items():
+            if name in values:
+                found.setdefault(entry(variant, num_ar_steps), []).append(values[name])
+    return found
+
+
+def _table(study: Study, here: Mapping[str, Sequence[float]], paper: Mapping[str, float], show: Show) -> str:
+    steps = [s for s in study.ar_steps if any(entry(v.name, s) in here for v in study.variants)]
+    of_paper = [s for s in study.ar_steps if any(entry(v.name, s) in paper for v in study.variants)]
+    header = ["", *(f"S = {s}" for s in steps), *(f"paper, S = {s}" for s in of_paper)]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for variant in study.variants:
+        cells = [show(here.get(entry(variant.name, s), ())) for s in steps]
+        cells += [f"{paper[e]:g}" if (e := entry(variant.name, s)) in paper else "" for s in of_paper]
+        lines.append(_row([variant.name, *cells]))
+    return "".join(lines)
+
+
+def _distance(values: Sequence[float]) -> str:
+    return _with_spread(values, lambda value: f"{value:.3g}")
+
+
+def _share(values: Sequence[float]) -> str:
+    return _with_spread(values, lambda value: f"{value:.1%}")
+
+
+def _with_spread(values: Sequence[float], show: Show) -> str:
+    if not values:
+        return ""
+    spread = f" ± {show(statistics.stdev(values))}" if len(values) > 1 else ""
+    return show(statistics.fmean(values)) + spread
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> str:
+    lines = [
+        "What the paper found, and whether it holds here "
+        f"(paired over the seeds, one-sided {CONFIDENCE:.0%}):\n\n",
+        _row(["finding", "comparison", "paper", "here", "verdict"]),
+        _row(["---"] * 5),
+    ]
+    for verdict in verdicts:
+        for place, compared in enumerate(verdict.comparisons):
+            first = place == 0
+            paper = "" if compared.paper is None else "{:g} / {:g}".format(*compared.paper)
+            lines.append(
+                _row(
+                    [
+                        verdict.claim.text if first else "",
+                        f"{compared.better} / {compared.worse}",
+                        paper,
+                        "{:.3g} / {:.3g}".format(*compared.here) + f" {_SIGNS[compared.outcome]}",
+                        f"**{verdict.in_words()}**" if first else "",
+                    ]
+                )
+            )
+    return "".join(lines)
+
+
+_SIGNS = {"holds": "✓", "reversed": "✗", "unclear": "~"}
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _write_csv(
+    path: Path, study: Study, ground_name: str, figures: Mapping[tuple[str, int], Figures]
+) -> None:
+    """One line for each figure."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["data", "variant", "seed", "ar_steps", "figure", "value", "paper"])
+        for (variant, seed), of_ar_steps in figures.items():
+            known = next(v.paper for v in study.variants if v.name == variant)
+            for num_ar_steps, values in of_ar_steps.items():
+                place = study.ar_steps.index(num_ar_steps)
+                for name, value in values.items():
+                    paper = known[place] if name == "frechet" and place < len(known) else ""
+                    writer.writerow([ground_name, variant, seed, num_ar_steps, name, value, paper])

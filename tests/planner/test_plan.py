@@ -1,0 +1,80 @@
+"""`causalfusion plan`, from the command to its files."""
+
+import json
+import re
+
+import pytest
+
+from causalfusion.cli import run
+from causalfusion.planner import run as planner_run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    out = tmp_path_factory.mktemp("plan") / "run"
+    small = ["--model.hidden-size", "16", "--model.depth", "1", "--train.evaluate-every", "0"]
+    assert run(["train", "--config", "digits", "--train.images", "64", *small, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def command(model, tmp_path):
+    return [
+        "plan", str(model), "--reference", "digits", "--features", "pixels:4", "--images", "20",
+        "--batch-size", "10", "--samplers", "ddim", "--diffusion-steps", "2", "4", "--ar-steps", "1", "2",
+        "--guidance-scales", "1", "--out", str(tmp_path / "plan"),
+    ]  # fmt: skip
+
+
+def test_names_the_best_setting_within_the_budget(command, tmp_path, capsys, monkeypatch):
+    assert run([*command, "--budget", "30s"]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "plan" / "plan.json").read_text())["settings"].values()
+    best = min(found, key=lambda one: one["frechet"])
+    steps = " ".join(map(str, best["settings"]["diffusion_steps"]))
+    ar_steps = best["settings"]["num_ar_steps"]
+    assert f"--sampler ddim --num-ar-steps {ar_steps} --diffusion-steps {steps}" in said
+    assert len(found) == 4 and all(one["seconds_per_image"] > 0 for one in found)
+    assert (tmp_path / "plan" / "plan.png").stat().st_size > 5000
+    table = (tmp_path / "plan" / "plan.md").read_text()
+    assert len(re.findall(r"^\| .*ddim", table, re.M)) == 4
+
+    def measured_again(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(planner_run, "measure_quality", measured_again)
+    monkeypatch.setattr(planner_run, "_seconds", measured_again)
+    assert run([*command, "--budget", "30s"]) == 0, "the second time it only reads"
+
+
+def test_what_is_beyond_the_budget_is_not_measured(command, capsys, monkeypatch):
+    times = iter([0.1, 0.1, 0.3, 0.3, 1.0, 1.0, 9.0, 9.0])
+    monkeypatch.setattr(planner_run, "_seconds", lambda *_: next(times))
+    assert run([*command, "--budget", "200ms"]) == 0
+    assert "2 slower settings were timed and not measured" in (
+        (planner_run.Path(command[-1]) / "plan.md").read_text()
+    )
+
+
+def test_bad_input_is_one_line(command, tmp_path, capsys):
+    def refused(**options):
+        changed = list(command)
+        for name, value in {"budget": "1s", **options}.items():
+            flag = "--" + name.replace("_", "-")
+            if flag in changed:
+                changed[changed.index(flag) + 1] = value
+            else:
+                changed += [flag, value]
+        capsys.readouterr()
+        assert run(changed) == 2
+        error = capsys.readouterr().err
+        lines = [line for line in error.splitlines() if " left" not in line]  # but for the progress
+        assert len(lines) == 1
+        return error
+
+    assert "such as 200ms" in refused(budget="soon")
+    assert "expected at least 2" in refused(images="1")
+    assert "the quickest of the 4 settings takes" in refused(budget="1us")
+    assert "give another --out" in refused(seed="5")
+    command[1] = "shapes"
+    assert "has no captions" in refused(out=str(tmp_path / "other"))

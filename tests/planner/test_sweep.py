@@ -1,0 +1,59 @@
+"""The frontier, against its definition; the choice; times in words."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from causalfusion.config import SampleConfig
+from causalfusion.errors import UserError
+from causalfusion.planner.sweep import Sweep, Tried, choose, frontier, in_time, read_time
+
+POINTS = st.lists(st.tuples(st.integers(1, 9), st.one_of(st.none(), st.integers(0, 9))), min_size=1)
+
+
+def tried(points):
+    return [
+        Tried(settings=SampleConfig(), seconds_per_image=float(s), frechet=None if f is None else float(f))
+        for s, f in points
+    ]
+
+
+@given(POINTS)
+def test_on_the_frontier_is_what_nothing_beats(points):
+    found = frontier(tried(points))
+    best = {(t.seconds_per_image, t.frechet) for t in found}
+    measured = {(s, f) for s, f in points if f is not None}
+    expected = {
+        (s, f) for s, f in measured if not any(o != (s, f) and o[0] <= s and o[1] <= f for o in measured)
+    }
+    assert best == expected
+    assert len(found) == len(best)
+
+
+@given(POINTS, st.integers(1, 9))
+def test_the_choice_is_the_best_within_the_budget(points, budget):
+    within = [(f, s) for s, f in points if f is not None and s <= budget]
+    if not within:
+        with pytest.raises(UserError, match="the quickest of the"):
+            choose(tried(points), budget)
+        return
+    chosen = choose(tried(points), budget)
+    assert (chosen.frechet, chosen.seconds_per_image) == min(within)
+
+
+def test_diffusion_steps_are_shared_among_the_ar_steps():
+    sweep = Sweep(samplers=["ddim"], diffusion_steps=[2, 10], ar_steps=[1, 4, 32], guidance_scales=[1.0])
+    found = [(s.num_ar_steps, s.diffusion_steps) for s in sweep.settings(SampleConfig(), num_tokens=16)]
+    assert found == [(1, [2]), (1, [10]), (4, [3, 3, 2, 2])]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("200ms", 0.2), ("0.5s", 0.5), ("2 min", 120), ("9us", 9e-6)])
+def test_times(text, seconds):
+    assert read_time(text) == pytest.approx(seconds)
+    assert read_time(in_time(seconds).replace("min", "s")) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["200", "-1s", "0ms", "fast", "1h"])
+def test_other_times_are_refused(text):
+    with pytest.raises(UserError, match="such as 200ms"):
+        read_time(text)

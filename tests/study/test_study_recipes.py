@@ -1,0 +1,99 @@
+"""What ships as studies: whole, and in the paper's figures."""
+
+from pathlib import Path
+
+import pytest
+
+from causalfusion.errors import UserError
+from causalfusion.study.grid import jobs_of
+from causalfusion.study.recipe import fill_in, ground_names, load_ground, load_study, study_names
+
+PAPER = {
+    ("ar-steps", "1"): [13.78, 356.69, 404.67, 390.18],
+    ("ar-steps", "all tokens"): [313.28, 321.62, 261.26, 192.25],
+    ("decay", "γ = 0.9"): [12.89, 15.57, 18.83, 22.72],
+    ("decay", "γ = 0.8"): [12.78, 15.42, 19.38, 23.78],
+    ("order", "dilated"): [15.54],
+    ("ar-weight", "λ = 2"): [12.13, 15.15, 18.09],
+    ("timesteps", "8x t per AR step"): [12.23],
+    ("class-tokens", "4 repeated 16x"): [11.75],
+}
+
+
+def test_every_table_of_the_paper_is_a_study():
+    assert study_names() == [
+        "ar-steps", "ar-weight", "class-tokens", "conditioning", "decay", "order", "timesteps",
+    ]  # fmt: skip
+    for (study, variant), figures in PAPER.items():
+        assert next(v.paper for v in load_study(study).variants if v.name == variant) == figures
+
+
+@pytest.mark.parametrize("study", study_names())
+@pytest.mark.parametrize("ground", ground_names())
+def test_every_study_makes_valid_runs_on_every_data(study, ground, tmp_path):
+    jobs = jobs_of(load_study(study), load_ground(ground, []), [0, 1], tmp_path)
+    assert len({job.folder for job in jobs}) == len(jobs), "two variants of a study are the same run"
+    assert {job.config.train.seed for job in jobs} == {0, 1}
+
+
+def test_runs_that_two_studies_share_have_one_folder(tmp_path):
+    ground = load_ground("digits", [])
+    of = {name: jobs_of(load_study(name), ground, [0], tmp_path) for name in ("decay", "ar-weight", "order")}
+    folders = [
+        next(job.folder for job in of[study] if job.variant == variant)
+        for study, variant in (("decay", "γ = 0.9"), ("ar-weight", "λ = 1"), ("order", "random"))
+    ]
+    assert len(set(folders)) == 1
+
+
+def test_generation_follows_the_order_of_training(tmp_path):
+    ground = load_ground("digits", [])
+    raster = jobs_of(load_study("order"), ground, [0], tmp_path)[0]
+    assert raster.sampling(ground, 4).order == "raster"
+    assert raster.sampling(ground, 4).num_ar_steps == 4
+
+
+def test_placeholders_become_numbers_of_the_data():
+    given = {"factorization": {"num_ar_steps": "L", "block_size": "side/2", "order": "raster"}}
+    filled = {"factorization": {"num_ar_steps": 64, "block_size": 4, "order": "raster"}}
+    assert fill_in(given, 64) == filled
+
+
+def test_layers_change_the_training(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[train]\nimages = 123\n")
+    jobs = jobs_of(load_study("decay"), load_ground("digits", [str(mine)]), [0], tmp_path)
+    assert {job.config.train.images for job in jobs} == {123}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = 1", "title is 1; expected a value of type str"),
+        ('title = "t"\nquestion = "q"\nar_steps = [1]\nvariants = []', "no variants"),
+        (
+            'title = "t"\nquestion = "q"\nar_steps = [1]\n[[variants]]\nname = "a"\n[[variants]]\nname = "a"',
+            "variant 'a' twice",
+        ),
+        (
+            'title = "t"\nquestion = "q"\nar_steps = [1]\n[[variants]]\nname = "a"\n'
+            '[[claims]]\ntext = "c"\nbetter = ["b @ 1"]\nworse = ["a @ 1"]',
+            "compares 'b @ 1'",
+        ),
+        ("= 3", "not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_study(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_are_told_what_there_is():
+    with pytest.raises(UserError, match="neither a file nor one of ar-steps"):
+        load_study("decai")
+    with pytest.raises(UserError, match="neither a file nor one of cifar10, digits, shapes"):
+        load_ground("imagenet", [])
+    assert Path("decai").exists() is False

@@ -1,0 +1,147 @@
+"""A study from its command to its tables; interrupted, it goes on."""
+
+import csv
+import json
+
+import pytest
+
+from causalfusion.cli import run
+from causalfusion.saved import checkpoints_of
+from causalfusion.study import run as study_run
+from causalfusion.study.recipe import Ground, load_study
+from causalfusion.study.tables import write_results
+
+RECIPE = """
+title = "Two numbers of AR steps"
+question = "Which?"
+ar_steps = [1, 2, 32]
+
+[[variants]]
+name = "one"
+settings.factorization = { distribution = "fixed", num_ar_steps = 1 }
+paper = [1.5, 2.5]
+[[variants]]
+name = "all"
+settings.factorization = { distribution = "fixed", num_ar_steps = "L" }
+
+[[claims]]
+text = "One is better than all."
+better = ["one @ 1"]
+worse = ["all @ 1"]
+"""
+DATA = """
+recipes = ["digits"]
+num_tokens = 16
+features = "pixels:4"
+count = 20
+[settings.model]
+hidden_size = 16
+depth = 1
+[settings.train]
+images = 64
+batch_size = 32
+evaluate_every = 0
+[sample]
+sampler = "ddim"
+diffusion_steps = [2]
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    (tmp_path / "two.toml").write_text(RECIPE)
+    (tmp_path / "small.toml").write_text(DATA)
+    return [
+        "study", str(tmp_path / "two.toml"), "--data", str(tmp_path / "small.toml"), "--workers", "1",
+        "--out", str(tmp_path / "out"), "--seeds", "0", "1",
+    ]  # fmt: skip
+
+
+def changed(command, **options):
+    command = list(command)
+    for name, values in options.items():
+        place = command.index(f"--{name}") + 1
+        command[place : len(command) if name == "seeds" else place + 1] = values
+    return command
+
+
+def test_trains_measures_and_writes(command, tmp_path, capsys):
+    assert run(command) == 0
+    out = tmp_path / "out" / "small" / "two"
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    found = {(r["variant"], r["seed"], r["ar_steps"]) for r in rows}
+    assert found == {(v, s, k) for v in ("one", "all") for s in "01" for k in "12"}, "S = 32 has no tokens"
+    assert {r["paper"] for r in rows if r["variant"] == "one"} == {"1.5", "2.5"}
+    table = (out / "results.md").read_text()
+    assert "| one | " in table and "1.5" in table and "One is better than all." in table
+    assert (out / "results.png").stat().st_size > 5000
+
+    trained = [p for job in (out.parent / "runs").glob("*/seed-*") for p in checkpoints_of(job)]
+    times = {path: path.stat().st_mtime_ns for path in trained}
+    figures = next((out.parent / "runs").glob("*/seed-0/figures.json"))
+    first = json.loads(figures.read_text())
+    key = next(iter(first))
+    figures.write_text(json.dumps({key: first[key]}))  # as if it had been stopped after one
+    capsys.readouterr()
+    assert run(command) == 0
+    assert "1 of 4 runs to measure" in capsys.readouterr().out
+    assert json.loads(figures.read_text()) == first, "measured again, it is the same"
+    assert {path: path.stat().st_mtime_ns for path in trained} == times, "nothing was trained again"
+    assert list(csv.DictReader((out / "results.csv").open())) == rows
+
+
+def test_goes_on_with_a_run_that_was_stopped(command, monkeypatch):
+    done = []
+
+    def stops(job, ground, device):
+        if done:
+            raise KeyboardInterrupt
+        study_run_train(job, ground, device)
+        done.append(job.folder)
+
+    study_run_train = study_run._train
+    monkeypatch.setattr(study_run, "_train", stops)
+    assert run(command) == 130
+    monkeypatch.setattr(study_run, "_train", study_run_train)
+    before = checkpoints_of(done[0])[-1].stat().st_mtime_ns
+    assert run(command) == 0
+    assert checkpoints_of(done[0])[-1].stat().st_mtime_ns == before
+
+
+def test_two_workers_find_the_same(command, tmp_path):
+    assert run(command) == 0
+    alone = (tmp_path / "out" / "small" / "two" / "results.csv").read_text()
+    assert run(changed(command, out=[str(tmp_path / "other")], workers=["2"])) == 0
+    with_two = (tmp_path / "other" / "small" / "two" / "results.csv").read_text()
+    for one, other in zip(csv.reader(alone.splitlines()), csv.reader(with_two.splitlines()), strict=True):
+        assert one[:5] == other[:5] and one[6:] == other[6:]
+        if one[5] != "value":
+            assert float(one[5]) == pytest.approx(float(other[5]), rel=1e-4)
+
+
+def test_tables_have_means_and_spreads(tmp_path):
+    study = load_study("ar-weight")
+    ground = Ground(recipes=["digits"], num_tokens=16, features="digits", count=10)
+    figures = {
+        (v.name, seed): {1: {"frechet": 2.0 + seed, "accuracy": 0.5 + seed / 10}}
+        for v in study.variants
+        for seed in (0, 1, 2)
+    }
+    write_results(tmp_path, study, ground, "digits", [0, 1, 2], figures)
+    table = (tmp_path / "results.md").read_text()
+    assert "| λ = 2 | 3 ± 1 | 12.13 | 15.15 | 18.09 |" in table
+    assert "| λ = 2 | 60.0% ± 10.0% |" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": ["1", "1"]}, "expected one or more different numbers"),
+        ({"workers": ["0"]}, "--workers is 0; expected at least 1"),
+        ({"data": ["nowhere"]}, "neither a file nor one of"),
+    ],
+)
+def test_bad_input_is_one_line(command, capsys, options, message):
+    assert run(changed(command, **options)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
