@@ -23,11 +23,12 @@ app = App(
 )
 for _command in (
     "train", "sample", "edit", "caption", "complete", "encode", "convert", "tokenizer", "doctor", "demo",
+    "evaluate", "compare", "study", "plan",
 ):  # fmt: skip
     app.command(f"causalfusion.commands.{_command}:app", name=_command)
 
 
-GENERATING = ("sample", "edit", "complete")
+GENERATING = ("sample", "edit", "complete", "evaluate")
 SETTINGS_OF_MODEL = "sample.toml"
 """In a model's folder: how it is best sampled, beneath all that the user says."""
 
@@ -61,10 +62,30 @@ def model_settings(tokens: Sequence[str]) -> list[str]:
     return [str(path)] if path.is_file() else []
 
 
+def evaluation_preset(tokens: Sequence[str]) -> list[str]:
+    """The file of the named evaluation that `evaluate` is to follow, on the command line or in a --config."""
+    if not tokens or tokens[0] != "evaluate" or {"--help", "-h"} & set(tokens):
+        return []
+    names = values_of("--preset", tokens) or [load_layers(config_names(tokens)).get("preset", "")]
+    if not names[-1]:
+        return []
+    from causalfusion.evaluate.evaluation_presets import evaluation_file
+
+    return [str(evaluation_file(names[-1]))]
+
+
+def beneath(tokens: Sequence[str]) -> list[str]:
+    """Names and files of the settings beneath a command line, the last on top. A preset decides all that
+    figures depend on: a model's own settings do not count under it, nor where images are only read."""
+    preset = evaluation_preset(tokens)
+    own = [] if preset or values_of("--samples", tokens) else model_settings(tokens)
+    return [*own, *preset, *config_names(tokens)]
+
+
 def run(tokens: Sequence[str]) -> int:
     """The exit code of a command line."""
     try:
-        names = [*model_settings(tokens), *config_names(tokens)]
+        names = beneath(tokens)
         if names:
             source = ", ".join(names)
             # Under the command's name: beside it, the tables [train] and [sample] would pass for commands.

@@ -12,7 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from causalfusion.errors import UserError
 from causalfusion.runtime import select_device
+from causalfusion.watch import Member, Watch, end_with_launcher, host_watch, join_watch, open_watch
+
+_NEWS = 3.0
+"""Seconds to learn whether an operation failed because another process stopped."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,10 @@ class World:
 
 @contextmanager
 def join_world(device: str = "auto") -> Iterator[World]:
-    """The processes of this run: torchrun's (gloo on CPUs, NCCL on GPUs), or this one."""
+    """The processes of this run: torchrun's (gloo on CPUs, NCCL on GPUs), or this one.
+
+    When one of several stops before its time, the others end with an error that names it.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = select_device(device)
     if size == 1:
@@ -59,9 +67,47 @@ def join_world(device: str = "auto") -> Iterator[World]:
     local = select_device(f"cuda:{os.environ['LOCAL_RANK']}") if cuda else chosen
     if cuda:
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=local if cuda else None)
+    # gloo on GPUs too: checkpoints are written from the host's memory.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=local if cuda else None)
     try:
-        yield World(dist.get_rank(), size, local)
+        watch = _watch(dist.get_rank(), size)
+        try:
+            yield World(dist.get_rank(), size, local)
+        except BaseException as error:
+            _fail(watch, error)
+            raise
+        watch.end()
     finally:
         gc.collect()  # a model still alive at this point makes the exit abort now and then
         dist.destroy_process_group()
+
+
+def _watch(rank: int, size: int) -> Watch:
+    """Have all processes know one another's names, and learn at once when one stops."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
+    members: list[Member] = [Member.own(rank)] * size
+    dist.all_gather_object(members, Member.own(rank))
+    if rank == 0:
+        server, port, token = open_watch()
+        dist.broadcast_object_list([port, token], src=0)
+        return host_watch(server, token, members)
+    endpoint = [0, ""]
+    dist.broadcast_object_list(endpoint, src=0)
+    return join_watch(rank, (os.environ["MASTER_ADDR"], int(endpoint[0])), str(endpoint[1]), members)
+
+
+def _fail(watch: Watch, error: BaseException) -> None:
+    """Tell the others that this process fails; or, if it fails because another one did, say which."""
+    own = isinstance(error, UserError) or not isinstance(error, Exception)
+    if own or not watch.news.wait(_NEWS):
+        said = str(error) if own else f"{type(error).__name__}: {error}"
+        said = " ".join(said.split()) or "interrupted"
+        watch.end(said)
+        if isinstance(error, UserError) and watch.is_told_by_main(said, _NEWS):
+            raise SystemExit(1) from error
+        return
+    watch.end()
+    if watch.speaks:
+        raise UserError(watch.message()) from error
+    raise SystemExit(1) from error

@@ -128,10 +128,17 @@ class _Row:
 
 
 def lay_out(
-    documents: Sequence[Document], markers: Markers, ar_steps: Sequence[int], *, ended: bool = False
+    documents: Sequence[Document],
+    markers: Markers,
+    ar_steps: Sequence[int],
+    *,
+    ended: bool = False,
+    length_multiple: int = 1,
+    max_text_tokens: int = 0,
 ) -> Layout:
     """`ar_steps` (N,): how many AR steps each of the batch's images takes, noised copies counted. `ended`:
-    the documents are whole and end with their marker."""
+    the documents are whole and end with their marker. With a `length_multiple`, rows are filled up to one, but
+    not beyond `max_text_tokens`."""
     rows = []
     for document in documents:
         row, learn = _Row(), True
@@ -141,10 +148,13 @@ def lay_out(
         if ended:
             row.token(markers.end, learn)
         rows.append(row)
+    num_text = max((len(r.ids) for r in rows), default=0)
+    filled = num_text + -num_text % length_multiple
+    num_text = max(num_text, min(filled, max_text_tokens))
     return Layout(
-        text_ids=_filled([r.ids for r in rows], 0),
-        text_ar_step=_filled([r.ar_step for r in rows], UNSEEN),
-        text_targets=_filled([r.targets for r in rows], NO_TARGET),
+        text_ids=_filled([r.ids for r in rows], 0, num_text),
+        text_ar_step=_filled([r.ar_step for r in rows], UNSEEN, num_text),
+        text_targets=_filled([r.targets for r in rows], NO_TARGET, num_text),
         text_lengths=torch.tensor([len(r.ids) for r in rows]),
         image_row=_filled([[image for image, _ in r.images] for r in rows], -1),
         image_base=_filled([[base for _, base in r.images] for r in rows], UNSEEN),
@@ -152,8 +162,9 @@ def lay_out(
     )
 
 
-def _filled(rows: list[list[int]], value: int) -> Tensor:
+def _filled(rows: list[list[int]], value: int, at_least: int = 0) -> Tensor:
     longest = max((len(row) for row in rows), default=0)
+    longest = max(longest, at_least)
     filled = [row + [value] * (longest - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.int64).view(len(rows), longest)
 

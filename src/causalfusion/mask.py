@@ -40,13 +40,15 @@ def block_mask(clean: Tensor, ar_step: Tensor, *, first_query: int = 0, block_si
     from torch.nn.attention.flex_attention import create_block_mask
 
     num_tokens, per_image = clean.shape[0], ar_step.shape[0] > 1
+    # Of many images, the whole mask would take more memory than the model's activations.
+    make = torch.compile(create_block_mask, dynamic=True) if per_image and clean.is_cuda else create_block_mask
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         b = b if per_image else torch.zeros_like(b)
         q = q + first_query
         return may_attend(clean[q], ar_step[b, q], clean[k], ar_step[b, k])
 
-    return create_block_mask(
+    return make(
         mask_mod,
         B=ar_step.shape[0] if per_image else None,
         H=None,

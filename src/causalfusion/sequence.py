@@ -127,6 +127,7 @@ def pack_training(
     noised_tokens: Tensor,
     plan: Plan,
     timesteps: Tensor,
+    length_multiple: int = 1,
 ) -> PackedSequence:
     """[class tokens][clean tokens of κ_1..κ_{S-1}][noised tokens of κ_1..κ_S] (PAPER section 3).
 
@@ -134,14 +135,27 @@ def pack_training(
     step R noised copies, each at its own noise level. `timesteps` (B, 1 or R*L).
 
     With one split per image, V is that of the longest context; shorter ones are filled by the clean tokens
-    of their last AR step, which no noised token of theirs can see.
+    of their last AR step, which no noised token of theirs can see. With a `length_multiple`, more of these
+    have the packed length take few values.
     """
     copies = noised_tokens.shape[1] // plan.order.shape[1]
-    context = slice(0, plan.num_context_tokens)
+    num_context = _context_length(plan, num_class_tokens + noised_tokens.shape[1], length_multiple)
+    context = slice(0, num_context)
     clean_step, noised_step = ar_steps_of_copies(plan.ar_step, copies)
     noised = image_segment("noised", noised_tokens, noised_step, plan.order.repeat(1, copies), timesteps)
     segments = [class_segment(class_labels, num_class_tokens)]
-    if plan.num_context_tokens:
+    if num_context:
         order = plan.order[:, context]
         segments.append(image_segment("clean", clean_tokens[:, context], clean_step[:, context], order))
     return PackedSequence((*segments, noised))
+
+
+def _context_length(plan: Plan, others: int, multiple: int) -> int:
+    """V, or somewhat more: so that with the `others` it is a multiple, as far as there are clean tokens. Where
+    each image has its own split, all of them, as the longest of other processes is not known here."""
+    num_tokens, needed = plan.order.shape[1], plan.num_context_tokens
+    if multiple == 1:
+        return needed
+    if len(plan.ar_step) > 1:
+        return num_tokens
+    return min(num_tokens, needed + -(others + needed) % multiple)

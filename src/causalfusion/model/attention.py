@@ -48,18 +48,18 @@ class FlexAttend:
     """FlexAttention with a block mask built from the predicate; on a GPU it skips the blocks nobody sees."""
 
     def __init__(self, sequence: PackedSequence) -> None:
-        self.sequence = sequence
-        self.masks: dict[int, Any] = {}
+        self.num_tokens = sequence.num_tokens
+        # Made here, so that blocks that are compiled find them ready: of all rows, and of those that are read.
+        self.of_all = block_mask(sequence.clean, sequence.ar_step)
+        self.of_read = block_mask(sequence.clean, sequence.ar_step, first_query=sequence.first_output)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        first = self.sequence.num_tokens - q.shape[2]
-        if first not in self.masks:
-            self.masks[first] = block_mask(self.sequence.clean, self.sequence.ar_step, first_query=first)
+        mask = self.of_all if q.shape[2] == self.num_tokens else self.of_read
         if q.is_cuda:
-            return _compiled_flex_attention()(q, k, v, block_mask=self.masks[first])
+            return _compiled_flex_attention()(q, k, v, block_mask=mask)
         from torch.nn.attention.flex_attention import flex_attention
 
-        return flex_attention(q, k, v, block_mask=self.masks[first])  # pyright: ignore[reportReturnType]
+        return flex_attention(q, k, v, block_mask=mask)  # pyright: ignore[reportReturnType]
 
 
 def select_attend(sequence: PackedSequence, backend: AttentionBackend = "auto") -> Attend:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from causalfusion.errors import UserError
+from causalfusion.train.sharding import local_part, share
 
 
 class EMA:
-    """A float32 copy of every trainable parameter, averaged after each step.
+    """A float32 copy of every trainable parameter, averaged after each step; sharded as the parameter is.
 
     Frozen tensors and buffers are not averaged: averaging a constant with itself in float32 drifts.
     """
@@ -23,9 +26,33 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        averages = list(self.averages.values())
-        current = [p.detach().float() for p in self.parameters.values()]
+        averages = [local_part(average) for average in self.averages.values()]
+        current = [local_part(p.detach()).float() for p in self.parameters.values()]
         torch._foreach_lerp_(averages, current, 1 - self.decay)  # pyright: ignore[reportPrivateImportUsage]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The parameters hold their averages meanwhile."""
+        sharded = [name for name, p in self.parameters.items() if isinstance(p, DTensor)]
+        plain = {name: p.data for name, p in self.parameters.items() if not isinstance(p, DTensor)}
+        for name in plain:
+            self.parameters[name].data = self.averages[name].to(plain[name].dtype)
+        self._exchange(sharded)
+        try:
+            yield
+        finally:
+            for name, raw in plain.items():
+                self.parameters[name].data = raw
+            self._exchange(sharded)
+
+    @torch.no_grad()
+    def _exchange(self, names: list[str]) -> None:
+        """Parameters and averages change places: a sharded parameter's memory cannot be replaced."""
+        for name in names:
+            parameter, average = local_part(self.parameters[name].detach()), local_part(self.averages[name])
+            raw = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(raw)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.averages
@@ -36,4 +63,4 @@ class EMA:
             wrong = sorted(state.keys() ^ self.averages.keys())[0]
             raise UserError(f"the EMA weights do not fit the model: {wrong} is missing or unexpected")
         for name, average in self.averages.items():
-            average.copy_(state[name])
+            average.copy_(share(state[name], average))

@@ -1,20 +1,69 @@
-"""What is put on the model from outside for training: gradients over processes, less memory."""
+"""What is put on the model from outside for training: shares or copies on processes, less memory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Literal
 
+import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from causalfusion.config import RunConfig, TrainConfig
 from causalfusion.distributed import World
+from causalfusion.model.compiled import compile_blocks
+from causalfusion.model.transformer import Transformer, count_parameters
+from causalfusion.runtime import compute_dtype
+from causalfusion.train.sharding import materialise, shard
+
+STATE_BYTES = 20
+"""Of a parameter: float32 weight, gradient, two moments and average."""
+
+Kind = Literal["alone", "ddp", "fsdp"]
+
+
+def build_model(config: RunConfig, world: World) -> Transformer:
+    """The model of a run, initialised from its seed on its device; sharded where the run says so, and then
+    never whole on any process."""
+    train = config.train
+    generator = torch.Generator().manual_seed(train.seed)
+    with torch.device("meta"):  # nothing is drawn only to be overwritten
+        model = Transformer(config.model)
+    checkpoint_activations(model, train.activation_checkpointing)
+    if train.compile == "always" or (train.compile == "auto" and world.device.type == "cuda"):
+        compile_blocks(model)
+    if parallel_kind(train, world, count_parameters(model)) == "fsdp":
+        shard(model, world, train.replicas, compute_dtype(train.precision))
+        materialise(model, world.device, generator)
+    else:
+        model.to_empty(device="cpu")
+        model.init_weights(generator)
+        model.to(world.device)
+    return model
+
+
+def parallel_kind(config: TrainConfig, world: World, num_parameters: int) -> Kind:
+    """How the processes share the work."""
+    if world.size == 1:
+        return "alone"
+    if config.parallel != "auto":
+        return config.parallel
+    if config.replicas > 1:
+        return "fsdp"
+    if world.device.type != "cuda":
+        return "ddp"
+    memory = torch.cuda.get_device_properties(world.device).total_memory
+    return "fsdp" if STATE_BYTES * num_parameters > memory / 4 else "ddp"
 
 
 def data_parallel(model: nn.Module, world: World, *, some_unused: bool = False) -> nn.Module:
-    """The model with gradients averaged over processes, or the model itself. `some_unused`: a step may leave
-    parameters without a gradient."""
-    if world.size == 1:
+    """The model with gradients averaged over processes: itself, if it is alone or sharded. `some_unused`: a
+    step may leave parameters without a gradient."""
+    if world.size == 1 or isinstance(model, FSDPModule):
         return model
     ids = [world.device.index] if world.device.type == "cuda" else None
     return DistributedDataParallel(
@@ -22,7 +71,22 @@ def data_parallel(model: nn.Module, world: World, *, some_unused: bool = False) 
     )
 
 
-def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute every block in the backward pass instead of keeping what is inside it."""
-    for block in model.get_submodule("blocks").children():
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+@contextmanager
+def gradient_sync(model: nn.Module, last: bool) -> Iterator[None]:
+    """Around the passes of a micro-batch: copies exchange gradients with the last one only. Shares exchange
+    them with each, so that no process holds whole gradients, but replicas of shares with the last."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_all_reduce(last)
+    if isinstance(model, DistributedDataParallel) and not last:
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def checkpoint_activations(model: Transformer, which: Literal["none", "selective", "full"]) -> None:
+    """Recompute blocks in the backward pass instead of keeping what is inside them: all, or every second."""
+    every = {"none": 0, "selective": 2, "full": 1}[which]
+    for index, block in enumerate(model.blocks):
+        if every and index % every == 0:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)

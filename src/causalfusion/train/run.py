@@ -32,9 +32,9 @@ from causalfusion.train.trainer import Clock, StepResult, Trainer
 
 MAY_CHANGE = (
     "out", "data.path", "data.num_workers", "train.images", "train.grad_accumulation",
-    "train.activation_checkpointing", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.evaluate_every", "train.evaluate_images", "train.sample_every", "train.max_skipped_steps",
-    "sample",
+    "train.attention", "train.compile", "train.length_multiple", "train.parallel", "train.replicas", "train.activation_checkpointing", "train.async_checkpoint",
+    "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every",
+    "train.evaluate_images", "train.sample_every", "train.max_skipped_steps", "sample",
 )  # fmt: skip
 """Settings that a resumed run may change; with lr_schedule = cosine, train.images changes later rates."""
 
@@ -97,6 +97,7 @@ class _Run:
             with _signals_as_flag(self):
                 self._steps()
         finally:
+            self.trainer.close()
             self.line.close()
             if self.log is not None:
                 self.log.close()
@@ -110,7 +111,7 @@ class _Run:
                 batch = next(feed)
                 self._after(batch, trainer.step(batch))
                 if self.world.any(self.stop_requested):
-                    self._save()
+                    self._save(finish=True)
                     self._say(
                         f"stopped at {trainer.progress.images_seen} images; the same command goes on from "
                         "there"
@@ -118,7 +119,7 @@ class _Run:
                     return
         self._evaluate()
         self._sample()
-        self._save()
+        self._save(finish=True)
 
     def _after(self, batch: TokenBatch, result: StepResult) -> None:
         train, step = self.config.train, self.trainer.progress.train_step
@@ -172,36 +173,44 @@ class _Run:
         self.line.show(progress.images_seen, shown, force=progress.images_seen >= self.config.train.images)
 
     def _evaluate(self) -> None:
-        """The loss map of the EMA weights, by the main process alone; the others wait."""
-        if self.world.is_main and self.config.train.evaluate_every:
+        """The loss map of the EMA weights, by the main process alone, or by all of a sharded model."""
+        if self._takes_part and self.config.train.evaluate_every:
             batch_size = min(self.config.train.batch_size, 128)
             with self.trainer.averaged_model() as model:
                 result = loss_map(
                     model, self.trainer.schedule, self.config, self.data.evaluation_batches(batch_size),
                     self.trainer.markers,
                 )  # fmt: skip
-            assert self.log is not None
-            self.log.write("evaluation", self.trainer.progress.images_seen, result.record())
+            if self.log is not None:
+                self.log.write("evaluation", self.trainer.progress.images_seen, result.record())
         self.world.barrier()
 
     def _sample(self) -> None:
-        if self.world.is_main and self.config.train.sample_every:
+        if self._takes_part and self.config.train.sample_every:
             names = self.data.class_names[:16]
             columns = max(len(names), 1)
             with self.trainer.averaged_model() as model:
                 pipeline = Pipeline(model, self.data.codec, self.spec, self.trainer.schedule)
                 images = pipeline.generate([i % columns for i in range(4 * columns)], self.config.sample)
-            folder = self.folder / "samples"
-            folder.mkdir(exist_ok=True)
-            scale = max(1, 96 // images.shape[-1])
-            grid = to_image_grid(images, columns, scale=scale, column_labels=names or None)
-            grid.save(folder / f"{self.trainer.progress.images_seen:012d}.png")
+            if self.world.is_main:
+                folder = self.folder / "samples"
+                folder.mkdir(exist_ok=True)
+                scale = max(1, 96 // images.shape[-1])
+                grid = to_image_grid(images, columns, scale=scale, column_labels=names or None)
+                grid.save(folder / f"{self.trainer.progress.images_seen:012d}.png")
         self.world.barrier()
 
-    def _save(self) -> None:
+    @property
+    def _takes_part(self) -> bool:
+        """Whether this process computes where only the main one is needed: a sharded model needs all."""
+        return self.world.is_main or self.trainer.sharded
+
+    def _save(self, *, finish: bool = False) -> None:
         if self.trainer.progress.images_seen != self.last_saved:
             self.trainer.save(self.spec, self.folder)
             self.last_saved = self.trainer.progress.images_seen
+        if finish:
+            self.trainer.finish_saving()
 
     def _announce(self) -> None:
         config, count = self.config, count_parameters(self.trainer.model)
@@ -260,6 +269,7 @@ def _check_same_run(config: RunConfig, checkpoint: Path) -> None:
             "resume from the one before"
         ) from error
     now = flat(to_dict(config))
+    before = {**flat(to_dict(RunConfig())), **before}  # settings that came later did what their default does
     for name in sorted(before.keys() | now.keys()):
         free = any(name == key or name.startswith(key + ".") for key in MAY_CHANGE)
         if not free and before.get(name) != now.get(name):

@@ -10,27 +10,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.config_json import to_dict
+from causalfusion.diffusion.prediction import level_weights
 from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 from causalfusion.runtime import autocast, compute_dtype
-from causalfusion.saved import ModelSpec, load_strictly, load_weights
-from causalfusion.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from causalfusion.saved import ModelSpec, load_weights
+from causalfusion.train.checkpoint import Progress, Snapshot, load_checkpoint, load_shares
 from causalfusion.train.ema import EMA
-from causalfusion.train.optimizer import learning_rate, make_optimizer
-from causalfusion.train.parallel import checkpoint_activations, data_parallel
+from causalfusion.train.optimizer import learning_rate, make_optimizer, optimizer_tensors
+from causalfusion.train.parallel import build_model, data_parallel, gradient_sync
+from causalfusion.train.saver import Saver
+from causalfusion.train.sharding import UnusedParameters, gather, is_sharded, let_go, whole
 from causalfusion.train.step import (
     Draws,
     TokenBatch,
@@ -64,16 +66,18 @@ class Trainer:
         self.config, self.world, self.tokenizer = config, world, tokenizer
         self.markers = None if tokenizer is None else tokenizer.markers
         self.schedule = NoiseSchedule.from_config(config.diffusion)
-        self.model = Transformer(config.model)
-        self.model.init_weights(torch.Generator().manual_seed(config.train.seed))
-        self.model.to(world.device)
-        if config.train.activation_checkpointing == "full":
-            checkpoint_activations(self.model)
+        weights = level_weights(self.schedule, config.diffusion)
+        self.weight_of_level = torch.from_numpy(weights).float().to(world.device)
+        self.model = build_model(config, world)
+        self.sharded = is_sharded(self.model)
         self.ema = EMA(self.model.named_parameters(), config.train.ema_decay)
         self.optimizer = make_optimizer(self.model.parameters(), config.train)
         # Without an image in it, a batch leaves the image's parameters without a gradient.
         some_unused = tokenizer is not None and config.text.text_only > 0
         self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)
+        self.unused = UnusedParameters(self.model, world) if self.sharded and some_unused else None
+        self.length_multiple = config.train.length_multiple or (64 if world.device.type == "cuda" else 1)
+        self.saver: Saver | None = None
         self.progress = Progress()
 
     # --- one step -------------------------------------------------------------------------------------
@@ -89,14 +93,16 @@ class Trainer:
         for k in range(train.grad_accumulation):
             rows = slice(k * pieces, (k + 1) * pieces)
             last = k + 1 == train.grad_accumulation
-            with self._gradient_sync(last):
+            with gradient_sync(self.parallel, last):
                 piece = self._losses(batch.slice(rows), draws.slice(rows), totals)
                 self._total(piece).backward()
             losses += piece.detach()
+        if self.unused is not None:
+            self.unused.drop()
         losses = self.world.mean(losses)
         loss = float(self._total(losses))
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm, foreach=True))
+        norm = float(whole(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm, foreach=True)))
         rate = learning_rate(train, progress.images_seen)
         # The norm is of gradients averaged over processes, so all of them decide alike.
         finite = math.isfinite(norm) and math.isfinite(loss)
@@ -143,27 +149,25 @@ class Trainer:
         """(2,) this micro-batch's part of the train step's image loss and text loss."""
         batch, config = batch.to(self.world.device), self.config
         common = (self.schedule, config.diffusion.prediction_type, batch)
+        shaped = (config.train.attention, self.length_multiple)
         with autocast(self.world.device, compute_dtype(config.train.precision)):
             if self.markers is None:
                 errors = token_errors(
-                    self.parallel, config.model, *common[:2], batch.tokens, batch.labels, draws
+                    self.parallel, config.model, *common[:2], batch.tokens, batch.labels, draws, *shaped
                 )
+                errors = errors * self.weight_of_level[draws.timesteps][:, :, None]
                 loss = (
                     training_loss(errors, draws.plan, config.factorization) / config.train.grad_accumulation
                 )
                 return torch.stack([loss, torch.zeros_like(loss)])
-            found = document_errors(self.parallel, config.model, config.text, self.markers, *common, draws)
-        return torch.stack(document_sums(found, config.factorization)) / totals
+            found = document_errors(
+                self.parallel, config.model, config.text, self.markers, *common, draws, *shaped
+            )
+        return torch.stack(document_sums(found, config.factorization, self.weight_of_level)) / totals
 
     def _total(self, losses: Tensor) -> Tensor:
         """The image loss plus the text loss times its coefficient."""
         return losses[0] + self.config.text.loss_coefficient * losses[1]
-
-    def _gradient_sync(self, last: bool) -> AbstractContextManager[object]:
-        """Processes exchange gradients with the last micro-batch only."""
-        if isinstance(self.parallel, DistributedDataParallel) and not last:
-            return self.parallel.no_sync()
-        return nullcontext()
 
     def _not_finite(self, batch: TokenBatch, result: StepResult) -> str:
         bad = (~torch.isfinite(batch.tokens).flatten(1).all(1)).nonzero().flatten().cpu()
@@ -177,46 +181,55 @@ class Trainer:
 
     # --- weights --------------------------------------------------------------------------------------
 
-    def averaged_model(self) -> AbstractContextManager[Transformer]:
-        """The model with the EMA weights, for evaluation and sample grids."""
-        return _Averaged(self.model, self.ema)
+    @contextmanager
+    def averaged_model(self) -> Iterator[Transformer]:
+        """The model with the EMA weights, for evaluation and sample grids. A sharded one computes where all
+        processes do, and in the precision of training: that is what its blocks are gathered in."""
+        dtype = compute_dtype(self.config.train.precision) if self.sharded else torch.float32
+        let_go(self.model)
+        with self.ema.applied(), autocast(self.world.device, dtype):
+            try:
+                yield self.model.eval()
+            finally:
+                let_go(self.model)
+                self.model.train()
 
-    def save(self, spec: ModelSpec, run: Path) -> Path | None:
-        """A checkpoint, by the main process; the others wait."""
-        path = None
-        if self.world.is_main:
-            spec = replace(spec, images_seen=self.progress.images_seen)
-            path = save_checkpoint(
-                run, spec, to_dict(self.config), self.model, self.ema, self.optimizer, self.progress,
-                self.config.train.keep_checkpoints, self.tokenizer,
-            )  # fmt: skip
-        self.world.barrier()
-        return path
+    def save(self, spec: ModelSpec, run: Path) -> None:
+        """A checkpoint, by all processes together; written by the time this returns, or in the background."""
+        train, world = self.config.train, self.world
+        background = train.async_checkpoint
+        if self.saver is None:
+            self.saver = Saver(
+                run, world, keep=train.keep_checkpoints, background=background, sharded=self.sharded
+            )
+        state = optimizer_tensors(self.model, self.optimizer)
+        snapshot = Snapshot(
+            replace(spec, images_seen=self.progress.images_seen), to_dict(self.config), self.progress,
+            self.tokenizer,
+            ema=gather(self.ema.state_dict(), world, copy=background),
+            raw=gather(self.model.state_dict(), world, copy=background),
+            optimizer=None if self.sharded else gather(state, world, copy=background),
+        )  # fmt: skip
+        self.saver.save(snapshot, state if self.sharded else {})
+
+    def finish_saving(self) -> None:
+        """Wait for a checkpoint that is being written."""
+        if self.saver is not None:
+            self.saver.finish()
+
+    def close(self) -> None:
+        """The last call, also after a failure."""
+        if self.saver is not None:
+            self.saver.close()
 
     def begin_with(self, folder: Path) -> None:
         """Take over the weights that a model is used with: as the raw ones, and as their average."""
         weights = {name: value.float() for name, value in load_weights(folder).items()}
-        load_strictly(self.model, weights, str(folder))
+        load_shares(self.model, weights, str(folder))
         self.ema.load_state_dict(weights)
 
     def restore(self, checkpoint: Path) -> None:
         self.progress = load_checkpoint(checkpoint, self.model, self.ema, self.optimizer)
-
-
-class _Averaged(AbstractContextManager[Transformer]):
-    def __init__(self, model: Transformer, ema: EMA) -> None:
-        self.model, self.ema = model, ema
-
-    def __enter__(self) -> Transformer:
-        self.raw = {name: p.data for name, p in self.ema.parameters.items()}
-        for name, parameter in self.ema.parameters.items():
-            parameter.data = self.ema.averages[name].to(parameter.dtype)
-        return self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for name, parameter in self.ema.parameters.items():
-            parameter.data = self.raw[name]
-        self.model.train()
 
 
 class Clock:

@@ -1,0 +1,103 @@
+"""What devices can do: GPUs by their data sheets, this machine by measurement."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from causalfusion.errors import UserError
+from causalfusion.runtime import compute_dtype, measure_copy_rate, measure_gemm_rate
+
+GPU_SHARE = 0.4
+"""Of a GPU's data-sheet rate that training is assumed to reach. Not measured: good transformer trainers get 0.35
+to 0.5 of it."""
+CPU_SHARE = {"float32": 0.65, "bfloat16": 0.45}
+"""Of the matrix rate measured on this machine that training is assumed to reach with needed arithmetic, at
+widths of 256 and more (docs/performance.md)."""
+USABLE = 0.92
+"""Share of a device's memory that can be filled; the rest goes to the driver and to fragments."""
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    rate: float
+    """FLOP/s of matrix products in the precision asked for."""
+    memory: float
+    """Bytes."""
+    bandwidth: float
+    """Bytes/s of its memory, reads and writes counted."""
+    share: float
+    """Of `rate` that training is assumed to reach."""
+    is_gpu: bool
+    measured: bool
+    """Whether `rate` was measured here, or is of a data sheet."""
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    bfloat16: float
+    """TFLOP/s on tensor cores, dense, accumulated in float32."""
+    float32: float
+    """TFLOP/s outside of the tensor cores, which is how torch computes float32."""
+    memory: float
+    """GB."""
+    bandwidth: float
+    """GB/s."""
+
+
+SHEETS = {
+    "a100": _Sheet(312, 19.5, 80, 2039),
+    "h100": _Sheet(989, 67, 80, 3350),
+    "h200": _Sheet(989, 67, 141, 4800),
+    "b200": _Sheet(2250, 75, 180, 7700),
+    "l40s": _Sheet(362, 91.6, 48, 864),
+    "rtx4090": _Sheet(165, 82.6, 24, 1008),
+}
+"""NVIDIA's public data sheets: A100, H100, H200 and B200 as SXM modules; figures without sparsity."""
+
+
+def named_device(name: str, precision: str, share: float | None = None) -> Device:
+    """A GPU of the table."""
+    sheet = SHEETS.get(name.lower())
+    if sheet is None:
+        raise UserError(f"gpu is {name!r}; expected one of {', '.join(SHEETS)}, or none for this machine")
+    rate = sheet.float32 if precision == "float32" else sheet.bfloat16
+    return Device(
+        name.lower(), rate * 1e12, sheet.memory * 1e9, sheet.bandwidth * 1e9, share or GPU_SHARE,
+        is_gpu=True, measured=False,
+    )  # fmt: skip
+
+
+def this_device(
+    device: torch.device, precision: str, share: float | None = None, rate: float | None = None
+) -> Device:
+    """This machine, measured in less than a second; its matrix `rate`, if that is known already."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, float(properties.total_memory)
+    else:
+        threads = torch.get_num_threads()
+        name, memory = f"this CPU ({threads} thread{'s' * (threads > 1)})", _main_memory()
+    return Device(
+        name,
+        measure_gemm_rate(compute_dtype(precision), device, repeats=1) if rate is None else rate,
+        memory,
+        measure_copy_rate(device, repeats=1),
+        share or (GPU_SHARE if on_gpu else CPU_SHARE[precision]),
+        is_gpu=on_gpu,
+        measured=True,
+    )
+
+
+def _main_memory() -> float:
+    """Bytes; of the control group, where that is less."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            return min(total, float(file.read()))
+    except (OSError, ValueError):
+        return total

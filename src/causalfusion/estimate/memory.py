@@ -1,0 +1,125 @@
+"""Memory of training on one device: the state of all parameters, and what a step keeps for its backward pass.
+
+Counted as the code allocates it; `tests/test_estimate.py` holds it against what real steps keep.
+
+Shape letters: B images of a micro-batch, T rows of a sequence, Q rows that a head reads, D width, M width of the
+MLP's hidden layer over D, N heads, P token dimension, n text tokens, K query-key pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from causalfusion.arithmetic import SplitFacts, form_of, sequence_length, split_facts, visible_pairs
+from causalfusion.config import ModelConfig, RunConfig
+from causalfusion.model.transformer import Transformer, count_parameters
+
+STATE_BYTES = 20
+"""Of a parameter: float32 weight, gradient, two moments and average."""
+CHECKPOINT_EVERY = {"none": 0, "selective": 2, "full": 1}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device at the height of a train step."""
+
+    state: float
+    """Weights, gradients, moments and averages; with fsdp the share of them, and two blocks gathered."""
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.state + self.activations
+
+
+def parameters_of(config: ModelConfig) -> tuple[int, int]:
+    """(trainable numbers in all, those of a block)."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return count_parameters(model), count_parameters(model.blocks[0])
+
+
+def state_bytes(config: RunConfig, sharded_over: int) -> float:
+    """`sharded_over`: the devices that hold shares of one state; 1: each holds all of it."""
+    in_all, in_block = parameters_of(config.model)
+    if sharded_over == 1:
+        return float(STATE_BYTES * in_all)
+    gathered = 4 if config.train.precision == "float32" else 2  # beside it, a float32 gradient
+    return STATE_BYTES * in_all / sharded_over + 2 * in_block * (gathered + 4)
+
+
+def largest_split(config: RunConfig) -> SplitFacts:
+    """The split with the longest sequence and the most pairs that training can draw."""
+    total, plan = config.model.num_tokens, config.factorization
+    steps = plan.num_ar_steps if plan.distribution == "fixed" else min(2, total)
+    return split_facts([total - steps + 1, *[1] * (steps - 1)])
+
+
+def activation_bytes(
+    config: RunConfig,
+    images: int,
+    *,
+    on_gpu: bool,
+    text_tokens: float = 0,
+    split: SplitFacts | None = None,
+) -> float:
+    """At the height of the backward pass of a micro-batch of `images`; by default of the largest split."""
+    model, form, split = config.model, form_of(config, text_tokens), split or largest_split(config)
+    rows, pairs = sequence_length(model, split, form), visible_pairs(model, split, form)
+    read = text_tokens + form.copies * split.num_tokens
+    low = config.train.precision == "bfloat16"
+    of_row = _row_bytes(model, low, on_gpu)
+    seen, seen_last = pairs.all, pairs.text + pairs.noised
+    if config.factorization.split == "per_image" and images > 1 and split.context:
+        seen, seen_last = rows**2, rows * read  # rows of different images that share a block see more
+    if on_gpu:
+        per_pair = 0.0  # FlexAttention keeps no weights
+    else:
+        per_pair = model.num_heads * (2 if low else 4)
+    weights = 2 * _block_linear(model) if low else 0  # bfloat16 copies that autocast makes
+    block = images * (of_row * rows + per_pair * seen) + weights
+    key_rows = images * _key_bytes(model, low) * (rows - read)
+    last = images * (of_row * read + per_pair * seen_last) + key_rows + weights
+    inputs = images * rows * model.hidden_size * 4
+    working = images * rows * model.hidden_size * 4 * (model.mlp_ratio + 7)
+    kept, peak = 0.0, 0.0
+    every = CHECKPOINT_EVERY[config.train.activation_checkpointing]
+    for layer in range(model.depth):
+        is_last = layer == model.depth - 1
+        own, busy = (last, working * read / rows) if is_last else (block, working)
+        peak = max(peak, kept + own + busy)
+        kept += inputs if every and layer % every == 0 else own
+    ends = images * 4 * (2 * read * model.hidden_size + 6 * read * model.token_dim)
+    return peak + ends + images * 4 * 3 * text_tokens * model.vocab_size
+
+
+def _row_bytes(model: ModelConfig, low: bool, on_gpu: bool) -> float:
+    """What a block keeps for each row. Of D numbers: the residual stream before attention and before the MLP,
+    the inputs of qkv (1), its output (3), normalised q and k (2), the output layer's input (1), the MLP's input
+    (1), and twice M of its hidden layer.
+
+    In bfloat16 the residual stream stays float32. A GPU also keeps what attention gave, before its heads are
+    put together again, and in bfloat16 the float32 q and k that are normalised.
+    """
+    numbers = 8 + 2 * model.mlp_ratio - 2 * (not model.qk_norm)
+    if on_gpu:
+        numbers += 1
+    of_each = (2 if low else 4) * numbers + 2 * 4
+    if on_gpu and low and model.qk_norm:
+        of_each += 2 * 4
+    if model.conditioning == "adaln_zero":
+        of_each += 28 if low else 48
+    statistics = 4 * (4 + (4 * model.num_heads if model.qk_norm else 0) + (model.num_heads if on_gpu else 0))
+    return of_each * model.hidden_size + statistics
+
+
+def _key_bytes(model: ModelConfig, low: bool) -> float:
+    """Of a row of the last block that is only attended to: residual, input, k and v, normalised k."""
+    return model.hidden_size * (4 + (2 if low else 4) * (4 if model.qk_norm else 3))
+
+
+def _block_linear(model: ModelConfig) -> float:
+    """Weights of a block's matrices."""
+    return model.hidden_size**2 * (4 + 2 * model.mlp_ratio)

@@ -1,0 +1,125 @@
+"""Compiled blocks, and lengths that take few values: the same results, few compilations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from causalfusion.codec.tokenizer import Markers
+from causalfusion.config import DiffusionConfig, FactorizationConfig, ModelConfig, SampleConfig
+from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.documents import Text, lay_out
+from causalfusion.factorization import Plan, plan_batch
+from causalfusion.generate.noise import ImageNoise
+from causalfusion.generate.settings import step_sizes
+from causalfusion.generate.tokens import generate_tokens, prefill
+from causalfusion.model.compiled import compile_blocks
+from causalfusion.model.transformer import Transformer
+from causalfusion.sequence import PackedSequence, pack_training
+
+CONFIG = ModelConfig(
+    hidden_size=32, depth=4, num_heads=2, num_class_tokens=4, num_classes=5, token_dim=6,
+    grid_height=8, grid_width=8,
+)  # fmt: skip
+IMAGES, TOKENS = 3, CONFIG.num_tokens
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch._dynamo.reset()
+    model = Transformer(CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    return model
+
+
+def plan_of(index: int, split: str = "per_batch") -> Plan:
+    config = FactorizationConfig(split="per_batch" if split == "per_batch" else "per_image")
+    places = list(range(IMAGES * index, IMAGES * index + IMAGES))
+    return plan_batch(config, 8, 8, seed=0, split_index=index, sample_indices=places)
+
+
+def sequence_of(plan: Plan, length_multiple: int = 1) -> PackedSequence:
+    generator = torch.Generator().manual_seed(1)
+    clean, noised = (torch.randn(IMAGES, TOKENS, 6, generator=generator) for _ in range(2))
+    labels, timesteps = torch.arange(IMAGES), torch.tensor([[1], [300], [999]])
+    return pack_training(labels, 4, clean, noised, plan, timesteps, length_multiple)
+
+
+def passes(model: Transformer, sequence: PackedSequence, backend="dense") -> tuple[Tensor, Tensor]:
+    prediction = model(sequence, backend=backend).image
+    grads = torch.autograd.grad(prediction.square().mean(), list(model.parameters()))
+    return prediction.detach(), torch.cat([g.flatten() for g in grads])
+
+
+def error(x: Tensor, reference: Tensor) -> float:
+    return float((x - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("split", ["per_batch", "per_image"])
+@pytest.mark.parametrize("backend", ["dense", "segments"])
+def test_longer_sequences_give_the_same(model, split, backend):
+    for index in range(4):
+        plan = plan_of(index, split)
+        exact, longer = sequence_of(plan), sequence_of(plan, 32)
+        for ours, expected in zip(passes(model, longer, backend), passes(model, exact), strict=True):
+            assert error(ours, expected) < 2e-6
+
+
+def test_few_lengths():
+    """Of a split for all images, a multiple or all clean tokens; of a split for each, always all of them."""
+    lengths = {sequence_of(plan_of(index), 32).num_tokens for index in range(60)}
+    everything = CONFIG.num_condition_tokens + 2 * TOKENS
+    assert len(lengths) > 1
+    assert lengths <= {96, 128, everything}
+    assert len({sequence_of(plan_of(index)).num_tokens for index in range(60)}) > 20
+    assert {sequence_of(plan_of(index, "per_image"), 32).num_tokens for index in range(9)} == {everything}
+
+
+@pytest.mark.parametrize(("words", "expected"), [(3, 16), (14, 16), (15, 32), (36, 40)])
+def test_few_lengths_of_text(words, expected):
+    """With the two markers; never more than the model has positions for."""
+    markers = Markers(text=0, text_end=1, image=2, image_end=3, end=4)
+    documents = [[Text(tuple(range(words)))], [Text((7,))]]
+    layout = lay_out(documents, markers, [], length_multiple=16, max_text_tokens=40)
+    plain = lay_out(documents, markers, [])
+    assert layout.text_ids.shape[1] == expected
+    for name in ("text_ids", "text_ar_step", "text_targets"):
+        assert torch.equal(getattr(layout, name)[:, : words + 2], getattr(plain, name))
+
+
+def test_training_compiles_a_handful_of_times(model):
+    """Over 12 different splits, hence lengths; the last block reads fewer rows."""
+    sequences = [sequence_of(plan_of(index)) for index in range(12)]
+    assert len({s.num_tokens for s in sequences}) > 8
+    expected = [passes(model, s) for s in sequences]
+    counter = CompileCounter()
+    compile_blocks(model, counter)
+    for sequence, (prediction, gradient) in zip(sequences, expected, strict=True):
+        ours = passes(model, sequence)
+        assert error(ours[0], prediction) < 1e-6
+        assert error(ours[1], gradient) < 1e-5
+    assert 1 <= counter.frame_count <= 6
+
+
+def test_generation_compiles_a_handful_of_times(model):
+    model = model.eval().requires_grad_(False)
+
+    def generate(num_ar_steps: int) -> Tensor:
+        config = SampleConfig(num_ar_steps=num_ar_steps, diffusion_steps=[2], guidance_scale=2.0)
+        context = prefill(model, torch.arange(IMAGES), config)
+        order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(0)).expand(IMAGES, -1)
+        return generate_tokens(
+            model, NoiseSchedule.from_config(DiffusionConfig()), "epsilon", config, context, order,
+            step_sizes(config, TOKENS, 0), ImageNoise(0, range(IMAGES), TOKENS, 6),
+        )  # fmt: skip
+
+    expected = [generate(s) for s in (1, 4, 8)]
+    counter = CompileCounter()
+    compile_blocks(model, counter)
+    for num_ar_steps, images in zip((1, 4, 8), expected, strict=True):
+        assert error(generate(num_ar_steps), images) < 1e-5
+    assert 1 <= counter.frame_count <= 8
