@@ -38,8 +38,8 @@ class TrainConfig:
     compile: Literal["auto", "always", "never"] = "auto"
     """torch.compile of the model's blocks; `auto`: on GPUs, as it brings nothing on CPUs."""
     length_multiple: int = 0
-    """Sequences take few different lengths, multiples of this, by clean tokens that nothing noised sees. 0: 64
-    on GPUs, where each new length may be compiled anew, and 1 on CPUs."""
+    """Sequences take few different lengths, multiples of this, by clean tokens that nothing noised sees. 0:
+    64 on GPUs, where each new length may be compiled anew, and 1 on CPUs."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Of several processes: `ddp` keeps the whole training state in each, `fsdp` a share of it (FSDP2);
     `auto` takes fsdp on GPUs where the state (20 bytes a parameter) fills more than a quarter of one."""
@@ -65,7 +65,8 @@ class TrainConfig:
         for name in ("images", "batch_size", "grad_accumulation", "max_skipped_steps", "log_every",
                      "keep_checkpoints", "evaluate_images", "replicas"):  # fmt: skip
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("warmup_images", "length_multiple", "checkpoint_every", "evaluate_every", "sample_every", "weight_decay"):
+        for name in ("warmup_images", "length_multiple", "checkpoint_every", "evaluate_every", "sample_every",
+                     "weight_decay"):  # fmt: skip
             check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         for name in ("lr", "eps", "max_grad_norm"):
             check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")

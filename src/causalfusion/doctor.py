@@ -25,9 +25,10 @@ from causalfusion.factorization import Plan, plan_batch
 from causalfusion.generate.prompts import Prompts
 from causalfusion.generate.tokens import prefill
 from causalfusion.generate.write import append_tokens
-from causalfusion.model.attention import AttentionBackend
+from causalfusion.model.attention import AttentionBackend, choose_backend
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.presets import load_layer
+from causalfusion.runtime import autocast, compute_dtype
 from causalfusion.saved import ModelSpec, load_model, load_tokenizer
 from causalfusion.sequence import PackedSequence, class_segment, image_segment, pack_training
 
@@ -65,6 +66,7 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
             continue
         note = "; forward only on the CPU" if backend == "flex" and device.type == "cpu" else ""
         yield Finding(f"attention {backend}", f"differs from dense by {error:.1e}{note}", error <= TOLERANCE)
+    yield Finding("attention in training", *_choice(model.config, device))
     yield Finding("cached against masked, random model", *_judge(_cached_difference(model, device)))
 
 
@@ -82,6 +84,7 @@ def check_model(folder: Path, device: torch.device) -> Iterator[Finding]:
         yield Finding("null class", *_null_class(model))
     weights_finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
     yield Finding("weights finite", str(weights_finite), weights_finite)
+    yield Finding("attention in training", *_choice(config, device))
     yield Finding("cached against masked", *_judge(_cached_difference(model, device)))
     try:
         codec = open_codec(spec.codec, image_shape=None).to(device)
@@ -127,12 +130,25 @@ def _inputs(config: ModelConfig, device: torch.device) -> tuple[Plan, Tensor, Te
     return Plan(plan.order.to(device), plan.ar_step.to(device)), clean, noised, labels, timesteps
 
 
+def _training_sequence(config: ModelConfig, device: torch.device) -> PackedSequence:
+    plan, clean, noised, labels, timesteps = _inputs(config, device)
+    return pack_training(labels, config.num_condition_tokens, clean, noised, plan, timesteps)
+
+
+def _choice(config: ModelConfig, device: torch.device) -> tuple[str, None]:
+    """Which backend `auto` takes for a sequence of this model, and why."""
+    sequence, found = _training_sequence(config, device), []
+    for precision in ("float32", "bfloat16"):
+        with autocast(device, compute_dtype(precision)):
+            backend, reason = choose_backend(sequence)
+        found.append(f"{backend} in {precision}: {reason}")
+    tokens = f"{sequence.num_tokens} tokens, {min(4, config.num_tokens)} AR steps"
+    return f"{tokens}: {'; '.join(found)} (--train.attention takes another)", None
+
+
 @torch.no_grad()
 def _masked(model: Transformer, backend: AttentionBackend, device: torch.device) -> Tensor:
-    plan, clean, noised, labels, timesteps = _inputs(model.config, device)
-    num_condition = model.config.num_condition_tokens
-    sequence = pack_training(labels, num_condition, clean, noised, plan, timesteps)
-    return model.to(device)(sequence, backend=backend).image
+    return model.to(device)(_training_sequence(model.config, device), backend=backend).image
 
 
 @torch.no_grad()

@@ -137,8 +137,8 @@ def lay_out(
     max_text_tokens: int = 0,
 ) -> Layout:
     """`ar_steps` (N,): how many AR steps each of the batch's images takes, noised copies counted. `ended`:
-    the documents are whole and end with their marker. With a `length_multiple`, rows are filled up to one, but
-    not beyond `max_text_tokens`."""
+    the documents are whole and end with their marker. With a `length_multiple`, rows are filled up to one,
+    but not beyond `max_text_tokens`."""
     rows = []
     for document in documents:
         row, learn = _Row(), True

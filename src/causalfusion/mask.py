@@ -40,8 +40,9 @@ def block_mask(clean: Tensor, ar_step: Tensor, *, first_query: int = 0, block_si
     from torch.nn.attention.flex_attention import create_block_mask
 
     num_tokens, per_image = clean.shape[0], ar_step.shape[0] > 1
-    # Of many images, the whole mask would take more memory than the model's activations.
-    make = torch.compile(create_block_mask, dynamic=True) if per_image and clean.is_cuda else create_block_mask
+    make = create_block_mask
+    if per_image and clean.is_cuda:  # else all masks would stand in memory whole
+        make = torch.compile(create_block_mask, dynamic=True)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         b = b if per_image else torch.zeros_like(b)

@@ -151,8 +151,8 @@ def pack_training(
 
 
 def _context_length(plan: Plan, others: int, multiple: int) -> int:
-    """V, or somewhat more: so that with the `others` it is a multiple, as far as there are clean tokens. Where
-    each image has its own split, all of them, as the longest of other processes is not known here."""
+    """V, or somewhat more: so that with the `others` it is a multiple, as far as there are clean tokens.
+    Where each image has its own split, all of them: the longest of other processes is not known here."""
     num_tokens, needed = plan.order.shape[1], plan.num_context_tokens
     if multiple == 1:
         return needed

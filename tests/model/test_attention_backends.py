@@ -12,9 +12,14 @@ from torch.nn import functional as F
 from causalfusion.config import FactorizationConfig, ModelConfig
 from causalfusion.factorization import Plan, ar_step_of, plan_batch
 from causalfusion.mask import dense_mask
-from causalfusion.model.attention import Attend, DenseAttend, FlexAttend
+from causalfusion.model.attention import Attend, DenseAttend, FlexAttend, choose_backend, select_attend
 from causalfusion.model.feed_forward import FeedForward, gelu_and_derivative_
-from causalfusion.model.segment_attend import SegmentAttend, attend_without_gradient, row_blocks
+from causalfusion.model.segment_attend import (
+    SegmentAttend,
+    attend_without_gradient,
+    computed_share,
+    row_blocks,
+)
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import PackedSequence, pack_training
 
@@ -69,6 +74,18 @@ def test_segments_equal_dense(plan: Plan, last_layer: bool):
     assert error(segments[0], dense[0]) < 2e-6
     for ours, naive in zip(segments[1:], dense[1:], strict=True):
         assert error(ours, naive) < 5e-6
+
+
+def test_the_choice_follows_shape_and_precision():
+    """Torch's kernel where nearly every pair is seen; row blocks where most are not, and always in bf16."""
+    full, sparse = sequence_of(shared([60])), sequence_of(shared([256, 300, 212]))
+    assert computed_share(full) == pytest.approx((60 * 65 + 5 * 5) / 65**2)
+    assert computed_share(sparse) < 0.4
+    assert choose_backend(full)[0] == "dense" and isinstance(select_attend(full), DenseAttend)
+    assert choose_backend(sparse)[0] == "segments" and isinstance(select_attend(sparse), SegmentAttend)
+    assert isinstance(select_attend(sparse, "dense"), DenseAttend)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isinstance(select_attend(full), SegmentAttend)
 
 
 def test_several_timesteps_per_ar_step():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
 
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import DiffusionConfig, FactorizationConfig, ModelConfig, SampleConfig
@@ -16,11 +17,12 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import step_sizes
 from causalfusion.generate.tokens import generate_tokens, prefill
 from causalfusion.model.compiled import compile_blocks
+from causalfusion.model.feed_forward import FeedForward
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import PackedSequence, pack_training
 
 CONFIG = ModelConfig(
-    hidden_size=32, depth=4, num_heads=2, num_class_tokens=4, num_classes=5, token_dim=6,
+    hidden_size=32, depth=5, num_heads=2, num_class_tokens=4, num_classes=5, token_dim=6,
     grid_height=8, grid_width=8,
 )  # fmt: skip
 IMAGES, TOKENS = 3, CONFIG.num_tokens
@@ -105,9 +107,18 @@ def test_training_compiles_a_handful_of_times(model):
     assert 1 <= counter.frame_count <= 6
 
 
-def test_generation_compiles_a_handful_of_times(model):
+def plain_feed_forward(layer: FeedForward, x: Tensor) -> Tensor:
+    """What a GPU computes: the CPU's way through oneDNN cannot be compiled."""
+    return layer.fc2(F.gelu(layer.fc1(x), approximate="tanh"))
+
+
+def test_generation_compiles_a_handful_of_times(model, monkeypatch):
+    """Whatever the number of AR steps and so the lengths of cache and step; none beyond torch's limit of 8,
+    where it stops to compile."""
+    monkeypatch.setattr(FeedForward, "forward", plain_feed_forward)
     model = model.eval().requires_grad_(False)
 
+    @torch.no_grad()
     def generate(num_ar_steps: int) -> Tensor:
         config = SampleConfig(num_ar_steps=num_ar_steps, diffusion_steps=[2], guidance_scale=2.0)
         context = prefill(model, torch.arange(IMAGES), config)
@@ -122,4 +133,4 @@ def test_generation_compiles_a_handful_of_times(model):
     compile_blocks(model, counter)
     for num_ar_steps, images in zip((1, 4, 8), expected, strict=True):
         assert error(generate(num_ar_steps), images) < 1e-5
-    assert 1 <= counter.frame_count <= 8
+    assert 1 <= counter.frame_count <= 6

@@ -17,10 +17,13 @@ from torch.utils._triton import has_triton
 from causalfusion.errors import UserError
 from causalfusion.mask import block_mask, dense_mask
 from causalfusion.model.embeddings import rotate
-from causalfusion.model.segment_attend import SegmentAttend
+from causalfusion.model.segment_attend import SegmentAttend, computed_share
 from causalfusion.sequence import PackedSequence
 
 AttentionBackend = Literal["auto", "dense", "segments", "flex"]
+SEGMENTS_PAY = 0.5
+"""Of all pairs of a float32 sequence on a CPU: up to this share, blocks of rows are faster than torch's own
+kernel on all of them, from 100 to 1400 tokens (`python -m benchmarks.attention`)."""
 
 
 class Attend(Protocol):
@@ -49,7 +52,7 @@ class FlexAttend:
 
     def __init__(self, sequence: PackedSequence) -> None:
         self.num_tokens = sequence.num_tokens
-        # Made here, so that blocks that are compiled find them ready: of all rows, and of those that are read.
+        # Made here, so that compiled blocks find them ready: of all rows, and of those that are read.
         self.of_all = block_mask(sequence.clean, sequence.ar_step)
         self.of_read = block_mask(sequence.clean, sequence.ar_step, first_query=sequence.first_output)
 
@@ -63,16 +66,28 @@ class FlexAttend:
 
 
 def select_attend(sequence: PackedSequence, backend: AttentionBackend = "auto") -> Attend:
-    """The way to attend within this sequence; `auto` takes FlexAttention on a GPU and segments elsewhere."""
+    """The way to attend within this sequence; `auto` chooses by device, precision and shape."""
     device = sequence.segments[-1].values.device
-    if backend == "auto" and device.type == "cuda":
-        backend = "flex" if has_triton() else "dense"
-    elif backend == "auto":
-        backend = "segments"
+    if backend == "auto":
+        backend, _ = choose_backend(sequence)
     if backend == "flex" and device.type == "cpu" and torch.is_grad_enabled():
         raise UserError("attention backend flex has no backward on the CPU; use segments or dense there")
     makers = {"dense": DenseAttend, "segments": SegmentAttend, "flex": FlexAttend}
     return makers[backend](sequence)
+
+
+def choose_backend(sequence: PackedSequence) -> tuple[AttentionBackend, str]:
+    """The backend that `auto` stands for, and why."""
+    if sequence.segments[-1].values.device.type == "cuda":
+        if has_triton():
+            return "flex", "on a GPU it skips the blocks of pairs that nobody sees"
+        return "dense", "this GPU has no Triton to compile FlexAttention with"
+    if torch.is_autocast_enabled("cpu"):
+        return "segments", "torch's own attention is slow in bfloat16 on a CPU"
+    share = computed_share(sequence)
+    if share <= SEGMENTS_PAY:
+        return "segments", f"its blocks of rows compute {share:.0%} of all pairs"
+    return "dense", f"torch's kernel is faster where blocks of rows would compute {share:.0%} of all pairs"
 
 
 class Attention(nn.Module):

@@ -68,6 +68,13 @@ def _runs(columns: Tensor) -> list[tuple[int, int]]:
     return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
+def computed_share(sequence: PackedSequence) -> float:
+    """The share of all T² pairs that lies in the row blocks."""
+    blocks = SegmentAttend(sequence).blocks
+    pairs = sum((b.end - b.start) * (stop - start) for b in blocks for start, stop in b.columns)
+    return pairs / sequence.num_tokens**2
+
+
 class SegmentAttend:
     """Attention over a packed sequence by row blocks. They are read off the dense mask, nothing else."""
 
