@@ -13,7 +13,7 @@ from causalfusion.evaluate.make_samples import SampleTask, label_rule, make_samp
 from causalfusion.evaluate.open_images import open_images, sampled_settings
 from causalfusion.evaluate.request import DEFAULT_IMAGES, DEFAULT_MODEL, EvaluateRequest
 from causalfusion.evaluate.sample_set import SampleSet
-from causalfusion.generate.output import load_pipeline
+from causalfusion.generate.output import compile_for, load_pipeline
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.run import read_prompts
 
@@ -68,6 +68,7 @@ def open_origin(request: EvaluateRequest, world: World) -> Origin:
         candidates=request.candidates,
         seed=request.seed,
     )
+    compile_for(pipeline, task.images)
     codec = pipeline.codec.config
     shape = codec.image_height, codec.image_width, codec.image_channels
     labelled = label_rule(pipeline, task) != "none"

@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,12 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import prompt_ids
 from causalfusion.generate.settings import parse_class
 from causalfusion.generate.tokens import StepEvent
+from causalfusion.model.compiled import compile_blocks
 from causalfusion.runtime import compute_dtype
 from causalfusion.saved import WeightsName, latest_model
+
+CompileChoice = Literal["auto", "always", "never"]
+IMAGES_TO_COMPILE = 1000
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
@@ -67,6 +71,13 @@ def load_pipeline(model: Path, weights: WeightsName, precision: str, world: Worl
     dtype = compute_dtype(precision)
     pipeline = Pipeline.load(folder, weights=weights, device=world.device, autocast_dtype=dtype)
     return pipeline, folder
+
+
+def compile_for(pipeline: Pipeline, images: int, choice: CompileChoice = "auto") -> None:
+    """Compile the model's blocks; `auto`: where so many images are to come that it pays."""
+    pays = pipeline.device.type == "cuda" and images >= IMAGES_TO_COMPILE
+    if choice == "always" or (choice == "auto" and pays):
+        compile_blocks(pipeline.model)
 
 
 def read_label(pipeline: Pipeline, name: str) -> int:

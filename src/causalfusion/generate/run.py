@@ -17,7 +17,9 @@ from causalfusion.distributed import World, join_world
 from causalfusion.errors import UserError
 from causalfusion.generate.layout import batches_of
 from causalfusion.generate.output import (
+    CompileChoice,
     check_prompts,
+    compile_for,
     describe,
     facts,
     load_pipeline,
@@ -58,6 +60,7 @@ class Request:
     weights: WeightsName
     output: Sequence[str]
     precision: str
+    compile: CompileChoice
     device: str
     settings: SampleConfig
 
@@ -95,6 +98,7 @@ def sample_to_folder(request: Request) -> Path:
     with join_world(request.device) as world:
         pipeline, folder = load_pipeline(request.model, request.weights, request.precision, world)
         task = _task(pipeline, request)
+        compile_for(pipeline, len(task), request.compile)
         check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
         request.out.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
