@@ -41,5 +41,13 @@ def test_verdicts_in_words(better, worse, within, words):
     assert verdict.comparisons[0].paper is None, "the paper has only one side of it"
 
 
+def test_ratios_are_compared():
+    """A failing model fails by as much or more, with every seed: its spread does not speak for it."""
+    here = {"a @ 1": [1.0, 1.0, 1.0], "b @ 1": [5.0, 2.0, 2.5]}
+    assert ttest_rel(here["a @ 1"], here["b @ 1"], alternative="less").pvalue > 0.05
+    verdict = judge(Claim(text="t", better=["a @ 1"], worse=["b @ 1"]), here, {})
+    assert verdict is not None and verdict.in_words() == "holds"
+
+
 def test_what_was_not_measured_is_not_judged():
     assert judge(Claim(text="t", better=["a @ 1"], worse=["a @ 8"]), HERE, {}) is None

@@ -34,6 +34,8 @@ from causalfusion.evaluate.extractor import (
 Images = NDArray[np.uint8]
 """(N, 32, 32, 3), RGB."""
 
+SPATIAL_MAPS = 4
+
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
@@ -57,13 +59,20 @@ class ResNetCifar(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, 64) and logits (N, 10) of images (N, H, W, 3): uint8, or floats in 0..1."""
+        return self.read(self.maps(images))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(N, 64, H / 4, W / 4): the features at places of the images."""
         pixels = images.to(self.pixel_mean.dtype)
         if not images.is_floating_point():
             pixels = pixels / 255
         hidden = ((pixels - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2)
         hidden = F.relu(self.bn1(self.conv1(hidden)))
-        hidden = self.layer3(self.layer2(self.layer1(hidden)))
-        features = hidden.mean(dim=(2, 3))
+        return self.layer3(self.layer2(self.layer1(hidden)))
+
+    def read(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, 64) and logits (N, 10)."""
+        features = maps.mean(dim=(2, 3))
         return features, self.linear(features)
 
 
@@ -137,7 +146,8 @@ def class_accuracy(images: Images, labels: NDArray[np.integer], model: ResNetCif
 
 
 class ResNetCifarExtractor:
-    """Pool (64) and logits (10) of a CIFAR ResNet, for 32x32 images.
+    """Pool (64), spatial (256) and logits (10) of a CIFAR ResNet, for 32x32 images. Spatial are the first 4
+    of the 64 maps that are averaged to the pool, 8x8 each, as sFID takes the first 7 of Inception's.
 
     `resnet-cifar` takes images as they are: for data that never were JPEG. Where the reference was decoded
     from JPEG, it carries the codec's traces, and a generator of fresh pixels would be judged by them. There,
@@ -160,6 +170,10 @@ class ResNetCifarExtractor:
     def __call__(self, images: Images, /) -> Features:
         check_images(images, self.name, self.image_size)
         images = as_rgb(images)
+        if self._jpeg:
+            images = jpeg_round_trip(images)
         with exact_inference():
-            features, logits = judge(jpeg_round_trip(images) if self._jpeg else images, self._model)
-        return Features(to_array(features), logits=to_array(logits))
+            maps = self._model.maps(torch.from_numpy(images).to(self._model.pixel_mean.device))
+            features, logits = self._model.read(maps)
+            spatial = maps[:, :SPATIAL_MAPS].permute(0, 2, 3, 1).flatten(1)
+        return Features(to_array(features), to_array(spatial), to_array(logits))

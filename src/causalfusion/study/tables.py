@@ -93,7 +93,7 @@ def _with_spread(values: Sequence[float], show: Show) -> str:
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
     lines = [
         "What the paper found, and whether it holds here "
-        f"(paired over the seeds, one-sided {CONFIDENCE:.0%}):\n\n",
+        f"(ratios paired over the seeds, one-sided {CONFIDENCE:.0%}):\n\n",
         _row(["finding", "comparison", "paper", "here", "verdict"]),
         _row(["---"] * 5),
     ]

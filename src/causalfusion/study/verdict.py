@@ -1,4 +1,7 @@
-"""Whether a finding of the paper holds here: paired differences over the seeds, and what chance allows."""
+"""Whether a finding of the paper holds here: paired ratios over the seeds, and what chance allows.
+
+Ratios, as the spread of a Fréchet distance over seeds grows with the distance: a model that fails has both.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,8 @@ class Verdict:
 
 
 def judge(claim: Claim, here: Mapping[str, Sequence[float]], paper: Mapping[str, float]) -> Verdict | None:
-    """From the figures of each entry, one per seed, lower being better. None: not all of them are there, as
-    where the data have fewer tokens than an S of the claim."""
+    """From the figures of each entry, one per seed, positive and lower being better. None: not all of them
+    are there, as where the data have fewer tokens than an S of the claim."""
     pairs = list(zip(claim.better, claim.worse, strict=True))
     if any(name not in here for pair in pairs for name in pair):
         return None
@@ -61,7 +64,7 @@ def _compare(
     known = better in paper and worse in paper
     return Comparison(
         better, worse, (paper[better], paper[worse]) if known else None,
-        (float(left.mean()), float(right.mean())), outcome_of(left - within * right),
+        (float(left.mean()), float(right.mean())), outcome_of(np.log(left) - np.log(within * right)),
     )  # fmt: skip
 
 
