@@ -1,6 +1,7 @@
 """Figures and cards: names, round trips, and which figures are possible."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +28,9 @@ class Classifier:
     name, fingerprint, image_size = "own:classifier", "1", None
 
     def __call__(self, images: np.ndarray, /) -> Features:
-        flat = images.reshape(len(images), -1).astype(np.float32)
+        flat = (images.reshape(len(images), -1) / 255).astype(np.float32)
         logits = np.eye(10, dtype=np.float32)[images[:, 0, 0, 0] // 2 % 10] * 20
-        return Features(flat[:, :6] / 255, spatial=flat[:, 6:9], logits=logits)
+        return Features(flat[:, :6], spatial=flat[:, 6:9], logits=logits)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +136,30 @@ def test_the_standard_error_of_a_frechet_distance_is_that_of_other_samples():
     assert 0.7 < said / spread < 1.4
 
 
+def test_precision_and_density_lie_within_their_intervals():
+    """Those of very many samples beside the same reference, in most repetitions."""
+    random = np.random.default_rng(2)
+    reference = reference_of(random.integers(0, 250, (150, 3, 3, 1), np.uint8), Classifier())
+
+    def figures(count: int) -> dict[str, Figure]:
+        images = random.integers(0, 200, (count, 3, 3, 1), np.uint8)
+        found = measure(images, None, Classifier(), reference, ["precision_recall", "density_coverage"])
+        return {figure.quantity: figure for figure in found.values()}
+
+    true = {name: figure.value for name, figure in figures(2000).items()}
+    runs = [figures(200) for _ in range(20)]
+    for name in ("precision", "density"):
+        intervals = [run[name].interval or (0.0, 0.0) for run in runs]
+        assert sum(low <= true[name] <= high for low, high in intervals) >= 17
+        assert np.mean([high - low for low, high in intervals]) < 0.35 * true[name]
+    assert runs[0]["recall"].interval is None and runs[0]["coverage"].interval is None
+
+
 def test_what_cannot_be_measured_is_said():
     images = np.random.default_rng(0).integers(0, 250, (30, 3, 3, 1), np.uint8)
     reference = reference_of(images, Classifier())
     few = reference_of(images[:3], Classifier())
-    for measures, given, message in (
+    cases: list[tuple[Any, Any, str]] = [
         (["frechet"], (images, None, Classifier()), "frechet cannot be measured: there is no reference"),
         (["class_accuracy"], (images, None, Classifier()), "the samples have no labels"),
         (["class_accuracy"], (images, np.full(30, 10), Classifier()), "knows 10 classes, the samples 11"),
@@ -154,7 +174,8 @@ def test_what_cannot_be_measured_is_said():
             (images, None, Classifier(), few),
             "the reference has 3 images; it takes at least 4",
         ),
-    ):
+    ]
+    for measures, given, message in cases:
         with pytest.raises(UserError, match=message):
             measure(*given, measures=measures)
     assert list(measure(images, None, Classifier())) == ["inception_score_classifier_30"]

@@ -50,6 +50,14 @@ def test_the_best_is_marked_in_the_right_direction():
     assert row.best == 0
 
 
+def test_rounding_makes_no_difference():
+    """As between figures of one process and of two."""
+    (row,) = compared(card(5.0, error=0.1), card(5.0 + 1e-14, error=0.1)).rows
+    assert row.best is None and row.verdict == "equal" and row.cells() == ["5", "5 (+0)"]
+    (row,) = compared(card(5.0), card(5.0 + 1e-6)).rows
+    assert row.best == 0
+
+
 def test_overlapping_intervals_are_not_told_apart():
     (row,) = compared(card(5.0, error=0.5), card(5.5, error=0.5)).rows
     assert row.best is None and row.verdict == "c0; within the interval: c1"

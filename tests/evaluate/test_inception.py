@@ -1,4 +1,4 @@
-"""The Inception-v3 of FID, against numbers of torch-fidelity's (`python -m benchmarks.compare_inception`); and
+"""The Inception-v3 of FID, against torch-fidelity's numbers (`python -m benchmarks.compare_inception`); and
 the files that its weights come from."""
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """References: made once, found again, refused where they are of something else."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ class Counting:
 
     def __call__(self, images: np.ndarray, /) -> Features:
         self.seen += len(images)
-        pool = images.reshape(len(images), -1).astype(np.float32) / 255
+        pool = (images.reshape(len(images), -1) / 255).astype(np.float32)
         return Features(pool, spatial=pool[:, :5] if self.spatial else None)
 
 
@@ -37,7 +39,7 @@ def digits() -> np.ndarray:
     return np.stack([data.read(index).image for index in range(len(data))])
 
 
-def opened(name: str, extractor, tmp_path, shape=(8, 8, 1), **options) -> ReferenceFeatures:
+def opened(name: str | Path, extractor, tmp_path, shape=(8, 8, 1), **options) -> ReferenceFeatures:
     found = open_reference(str(name), extractor, shape, WORK, cache=tmp_path / "cache", **options)
     assert found is not None
     return found
@@ -101,6 +103,13 @@ def test_adm_statistics(digits, tmp_path):
     assert frechet_distance_of(found.statistics, GaussianStatistics.of(flat)) == pytest.approx(0, abs=1e-9)
     with pytest.raises(UserError, match=r"holds statistics of Inception features .* not of own"):
         opened(path, Counting(), tmp_path)
+    narrow = {"mu": arrays["mu"][:9], "sigma": arrays["sigma"][:9, :9]}
+    np.savez(path, **narrow)
+    with pytest.raises(UserError, match="holds statistics of 9 numbers, inception gives 64"):
+        opened(path, Counting("inception"), tmp_path)
+    np.savez(path, **arrays, mu_s=narrow["mu"], sigma_s=narrow["sigma"])
+    with pytest.raises(UserError, match="holds statistics of 9 numbers, inception gives 5"):
+        opened(path, Counting("inception", spatial=True), tmp_path)
     np.savez(path, **arrays, arr_0=digits[:30])
     with_images = opened(path, Counting("inception"), tmp_path)
     assert with_images.pool is not None and with_images.pool.shape == (30, 64)

@@ -152,10 +152,12 @@ def test_a_subset_is_drawn_once_and_for_all():
     assert isinstance(source, SourceImages) and len(source) == 100
     first, second = ([b.pixels for b in open_images("digits", count=100).batches(64)] for _ in range(2))
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
-    labels = np.concatenate([b.labels for b in source.batches(64)])
+    labels = np.concatenate([b.labels for b in source.batches(64) if b.labels is not None])
     assert len(set(labels.tolist())) == 10, "of all of them, not the first ones"
     assert source.fingerprint() != open_images("digits", count=99).fingerprint()
     assert open_images("digits", channels=3).shape == (8, 8, 3)
+    with pytest.raises(UserError, match="digits holds 1797 images, and 1798 are asked for"):
+        open_images("digits", count=1798)
 
 
 def test_images_that_are_read_by_workers_are_the_same():

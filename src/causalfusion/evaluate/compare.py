@@ -14,6 +14,8 @@ from causalfusion.evaluate.figure import Figure, count_word, number
 
 SAME_STATISTICS = 1e-3
 """Relative difference of a reference's summary below which only rounding, of other machines, is at work."""
+EQUAL = 1e-9
+"""Relative difference of two figures that only rounding accounts for."""
 _OWN = ("name", "hash", "seconds", "file", "statistics_hash", "mean_norm", "covariance_trace")
 """Facts that differ between any two evaluations, or that only follow from others."""
 _MACHINE = ("device", "processes", "precision", "versions")
@@ -43,7 +45,7 @@ class Row:
             if own_counts:
                 text += f" (N {count_word(figure.count)})"
             if place and first is not None:
-                change = figure.value - first.value
+                change = 0.0 if _equal(figure, first) else figure.value - first.value
                 text += f" ({'+' if change >= 0 else '-'}{number(abs(change))})"
             cells.append(text)
         return cells
@@ -93,7 +95,7 @@ def _row(figures: tuple[Figure | None, ...], cards: Sequence[Card], names: Seque
     sign = 1 if present[0][1].lower_is_better else -1
     place, best = min(present, key=lambda item: sign * item[1].value)
     others = [(other, figure) for other, figure in present if other != place]
-    if all(figure.value == best.value for _, figure in others):
+    if all(_equal(figure, best) for _, figure in others):
         return Row(name, figures, None, "equal")
     near = [names[other] for other, figure in others if overlap(best, figure)]
     verdict = f"{names[place]} is best"
@@ -102,6 +104,11 @@ def _row(figures: tuple[Figure | None, ...], cards: Sequence[Card], names: Seque
     elif best.interval is None:
         verdict += " (no interval)"
     return Row(name, figures, None if near else place, verdict)
+
+
+def _equal(a: Figure, b: Figure) -> bool:
+    """But for rounding, as of other numbers of processes."""
+    return math.isclose(a.value, b.value, rel_tol=EQUAL)
 
 
 def overlap(a: Figure, b: Figure) -> bool:

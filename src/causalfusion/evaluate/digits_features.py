@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from causalfusion.data.digits import Digits
 from causalfusion.data.loader import split_holdout
 from causalfusion.data.source import hash_of
+from causalfusion.errors import UserError
 from causalfusion.evaluate.extractor import Features, Images, check_images
 
 HOLDOUT = 0.2
@@ -42,7 +43,8 @@ class DigitsExtractor:
     """Pool: 64 hidden units after their ReLU. Logits: 10 log-probabilities.
 
     Grey levels are rounded to the digits' own 0..16 first: a generated image then differs from a real one
-    by what it shows, not by levels that no real one has.
+    by what it shows, not by levels that no real one has. Files of grey images are often read as RGB: three
+    equal channels count as one.
     """
 
     name = "digits"
@@ -53,7 +55,10 @@ class DigitsExtractor:
         self.fingerprint = self._weights.fingerprint
 
     def __call__(self, images: Images, /) -> Features:
-        check_images(images, self.name, self.image_size, channels=(1,))
+        check_images(images, self.name, self.image_size)
+        if (images != images[..., :1]).any():
+            raise UserError("features digits: the images have colours; expected grey ones")
+        images = images[..., :1]
         weights = self._weights
         hidden = np.maximum(_inputs(images) @ weights.hidden + weights.hidden_bias, 0)
         logits = hidden @ weights.out + weights.out_bias

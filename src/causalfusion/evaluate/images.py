@@ -109,6 +109,10 @@ class SourceImages:
         self.name, self.class_names = source.name, list(source.class_names)
         self._source, self._image_size, self._channels = source, image_size, channels
         self._num_workers, self._skip_damaged = num_workers, skip_damaged
+        if count is not None and count > len(source):
+            raise UserError(
+                f"{source.name} holds {len(source)} images, and {count} are asked for; ask for fewer"
+            )
         self._places = drawn(len(source), count)
         self.native_shape: Shape = self._first_shape()
         """Of the first image, before it is cropped."""

@@ -73,7 +73,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         is_safe = path.suffix == ".safetensors"
         weights = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:120]
+        is_foreign = isinstance(error, pickle.UnpicklingError)  # its own words fill a page
+        reason = "it holds no weights" if is_foreign else " ".join(str(error).split())[:120]
         raise UserError(f"inception weights {path} cannot be read ({reason}); {expected}") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"inception weights {path} hold something else; {expected}")

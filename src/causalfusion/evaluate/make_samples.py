@@ -111,7 +111,8 @@ def _fill(
         seconds = time.monotonic() - start
         write_part(out, batch, pipeline.codec.to_uint8(images), labels, seconds)
         made += len(batch)
-    progress.show(task.images, "generated", force=True)
+    rate = made * world.size / max(time.monotonic() - begin, 1e-9)
+    progress.show(task.images, f"{rate:.2f}/s, generated", force=True)
     progress.close()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from causalfusion.config import SampleConfig
 from causalfusion.errors import UserError
 from causalfusion.evaluate.figure import MeasureName
-from causalfusion.saved import WeightsName
 
 DEFAULT_IMAGES = 10_000
 DEFAULT_MODEL = Path("shapes")
@@ -17,40 +19,53 @@ DEFAULT_MODEL = Path("shapes")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
-    """Either `model` generates the samples, or they are read from `samples`."""
+    """Either `model` generates the samples, or they are read from `samples`. The options of the command."""
 
     model: Path | None = None
+    """A model folder, a training run (its last checkpoint), or the name of a packaged model (the default:
+    shapes)."""
     samples: str | None = None
-    """A sample set, a folder of images, an .npz, or any other source."""
+    """Measure these images instead: a sample set, the folder of `sample`, a folder of images, an .npz (images
+    in arr_0, labels in arr_1)."""
     reference: str | None = None
-    """What to compare with: images, or a file of statistics."""
+    """What to compare with: digits, shapes[:SPLIT], a folder of images, shards ('*.tar'), .jsonl, an .npz of
+    images, or an .npz of statistics (mu, sigma). Its features are kept in the cache."""
     features: Sequence[str] | None = None
-    """Extractors' names; None: `digits` where the reference is digits, else `pixels:8`."""
+    """One or several of: pixels[:SIDE], digits, resnet-cifar[-jpeg]:PATH, inception[:PATH], transformers:ID,
+    module:attribute. Default: digits where the reference is digits, else pixels:8."""
     measures: Sequence[MeasureName] | None = None
-    """None: all that are possible."""
+    """Default: all that the reference and the features allow."""
     images: int | None = None
-    """N. None: 10,000 generated ones, or all that there are to be read."""
+    """N. Default: 10,000 generated ones, or all that there are to be read."""
     out: Path = Path("evaluation")
-    classes: Sequence[str] = ()
-    classes_file: Path | None = None
-    prompts_file: Path | None = None
-    candidates: int = 1
-    batch_size: int = 64
-    seed: int = 0
-    weights: WeightsName = "ema"
-    image_size: int = 0
-    """Crop and scale samples that are read to this side; 0: as they are."""
-    reference_images: int | None = None
-    """Compare with so many images of the reference, drawn once and for all; None: with all."""
-    cache: Path | None = None
-    """Folder for the features of references; None: the user's cache."""
-    num_workers: int = 0
-    precision: str = "float32"
-    device: str = "auto"
+    """Folder for `card.json`, `grid.png` and the samples."""
     preset: str | None = None
-    """The named evaluation that these settings come from."""
-    settings: SampleConfig = field(default_factory=SampleConfig)
+    """A named evaluation, beneath the other options: paper-ablation, paper-system, paper-text. A model's own
+    settings then do not count."""
+    classes: Sequence[str] = ()
+    """By number or name; image i gets classes[i % how many]. Default: balanced, all in turn."""
+    classes_file: Path | None = None
+    """UTF-8 file with a class on each line, instead."""
+    prompts_file: Path | None = None
+    """UTF-8 file with a prompt on each line; image i gets prompt i % how many."""
+    candidates: int = 1
+    """Images drawn for each prompt: the one is kept for which the model itself finds it likeliest."""
+    batch_size: int = 64
+    """Images generated, or taken to features, together."""
+    seed: int = 0
+    weights: Literal["ema", "raw"] = "ema"
+    image_size: int = 0
+    """Crop and scale images that are read (--samples) to this side; 0: as they are."""
+    reference_images: int | None = None
+    """Compare with so many images of the reference, drawn once and for all. Default: all."""
+    cache: Path | None = None
+    """Folder for the features of references. Default: ~/.cache/causalfusion (XDG_CACHE_HOME)."""
+    num_workers: int = 0
+    """Processes that read images."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
     show_progress: bool = True
+    settings: Annotated[SampleConfig, Parameter(name="*")] = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
         numbers = {

@@ -140,8 +140,10 @@ def _refuse_nothing(request: EvaluateRequest, plans: Sequence[_Plan]) -> None:
                 f"{name} cannot be measured: {plans[0].impossible[name]}; leave it out of --measures"
             )
     if not any(plan.possible for plan in plans):
+        why = plans[0].impossible
         raise UserError(
-            "there is nothing to measure: expected a --reference, or --features that know the classes"
+            f"there is nothing to measure: {why['frechet']}, and {why['class_accuracy']}; expected a "
+            "--reference, or --features that know the classes, and more samples than a few"
         )
 
 

@@ -18,8 +18,8 @@ def show_card(card: Card, out: Path) -> None:
     """The figures on stdout; what a reader has to know of them on stderr."""
     console = Console()
     table = Table(box=None, pad_edge=False)
-    for heading in ("figure", "value", "95 % interval or standard error"):
-        table.add_column(heading, justify="right" if heading == "value" else "left")
+    for heading in ("figure", "value", "95 % interval, or ± its standard error"):
+        table.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
     for row in figure_rows(card):
         table.add_row(*row)
     against = ", ".join(dict.fromkeys(reference["name"] for reference in card.references)) or "nothing"
@@ -37,7 +37,7 @@ def show_comparison(comparison: Comparison) -> None:
     console = Console()
     table = Table(box=None, pad_edge=False)
     for heading in ("figure", *comparison.names, "best"):
-        table.add_column(escape(heading), overflow="fold")
+        table.add_column(escape(heading), overflow="fold", no_wrap=heading == "figure")
     for row in comparison.rows:
         cells = [escape(cell) for cell in row.cells()]
         if row.best is not None:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from causalfusion.data.source import hash_of
@@ -139,7 +141,7 @@ def _load(transformers: Any, model: str) -> tuple[nn.Module, set[str], Any]:
         kind = transformers.AutoModelForImageClassification if is_classifier else transformers.AutoModel
         loaded, info = kind.from_pretrained(model, config=config, output_loading_info=True)
         processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
             f"features transformers:{model} cannot be opened ({_one_line(error)}); expected the id of a "
             "vision model in the cache or on a hub within reach, or a folder of one with its image processor"
@@ -160,14 +162,18 @@ def _check_missing(model: str, missing: set[str]) -> None:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars, no remarks on the heads of a checkpoint that are not used."""
+    """No progress bars, no remarks on unused heads of a checkpoint or on a hub that is out of reach."""
     logging = transformers.utils.logging
+    hub = getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(CRITICAL)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

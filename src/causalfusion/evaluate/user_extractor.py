@@ -44,7 +44,14 @@ class UserExtractor:
 
     def __call__(self, images: Images, /) -> Features:
         check_images(images, self.name, self.image_size)
-        found = self._call(images)
+        try:
+            found = self._call(images)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's code raises
+            raise UserError(
+                f"features {self._where} failed on images {images.shape} ({_in_words(error)}); {_CONTRACT}"
+            ) from error
         if not isinstance(found, Features):
             raise UserError(f"features {self._where} returned {type(found).__name__}; {_CONTRACT}")
         pool = self._array(found.pool, "pool", len(images))
