@@ -23,7 +23,7 @@ app = App(
 )
 for _command in (
     "train", "sample", "edit", "caption", "complete", "encode", "convert", "tokenizer", "doctor", "demo",
-    "evaluate", "compare", "study", "plan",
+    "evaluate", "compare", "study", "plan", "estimate",
 ):  # fmt: skip
     app.command(f"causalfusion.commands.{_command}:app", name=_command)
 

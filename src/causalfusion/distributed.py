@@ -14,7 +14,15 @@ from torch import Tensor
 
 from causalfusion.errors import UserError
 from causalfusion.runtime import select_device
-from causalfusion.watch import Member, Watch, end_with_launcher, host_watch, join_watch, open_watch
+from causalfusion.watch import (
+    Member,
+    Watch,
+    end_with_launcher,
+    host_watch,
+    join_watch,
+    open_watch,
+    time_to_tell,
+)  # fmt: skip
 
 _NEWS = 3.0
 """Seconds to learn whether an operation failed because another process stopped."""
@@ -71,11 +79,12 @@ def join_world(device: str = "auto") -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=local if cuda else None)
     try:
         watch = _watch(dist.get_rank(), size)
-        try:
-            yield World(dist.get_rank(), size, local)
-        except BaseException as error:
-            _fail(watch, error)
-            raise
+        with time_to_tell(watch):
+            try:
+                yield World(dist.get_rank(), size, local)
+            except BaseException as error:
+                _fail(watch, error)
+                raise
         watch.end()
     finally:
         gc.collect()  # a model still alive at this point makes the exit abort now and then

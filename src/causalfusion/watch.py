@@ -20,8 +20,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ class Watch:
     main_spoke: threading.Event = field(default_factory=threading.Event)
     """Set when the main process has ended, or has sent its one message."""
     main_failure: str = ""
+    """Why it, or the process that it told of, failed."""
 
     def start(self) -> Watch:
         threading.Thread(target=self._listen, daemon=True).start()
@@ -95,7 +96,7 @@ class Watch:
             _send(peer, {"failed": failure} if failure else {"left": True})
 
     def is_told_by_main(self, failure: str, seconds: float) -> bool:
-        """Whether the main process fails in the same words: what is wrong for all is told once."""
+        """Whether the main process says the same words: what is wrong for all is told once."""
         return self.rank != 0 and self.main_spoke.wait(seconds) and self.main_failure == failure
 
     # --- the listening thread -------------------------------------------------------------------------
@@ -113,7 +114,8 @@ class Watch:
 
     def _hear(self, said: dict[str, Any] | None, rank: int) -> None:
         if rank == 0:
-            self.main_failure = (said or {}).get("failed", "")
+            words = said or {}
+            self.main_failure = words.get("failed") or words.get("reason", "")
             self.main_spoke.set()
         if said is None:
             self._note(Stopped(rank, _KILLED))
@@ -151,6 +153,29 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+@contextmanager
+def time_to_tell(watch: Watch) -> Iterator[None]:
+    """torchrun sends SIGTERM to the others as soon as one process has ended: let them first say which."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, _: Any) -> None:
+        end = time.monotonic() + _LOOK
+        while not watch.news.is_set() and time.monotonic() < end:  # not wait(): its lock may be taken here
+            time.sleep(0.05)
+        if not watch.news.is_set():
+            signal.signal(number, before)
+            os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        if not watch.news.is_set():  # else this process ends anyway
+            signal.signal(signal.SIGTERM, before)
 
 
 def open_watch() -> tuple[socket.socket, int, str]:

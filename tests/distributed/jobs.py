@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from causalfusion import watch
 from causalfusion.config import RunConfig
 from causalfusion.presets import load_config
 from causalfusion.train import run as run_module
@@ -100,4 +101,5 @@ def _call(
     os.environ |= {name: str(value) for name, value in values.items()}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     torch.set_num_threads(1)
+    watch.GRACE = 60.0  # on a busy machine, exceptions come late
     end.send(function(*arguments))

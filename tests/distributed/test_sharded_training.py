@@ -10,6 +10,7 @@ import torch
 from jobs import tiny_config
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.tensor import DTensor
 
 from causalfusion.codec.tokenizer import train_tokenizer
@@ -135,6 +136,32 @@ def test_resumed_on_any_number_of_processes(tmp_path):
     for grid in sorted((tmp_path / "one" / "samples").iterdir()):
         a, b = (np.asarray(Image.open(p), int) for p in (grid, tmp_path / "many" / "samples" / grid.name))
         assert np.abs(a - b).max() <= 2, grid.name
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_written_in_the_background_is_the_same(processes, tmp_path):
+    """While training goes on: the bytes of a save that training waits for, of every checkpoint."""
+    for kind in ("waited", "background"):
+        options = {**FSDP, "async_checkpoint": kind == "background", "checkpoint_every": 1, "images": 60}
+        options |= {"keep_checkpoints": 9}
+        jobs.run(processes, jobs.train, tiny_config(tmp_path / kind, train=options))
+    waited, background = (checkpoints_of(tmp_path / kind) for kind in ("waited", "background"))
+    assert [p.name for p in background] == [p.name for p in waited] and len(waited) == 5
+    for a, b in zip(waited, background, strict=True):
+        for name in ("model.safetensors", "raw.safetensors", "state/progress.json"):
+            assert (a / name).read_bytes() == (b / name).read_bytes(), (a.name, name)
+        first, second = optimizer_state(a), optimizer_state(b)
+        assert first.keys() == second.keys() and sum(v.abs().sum().item() for v in first.values()) > 0
+        assert all(value.equal(second[key]) for key, value in first.items()), a.name
+
+
+def optimizer_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The whole tensors in a checkpoint, sharded or not."""
+    file = checkpoint / "state" / "optimizer.safetensors"
+    if file.is_file():
+        return load_file(file)
+    dcp_to_torch_save(checkpoint / "state" / "sharded", checkpoint.parent / "whole.pt")
+    return torch.load(checkpoint.parent / "whole.pt")
 
 
 def test_bfloat16_shares_compute_as_one_process_does(tmp_path):

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jobs
 import pytest
@@ -15,7 +17,7 @@ from jobs import tiny_config
 
 from causalfusion.distributed import join_world
 from causalfusion.errors import UserError
-from causalfusion.saved import checkpoints_of
+from causalfusion.saved import checkpoints_of, load_model
 from causalfusion.train import saver
 from causalfusion.train.log import read_log
 from causalfusion.watch import Member, Watch, host_watch, join_watch, open_watch
@@ -30,7 +32,7 @@ sys.exit(cli.run(sys.argv[1:]))
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SETTINGS = [
-    "--train.images=1200", "--train.batch-size=12", "--train.log-every=1", "--train.checkpoint-every=4",
+    "--train.images=600", "--train.batch-size=12", "--train.log-every=1", "--train.checkpoint-every=4",
     "--train.evaluate-every=0", "--train.parallel=fsdp", "--train.async-checkpoint", "--data.num-workers=1",
     "--model.hidden-size=32", "--model.depth=2", "--model.num-heads=2", "--codec.patch-size=2",
 ]  # fmt: skip
@@ -80,14 +82,40 @@ def test_a_killed_process_ends_the_job_by_name_and_the_job_resumes(tmp_path):
     assert errors.count(line) == 1, errors[-3000:]
     wait_until(lambda: not of_job(str(out)), 10)
     reached = checkpoints_of(out)[-1]
-    assert int(reached.name) < 1200
+    assert int(reached.name) < 600
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stderr[-3000:]
     assert f"going on from {int(reached.name)} images" in again.stdout
     steps = [r["images_seen"] for r in read_log(out / "log.jsonl") if r["kind"] == "train"]
-    assert steps == list(range(12, 1201, 12))
-    assert int(checkpoints_of(out)[-1].name) == 1200 and not list((out / "checkpoints").glob(".partial-*"))
+    assert steps == list(range(12, 601, 12))
+    assert int(checkpoints_of(out)[-1].name) == 600 and not list((out / "checkpoints").glob(".partial-*"))
+
+
+def end_after_sigterm(victim: int | None) -> str:
+    """One process is killed, the other is asked to end, as torchrun would ask, before it can say a word."""
+    try:
+        with join_world("cpu") as world:
+            if world.rank == victim:
+                os._exit(9)
+            try:
+                world.barrier()
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+    except UserError as told:
+        return str(told)
+    return "well"
+
+
+def test_the_others_have_time_to_tell():
+    job = jobs.start(2, end_after_sigterm, 1)
+    told = job.wait()[0]
+    assert job.exit_codes == [0, 9] and told.startswith("process 1 of 2 (")
+
+
+def test_without_news_sigterm_ends_a_process():
+    job = jobs.start(2, end_after_sigterm, None)
+    assert job.wait() == [None, None] and job.exit_codes == [-signal.SIGTERM] * 2
 
 
 JOIN_AND_SLEEP = """
@@ -114,28 +142,42 @@ def test_a_killed_launcher_takes_its_processes_along(tmp_path):
     wait_until(lambda: not of_job(str(tmp_path)), 60)
 
 
-def die_while_saving(config) -> None:
-    """The main process ends while its second checkpoint is being written, in the background."""
-    real, calls = saver.commit, []
+def die_while_saving(config, victim: int) -> str:
+    """A process ends while the second checkpoint is being written in the background: the main one when all
+    but the name is done, another one before its share is written. What the user reads of the others."""
+    calls = []
 
-    def commit(final: Path) -> None:
-        calls.append(final)
-        if len(calls) == 2:
-            os._exit(9)
-        real(final)
+    def second_time(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                os._exit(9)
+            return real(*arguments, **options)
 
-    saver.commit = commit
-    jobs.train(config)
+        return call
+
+    if victim == 0 and int(os.environ["RANK"]) == 0:
+        saver.commit = second_time(saver.commit)
+    elif victim == int(os.environ["RANK"]):
+        saver.FileSystemWriter.write_data = second_time(saver.FileSystemWriter.write_data)
+    try:
+        jobs.train(config)
+    except UserError as error:
+        return str(error)
+    return "trained to the end"
 
 
-def test_a_death_during_a_save_leaves_the_checkpoint_before(tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_death_during_a_save_leaves_the_checkpoint_before(victim, tmp_path):
     options = {"parallel": "fsdp", "async_checkpoint": True, "checkpoint_every": 2, "images": 96}
     config = tiny_config(tmp_path / "run", train=options)
-    job = jobs.start(2, die_while_saving, config)
-    job.wait(60)
-    assert job.exit_codes[0] == 9 and job.exit_codes[1] not in (0, None)
+    job = jobs.start(2, die_while_saving, config, victim)
+    told = job.wait()[1 - victim]
+    assert job.exit_codes[victim] == 9
+    assert told.startswith(f"process {victim} of 2 (") and "stopped: it was killed" in told
     (first,) = checkpoints_of(tmp_path / "run")
     assert int(first.name) == 24 and (first.parent / ".partial-000000000048").is_dir()
+    load_model(first)
     jobs.run(2, jobs.train, config)
     assert [int(p.name) for p in checkpoints_of(tmp_path / "run")] == [72, 96]
     assert not list(first.parent.glob(".partial-*"))

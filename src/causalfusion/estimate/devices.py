@@ -11,8 +11,8 @@ from causalfusion.errors import UserError
 from causalfusion.runtime import compute_dtype, measure_copy_rate, measure_gemm_rate
 
 GPU_SHARE = 0.4
-"""Of a GPU's data-sheet rate that training is assumed to reach. Not measured: good transformer trainers get 0.35
-to 0.5 of it."""
+"""Of a GPU's data-sheet rate that training is assumed to reach. Not measured: good transformer trainers get
+0.35 to 0.5 of it."""
 CPU_SHARE = {"float32": 0.65, "bfloat16": 0.45}
 """Of the matrix rate measured on this machine that training is assumed to reach with needed arithmetic, at
 widths of 256 and more (docs/performance.md)."""

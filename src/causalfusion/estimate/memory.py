@@ -2,13 +2,13 @@
 
 Counted as the code allocates it; `tests/test_estimate.py` holds it against what real steps keep.
 
-Shape letters: B images of a micro-batch, T rows of a sequence, Q rows that a head reads, D width, M width of the
-MLP's hidden layer over D, N heads, P token dimension, n text tokens, K query-key pairs.
+Letters: D width, M width of the MLP's hidden layer over D. A row is a token of a packed sequence.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -34,6 +34,7 @@ class Memory:
         return self.state + self.activations
 
 
+@lru_cache(maxsize=8)
 def parameters_of(config: ModelConfig) -> tuple[int, int]:
     """(trainable numbers in all, those of a block)."""
     with torch.device("meta"):
@@ -74,10 +75,7 @@ def activation_bytes(
     seen, seen_last = pairs.all, pairs.text + pairs.noised
     if config.factorization.split == "per_image" and images > 1 and split.context:
         seen, seen_last = rows**2, rows * read  # rows of different images that share a block see more
-    if on_gpu:
-        per_pair = 0.0  # FlexAttention keeps no weights
-    else:
-        per_pair = model.num_heads * (2 if low else 4)
+    per_pair = 0 if on_gpu else model.num_heads * (2 if low else 4)  # FlexAttention keeps no weights
     weights = 2 * _block_linear(model) if low else 0  # bfloat16 copies that autocast makes
     block = images * (of_row * rows + per_pair * seen) + weights
     key_rows = images * _key_bytes(model, low) * (rows - read)
@@ -96,9 +94,9 @@ def activation_bytes(
 
 
 def _row_bytes(model: ModelConfig, low: bool, on_gpu: bool) -> float:
-    """What a block keeps for each row. Of D numbers: the residual stream before attention and before the MLP,
-    the inputs of qkv (1), its output (3), normalised q and k (2), the output layer's input (1), the MLP's input
-    (1), and twice M of its hidden layer.
+    """What a block keeps for each row. Of D numbers: the residual stream before attention and before the MLP
+    (2), the input of qkv (1), its output (3), normalised q and k (2), the input of the layer behind attention
+    (1), that of the MLP (1), and M twice of its hidden layer.
 
     In bfloat16 the residual stream stays float32. A GPU also keeps what attention gave, before its heads are
     put together again, and in bfloat16 the float32 q and k that are normalised.

@@ -17,6 +17,7 @@ from causalfusion.config import RunConfig
 from causalfusion.config_json import flat, to_dict
 from causalfusion.distributed import World, join_world
 from causalfusion.errors import UserError
+from causalfusion.estimate.show import announce
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
 from causalfusion.model.transformer import count_parameters
@@ -32,7 +33,8 @@ from causalfusion.train.trainer import Clock, StepResult, Trainer
 
 MAY_CHANGE = (
     "out", "data.path", "data.num_workers", "train.images", "train.grad_accumulation",
-    "train.attention", "train.compile", "train.length_multiple", "train.parallel", "train.replicas", "train.activation_checkpointing", "train.async_checkpoint",
+    "train.attention", "train.compile", "train.length_multiple",
+    "train.parallel", "train.replicas", "train.activation_checkpointing", "train.async_checkpoint",
     "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every",
     "train.evaluate_images", "train.sample_every", "train.max_skipped_steps", "sample",
 )  # fmt: skip
@@ -88,9 +90,9 @@ class _Run:
             )
             return checkpoints_of(self.folder)[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.peak = measure_gemm_rate(compute_dtype(self.config.train.precision), self.world.device)
         self._announce()
         self.clock = Clock()
-        self.peak = measure_gemm_rate(compute_dtype(self.config.train.precision), self.world.device)
         self.line = ProgressLine(total, progress.images_seen, enabled=self.show)
         self.log = RunLog(self.folder, progress.images_seen) if self.world.is_main else None
         try:
@@ -220,8 +222,13 @@ class _Run:
             f"{len(self.data.held_out):,} held out, {config.model.num_classes} classes, "
             f"{self.world.size} process(es) on {self.world.device}"
         )
-        if self.trainer.progress.images_seen:
-            self._say(f"going on from {self.trainer.progress.images_seen} images")
+        seen = self.trainer.progress.images_seen
+        for line in announce(
+            config, self.world.size, self.world.device, images_seen=seen, gemm_rate=self.peak
+        ):
+            self._say(line)
+        if seen:
+            self._say(f"going on from {seen} images")
 
     def _say(self, text: str) -> None:
         if self.show:

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+app = App(name="estimate", result_action="return_value")
+
+
+@app.default
+def estimate(
+    *settings: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    gpu: str = "",
+    gpus: int = 1,
+    share: float | None = None,
+    text_tokens: float | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """What a training run costs before it begins: arithmetic, time and memory, and what to change where it
+    does not fit.
+
+        causalfusion estimate imagenet512 --gpu h100 --gpus 8 --train.batch-size 1024
+
+    Neither the data nor the autoencoder need be at hand. Exit code 1: it does not fit.
+
+    Parameters
+    ----------
+    settings
+        Recipes or TOML files, the last on top, then any options that train takes (train --help).
+    gpu
+        a100, h100, h200, b200, l40s or rtx4090, by its data sheet; by default this machine, measured.
+    gpus
+        How many of them train together.
+    share
+        Of the device's matrix rate that training is assumed to reach, such as 0.4.
+    text_tokens
+        Of a sequence on average, markers included, for runs with text.
+    json
+        Print JSON.
+    """
+    from causalfusion.estimate.command import run
+
+    return run(settings, gpu=gpu, gpus=gpus, share=share, text_tokens=text_tokens, as_json=json)

@@ -1,0 +1,164 @@
+"""A run's settings before its data are at hand: what follows from the data is taken from the recipe, from
+files where they are there, or assumed and said."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.config import Dict
+
+from causalfusion.config import CodecConfig, DataConfig, ModelConfig, RunConfig
+from causalfusion.errors import UserError
+from causalfusion.presets import load_layers, merge
+
+ELSEWHERE = "(elsewhere)"
+"""Stands for a path that a recipe leaves open."""
+KNOWN_AUTOENCODERS = {0.2325: (16, 16), 0.18215: (4, 8)}
+"""(latent channels, downsampling) by scale: the 16-channel KL autoencoder and SD's."""
+ASSUMED_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Planned:
+    config: RunConfig
+    text_tokens: float
+    """Of a sequence, markers included."""
+    assumptions: tuple[str, ...]
+
+
+def read_settings(recipes: Sequence[str], overrides: Sequence[str]) -> RunConfig:
+    """Recipes laid over one another, then options as `train` takes them; paths may be missing."""
+    layers = merge([_open_paths(load_layers(recipes)), load_layers(recipes)])
+    app = App(name="estimate", result_action="return_value", help_flags=[], version_flags=[])
+    app.default(_as_it_is)
+    app.config = (Dict(layers, source=", ".join(recipes)),)
+    return app(list(overrides), exit_on_error=False, print_error=False)
+
+
+def _as_it_is(
+    *,
+    run: Annotated[RunConfig, Parameter(name="*", consume_multiple=True)] = RunConfig(),  # noqa: B008
+) -> RunConfig:
+    return run
+
+
+def _open_paths(layers: dict[str, Any]) -> dict[str, Any]:
+    """What lies beneath recipes that name neither data nor autoencoder."""
+    beneath: dict[str, Any] = {"data": {"path": ELSEWHERE}}
+    if layers.get("codec", {}).get("kind") == "autoencoder":
+        beneath["codec"] = {"path": ELSEWHERE}
+    return beneath
+
+
+def plan_run(config: RunConfig, text_tokens: float | None = None) -> Planned:
+    """The settings filled in, as `open_training_data` does with the data themselves."""
+    notes: list[str] = []
+    channels, height, width, classes = _images(config, notes)
+    codec = _codec(config.codec, (channels, height, width))
+    model = _model(config, codec, classes, notes)
+    if not model.vocab_size:
+        text_tokens = 0
+    elif text_tokens is None:
+        text_tokens = model.max_text_tokens // 2
+        notes.append(
+            f"{text_tokens} text tokens in a sequence (half of model.max_text_tokens): --text-tokens"
+        )
+    if config.codec.kind == "autoencoder" and not config.data.cache:
+        notes.append("the latents are cached (causalfusion encode): encoding on the way is not counted")
+    config = replace(config, codec=codec, model=model)
+    return Planned(config, float(text_tokens or 0), tuple(notes))
+
+
+def _images(config: RunConfig, notes: list[str]) -> tuple[int, int, int, int]:
+    """(channels, height, width, classes)."""
+    data, codec = config.data, config.codec
+    if _is_there(data):
+        return _found_images(data)
+    height, width = codec.image_height or data.image_size, codec.image_width or data.image_size
+    if not height or not width:
+        raise UserError(
+            f"the size of the images is not known: data.path {data.path!r} is not there; give "
+            "--data.image-size"
+        )
+    classes = config.model.num_classes
+    if not classes:
+        labelled = config.model.num_class_tokens > 0
+        classes = ASSUMED_CLASSES if labelled else 1
+        notes.extend([f"{ASSUMED_CLASSES} classes: --model.num-classes"] * labelled)
+    return codec.image_channels or 3, height, width, classes
+
+
+def _is_there(data: DataConfig) -> bool:
+    if data.cache:
+        return Path(data.cache, "manifest.json").is_file()
+    return data.source in ("digits", "shapes") or bool(glob.glob(data.path)) or Path(data.path).exists()
+
+
+def _found_images(data: DataConfig) -> tuple[int, int, int, int]:
+    import numpy as np
+
+    if data.cache:
+        from causalfusion.codec.cache import open_cache
+
+        cache = open_cache(data.cache)
+        channels, height, width = (cache.manifest[f"image_{n}"] for n in ("channels", "height", "width"))
+        return channels, height, width, max(len(cache.class_names), 1)
+    from causalfusion.data import open_source
+    from causalfusion.data.loader import load_indices
+
+    source = open_source(data)
+    channels, height, width = load_indices(source, np.arange(1), data).images.shape[1:]
+    return channels, height, width, max(len(source.class_names), 1)
+
+
+def _codec(config: CodecConfig, image_shape: tuple[int, int, int]) -> CodecConfig:
+    from causalfusion.codec.codec import Codec, open_codec
+
+    if config.kind == "pixels" or Path(config.path).exists():
+        return open_codec(config, image_shape=image_shape).config
+    channels, down = KNOWN_AUTOENCODERS.get(config.scale, (0, 0))
+    channels, down = config.latent_channels or channels, config.downsample or down
+    if not channels or not down:
+        raise UserError(
+            f"the autoencoder codec.path {config.path!r} is not there, and none is known with scale "
+            f"{config.scale:g}; give --codec.latent-channels and --codec.downsample"
+        )
+    _, height, width = image_shape
+    cell = down * config.patch_size
+    if height % cell or width % cell:
+        raise UserError(
+            f"images of {width}x{height} do not divide into cells of {cell} pixels (downsampling {down} x "
+            f"patch size {config.patch_size}); change --data.image-size or --codec.patch-size"
+        )
+    config = replace(
+        config, image_channels=image_shape[0], image_height=height, image_width=width,
+        latent_channels=channels, downsample=down,
+    )  # fmt: skip
+    return Codec(config).config
+
+
+def _model(config: RunConfig, codec: CodecConfig, classes: int, notes: list[str]) -> ModelConfig:
+    model, cell = config.model, codec.downsample * codec.patch_size
+    vocabulary = model.vocab_size
+    if config.text.tokenizer and not vocabulary:
+        vocabulary = _vocabulary(config, notes)
+    return replace(
+        model, num_classes=classes, token_dim=codec.patch_size**2 * codec.latent_channels,
+        grid_height=codec.image_height // cell, grid_width=codec.image_width // cell, vocab_size=vocabulary,
+    )  # fmt: skip
+
+
+def _vocabulary(config: RunConfig, notes: list[str]) -> int:
+    if config.text.tokenizer == "train":
+        return config.text.vocab_size
+    if Path(config.text.tokenizer).exists():
+        from causalfusion.codec.tokenizer import open_tokenizer
+
+        return open_tokenizer(config.text.tokenizer).vocab_size
+    notes.append("a vocabulary of 32,000: --model.vocab-size")
+    return 32_000

@@ -1,0 +1,123 @@
+"""A cost in words, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from causalfusion.arithmetic import Flops
+from causalfusion.config import RunConfig
+from causalfusion.estimate.cost import Cost, estimate
+from causalfusion.estimate.devices import USABLE, this_device
+from causalfusion.progress import duration
+
+
+def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """(what, how much) in the order to read."""
+    model, train, memory, flops = config.model, config.train, cost.memory, cost.of_image
+    per_second = train.batch_size / cost.step_seconds
+    conditions = f"{model.num_condition_tokens} class"
+    if cost.text_tokens:
+        conditions += f", {cost.text_tokens:g} text"
+    again = f"; checkpointing adds {cost.recomputed:.0%} arithmetic" if cost.recomputed else ""
+    shared = f" (shared by {cost.sharded_over})" if cost.sharded_over > 1 else ""
+    rows = [
+        ("model", f"{cost.parameters:,} parameters"),
+        (
+            "sequence",
+            f"{model.num_tokens:,} image tokens of {model.token_dim}, {conditions}; "
+            f"{cost.sequence:,.0f} rows on average, {cost.longest:,} at most",
+        ),
+        ("arithmetic", f"{_two(flops)} an image; {_two(cost.in_all)} for all {cost.images:,}"),
+        ("device", f"{cost.count} x {_device(cost)}"),
+        (
+            "time",
+            f"{_in_time(cost.step_seconds)} a step of {train.batch_size:,} images, {per_second:,.0f} "
+            f"images/s; {_long(cost.seconds)} in all{again}",
+        ),
+        (
+            "memory",
+            f"{_gb(memory.total)} of {_gb(cost.device.memory)} on each: {_gb(memory.state)} state{shared}, "
+            f"{_gb(memory.activations)} activations of {cost.micro_batch} images at once",
+        ),
+    ]
+    if not cost.fits:
+        rows.append(("does not fit", _remedy(cost)))
+    return rows + [("assumed", note) for note in assumptions]
+
+
+def announce(
+    config: RunConfig,
+    world_size: int,
+    device: torch.device,
+    *,
+    images_seen: int = 0,
+    gemm_rate: float | None = None,
+    text_tokens: float | None = None,
+) -> list[str]:
+    """What a training that is about to begin will cost: arithmetic and time, then memory. The settings that
+    follow from the data are filled in. `gemm_rate` (FLOP/s) is measured if it is not given; `text_tokens` of
+    a sequence are taken for half of what it can hold."""
+    if text_tokens is None:
+        text_tokens = config.model.max_text_tokens // 2 if config.model.vocab_size else 0
+    this = this_device(device, config.train.precision, rate=gemm_rate)
+    cost = estimate(config, this, world_size, text_tokens=text_tokens, images_seen=images_seen)
+    flops, memory = cost.of_image, cost.memory
+    together = 1 if device.type == "cuda" else world_size  # processes that share this memory
+    remedy = "" if together * memory.total <= USABLE * this.memory else f"; that may not fit: {_remedy(cost)}"
+    return [
+        f"arithmetic: {_two(flops)} an image, {_two(cost.in_all)} in all; about {_long(cost.seconds)} at "
+        f"{this.share:.0%} of {_si(this.rate)}FLOP/s x {world_size}",
+        f"memory: about {_gb(memory.total)} of {_gb(this.memory)} for each process{remedy}",
+    ]
+
+
+def to_json(cost: Cost) -> dict[str, Any]:
+    record = asdict(cost)
+    record["in_all"] = asdict(cost.in_all)
+    record["memory"]["total"] = cost.memory.total
+    return record | {"fits": cost.fits}
+
+
+def _device(cost: Cost) -> str:
+    device = cost.device
+    source = "measured" if device.measured else "data sheet"
+    return (
+        f"{device.name}: {_si(device.rate)}FLOP/s ({source}), of which training is assumed to reach "
+        f"{device.share:.0%}; {_gb(device.memory)}, {_gb(device.bandwidth)}/s"
+    )
+
+
+def _remedy(cost: Cost) -> str:
+    if cost.changes:
+        return "give " + " ".join(cost.changes)
+    if cost.memory.state > USABLE * cost.device.memory and cost.sharded_over == 1:
+        return "the state alone is too large: several devices with --train.parallel fsdp"
+    return "no smaller micro-batch or checkpointing makes it fit: more devices, or a smaller model or batch"
+
+
+def _two(flops: Flops) -> str:
+    return f"{_si(flops.needed)}FLOP ({_si(flops.dense)}FLOP dense)"
+
+
+def _si(value: float) -> str:
+    for prefix, unit in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if value >= unit:
+            return f"{value / unit:.3g} {prefix}" if value < 1000 * unit else f"{value / unit:,.0f} {prefix}"
+    return f"{value:.3g} "
+
+
+def _gb(number: float) -> str:
+    return f"{number / 1e9:,.3g} GB" if number < 1e12 else f"{number / 1e9:,.0f} GB"
+
+
+def _long(seconds: float) -> str:
+    days, rest = divmod(seconds, 86400)
+    return f"{days:,.0f} days {rest / 3600:.0f} h" if days >= 2 else duration(seconds)
+
+
+def _in_time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
