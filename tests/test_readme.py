@@ -11,11 +11,12 @@ from causalfusion import cli
 from causalfusion.presets import load_layers, recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
 def commands() -> list[str]:
     lines = []
-    for name in ("README.md", "docs/results.md"):
+    for name in PAGES:
         text = (ROOT / name).read_text().replace("\\\n", " ")
         found = re.findall(r"^ {4,}(?:torchrun .* -m )?causalfusion(?:\.cli)? (.*)$", text, re.MULTILINE)
         lines += [line for line in found if "..." not in line]
@@ -28,7 +29,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("line", commands())
 def test_command_parses(line, monkeypatch):
-    tokens = shlex.split(line.replace("$S", "4"))
+    tokens = shlex.split(line.replace("$S", "4"), comments=True)
     names = cli.config_names(tokens)
     monkeypatch.setattr(cli.app, "config", (Dict({tokens[0]: load_layers(names)}),) if names else ())
     _, bound, _ = cli.app.parse_args(tokens, exit_on_error=False, print_error=False)
@@ -41,8 +42,17 @@ def test_recipes_in_the_table_exist_and_none_is_missing():
     assert named == set(recipe_names())
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/journey.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
         if not link.startswith("http"):
-            assert ((ROOT / page).parent / link).exists(), f"{page} links to {link}"
+            target, _, section = link.partition("#")
+            target = (ROOT / page).parent / target
+            assert target.exists(), f"{page} links to {link}"
+            assert not section or section in sections(target), f"{page} links to {link}"
+
+
+def sections(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

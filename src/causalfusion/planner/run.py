@@ -193,7 +193,7 @@ def _write(request: Request, tried: Sequence[Tried]) -> None:
     lines = [
         f"# Quality against time: {request.model}\n\n",
         f"Fréchet distance in the features `{request.features}` of {request.images} images against "
-        f"{request.reference}; time for each image in batches of {request.batch_size} on {request.device}. "
+        f"{request.reference}; time for each image in batches of {request.batch_size} on {select_device(request.device)}. "
         "In bold: the frontier, of which nothing quicker is better.\n\n",
         "| setting | time per image | Fréchet distance | read as its class |\n|---|---|---|---|\n",
     ]
@@ -205,7 +205,7 @@ def _write(request: Request, tried: Sequence[Tried]) -> None:
             lines.append(f"| {mark}{one.in_words()}{mark} | {time_taken} | {one.frechet:.4g} | {share} |\n")
     left_out = sum(one.frechet is None for one in tried)
     if left_out:
-        lines.append(f"\n{left_out} slower settings were timed and not measured.\n")
+        lines.append(f"\nTimed but, being slower, not measured: {left_out}.\n")
     write_whole(request.out / "plan.md", "".join(lines))
     if best:
         save_picture(request.out / "plan.png", tried, best, request.budget)

@@ -55,8 +55,9 @@ class Tried:
 
     def in_words(self) -> str:
         s = self.settings
-        steps = ", ".join(map(str, s.diffusion_steps)) + (" each" if s.num_ar_steps > 1 else "")
-        return f"{s.sampler}, S = {s.num_ar_steps}, {steps} diffusion steps, guidance {s.guidance_scale:g}"
+        steps = ", ".join(map(str, s.diffusion_steps)) + " diffusion steps"
+        each = " in each" if s.num_ar_steps > 1 and len(s.diffusion_steps) == 1 else ""
+        return f"{s.sampler}, S = {s.num_ar_steps}, {steps}{each}, guidance {s.guidance_scale:g}"
 
     def as_options(self) -> str:
         s = self.settings
