@@ -51,9 +51,7 @@ def test_what_is_beyond_the_budget_is_not_measured(command, capsys, monkeypatch)
     times = iter([0.1, 0.1, 0.3, 0.3, 1.0, 1.0, 9.0, 9.0])
     monkeypatch.setattr(planner_run, "_seconds", lambda *_: next(times))
     assert run([*command, "--budget", "200ms"]) == 0
-    assert "not measured: 2" in (
-        (planner_run.Path(command[-1]) / "plan.md").read_text()
-    )
+    assert "not measured: 2" in ((planner_run.Path(command[-1]) / "plan.md").read_text())
 
 
 def test_bad_input_is_one_line(command, tmp_path, capsys):

@@ -193,7 +193,8 @@ def _write(request: Request, tried: Sequence[Tried]) -> None:
     lines = [
         f"# Quality against time: {request.model}\n\n",
         f"Fréchet distance in the features `{request.features}` of {request.images} images against "
-        f"{request.reference}; time for each image in batches of {request.batch_size} on {select_device(request.device)}. "
+        f"{request.reference}; time for each image in batches of {request.batch_size} on "
+        f"{select_device(request.device)}. "
         "In bold: the frontier, of which nothing quicker is better.\n\n",
         "| setting | time per image | Fréchet distance | read as its class |\n|---|---|---|---|\n",
     ]

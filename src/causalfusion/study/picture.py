@@ -42,13 +42,14 @@ def _draw(axes: Axes, study: Study, values: Mapping[str, Sequence[float]]) -> No
 def _draw_lines(
     axes: Axes, study: Study, values: Mapping[str, Sequence[float]], steps: Sequence[int]
 ) -> None:
-    for variant in study.variants:
+    for place, variant in enumerate(study.variants):
         there = [(s, values[e]) for s in steps if (e := entry(variant.name, s)) in values]
         if there:
             places = [steps.index(s) for s, _ in there]
             axes.errorbar(
                 places, [statistics.fmean(some) for _, some in there], yerr=_range(some for _, some in there),
-                marker="o", markersize=4, linewidth=1.6, capsize=2, label=variant.name,
+                color=f"C{place % 10}", marker="o", markersize=4, linewidth=1.6, capsize=2,
+                label=variant.name,
             )  # fmt: skip
     axes.set_xticks(range(len(steps)), [f"S = {s}" for s in steps])
     axes.set_xlabel("AR steps in generation")
