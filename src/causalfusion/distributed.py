@@ -40,11 +40,15 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
+        return bool(self.max(int(flag)))
+
+    def max(self, value: int) -> int:
+        """The largest of all processes' values."""
         if self.size == 1:
-            return flag
-        value = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return bool(value)
+            return value
+        largest = torch.tensor(value, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def mean(self, value: Tensor) -> Tensor:
         if self.size == 1:

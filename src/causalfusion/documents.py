@@ -133,12 +133,11 @@ def lay_out(
     ar_steps: Sequence[int],
     *,
     ended: bool = False,
-    length_multiple: int = 1,
-    max_text_tokens: int = 0,
+    num_text: int = 0,
 ) -> Layout:
     """`ar_steps` (N,): how many AR steps each of the batch's images takes, noised copies counted. `ended`:
-    the documents are whole and end with their marker. With a `length_multiple`, rows are filled up to one,
-    but not beyond `max_text_tokens`."""
+    the documents are whole and end with their marker. Rows of text are filled up to the longest one,
+    and to `num_text` tokens at least."""
     rows = []
     for document in documents:
         row, learn = _Row(), True
@@ -148,9 +147,6 @@ def lay_out(
         if ended:
             row.token(markers.end, learn)
         rows.append(row)
-    num_text = max((len(r.ids) for r in rows), default=0)
-    filled = num_text + -num_text % length_multiple
-    num_text = max(num_text, min(filled, max_text_tokens))
     return Layout(
         text_ids=_filled([r.ids for r in rows], 0, num_text),
         text_ar_step=_filled([r.ar_step for r in rows], UNSEEN, num_text),

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import DiffusionConfig, FactorizationConfig, ModelConfig, SampleConfig
 from causalfusion.diffusion.schedule import NoiseSchedule
-from causalfusion.documents import Text, lay_out
+from causalfusion.documents import NO_TARGET, UNSEEN, Text, lay_out
 from causalfusion.factorization import Plan, plan_batch
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import step_sizes
@@ -79,16 +79,28 @@ def test_few_lengths():
     assert {sequence_of(plan_of(index, "per_image"), 32).num_tokens for index in range(9)} == {everything}
 
 
-@pytest.mark.parametrize(("words", "expected"), [(3, 16), (14, 16), (15, 32), (36, 40)])
-def test_few_lengths_of_text(words, expected):
-    """With the two markers; never more than the model has positions for."""
+def test_processes_take_equal_lengths():
+    """A shared split follows from the train step, not from a process's images."""
+    config = FactorizationConfig()
+    for index in range(0, 60, 6):
+        first, second = (
+            plan_batch(config, 8, 8, seed=0, split_index=index, sample_indices=range(start, start + 3))
+            for start in (index, index + 3)
+        )
+        assert not torch.equal(first.order, second.order)
+        assert sequence_of(first).num_tokens == sequence_of(second).num_tokens
+
+
+def test_text_is_filled_up_to_a_length():
     markers = Markers(text=0, text_end=1, image=2, image_end=3, end=4)
-    documents = [[Text(tuple(range(words)))], [Text((7,))]]
-    layout = lay_out(documents, markers, [], length_multiple=16, max_text_tokens=40)
+    documents = [[Text(tuple(range(14)))], [Text((7,))]]
     plain = lay_out(documents, markers, [])
-    assert layout.text_ids.shape[1] == expected
+    assert plain.text_ids.shape[1] == 16 == lay_out(documents, markers, [], num_text=9).text_ids.shape[1]
+    longer = lay_out(documents, markers, [], num_text=32)
     for name in ("text_ids", "text_ar_step", "text_targets"):
-        assert torch.equal(getattr(layout, name)[:, : words + 2], getattr(plain, name))
+        assert getattr(longer, name).shape == (2, 32)
+        assert torch.equal(getattr(longer, name)[:, :16], getattr(plain, name))
+    assert (longer.text_ar_step[:, 16:] == UNSEEN).all() and (longer.text_targets[:, 16:] == NO_TARGET).all()
 
 
 def test_training_compiles_a_handful_of_times(model):

@@ -16,8 +16,10 @@ from causalfusion.config import RunConfig
 from causalfusion.data.shapes import LENGTHS
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
+from causalfusion.model.attention import Attend, AttentionBackend, select_attend
 from causalfusion.presets import load_config
 from causalfusion.saved import checkpoints_of, load_model, load_spec, load_tokenizer
+from causalfusion.sequence import PackedSequence
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.log import read_log
 from causalfusion.train.run import train
@@ -59,6 +61,30 @@ def run(config: RunConfig) -> Path:
 def records_of(config: RunConfig, kind: str) -> list[dict]:
     records = [r for r in read_log(Path(config.out) / "log.jsonl") if r["kind"] == kind]
     return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
+
+
+def test_few_lengths_change_nothing(shapes_run, monkeypatch):
+    """Losses to rounding; and all micro-batches of a step have one length, a multiple, or all positions."""
+    seen = set()
+
+    def lengths(sequence: PackedSequence, backend: AttentionBackend = "auto") -> Attend:
+        seen.add(next(s.num_tokens for s in sequence.segments if s.kind == "text"))
+        return select_attend(sequence, backend)
+
+    monkeypatch.setattr("causalfusion.model.transformer.select_attend", lengths)
+    losses, found = [], []
+    for multiple in (1, 16):
+        config = shapes_run(
+            f"multiple-{multiple}",
+            train={"length_multiple": multiple, "grad_accumulation": 2, "evaluate_every": 0, "images": 32},
+        )
+        run(config)
+        losses.append([r["loss"] for r in records_of(config, "train")])
+        found.append(set(seen))
+        seen.clear()
+    assert losses[1] == pytest.approx(losses[0], rel=2e-6)
+    assert len(found[0]) > 2
+    assert all(n % 16 == 0 or n == config.model.max_text_tokens for n in found[1])
 
 
 def test_a_stopped_run_is_the_same_run(shapes_run):

@@ -186,9 +186,9 @@ def document_errors(
     batch: TokenBatch,
     draws: Draws,
     backend: AttentionBackend = "auto",
-    length_multiple: int = 1,
+    num_text: int = 0,
 ) -> DocumentErrors:
-    """The errors of a batch with captions, arranged as drawn."""
+    """The errors of a batch with captions, arranged as drawn, in at least `num_text` text tokens a row."""
     assert batch.captions is not None, "documents have texts"
     device, group = batch.tokens.device, text.examples_per_sequence
     used = used_images(draws.text).to(device)
@@ -199,10 +199,7 @@ def document_errors(
         last = images.plan.ar_step[:, -1] * draws.noise.shape[1]
         ar_steps = last.expand(len(used)).tolist()
     documents = documents_of(batch.captions, draws.text, group)
-    layout = lay_out(
-        documents, markers, ar_steps, ended=True, length_multiple=length_multiple,
-        max_text_tokens=config.max_text_tokens,
-    ).to(device)  # fmt: skip
+    layout = lay_out(documents, markers, ar_steps, ended=True, num_text=num_text).to(device)
     with_caption = torch.tensor([d.drop_class for d in draws.text], device=device)
     dropped = draws.drop_class | with_caption
     labels = torch.where(dropped, config.null_label, batch.labels)[::group]
@@ -221,13 +218,13 @@ def document_errors(
     )
 
 
-def count_targets(batch: TokenBatch, draws: Draws, markers: Markers, group: int) -> tuple[int, int]:
-    """(images, text tokens) that the batch has to predict."""
+def count_targets(batch: TokenBatch, draws: Draws, markers: Markers, group: int) -> tuple[int, int, int]:
+    """(images, text tokens) that the batch has to predict; text tokens in its longest row."""
     assert batch.captions is not None, "documents have texts"
     num_images = len(used_images(draws.text))
     documents = documents_of(batch.captions, draws.text, group)
     targets = lay_out(documents, markers, [1] * num_images, ended=True).text_targets
-    return num_images, int((targets != NO_TARGET).sum())
+    return num_images, int((targets != NO_TARGET).sum()), targets.shape[1]
 
 
 def document_sums(

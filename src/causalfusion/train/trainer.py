@@ -88,13 +88,13 @@ class Trainer:
         draws = self._draw(batch)
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(2, device=self.world.device)  # of images and of text
-        totals = self._totals(batch, draws)
+        totals, num_text = self._targets(batch, draws)
         pieces = batch.tokens.shape[0] // train.grad_accumulation
         for k in range(train.grad_accumulation):
             rows = slice(k * pieces, (k + 1) * pieces)
             last = k + 1 == train.grad_accumulation
             with gradient_sync(self.parallel, last):
-                piece = self._losses(batch.slice(rows), draws.slice(rows), totals)
+                piece = self._losses(batch.slice(rows), draws.slice(rows), totals, num_text)
                 self._total(piece).backward()
             losses += piece.detach()
         if self.unused is not None:
@@ -136,24 +136,38 @@ class Trainer:
             text=None if batch.captions is None else config.text,
         ).to(self.world.device)  # fmt: skip
 
-    def _totals(self, batch: TokenBatch, draws: Draws) -> Tensor:
+    def _targets(self, batch: TokenBatch, draws: Draws) -> tuple[Tensor, int]:
         """(2,) images and text targets of the train step, per process on average: what its sums are divided
-        by, so that each image and each text token of the step counts alike, wherever it is computed."""
+        by, so that each image and each text token of the step counts alike, wherever it is computed. And the
+        text tokens of a row: where lengths are to be few, the same on all processes."""
         if self.markers is None:
-            return torch.ones(2, device=self.world.device)
+            return torch.ones(2, device=self.world.device), 0
         group = self.config.text.examples_per_sequence
-        counts = torch.tensor(count_targets(batch, draws, self.markers, group), dtype=torch.float32)
-        return self.world.mean(counts.to(self.world.device)).clamp(min=1 / self.world.size)
+        *counts, num_text = count_targets(batch, draws, self.markers, group)
+        totals = self.world.mean(torch.tensor(counts, dtype=torch.float32, device=self.world.device))
+        if self.length_multiple > 1:
+            num_text = self.world.max(num_text)
+            num_text += -num_text % self.length_multiple
+            num_text = min(num_text, self.config.model.max_text_tokens)
+        else:
+            num_text = 0
+        return totals.clamp(min=1 / self.world.size), num_text
 
-    def _losses(self, batch: TokenBatch, draws: Draws, totals: Tensor) -> Tensor:
+    def _losses(self, batch: TokenBatch, draws: Draws, totals: Tensor, num_text: int) -> Tensor:
         """(2,) this micro-batch's part of the train step's image loss and text loss."""
         batch, config = batch.to(self.world.device), self.config
         common = (self.schedule, config.diffusion.prediction_type, batch)
-        shaped = (config.train.attention, self.length_multiple)
         with autocast(self.world.device, compute_dtype(config.train.precision)):
             if self.markers is None:
                 errors = token_errors(
-                    self.parallel, config.model, *common[:2], batch.tokens, batch.labels, draws, *shaped
+                    self.parallel,
+                    config.model,
+                    *common[:2],
+                    batch.tokens,
+                    batch.labels,
+                    draws,
+                    config.train.attention,
+                    self.length_multiple,
                 )
                 errors = errors * self.weight_of_level[draws.timesteps][:, :, None]
                 loss = (
@@ -161,7 +175,14 @@ class Trainer:
                 )
                 return torch.stack([loss, torch.zeros_like(loss)])
             found = document_errors(
-                self.parallel, config.model, config.text, self.markers, *common, draws, *shaped
+                self.parallel,
+                config.model,
+                config.text,
+                self.markers,
+                *common,
+                draws,
+                config.train.attention,
+                num_text,
             )
         return torch.stack(document_sums(found, config.factorization, self.weight_of_level)) / totals
 
