@@ -1,4 +1,11 @@
-"""`python -m benchmarks`: the reference workloads, ours and the naive path, as shares of the GEMM rate."""
+"""`python -m benchmarks`: what training and sampling cost on this machine, in one command.
+
+Parts: `reference` (a training step and sampling, ours and the naive path, as shares of the machine's matrix
+rate), `growth` (named sizes; tokens, AR steps, images at once) and `input` (latents a second, waiting for
+data).
+Each part replaces its own section of the results, and each axis of growth its own points, so that they can be
+measured one by one.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +15,64 @@ import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.input_path import measure_input
 from benchmarks.measure import CLOCKS, DTYPES, Comparison, compare
+from benchmarks.pictures import save_pictures
+from benchmarks.points import AXES, measure_points
 from benchmarks.reference import QUICK, REFERENCE, Reference
+from benchmarks.tables import markdown
 from causalfusion.config_json import to_dict
-from causalfusion.runtime import measure_copy_rate
+from causalfusion.runtime import measure_copy_rate, measure_gemm_rate, tune_allocator
 
 WORKLOADS = ("train", "sample")
+PARTS = ("reference", "growth", "input")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small model, a few seconds: does it all run?")
-    parser.add_argument("--workload", choices=WORKLOADS, action="append", help="default: all")
-    parser.add_argument("--precision", choices=tuple(DTYPES), action="append", help="default: all")
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: 3)")
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    tune_allocator()
+    name = "quick" if arguments.quick else "results"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / f"{name}.json"
+    report: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    for part in arguments.part or PARTS:
+        section: dict[str, Any] = {"machine": _machine(arguments)}
+        if part == "reference":
+            section |= _reference(arguments)
+        elif part == "growth":
+            axes = arguments.axis or AXES
+            kept = [p for p in report.get(part, {}).get("points", []) if p["axis"] not in axes]
+            measured = measure_points(arguments.quick, axes, CLOCKS[arguments.clock])
+            section["points"] = kept + measured
+        else:
+            section |= measure_input(arguments.quick, CLOCKS[arguments.clock])
+        report[part] = section
+        file.write_text(json.dumps(report, indent=1) + "\n")
+    (arguments.out / f"{name}.md").write_text(markdown(report))
+    pictures = save_pictures(report, arguments.out, name)
+    print(f"\n{markdown(report)}\nwritten: {file}, {name}.md, {', '.join(p.name for p in pictures)}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small models, under a minute: does it all run?")
+    parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
+    parser.add_argument("--workload", choices=WORKLOADS, action="append", help="of reference (default: both)")
+    parser.add_argument(
+        "--precision",
+        choices=tuple(DTYPES),
+        action="append",
+        help="of reference (default: both; with --quick float32, as growth has both)",
+    )
+    parser.add_argument("--axis", choices=AXES, action="append", help="of growth (default: all)")
+    parser.add_argument("--rounds", type=int, default=2, help="of reference (default: 2)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: on a busy machine")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
@@ -33,93 +81,52 @@ def main() -> None:
         parser.error("--rounds and --threads: expected at least 1")
     if arguments.clock == "cpu" and arguments.threads > 1:
         parser.error("--clock cpu: expected --threads 1, as waiting threads count as busy")
-    torch.set_num_threads(arguments.threads)
-    reference = QUICK if arguments.quick else REFERENCE
-    copy_rate = measure_copy_rate(torch.device("cpu"))
-    comparisons = []
+    return arguments
+
+
+def _reference(arguments: argparse.Namespace) -> dict[str, Any]:
+    reference: Reference = QUICK if arguments.quick else REFERENCE
+    records = []
     for workload in arguments.workload or WORKLOADS:
-        for precision in arguments.precision or DTYPES:
-            result = compare(
+        for precision in arguments.precision or (["float32"] if arguments.quick else DTYPES):
+            found = compare(
                 workload, precision, reference, arguments.rounds, arguments.threads, arguments.clock
             )
-            comparisons.append(result)
-            print("\n".join(_rows(result)), flush=True)
-    facts = {
-        "processor": _processor(), "threads": arguments.threads, "clock": arguments.clock,
-        "torch": torch.__version__,
-        "copy_rate": copy_rate,
-        "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MKL_", "GLIBC_"))},
+            records.append(_record(found))
+            timings = records[-1]["timings"]
+            shown = ", ".join(f"{v} {t['median']:.3f} s" for v, t in timings.items())
+            print(f"{workload} {precision}: {shown}", flush=True)
+    return {
+        "model": to_dict(reference.model), "batch_size": reference.batch_size,
+        "splits": reference.splits, "sample": to_dict(reference.sample), "results": records,
     }  # fmt: skip
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    name = "quick" if arguments.quick else "reference"
-    report = {
-        "machine": facts,
-        "model": to_dict(reference.model),
-        "results": [_record(c) for c in comparisons],
-    }
-    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = _markdown(comparisons, facts, reference)
-    (arguments.out / f"{name}.md").write_text(table)
-    print(f"\n{table}\nwritten to {arguments.out}/{name}.json and {name}.md")
 
 
-def _record(comparison: Comparison) -> dict[str, object]:
+def _record(comparison: Comparison) -> dict[str, Any]:
     record = asdict(comparison)
+    naive = comparison.timings["naive"]
     for variant, timing in comparison.timings.items():
+        found = record["timings"][variant]
         for name, seconds in (("median", timing.median()), ("best", timing.best())):
-            record["timings"][variant][name] = seconds
-            record["timings"][variant][f"share_{name}"] = (
-                comparison.flops.dense / seconds / comparison.gemm_rate
-            )
+            found[name] = seconds
+            found[f"share_{name}"] = comparison.flops.dense / seconds / comparison.gemm_rate
+        found["needed_share_median"] = comparison.flops.needed / found["median"] / comparison.gemm_rate
+        found["differs_by"] = max(
+            abs(a - b) / abs(b) for a, b in zip(timing.values, naive.values, strict=True)
+        )
     return record
 
 
-def _rows(comparison: Comparison) -> list[str]:
-    rows, naive = [], comparison.timings["naive"]
-    for variant, timing in comparison.timings.items():
-        median, best = timing.median(), timing.best()
-        peak = comparison.flops.dense / comparison.gemm_rate
-        cells = [
-            comparison.workload, comparison.precision, variant,
-            f"{median:.3f}", f"{best:.3f}",
-            f"{peak / median:.2f}", f"**{peak / best:.2f}**",
-            f"{comparison.flops.needed / comparison.gemm_rate / best:.2f}",
-            f"{naive.median() / median:.2f}×",
-            f"{timing.peak_memory / 2**30:.2f}",
-            f"{max(abs(a - b) / abs(b) for a, b in zip(timing.values, naive.values, strict=True)):.0e}",
-        ]  # fmt: skip
-        rows.append("| " + " | ".join(cells) + " |")
-    return rows
-
-
-def _markdown(comparisons: list[Comparison], facts: dict[str, object], reference: Reference) -> str:
-    model = reference.model
-    lines = [
-        f"{facts['processor']}, {facts['threads']} threads, {facts['clock']} clock, torch {facts['torch']}; "
-        f"copying {float(str(facts['copy_rate'])) / 1e9:.1f} GB/s.",
-        f"Model: width {model.hidden_size}, depth {model.depth}, {model.num_heads} heads, {model.num_tokens} "
-        f"tokens of {model.token_dim}, {model.num_class_tokens} class tokens; batch {reference.batch_size}. "
-        f"Training: mean over {len(reference.splits)} splits. Sampling: S = 1, "
-        f"{reference.sample.diffusion_steps[0]} diffusion steps, guidance 2.",
-    ]
-    for c in comparisons:
-        lines.append(
-            f"- {c.workload} {c.precision}: {c.flops.dense / 1e9:.0f} GFLOP dense, "
-            f"{c.flops.needed / 1e9:.0f} needed; GEMM rate {c.gemm_rate / 1e9:.0f} GFLOP/s."
-        )
-    header = [
-        "workload", "precision", "variant", "s (median)", "s (best)", "share (median)", "share (best)",
-        "needed share", "speed-up", "peak GiB", "differs by",
-    ]  # fmt: skip
-    lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for comparison in comparisons:
-        lines += _rows(comparison)
-    lines.append(
-        "\nShare: dense arithmetic over time, as a fraction of the GEMM rate measured in the same run. "
-        "Needed share: the same with only the arithmetic that the result depends on. Differs by: largest "
-        "relative difference from the naive path in a step's loss or in the images' mean square."
-    )
-    return "\n".join(lines) + "\n"
+def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What it is and what it does at this moment."""
+    device, clock = torch.device("cpu"), CLOCKS[arguments.clock]
+    return {
+        "processor": _processor(), "threads": arguments.threads, "clock": arguments.clock,
+        "torch": torch.__version__, "load": os.getloadavg()[0],
+        "copy_rate": measure_copy_rate(device),
+        "gemm_rate": {name: measure_gemm_rate(dtype, device, clock=clock) for name, dtype in DTYPES.items()},
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MKL_", "GLIBC_"))},
+    }  # fmt: skip
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""The reference workloads: a training step over recorded splits, and sampling with S = 1.
+"""The workloads: a training step over given splits, and sampling; the reference ones are those of docs/.
 
 Shape letters: B images, L image tokens, P token dimension.
 """
@@ -23,6 +23,7 @@ from causalfusion.config import (
 from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.factorization import Plan, ar_step_of, loss_weights
 from causalfusion.generate.noise import ImageNoise
+from causalfusion.generate.settings import diffusion_steps, step_sizes
 from causalfusion.generate.tokens import generate_tokens, prefill
 from causalfusion.losses import squared_error, weighted_mean
 from causalfusion.model.transformer import Transformer
@@ -43,8 +44,10 @@ class Reference:
         return train_step_flops(self.model, self.splits[index], self.batch_size)
 
     def sample_flops(self) -> Flops:
-        sizes, steps = [self.model.num_tokens], self.sample.diffusion_steps
-        return generation_flops(self.model, sizes, steps, guided=True) * self.batch_size
+        sizes = step_sizes(self.sample, self.model.num_tokens, 0)
+        steps = diffusion_steps(self.sample, len(sizes), DiffusionConfig().num_timesteps)
+        guided = self.sample.guidance_scale != 1
+        return generation_flops(self.model, sizes, steps, guided) * self.batch_size
 
 
 REFERENCE = Reference(
@@ -60,7 +63,7 @@ REFERENCE = Reference(
         (53, 102, 3, 53, 31, 10, 4),
     ),
     batch_size=8,
-    sample=SampleConfig(num_ar_steps=1, diffusion_steps=[25], guidance_scale=2.0),
+    sample=SampleConfig(num_ar_steps=1, diffusion_steps=[8], guidance_scale=2.0),
 )  # fmt: skip
 
 QUICK = Reference(
@@ -132,7 +135,7 @@ class TrainingStep:
 
 
 class Sampling:
-    """Prefill and all diffusion steps of one AR step, guided."""
+    """Prefill, and all diffusion steps of every AR step."""
 
     def __init__(self, reference: Reference, dtype: torch.dtype, naive: bool) -> None:
         self.reference, self.dtype, self.naive = reference, dtype, naive
@@ -153,6 +156,13 @@ class Sampling:
                 cache.__dict__.update(context.cache.__dict__)
                 context = replace(context, cache=cache)
             images = generate_tokens(
-                self.model, self.schedule, "epsilon", reference.sample, context, order, [tokens], noise
+                self.model,
+                self.schedule,
+                "epsilon",
+                reference.sample,
+                context,
+                order,
+                step_sizes(reference.sample, tokens, 0),
+                noise,
             )
         return float(images.square().mean())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ def study(
     /,
     *,
     data: str = "digits",
+    features: str = "",
     seeds: Annotated[list[int], Parameter(consume_multiple=True)] = [0, 1, 2],  # noqa: B006
     out: Path = Path("runs/study"),
     workers: int = 1,
@@ -30,6 +32,8 @@ def study(
         file of the same form. Runs that several studies need are trained once.
     data
         digits, shapes or cifar10, or a TOML file: how to train there, and how to judge.
+    features
+        The feature space of the Fréchet distance, as for evaluate; by default the data file's.
     seeds
         Each setting is trained once with each; tables give the mean and the spread.
     out
@@ -43,6 +47,8 @@ def study(
     from causalfusion.study.run import Request, run_study
 
     ground = load_ground(data, config)
+    if features:
+        ground = replace(ground, features=features)
     for name in recipe:
         request = Request(
             name=Path(name).stem, study=load_study(name), ground_name=Path(data).stem, ground=ground,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from causalfusion.errors import UserError
@@ -27,6 +28,8 @@ def run(
         raise UserError(f"share is {share}; expected a number in (0, 1]")
     if gpus < 1:
         raise UserError(f"gpus is {gpus}; expected at least 1")
+    if text_tokens is not None and not 0 <= text_tokens < math.inf:
+        raise UserError(f"text-tokens is {text_tokens}; expected 0 or more")
     recipes, overrides = split_settings(settings)
     planned = plan_run(read_settings(recipes, overrides), text_tokens)
     precision = planned.config.train.precision

@@ -65,12 +65,27 @@ def load_card(path: Path) -> Card:
     try:
         figures = {name: Figure(**figure) for name, figure in values.pop("figures").items()}
         card = Card(figures=figures, **values)
+        _check_types(card)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is not a whole result card ({error}); make it anew") from None
     for name, figure in figures.items():
         if figure.name != name:
             raise UserError(f"{file}: {name} says of itself that it is {figure.name}; the card was changed")
     return card
+
+
+def _check_types(card: Card) -> None:
+    """Raises TypeError: JSON can hold anything anywhere."""
+    for name, figure in card.figures.items():
+        numbers = (figure.value, figure.low, figure.high, figure.standard_error)
+        if not isinstance(figure.count, int) or any(not isinstance(n, float | int | None) for n in numbers):
+            raise TypeError(f"{name} has no number where one belongs")
+    for name, kind in (("samples", dict), ("references", list), ("features", list), ("left_out", dict),
+                       ("warnings", list), ("run", dict)):  # fmt: skip
+        if not isinstance(getattr(card, name), kind):
+            raise TypeError(f"{name} is not a {kind.__name__}")
+    if not all(isinstance(part, dict) for part in [*card.references, *card.features]):
+        raise TypeError("references or features are not described")
 
 
 def figure_rows(card: Card) -> list[tuple[str, str, str]]:

@@ -23,6 +23,7 @@ from causalfusion.evaluate.extractor import Extractor
 from causalfusion.evaluate.extrapolation import extrapolated_frechet_distance
 from causalfusion.evaluate.figure import MEASURES, Figure, MeasureName
 from causalfusion.evaluate.frechet import check_enough, frechet_distance_of, frechet_influence
+from causalfusion.evaluate.gaussian import GaussianStatistics
 from causalfusion.evaluate.images import ArrayImages
 from causalfusion.evaluate.inception_score import inception_score, probabilities_of
 from causalfusion.evaluate.kernel_distance import kernel_distance
@@ -155,12 +156,20 @@ def figures_of(
     return figures
 
 
+def _too_few(own: GaussianStatistics, other: GaussianStatistics) -> str:
+    """A warning where there are; a reference of statistics alone does not say how many it is of."""
+    found = [check_enough(own.count, own.dim, "the samples")]
+    if other.count:
+        found.append(check_enough(other.count, other.dim, "the reference"))
+    return "; ".join(warning for warning in found if warning)
+
+
 def _frechet(samples: Collected, reference: ReferenceFeatures | None) -> list[Part]:
     assert reference is not None, "an obstacle otherwise"
     own, other = samples.statistics, reference.statistics
     moves = frechet_influence(samples.pool, own, other)
     error = float(moves.std() / math.sqrt(len(moves)))
-    warning = check_enough(own.count, own.dim, "the samples") or ""
+    warning = _too_few(own, other)
     return [Part("frechet", frechet_distance_of(own, other), standard_error=error, warning=warning)]
 
 
@@ -168,7 +177,7 @@ def _spatial_frechet(samples: Collected, reference: ReferenceFeatures | None) ->
     assert reference is not None, "an obstacle otherwise"
     own, other = samples.spatial, reference.spatial
     assert own is not None and other is not None, "an obstacle otherwise"
-    warning = check_enough(own.count, own.dim, "the samples") or ""
+    warning = _too_few(own, other)
     return [Part("spatial_frechet", frechet_distance_of(own, other), warning=warning)]
 
 
@@ -177,7 +186,8 @@ def _frechet_infinity(samples: Collected, reference: ReferenceFeatures | None) -
     value = extrapolated_frechet_distance(reference.statistics, samples.pool).value
     interval = frechet_interval(reference.statistics, samples.pool)
     count, dim = samples.pool.shape
-    warning = ""
+    of_reference = reference.statistics.count
+    warning = check_enough(of_reference, dim, "the reference") or "" if of_reference else ""
     if count < 2 * dim:
         warning = (
             f"{count} samples for features of D = {dim}: the distance is not linear in 1 / N there, and the "

@@ -139,7 +139,8 @@ def _images_like(name: str, shape: Shape, count: int | None, work: Work) -> Imag
             "least the samples' size: give the reference that they were trained on, or --image-size"
         )
     if images.shape != shape:
-        theirs, ours = ("{1}x{0} with {2} channels".format(*s) for s in (images.shape, shape))
+        native = images.native_shape if isinstance(images, SourceImages) else images.shape
+        theirs, ours = ("{1}x{0} with {2} channels".format(*s) for s in (native, shape))
         raise UserError(
             f"the reference {name} has images of {theirs}, the samples {ours}; expected equal ones"
         )

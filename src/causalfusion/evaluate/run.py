@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,17 @@ GRID = "grid.png"
 
 def evaluate(request: EvaluateRequest) -> Card | None:
     """The card, written to `out` as well; under `torchrun` on the main process, elsewhere None."""
+    is_new = not request.out.exists()
+    try:
+        return _evaluate(request)
+    except UserError:
+        if is_new:
+            with suppress(OSError):  # what is not empty, stays
+                request.out.rmdir()
+        raise
+
+
+def _evaluate(request: EvaluateRequest) -> Card | None:
     with join_world(request.device) as world:
         start = time.monotonic()
         extractors = _open_extractors(request.extractors, world)

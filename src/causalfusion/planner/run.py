@@ -65,12 +65,14 @@ def plan(request: Request) -> Tried:
         check_settings(one, pipeline.model.config, pipeline.spec.diffusion)
     data = data_config(request.reference)
     prompts = prompts_for(pipeline, data)
+    judge = open_judge(request.features, data, pipeline.codec.config.image_height, request.device)
     request.out.mkdir(parents=True, exist_ok=True)
     known = _Known.open(request, folder, str(device))
     tried = _timed(pipeline, settings, prompts, request, known)
-    tried = _judged(pipeline, tried, data, prompts, request, known)
+    tried = _judged(pipeline, tried, judge, prompts, request, known)
+    best = choose(tried, request.budget)
     _write(request, tried)
-    return choose(tried, request.budget)
+    return best
 
 
 def prompts_for(pipeline: Pipeline, data: DataConfig) -> list[str] | None:
@@ -105,14 +107,18 @@ class _Known:
         }  # fmt: skip
         if not path.exists():
             return cls(path, facts, {})
-        before = json.loads(path.read_text())
-        changed = [name for name, value in facts.items() if before["facts"].get(name) != value]
+        try:
+            before = json.loads(path.read_text())
+            said, settings = dict(before["facts"]), dict(before["settings"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it, or give another --out") from None
+        changed = [name for name, value in facts.items() if said.get(name) != value]
         if changed:
             raise UserError(
-                f"{path} was measured with {changed[0]} {before['facts'].get(changed[0])!r}, now it is "
+                f"{path} was measured with {changed[0]} {said.get(changed[0])!r}, now it is "
                 f"{facts[changed[0]]!r}; give another --out"
             )
-        return cls(path, facts, before["settings"])
+        return cls(path, facts, settings)
 
     def get(self, settings: SampleConfig) -> Tried | None:
         found = self.found.get(hash_of([to_dict(settings)]))
@@ -163,19 +169,16 @@ def _seconds(
 def _judged(
     pipeline: Pipeline,
     tried: Sequence[Tried],
-    data: DataConfig,
+    judge: Judge,
     prompts: Sequence[str] | None,
     request: Request,
     known: _Known,
 ) -> list[Tried]:
     """With the quality of those within reach of the budget."""
     affordable = [one for one in tried if one.seconds_per_image <= BEYOND * request.budget]
-    judge: Judge | None = None
     line, done = ProgressLine(len(affordable), 0, what="settings"), []
     for one in tried:
         if one in affordable and one.frechet is None:
-            side = pipeline.codec.config.image_height
-            judge = judge or open_judge(request.features, data, side, request.device)
             line.show(len(done), one.in_words())
             found = measure_quality(
                 pipeline, one.settings, judge, request.images, prompts=prompts, seed=request.seed,

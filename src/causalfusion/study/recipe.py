@@ -17,7 +17,7 @@ from typing import Any
 
 from causalfusion.config import SampleConfig
 from causalfusion.config_json import from_dict
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 from causalfusion.presets import load_layers, merge
 
 PLACEHOLDERS: tuple[str, ...] = ("L", "side/2", "side/4")
@@ -76,6 +76,9 @@ class Ground:
     """Laid over the recipes."""
     sample: SampleConfig = field(default_factory=SampleConfig)
 
+    def __post_init__(self) -> None:
+        check(self.count >= 2, "count", self.count, "at least 2 generated images")
+
 
 def entry(variant: str, num_ar_steps: int) -> str:
     return f"{variant} @ {num_ar_steps}"
@@ -98,6 +101,12 @@ def load_study(name: str) -> Study:
     if twice or not names or not study.ar_steps:
         what = f"variant {twice[0]!r} twice" if twice else "no variants or no ar_steps"
         raise UserError(f"study {name} has {what}; expected variants of different names, and ar_steps")
+    for variant in study.variants:
+        if len(variant.paper) > len(study.ar_steps):
+            raise UserError(
+                f"study {name}: the variant {variant.name!r} has {len(variant.paper)} figures of the paper; "
+                f"expected at most one for each of the ar_steps {study.ar_steps}"
+            )
     for claim in study.claims:
         unknown = sorted({*claim.better, *claim.worse} - study.entries())
         if unknown or len(claim.better) != len(claim.worse):

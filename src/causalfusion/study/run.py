@@ -40,6 +40,7 @@ def run_study(request: Request) -> Path:
     """The folder with `results.md`, `results.csv` and `results.png`. The same command goes on after any
     interruption; a run or a figure that is there is not made again."""
     jobs = jobs_of(request.study, request.ground, request.seeds, request.out)
+    check_before(jobs, request.ground)
     folder = request.out / request.name
     folder.mkdir(parents=True, exist_ok=True)
     for name, work, done in (("train", _train, _is_trained), ("measure", _measure, _is_measured)):
@@ -51,6 +52,27 @@ def run_study(request: Request) -> Path:
     write_results(folder, request.study, request.ground, request.ground_name, request.seeds, figures)
     print((folder / "results.md").read_text())
     return folder
+
+
+def check_before(jobs: Sequence[Job], ground: Ground) -> None:
+    """Refuse now what hours of training would only find out at their end."""
+    from causalfusion.data import open_source
+    from causalfusion.estimate.planned import plan_run
+    from causalfusion.evaluate.features import open_extractor
+    from causalfusion.factorization import num_ar_steps_probabilities
+
+    open_extractor(ground.features, "cpu")
+    open_source(jobs[0].config.data)
+    for job in _without_doubles(jobs):
+        found = plan_run(job.config).config.model.num_tokens
+        if found != ground.num_tokens:
+            raise UserError(
+                f"the data file says num_tokens = {ground.num_tokens}; images of its recipes have {found}"
+            )
+        try:
+            num_ar_steps_probabilities(found, job.config.factorization)
+        except UserError as error:
+            raise UserError(f"the variant {job.variant!r}: {error}") from None
 
 
 def _is_trained(job: Job, _: Ground) -> bool:

@@ -50,7 +50,14 @@ def _setting(study: Study, ground: Ground, ground_name: str, seeds: Sequence[int
         f"generated images ({sample.sampler}, {sample.diffusion_steps[0]} diffusion steps in each AR step, "
         f"guidance {sample.guidance_scale:g}); mean ± standard deviation over the seeds "
         f"{', '.join(map(str, seeds))}. Lower is better. Paper: {study.paper_figure}.\n"
+        + _beyond(study, ground)
     )
+
+
+def _beyond(study: Study, ground: Ground) -> str:
+    """What the data are too small for."""
+    left_out = [str(s) for s in study.ar_steps if s > ground.num_tokens]
+    return f"Left out, as there are {ground.num_tokens} tokens: S = {', '.join(left_out)}.\n" * bool(left_out)
 
 
 def by_entry(figures: Mapping[tuple[str, int], Figures], name: str) -> dict[str, list[float]]:

@@ -51,6 +51,8 @@ def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True
 
 class _Run:
     def __init__(self, config: RunConfig, world: World, show_progress: bool) -> None:
+        if config.train.attention == "flex" and world.device.type == "cpu":
+            raise UserError("train.attention is flex, which has no backward on the CPU; expected auto there")
         self.world, self.folder = world, Path(config.out)
         checkpoints = checkpoints_of(self.folder)
         # A run that has begun no longer needs what it began with.

@@ -1,0 +1,164 @@
+"""Every path of a device against the dense one in float32 on the CPU: backends, bf16, compile, texts, cache.
+
+Shape letters: B images, L image tokens, P token dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.reference import Reference, build_model
+from causalfusion.codec.tokenizer import Markers
+from causalfusion.config import (
+    DiffusionConfig,
+    FactorizationConfig,
+    ModelConfig,
+    SampleConfig,
+)
+from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.documents import Image, Text, lay_out, pack_documents
+from causalfusion.factorization import Plan, ar_step_of
+from causalfusion.generate.noise import ImageNoise
+from causalfusion.generate.settings import step_sizes
+from causalfusion.generate.tokens import generate_tokens, prefill
+from causalfusion.model.attention import AttentionBackend
+from causalfusion.model.transformer import Transformer
+from causalfusion.rng import derive_generator
+from causalfusion.train.step import Draws, token_errors, training_loss
+
+SCHEDULE = NoiseSchedule.from_config(DiffusionConfig())
+FACTORIZATION = FactorizationConfig()
+CPU = torch.device("cpu")
+IMAGES = 4
+Add = Callable[[str, Tensor, Tensor, float], None]
+
+
+def check(reference: Reference, device: torch.device) -> list[dict[str, Any]]:
+    """Predictions, gradients and generation on the device against the dense path in float32 on the CPU."""
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, value: Tensor, expected: Tensor, tolerance: float) -> None:
+        error = float((value.cpu().double() - expected.double()).norm() / expected.double().norm())
+        rows.append({"check": name, "error": error, "tolerance": tolerance, "ok": error <= tolerance})
+        print(rows[-1], flush=True)
+
+    _check_training(reference, device, add)
+    _check_documents(reference, device, add)
+    for config in (
+        SampleConfig(diffusion_steps=[8], sampler="ddim"),
+        SampleConfig(diffusion_steps=[4], sampler="ddim", num_ar_steps=4, guidance_scale=2.0),
+    ):
+        images = [generate(build_model(reference, False), config, 2, d) for d in (CPU, device)]
+        add(f"generation with a cache, S = {config.num_ar_steps}", images[1], images[0], 1e-2)
+    return rows
+
+
+def backends_of(device: torch.device) -> list[AttentionBackend]:
+    return ["dense", "segments", "flex"] if device.type == "cuda" else ["dense", "segments"]
+
+
+def _check_training(reference: Reference, device: torch.device, add: Add) -> None:
+    expected = _training_pass(reference, CPU, "dense", bf16=False)
+    for backend in backends_of(device):
+        for bf16, tolerance in ((False, 2e-3 if device.type == "cuda" else 1e-5), (True, 3e-2)):
+            label = f"{backend} {'bf16' if bf16 else 'float32'}"
+            result = _training_pass(reference, device, backend, bf16=bf16)
+            add(f"predictions, {label}", result["predictions"], expected["predictions"], tolerance)
+            add(f"gradients, {label}", result["gradients"], expected["gradients"], 5 * tolerance)
+    few = replace(reference, model=replace(reference.model, depth=2))
+    expected = _training_pass(few, CPU, "dense", bf16=False)
+    result = _training_pass(few, device, "auto", bf16=False, compiled=True)
+    for key, tolerance in (("predictions", 2e-3), ("gradients", 1e-2)):
+        add(f"{key}, compiled blocks", result[key], expected[key], tolerance)
+
+
+def draws_for(config: ModelConfig, sizes: tuple[int, ...], batch_size: int) -> tuple[Tensor, Tensor, Draws]:
+    """Clean tokens, labels and draws from a fixed seed, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(config.num_tokens, generator=generator) for _ in range(batch_size)])
+    shape = (batch_size, config.num_tokens, config.token_dim)
+    tokens = torch.randn(shape, generator=generator)
+    labels = torch.randint(config.num_classes, (batch_size,), generator=generator)
+    timesteps = torch.randint(1000, (batch_size, 1), generator=generator)
+    noise = torch.randn(batch_size, 1, *shape[1:], generator=generator)
+    plan = Plan(order, ar_step_of(sizes)[None])
+    return tokens, labels, Draws(plan, timesteps, noise, torch.zeros(batch_size, dtype=torch.bool))
+
+
+def _training_pass(
+    reference: Reference,
+    device: torch.device,
+    backend: AttentionBackend,
+    *,
+    bf16: bool,
+    compiled: bool = False,
+) -> dict[str, Tensor]:
+    model = build_model(reference, False).to(device)
+    if compiled:
+        for block in model.blocks:
+            block.compile(backend="inductor" if device.type == "cuda" else "aot_eager")
+    tokens, labels, draws = draws_for(reference.model, reference.splits[-1], IMAGES)
+    tokens, labels, draws = tokens.to(device), labels.to(device), draws.to(device)
+    seen: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.image.detach()))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        errors = token_errors(model, reference.model, SCHEDULE, "epsilon", tokens, labels, draws, backend)
+    handle.remove()
+    training_loss(errors, draws.plan, FACTORIZATION).backward()
+    return {"predictions": seen[0].float().cpu(), "gradients": _gradients(model)}
+
+
+def _gradients(model: nn.Module) -> Tensor:
+    found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat(found).float().cpu()
+
+
+def _check_documents(reference: Reference, device: torch.device, add: Add) -> None:
+    """Prompts before images and images before captions, packed into one sequence each."""
+    config = replace(reference.model, vocab_size=64, num_class_tokens=0, depth=2)
+    few = replace(reference, model=config)
+    expected = _document_pass(few, CPU, "dense")
+    for backend in backends_of(device):
+        result = _document_pass(few, device, backend)
+        for name, tolerance in (("image", 2e-3), ("text", 2e-3), ("gradients", 1e-2)):
+            add(f"documents, {name}, {backend}", result[name], expected[name], tolerance)
+
+
+def _document_pass(
+    reference: Reference, device: torch.device, backend: AttentionBackend
+) -> dict[str, Tensor]:
+    config, sizes = reference.model, reference.splits[-1]
+    model = build_model(reference, False).to(device)
+    tokens, labels, draws = draws_for(config, sizes, 2)
+    documents = [[Text((9, 10, 11)), Image(0)], [Image(1), Text((12, 13))]]
+    layout = lay_out(documents, Markers(0, 1, 2, 3, 4), [len(sizes)] * 2, ended=True).to(device)
+    draws, tokens = draws.to(device), tokens.to(device)
+    noised = tokens + draws.noise[:, 0]
+    sequence = pack_documents(layout, labels.to(device), 0, tokens, noised, draws.plan, draws.timesteps)
+    found = model(sequence, backend=backend)
+    assert found.text is not None
+    valid = torch.arange(found.text.shape[1], device=device) < layout.text_lengths[:, None]
+    (found.image.square().mean() + found.text[valid].square().mean()).backward()
+    return {
+        "image": found.image.detach().float().cpu(),
+        "text": found.text[valid].detach().float().cpu(),
+        "gradients": _gradients(model),
+    }
+
+
+@torch.no_grad()
+def generate(model: Transformer, config: SampleConfig, batch_size: int, device: torch.device) -> Tensor:
+    """Image tokens (B, L, P), on the CPU."""
+    model = model.to(device).eval()
+    total = model.config.num_tokens
+    labels = torch.arange(batch_size, device=device)
+    order = torch.randperm(total, generator=derive_generator(0)).expand(batch_size, -1).to(device)
+    noise = ImageNoise(0, range(batch_size), total, model.config.token_dim)
+    context = prefill(model, labels, config)
+    sizes = step_sizes(config, total, 0)
+    return generate_tokens(model, SCHEDULE, "epsilon", config, context, order, sizes, noise).cpu()

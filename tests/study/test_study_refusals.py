@@ -1,0 +1,72 @@
+"""What a study refuses before it trains anything; what `compare` and `plan` say of damaged files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from causalfusion.errors import UserError
+from causalfusion.evaluate.card import FILE_NAME, FORMAT, load_card
+from causalfusion.study.grid import jobs_of
+from causalfusion.study.recipe import Variant, load_ground, load_study
+from causalfusion.study.run import check_before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": "nope"}, "nope"),
+        ({"num_tokens": 15}, "num_tokens = 15; images of its recipes have 16"),
+    ],
+)
+def test_a_wrong_data_file_is_found_before_training(change, message, tmp_path: Path):
+    ground = replace(load_ground("digits", []), **change)
+    with pytest.raises(UserError, match=message):
+        check_before(jobs_of(load_study("decay"), ground, [0], tmp_path), ground)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_wrong_variant_is_found_before_training(tmp_path: Path):
+    ground, study = load_ground("digits", []), load_study("decay")
+    last = Variant(name="too many", settings={"factorization": {"distribution": "fixed", "num_ar_steps": 99}})
+    study = replace(study, variants=[*study.variants, last])
+    with pytest.raises(UserError, match=r"variant 'too many': .*num_ar_steps is 99"):
+        check_before(jobs_of(study, ground, [0], tmp_path), ground)
+
+
+@pytest.mark.parametrize("name", ["ar-steps", "decay", "order", "class-tokens", "conditioning"])
+@pytest.mark.parametrize("data", ["digits", "shapes"])
+def test_the_recipes_pass(name, data, tmp_path: Path):
+    ground = load_ground(data, [])
+    check_before(jobs_of(load_study(name), ground, [0, 1], tmp_path), ground)
+
+
+def test_too_few_images_are_refused(tmp_path: Path):
+    text = Path(__file__).parents[2] / "src/causalfusion/studies/data/digits.toml"
+    wrong = tmp_path / "few.toml"
+    wrong.write_text(text.read_text().replace("count = 1000", "count = 1"))
+    with pytest.raises(UserError, match="count is 1"):
+        load_ground(str(wrong), [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"references": None},
+        {"samples": []},
+        {"figures": {"frechet_digits_9": {"quantity": "frechet", "value": 1.0, "count": None}}},
+    ],
+)
+def test_a_malformed_card_is_one_line(change, tmp_path: Path):
+    card = {"format": FORMAT, "figures": {}, "samples": {}, "references": [], "features": []}
+    (tmp_path / FILE_NAME).write_text(json.dumps(card))
+    assert load_card(tmp_path).figures == {}
+    figure = {"features": "digits", "features_fingerprint": "f"}
+    if "figures" in change:
+        change = {"figures": {k: {**figure, **v} for k, v in change["figures"].items()}}
+    (tmp_path / FILE_NAME).write_text(json.dumps(card | change))
+    with pytest.raises(UserError, match="not a whole result card"):
+        load_card(tmp_path)
