@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small models, under a minute: does it all run?")
+    parser.add_argument("--quick", action="store_true", help="small models, about a minute: does it all run?")
     parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
     parser.add_argument("--workload", choices=WORKLOADS, action="append", help="of reference (default: both)")
     parser.add_argument(

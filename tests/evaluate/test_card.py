@@ -192,6 +192,16 @@ def test_too_few_samples_are_warned_of():
     assert "each of 10 splits has 3 samples for 10 classes" in score["inception_score_classifier_30"].warning
 
 
+def test_too_small_a_reference_is_warned_of():
+    images = np.random.default_rng(3).integers(0, 256, size=(40, 4, 4, 1), dtype=np.uint8)
+    few, enough = (
+        measure(images, None, Classifier(), reference_of(images[:n], Classifier()), ["frechet"])
+        for n in (5, 20)
+    )
+    assert "the reference: 5 samples for features of D = 6" in few["frechet_classifier_40"].warning
+    assert enough["frechet_classifier_40"].warning == ""
+
+
 def test_presets_hold_the_papers_settings():
     assert evaluation_names() == ["paper-ablation", "paper-system", "paper-text"]
     for name, count in (("paper-ablation", 10_000), ("paper-system", 50_000), ("paper-text", 30_000)):
