@@ -15,13 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from causalfusion.config import RunConfig, TrainConfig
 from causalfusion.distributed import World
+from causalfusion.estimate.memory import STATE_BYTES
 from causalfusion.model.compiled import compile_blocks
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.runtime import compute_dtype
 from causalfusion.train.sharding import materialise, shard
-
-STATE_BYTES = 20
-"""Of a parameter: float32 weight, gradient, two moments and average."""
 
 Kind = Literal["alone", "ddp", "fsdp"]
 
