@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from causalfusion.config import DiffusionConfig, ModelConfig
 from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.estimate.memory import STATE_BYTES
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.presets import load_layer
-from causalfusion.train.parallel import STATE_BYTES, checkpoint_activations
+from causalfusion.train.parallel import checkpoint_activations
 from causalfusion.train.step import Draws, token_errors
 
 Which = Literal["none", "selective", "full"]
