@@ -1,6 +1,7 @@
 """Figures and cards: names, round trips, and which figures are possible."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,9 @@ def test_too_small_a_reference_is_warned_of():
     )
     assert "the reference: 5 samples for features of D = 6" in few["frechet_classifier_40"].warning
     assert enough["frechet_classifier_40"].warning == ""
+    of_others = replace(reference_of(images[:5], Classifier()), count=None)  # its file does not say
+    unknown = measure(images, None, Classifier(), of_others, ["frechet", "frechet_infinity"])
+    assert all(figure.warning == "" for figure in unknown.values())
 
 
 def test_presets_hold_the_papers_settings():

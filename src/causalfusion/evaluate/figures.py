@@ -156,12 +156,18 @@ def figures_of(
     return figures
 
 
-def _too_few(own: GaussianStatistics, other: GaussianStatistics) -> str:
-    """A warning where there are; a reference of statistics alone does not say how many it is of."""
-    found = [check_enough(own.count, own.dim, "the samples")]
-    if other.count:
-        found.append(check_enough(other.count, other.dim, "the reference"))
-    return "; ".join(warning for warning in found if warning)
+def _too_few(own: GaussianStatistics, reference: ReferenceFeatures) -> str:
+    """A warning where there are."""
+    return _both(check_enough(own.count, own.dim, "the samples"), _small(reference, own.dim))
+
+
+def _small(reference: ReferenceFeatures, dim: int) -> str | None:
+    """A warning where it is of too few images; a file of others does not say of how many."""
+    return None if reference.count is None else check_enough(reference.count, dim, "the reference")
+
+
+def _both(*warnings: str | None) -> str:
+    return "; ".join(warning for warning in warnings if warning)
 
 
 def _frechet(samples: Collected, reference: ReferenceFeatures | None) -> list[Part]:
@@ -169,7 +175,7 @@ def _frechet(samples: Collected, reference: ReferenceFeatures | None) -> list[Pa
     own, other = samples.statistics, reference.statistics
     moves = frechet_influence(samples.pool, own, other)
     error = float(moves.std() / math.sqrt(len(moves)))
-    warning = _too_few(own, other)
+    warning = _too_few(own, reference)
     return [Part("frechet", frechet_distance_of(own, other), standard_error=error, warning=warning)]
 
 
@@ -177,7 +183,7 @@ def _spatial_frechet(samples: Collected, reference: ReferenceFeatures | None) ->
     assert reference is not None, "an obstacle otherwise"
     own, other = samples.spatial, reference.spatial
     assert own is not None and other is not None, "an obstacle otherwise"
-    warning = _too_few(own, other)
+    warning = _too_few(own, reference)
     return [Part("spatial_frechet", frechet_distance_of(own, other), warning=warning)]
 
 
@@ -186,14 +192,21 @@ def _frechet_infinity(samples: Collected, reference: ReferenceFeatures | None) -
     value = extrapolated_frechet_distance(reference.statistics, samples.pool).value
     interval = frechet_interval(reference.statistics, samples.pool)
     count, dim = samples.pool.shape
-    of_reference = reference.statistics.count
-    warning = check_enough(of_reference, dim, "the reference") or "" if of_reference else ""
+    few = None
     if count < 2 * dim:
-        warning = (
+        few = (
             f"{count} samples for features of D = {dim}: the distance is not linear in 1 / N there, and the "
             f"extrapolation not to be trusted; use {2 * dim} samples or more"
         )
-    return [Part("frechet_infinity", value, interval.low, interval.high, warning=warning)]
+    return [
+        Part(
+            "frechet_infinity",
+            value,
+            interval.low,
+            interval.high,
+            warning=_both(few, _small(reference, dim)),
+        )
+    ]
 
 
 def _kernel(samples: Collected, reference: ReferenceFeatures | None) -> list[Part]:
