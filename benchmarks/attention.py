@@ -15,7 +15,7 @@ import torch
 
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.model.attention import DenseAttend
-from causalfusion.model.segment_attend import SegmentAttend, computed_share
+from causalfusion.model.segment_attend import SegmentAttend
 from causalfusion.sequence import PackedSequence, pack_training
 
 SHAPES = (
@@ -63,7 +63,7 @@ def main() -> None:
             dense, blocks = (min(times) for times in zip(*turns, strict=True))
             print(
                 f"| {str(dtype).removeprefix('torch.')} | {sequence.num_tokens} | {len(sizes)} "
-                f"| {computed_share(sequence):.0%} | {dense / blocks:.2f} |",
+                f"| {SegmentAttend(sequence).share:.0%} | {dense / blocks:.2f} |",
                 flush=True,
             )
 

@@ -17,7 +17,6 @@ from causalfusion.model.feed_forward import FeedForward, gelu_and_derivative_
 from causalfusion.model.segment_attend import (
     SegmentAttend,
     attend_without_gradient,
-    computed_share,
     row_blocks,
 )
 from causalfusion.model.transformer import Transformer
@@ -79,8 +78,8 @@ def test_segments_equal_dense(plan: Plan, last_layer: bool):
 def test_the_choice_follows_shape_and_precision():
     """Torch's kernel where nearly every pair is seen; row blocks where most are not, and always in bf16."""
     full, sparse = sequence_of(shared([60])), sequence_of(shared([256, 300, 212]))
-    assert computed_share(full) == pytest.approx((60 * 65 + 5 * 5) / 65**2)
-    assert computed_share(sparse) < 0.4
+    assert SegmentAttend(full).share == pytest.approx((60 * 65 + 5 * 5) / 65**2)
+    assert SegmentAttend(sparse).share < 0.4
     assert choose_backend(full)[0] == "dense" and isinstance(select_attend(full), DenseAttend)
     assert choose_backend(sparse)[0] == "segments" and isinstance(select_attend(sparse), SegmentAttend)
     assert isinstance(select_attend(sparse, "dense"), DenseAttend)

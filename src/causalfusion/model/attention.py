@@ -17,7 +17,7 @@ from torch.utils._triton import has_triton
 from causalfusion.errors import UserError
 from causalfusion.mask import block_mask, dense_mask
 from causalfusion.model.embeddings import rotate
-from causalfusion.model.segment_attend import SegmentAttend, computed_share
+from causalfusion.model.segment_attend import SegmentAttend
 from causalfusion.sequence import PackedSequence
 
 AttentionBackend = Literal["auto", "dense", "segments", "flex"]
@@ -67,27 +67,39 @@ class FlexAttend:
 
 def select_attend(sequence: PackedSequence, backend: AttentionBackend = "auto") -> Attend:
     """The way to attend within this sequence; `auto` chooses by device, precision and shape."""
-    device = sequence.segments[-1].values.device
     if backend == "auto":
-        backend, _ = choose_backend(sequence)
-    if backend == "flex" and device.type == "cpu" and torch.is_grad_enabled():
+        return automatic_attend(sequence)[0]
+    if backend == "flex" and _device(sequence).type == "cpu" and torch.is_grad_enabled():
         raise UserError("attention backend flex has no backward on the CPU; use segments or dense there")
-    makers = {"dense": DenseAttend, "segments": SegmentAttend, "flex": FlexAttend}
-    return makers[backend](sequence)
+    return _MAKERS[backend](sequence)
 
 
-def choose_backend(sequence: PackedSequence) -> tuple[AttentionBackend, str]:
-    """The backend that `auto` stands for, and why."""
-    if sequence.segments[-1].values.device.type == "cuda":
+def automatic_attend(sequence: PackedSequence) -> tuple[Attend, str]:
+    """What `auto` stands for, and why."""
+    if _device(sequence).type == "cuda":
         if has_triton():
-            return "flex", "on a GPU it skips the blocks of pairs that nobody sees"
-        return "dense", "this GPU has no Triton to compile FlexAttention with"
+            return FlexAttend(sequence), "on a GPU it skips the blocks of pairs that nobody sees"
+        return DenseAttend(sequence), "this GPU has no Triton to compile FlexAttention with"
+    segments = SegmentAttend(sequence)
     if torch.is_autocast_enabled("cpu"):
-        return "segments", "torch's own attention is slow in bfloat16 on a CPU"
-    share = computed_share(sequence)
-    if share <= SEGMENTS_PAY:
-        return "segments", f"its blocks of rows compute {share:.0%} of all pairs"
-    return "dense", f"torch's kernel is faster where blocks of rows would compute {share:.0%} of all pairs"
+        return segments, "torch's own attention is slow in bfloat16 on a CPU"
+    if segments.share <= SEGMENTS_PAY:
+        return segments, f"its blocks of rows compute {segments.share:.0%} of all pairs"
+    reason = f"torch's kernel is faster where blocks of rows would compute {segments.share:.0%} of all pairs"
+    return DenseAttend(sequence), reason
+
+
+def choose_backend(sequence: PackedSequence) -> tuple[str, str]:
+    """The name of the backend that `auto` stands for, and why."""
+    attend, reason = automatic_attend(sequence)
+    return next(name for name, maker in _MAKERS.items() if isinstance(attend, maker)), reason
+
+
+def _device(sequence: PackedSequence) -> torch.device:
+    return sequence.segments[-1].values.device
+
+
+_MAKERS = {"dense": DenseAttend, "segments": SegmentAttend, "flex": FlexAttend}
 
 
 class Attention(nn.Module):

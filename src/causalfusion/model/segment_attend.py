@@ -68,19 +68,18 @@ def _runs(columns: Tensor) -> list[tuple[int, int]]:
     return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
-def computed_share(sequence: PackedSequence) -> float:
-    """The share of all T² pairs that lies in the row blocks."""
-    blocks = SegmentAttend(sequence).blocks
-    pairs = sum((b.end - b.start) * (stop - start) for b in blocks for start, stop in b.columns)
-    return pairs / sequence.num_tokens**2
-
-
 class SegmentAttend:
     """Attention over a packed sequence by row blocks. They are read off the dense mask, nothing else."""
 
     def __init__(self, sequence: PackedSequence) -> None:
         self.num_tokens = sequence.num_tokens
         self.blocks = row_blocks(dense_mask(sequence.clean, sequence.ar_step), sequence.boundaries)
+
+    @property
+    def share(self) -> float:
+        """Of all T² pairs, those that lie in the blocks."""
+        pairs = sum((b.end - b.start) * (stop - start) for b in self.blocks for start, stop in b.columns)
+        return pairs / self.num_tokens**2
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B, N, Q, H), k and v (B, N, T, H) -> (B, N, Q, H); Q begins at a segment."""

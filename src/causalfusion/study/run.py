@@ -63,8 +63,12 @@ def check_before(jobs: Sequence[Job], ground: Ground) -> None:
 
     open_extractor(ground.features, "cpu")
     open_source(jobs[0].config.data)
+    tokens: dict[str, int] = {}  # the data are opened once for all variants that see the same
     for job in _without_doubles(jobs):
-        found = plan_run(job.config).config.model.num_tokens
+        key = repr((job.config.data, job.config.codec))
+        if key not in tokens:
+            tokens[key] = plan_run(job.config).config.model.num_tokens
+        found = tokens[key]
         if found != ground.num_tokens:
             raise UserError(
                 f"the data file says num_tokens = {ground.num_tokens}; images of its recipes have {found}"

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from causalfusion.config import RunConfig, TrainConfig
 from causalfusion.distributed import World
-from causalfusion.estimate.memory import STATE_BYTES
+from causalfusion.estimate.cost import shares_state
 from causalfusion.model.compiled import compile_blocks
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.runtime import compute_dtype
@@ -48,14 +48,10 @@ def parallel_kind(config: TrainConfig, world: World, num_parameters: int) -> Kin
     """How the processes share the work."""
     if world.size == 1:
         return "alone"
-    if config.parallel != "auto":
-        return config.parallel
-    if config.replicas > 1:
-        return "fsdp"
-    if world.device.type != "cuda":
-        return "ddp"
-    memory = torch.cuda.get_device_properties(world.device).total_memory
-    return "fsdp" if STATE_BYTES * num_parameters > memory / 4 else "ddp"
+    on_gpu = world.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(world.device).total_memory if on_gpu else 0
+    shared = shares_state(config, on_gpu=on_gpu, memory=memory, count=world.size, parameters=num_parameters)
+    return "fsdp" if shared else "ddp"
 
 
 def data_parallel(model: nn.Module, world: World, *, some_unused: bool = False) -> nn.Module:
