@@ -60,7 +60,7 @@ def test_json_round_trip():
         ({"data": 3}, "data is 3; expected a table"),
         ({"sample": {"sizes": ["a"]}}, "sample.sizes is 'a'"),
         ({"model": {"position_embedding": "none"}}, "one of sincos, learnable, rope"),
-        ({"sample": {"guidance_interval": [5]}}, "expected 2 numbers"),
+        ({"sample": {"guidance_interval": [5]}}, "expected 2 values"),
         ({"sample": {"eta": 0.5}}, "sample.eta is 0.5; expected 0, unless the sampler is ddim"),
     ],
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from causalfusion.config import check
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 
 T = TypeVar("T")
 
@@ -28,45 +31,101 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
-    """Build a configuration, refusing unknown keys and values of another type by their full name."""
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "", *, complete: bool = False) -> T:
+    """Build a configuration, or any other dataclass, from JSON types. Unknown keys, values of another type
+    and numbers that are not finite are refused by their full name; with `complete`, so is a missing key."""
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise UserError(f"unknown setting {where}{unknown[0]}; expected one of {', '.join(sorted(hints))}")
-    converted = {name: _convert(hints[name], value, where + name) for name, value in values.items()}
-    missing = [
-        f.name
-        for f in dataclasses.fields(typing.cast(Any, cls))
-        if f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and f.name not in values
-    ]
-    if missing:
-        raise UserError(f"setting {where}{missing[0]} is missing; the configuration is damaged")
+    converted = {name: _convert(hints[name], item, where + name, complete) for name, item in values.items()}
+    for field in dataclasses.fields(typing.cast(Any, cls)):
+        has_default = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+        if field.name not in values and (complete or not has_default):
+            raise UserError(f"setting {where}{field.name} is missing; the configuration is damaged")
     return cls(**converted)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def read_json(path: Path, what: str) -> Any:
+    """The content of a JSON file. Raises UserError, one line that begins with `what`, for a file that is
+    missing, unreadable, not UTF-8 or not JSON (NaN and Infinity are not)."""
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise UserError(f"{what}: {path} is missing") from None
+    except OSError as error:
+        raise UserError(f"{what}: {path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what}: {path} is not valid JSON ({error}); it is damaged") from None
+
+
+def read_record(cls: type[T], path: Path, what: str) -> T:
+    """A dataclass from a JSON file that holds all its fields, each of its type. Raises UserError, one line
+    that begins with `what` and names the file and the field."""
+    values = read_json(path, what)
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise UserError(f"{what}: {path} holds a JSON {kind}, expected an object; it is damaged")
+    try:
+        return from_dict(cls, values, complete=True)
+    except UserError as error:
+        raise UserError(f"{what}: {path}: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _convert(hint: Any, value: Any, where: str, complete: bool = False) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise UserError(f"{where} is {value!r}; expected a table of settings")
-        return from_dict(typing.cast(type, hint), value, where + ".")
+            raise UserError(f"{where} is {_short(value)}; expected a table of settings")
+        return from_dict(typing.cast(type, hint), value, where + ".", complete=complete)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or hint is object:
+        return value
     if origin is Literal:
-        check(value in args, where, value, "one of " + ", ".join(map(str, args)))
+        check(value in args, where, _short(value), "one of " + ", ".join(map(str, args)))
         return value
+    if origin in (types.UnionType, typing.Union):
+        return _convert_union(args, value, where, complete)
     if origin in (list, tuple):
-        check(isinstance(value, list | tuple), where, value, "a list")
-        fixed = origin is tuple and len(value) != len(args)
-        check(not fixed, where, value, f"{len(args)} numbers")
-        items = [_convert(args[0], item, where) for item in value]
-        return items if origin is list else tuple(items)
+        return _convert_row(origin, args, value, where, complete)
     if origin is dict:
-        check(isinstance(value, dict), where, value, "a table")
-        return value
+        check(isinstance(value, dict), where, _short(value), "a table")
+        return {key: _convert(args[1], item, f"{where}.{key}", complete) for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     ok = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    check(ok, where, value, f"a value of type {getattr(hint, '__name__', hint)}")
+    check(ok, where, _short(value), f"a value of type {getattr(hint, '__name__', hint)}")
+    check(hint is not float or math.isfinite(value), where, value, "a finite number")
     return value
+
+
+def _convert_union(args: tuple[Any, ...], value: Any, where: str, complete: bool) -> Any:
+    """The first alternative that the value fits."""
+    if value is None and type(None) in args:
+        return None
+    problems = []
+    for hint in args:
+        if hint is not type(None):
+            try:
+                return _convert(hint, value, where, complete)
+            except UserError as error:
+                problems.append(error)
+    raise problems[0]
+
+
+def _convert_row(origin: type, args: tuple[Any, ...], value: Any, where: str, complete: bool) -> Any:
+    """A list, a tuple of a fixed number of values, or a tuple of any number of one type."""
+    check(isinstance(value, list | tuple), where, _short(value), "a list")
+    endless = origin is list or (len(args) == 2 and args[1] is Ellipsis)
+    check(endless or len(value) == len(args), where, _short(value), f"{len(args)} values")
+    hints = [args[0]] * len(value) if endless else args
+    return origin(_convert(hint, item, where, complete) for hint, item in zip(hints, value, strict=True))
+
+
+def _short(value: object) -> Any:
+    """For a message: a long value is cut."""
+    text = repr(value)
+    return value if len(text) <= 60 else f"{text[:57]}..."

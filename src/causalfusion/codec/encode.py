@@ -27,12 +27,13 @@ from causalfusion.codec.cache import (
     require_same_images,
 )
 from causalfusion.codec.codec import Codec, open_codec
-from causalfusion.codec.shard import Shard, Tally, read_note, write_whole
+from causalfusion.codec.shard import Shard, Tally, read_note
 from causalfusion.config import DataConfig, RunConfig
 from causalfusion.config_json import to_dict
 from causalfusion.data import ImageSource, open_source
 from causalfusion.data.loader import Batch, leave_signals, load_indices, unchanged
 from causalfusion.errors import UserError
+from causalfusion.files import write_whole
 from causalfusion.progress import ProgressLine
 from causalfusion.runtime import select_device
 
@@ -246,7 +247,7 @@ def _finish(
     if any(captions):
         lines = "".join(json.dumps(each) + "\n" for each in captions)
         files.append(folder / CAPTIONS)
-        write_whole(folder / CAPTIONS, lambda stream: stream.write(lines.encode()))
+        write_whole(folder / CAPTIONS, lines)
     values = len(labels) * int(np.prod(identity["latent_shape"]))
     mean = sum(note["sum"] for note in whole) / values
     variance = sum(note["squares"] for note in whole) / values - mean**2
@@ -266,6 +267,6 @@ def _finish(
         "codec": to_dict(config.codec),
     }
     text = json.dumps(manifest, indent=2) + "\n"
-    write_whole(folder / "manifest.json", lambda stream: stream.write(text.encode()))
+    write_whole(folder / "manifest.json", text)
     for shard in shards:
         shard.note_file.unlink()

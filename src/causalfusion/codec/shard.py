@@ -8,7 +8,6 @@ so that an interrupted run keeps the shards that fit and touches no others.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from causalfusion.data.loader import MAX_UNREADABLE, Batch
 from causalfusion.errors import UserError
+from causalfusion.files import write_whole
 
 
 @dataclass
@@ -96,19 +96,3 @@ def read_note(file: Path) -> dict[str, Any] | None:
         return None
     whole = isinstance(note, dict) and isinstance(note.get("content"), dict) and "bytes" in note
     return note if whole else None
-
-
-def write_whole(file: Path, content: Callable[[BinaryIO], object]) -> None:
-    """Whole or not at all: under another name, flushed to the disk, renamed; a failure leaves nothing."""
-    temporary = file.with_name(file.name + ".writing")
-    try:
-        with temporary.open("wb") as stream:
-            content(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        error.filename = error.filename or str(file)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)

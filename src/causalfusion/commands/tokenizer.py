@@ -38,7 +38,7 @@ def train(
         A recipe's name or a TOML file, as for train; its data settings are used.
     """
     from causalfusion.codec.tokenizer import train_tokenizer
-    from causalfusion.generate.output import write_whole
+    from causalfusion.files import write_whole
 
     if max_texts < 1:
         raise UserError(f"max-texts is {max_texts}; expected at least 1")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from causalfusion.data.source import Example, hash_of
+from causalfusion.data.source import Example
+from causalfusion.files import hash_of
 
 
 class Digits:

@@ -7,8 +7,9 @@ import warnings
 from pathlib import Path
 
 from causalfusion.data.captions import captions_of_text
-from causalfusion.data.source import Example, UnreadableImage, decode_image, hash_of
+from causalfusion.data.source import Example, UnreadableImage, decode_image
 from causalfusion.errors import UserError
+from causalfusion.files import hash_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

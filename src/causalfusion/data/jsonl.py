@@ -15,8 +15,9 @@ import numpy as np
 
 from causalfusion.data.captions import captions_of_record
 from causalfusion.data.lines import LineFile
-from causalfusion.data.source import Example, UnreadableImage, decode_image, hash_of, numbered_classes
+from causalfusion.data.source import Example, UnreadableImage, decode_image, numbered_classes
 from causalfusion.errors import UserError
+from causalfusion.files import hash_of
 
 
 class JsonlImages:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from causalfusion.data.source import Example, hash_of, numbered_classes
+from causalfusion.data.source import Example, numbered_classes
 from causalfusion.errors import UserError
+from causalfusion.files import hash_of
 
 
 class NpzImages:

@@ -13,8 +13,9 @@ import numpy as np
 from causalfusion.config import SplitName
 from causalfusion.data.drawing import COLORS, SHAPES, SIZES, Figure, Scene, draw_scene
 from causalfusion.data.scene_captions import describe
-from causalfusion.data.source import Example, hash_of
+from causalfusion.data.source import Example
 from causalfusion.errors import UserError
+from causalfusion.files import hash_of
 
 HELD_OUT = (
     ("circle", "purple"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,13 +46,6 @@ class ImageSource(Protocol):
     def fingerprint(self) -> str:
         """A short hash of what identifies the data: names, sizes, counts; cheap."""
         ...
-
-
-def hash_of(parts: Iterable[object]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(str(part).encode() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def numbered_classes(labels: np.ndarray, where: str) -> list[str]:

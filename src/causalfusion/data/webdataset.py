@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from causalfusion.data.captions import captions_of_record, captions_of_text
-from causalfusion.data.source import Example, UnreadableImage, decode_image, hash_of, numbered_classes
+from causalfusion.data.source import Example, UnreadableImage, decode_image, numbered_classes
 from causalfusion.data.tar import DamagedTar, Member, list_members
 from causalfusion.errors import UserError
+from causalfusion.files import hash_of
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _PACKED = (".tar.gz", ".tgz")

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from causalfusion.codec.shard import write_whole
 from causalfusion.errors import UserError
 from causalfusion.evaluate.figure import Figure, number
+from causalfusion.files import write_whole
 
 FORMAT = "causalfusion-card-1"
 FILE_NAME = "card.json"
@@ -43,7 +43,7 @@ class Card:
         return json.dumps({"format": FORMAT, **values}, indent=2) + "\n"
 
     def save(self, path: Path) -> None:
-        write_whole(path, lambda stream: stream.write(self.to_json().encode()))
+        write_whole(path, self.to_json())
 
     @property
     def title(self) -> str:

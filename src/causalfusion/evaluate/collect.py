@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from causalfusion.codec.shard import write_whole
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.evaluate.extractor import Extractor, Features
 from causalfusion.evaluate.gaussian import GaussianStatistics
 from causalfusion.evaluate.images import ImageBatch, ImageSet
+from causalfusion.files import write_whole
 from causalfusion.progress import ProgressLine
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from causalfusion.data.digits import Digits
 from causalfusion.data.loader import split_holdout
-from causalfusion.data.source import hash_of
 from causalfusion.errors import UserError
 from causalfusion.evaluate.extractor import Features, Images, check_images
+from causalfusion.files import hash_of
 
 HOLDOUT = 0.2
 _LEVELS = 16

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from causalfusion.data.source import hash_of
 from causalfusion.errors import UserError
+from causalfusion.files import hash_of
 
 Images = NDArray[np.uint8]
 """(B, H, W, C), C 1 (grey) or 3 (RGB)."""

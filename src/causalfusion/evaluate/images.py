@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from causalfusion.data.loader import leave_signals, unchanged
 from causalfusion.data.reader import Health
-from causalfusion.data.source import Example, ImageSource, UnreadableImage, hash_of
+from causalfusion.data.source import Example, ImageSource, UnreadableImage
 from causalfusion.data.transforms import center_crop
 from causalfusion.errors import UserError
+from causalfusion.files import hash_of
 from causalfusion.rng import derive_generator
 
 Shape = tuple[int, int, int]

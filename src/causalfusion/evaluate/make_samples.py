@@ -16,9 +16,9 @@ from causalfusion.codec.autoencoder import fingerprint as autoencoder_fingerprin
 from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
 from causalfusion.config import SampleConfig
 from causalfusion.config_json import to_dict
-from causalfusion.data.source import hash_of
 from causalfusion.distributed import World
 from causalfusion.evaluate.sample_set import SampleSet, missing, open_for_writing, write_part
+from causalfusion.files import hash_of
 from causalfusion.generate.output import describe, uses_classes
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best

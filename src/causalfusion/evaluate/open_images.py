@@ -10,10 +10,11 @@ import numpy as np
 
 from causalfusion.config import DataConfig, SourceName, SplitName
 from causalfusion.data import open_source
-from causalfusion.data.source import Example, UnreadableImage, decode_image, hash_of
+from causalfusion.data.source import Example, UnreadableImage, decode_image
 from causalfusion.errors import UserError
 from causalfusion.evaluate.images import ImageSet, SourceImages
 from causalfusion.evaluate.sample_set import SETTINGS, SampleSet, is_sample_set
+from causalfusion.files import hash_of
 
 EXPECTED = (
     "expected digits, shapes[:SPLIT], a folder of images, a sample set, shards (*.tar), a .jsonl or .npz file"

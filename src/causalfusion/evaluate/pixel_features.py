@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from causalfusion.data.source import hash_of
 from causalfusion.errors import UserError
 from causalfusion.evaluate.extractor import Features, Images, check_images
+from causalfusion.files import hash_of
 
 
 def area_weights(size: int, side: int) -> NDArray[np.float64]:

@@ -9,14 +9,12 @@ Shape letters: N images, D numbers in a pooled feature, d in a spatial one, H, W
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from causalfusion.data.source import hash_of
 from causalfusion.errors import UserError
 from causalfusion.evaluate.collect import Collected, Work, collect
 from causalfusion.evaluate.extractor import Extractor
@@ -25,6 +23,7 @@ from causalfusion.evaluate.gaussian import GaussianStatistics
 from causalfusion.evaluate.images import ArrayImages, ImageSet, Shape, SourceImages, drawn
 from causalfusion.evaluate.open_images import open_images
 from causalfusion.evaluate.reference_file import ReferenceFile, read_reference, write_reference
+from causalfusion.files import cache_folder, hash_of
 
 KEPT = 10_000
 """Images whose features are kept."""
@@ -108,7 +107,7 @@ def open_reference(
         return _from_file(found, file, name, extractor, shape, work)
     images = _images_like(name, shape, count, work)
     key = hash_of([images.fingerprint(), extractor.fingerprint, KEPT])
-    path = (cache or user_cache()) / f"{key}.npz"
+    path = (cache or cache_folder("references")) / f"{key}.npz"
     kept = _cached(path)
     if kept is not None:
         return replace(_of_ours(kept, path, extractor), name=name)
@@ -118,11 +117,6 @@ def open_reference(
     made = replace(_of(collected, images, extractor), name=name, path=path)
     write_reference(path, _to_file(made))
     return made
-
-
-def user_cache() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "causalfusion" / "references"
 
 
 def _images_like(name: str, shape: Shape, count: int | None, work: Work) -> ImageSet:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from causalfusion.codec.shard import write_whole
 from causalfusion.errors import UserError
 from causalfusion.evaluate.gaussian import GaussianStatistics
+from causalfusion.files import write_whole
 
 FORMAT = "causalfusion-reference-1"
 _ABOUT = {"name", "fingerprint", "features", "features_fingerprint", "image_shape"}

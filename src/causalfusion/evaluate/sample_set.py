@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from causalfusion.codec.shard import write_whole
 from causalfusion.config_json import flat
-from causalfusion.data.source import hash_of
 from causalfusion.errors import UserError
 from causalfusion.evaluate.images import ImageBatch, Shape
+from causalfusion.files import hash_of, write_whole
 
 FORMAT = "causalfusion-samples-1"
 SETTINGS = "settings.json"
@@ -98,7 +97,7 @@ def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, An
         raise UserError(f"{folder} holds other things than samples; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     values = {"format": FORMAT, "images": count, "identity": identity, **facts}
-    write_whole(path, lambda stream: stream.write((json.dumps(values, indent=2) + "\n").encode()))
+    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

@@ -23,7 +23,6 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from causalfusion.data.source import hash_of
 from causalfusion.errors import UserError
 from causalfusion.evaluate.extractor import (
     Features,
@@ -34,6 +33,7 @@ from causalfusion.evaluate.extractor import (
     hash_weights,
     to_array,
 )
+from causalfusion.files import hash_of
 
 _CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
 _PROBE_SIDE = 64

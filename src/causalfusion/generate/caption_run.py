@@ -15,8 +15,9 @@ from causalfusion.config import WriteConfig
 from causalfusion.data.folder import SUFFIXES
 from causalfusion.distributed import join_world
 from causalfusion.errors import UserError
+from causalfusion.files import write_whole
 from causalfusion.generate.layout import batches_of
-from causalfusion.generate.output import load_pipeline, one_line, read_image, say, write_whole
+from causalfusion.generate.output import load_pipeline, one_line, read_image, say
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.progress import ProgressLine
 from causalfusion.saved import WeightsName

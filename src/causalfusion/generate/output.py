@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from causalfusion import __version__
-from causalfusion.codec.shard import write_whole as write_file_whole
 from causalfusion.config import SampleConfig
 from causalfusion.config_json import to_dict
 from causalfusion.distributed import World
@@ -142,10 +141,3 @@ def say(text: str, end: str = "\n") -> None:
     """Print at once. What the terminal's encoding lacks is shown as a question mark."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file is there whole or, when stopped, as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = text.encode("utf-8", "backslashreplace")
-    write_file_whole(path, lambda stream: stream.write(content))

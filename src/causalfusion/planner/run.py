@@ -14,11 +14,11 @@ import torch
 from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config_json import from_dict, to_dict
 from causalfusion.data import open_source
-from causalfusion.data.source import hash_of
 from causalfusion.errors import UserError
 from causalfusion.evaluate.open_images import data_config
 from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
-from causalfusion.generate.output import check_prompts, uses_classes, write_whole
+from causalfusion.files import hash_of, write_whole
+from causalfusion.generate.output import check_prompts, uses_classes
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
 from causalfusion.planner.picture import save_picture

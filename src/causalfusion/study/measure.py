@@ -9,8 +9,8 @@ from pathlib import Path
 
 from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config_json import to_dict
-from causalfusion.data.source import hash_of
 from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
+from causalfusion.files import hash_of
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.runtime import select_device
 from causalfusion.saved import checkpoints_of

@@ -1,0 +1,135 @@
+"""Files written whole or not at all, folders in use by one process, and short hashes of contents."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from causalfusion.errors import UserError
+
+_HOST = re.sub(r"[^\w]", "-", socket.gethostname())[:40]
+_TEMPORARY = re.compile(r"\.partial-.*\.(?P<host>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]{8}")
+"""Name of what is being written, with the process that writes it: so others can tell when it is left over."""
+
+
+def write_whole(file: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    """Write a file under a name of its own, flush it to the disk, rename it.
+
+    Readers find `file` whole at any time. Several processes may write it at once: the last one wins. A
+    failure leaves nothing behind, and the next write into the folder removes what a killed process left.
+    Text is written as UTF-8; the folder is made where it is missing. Raises OSError that names `file`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(file.parent)
+    temporary = temporary_name(file)
+    try:
+        with temporary.open("xb") as stream:
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(
+                    content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+                )
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        error.filename = str(file)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process uses, for what is to be renamed to it."""
+    return path.with_name(f".partial-{path.name[:80]}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders whose process, on this machine, is gone."""
+    try:
+        found = [entry for entry in os.scandir(folder) if entry.name.startswith(".partial-")]
+    except OSError:
+        return
+    for entry in found:
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match is None or match["host"] != _HOST or is_running(int(match["process"])):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def in_use(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes out of a folder that this one writes to; `what` says to a user what it is.
+
+    The lock ends with the process, however it ends; the file `.lock` holds the process's number. Raises
+    UserError where the folder is in use.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        try:
+            process = f"process {int((folder / '.lock').read_text())}"
+        except (OSError, ValueError):
+            process = "another process"
+        raise UserError(
+            f"{what} {folder} is in use by {process}; wait for it, stop it, or give another --out"
+        ) from None
+    except (OSError, NotImplementedError):  # a file system without locks
+        yield
+        return
+    try:
+        (folder / ".lock").write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        lock.release()  # the file stays: removing it could let two processes in at once
+
+
+def cache_folder(name: str) -> Path:
+    """The user's cache folder of this kind: below `XDG_CACHE_HOME`, or ~/.cache."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "causalfusion" / name
+
+
+def hash_of(parts: Iterable[object]) -> str:
+    """16 hexadecimal digits of SHA-256 over the parts as text. Names that are not Unicode count too."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(str(part).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def stamp(file: str | os.PathLike[str]) -> tuple[int, int]:
+    """(size in bytes, time of the last change in ns): tells cheaply whether a file changed. (-1, -1) where it
+    is missing."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,123 @@
+"""Files are whole or not there; a folder is one process's; JSON that is not as it should be is one line."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from causalfusion.config_json import read_record
+from causalfusion.errors import UserError
+from causalfusion.files import hash_of, in_use, remove_leftovers, temporary_name, write_whole
+
+
+def test_a_failed_write_leaves_the_file_as_it_was_and_nothing_else(tmp_path):
+    file = tmp_path / "a"
+    write_whole(file, "first")
+
+    def fail(stream):
+        stream.write(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_whole(file, fail)
+    assert file.read_text() == "first"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def _write_often(file, letter):
+    for _ in range(40):
+        write_whole(file, letter * 100_000)
+
+
+def test_processes_that_write_one_file_never_mix(tmp_path):
+    file = tmp_path / "a"
+    writers = [multiprocessing.get_context("fork").Process(target=_write_often, args=(file, c)) for c in "xy"]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        if file.exists():
+            text = file.read_text()
+            assert len(text) == 100_000
+            seen |= set(text)
+            assert len(set(text)) == 1
+    assert all(writer.exitcode == 0 for writer in writers)
+    assert seen <= set("xy")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    left = temporary_name(tmp_path / "old")
+    left = left.with_name(left.name.replace(f".{os.getpid()}.", f".{gone}."))
+    left.mkdir()
+    (left / "inside").write_text("half")
+    busy, others = temporary_name(tmp_path / "new"), tmp_path / ".partial-download"
+    busy.write_text("mine")
+    others.write_text("not ours")
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([busy.name, others.name])
+
+
+def test_a_folder_is_in_use_by_one_process_and_says_which(tmp_path):
+    code = (
+        "from causalfusion.files import in_use; from pathlib import Path\n"
+        f"with in_use(Path({str(tmp_path)!r}), 'the run'): pass"
+    )
+    with in_use(tmp_path, "the run"):
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert f"is in use by process {os.getpid()}" in other.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_hashes_take_names_that_are_not_unicode():
+    assert hash_of([os.fsdecode(b"caf\xe9.png")]) != hash_of(["caf.png"])
+
+
+@dataclass(frozen=True)
+class Record:
+    name: str
+    count: int
+    share: float
+    sizes: list[tuple[int, int]]
+    note: str | None
+
+
+GOOD = {"name": "a", "count": 3, "share": 1, "sizes": [[1, 2]], "note": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1]", "expected an object"),
+        (json.dumps(GOOD | {"count": "3"}), "count is '3'"),
+        (json.dumps(GOOD | {"count": True}), "count is True"),
+        (json.dumps(GOOD | {"sizes": [[1, "2"]]}), "sizes is '2'"),
+        (json.dumps(GOOD | {"sizes": [[1, 2, 3]]}), "expected 2 values"),
+        (json.dumps(GOOD | {"other": 1}), "unknown setting other"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "note"}), "note is missing"),
+        (json.dumps(GOOD | {"share": float("nan")}), "NaN is not a number"),
+        (json.dumps(GOOD | {"share": 10**400}), "finite"),
+    ],
+)
+def test_a_record_that_is_not_as_it_should_be_is_one_line(tmp_path, content, named):
+    file = tmp_path / "r.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"^the record: ") as raised:
+        read_record(Record, file, "the record")
+    assert named in str(raised.value)
+    assert str(file) in str(raised.value)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps(GOOD))
+    assert read_record(Record, file, "the record") == Record("a", 3, 1.0, [(1, 2)], None)
