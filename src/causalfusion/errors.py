@@ -10,3 +10,21 @@ class UserError(ValueError):
 def check(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:
         raise UserError(f"{name} is {value!r}; expected {expected}")
+
+
+def printable(text: object) -> str:
+    """A name, caption or value for a message: escape sequences, line breaks and other control characters, and
+    bytes that are not Unicode, are written out (\\x1b), so that none of them reaches a terminal."""
+    raw = str(text)
+    if raw.isascii() and raw.isprintable():
+        return raw
+    return "".join(_written_out(character) for character in raw)
+
+
+def _written_out(character: str) -> str:
+    if character.isprintable() or character == "\N{ZERO WIDTH JOINER}":  # joins letters and emoji
+        return character
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte of a file name that is not UTF-8
+        return f"\\x{number - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

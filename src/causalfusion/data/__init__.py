@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from causalfusion.config import DataConfig
+from causalfusion.data.guess import guess_source, one_path
 from causalfusion.data.source import Example, ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 
-__all__ = ["Example", "ImageSource", "UnreadableImage", "open_source"]
+__all__ = ["Example", "ImageSource", "UnreadableImage", "guess_source", "one_path", "open_source"]
 
 
 def open_source(config: DataConfig) -> ImageSource:

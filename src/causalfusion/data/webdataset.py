@@ -157,7 +157,7 @@ def find_shards(pattern: str) -> list[Path]:
     else:
         found = []
         for name in _expand_braces(pattern):
-            matches = [Path(match) for match in glob.glob(name)]
+            matches = [Path(name)] if Path(name).is_file() else [Path(match) for match in glob.glob(name)]
             if not matches and name != pattern:
                 raise UserError(f"shard {name} does not exist; data.path is {pattern}")
             found += matches

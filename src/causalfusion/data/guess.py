@@ -1,0 +1,120 @@
+"""Which kind of data set lies at a path."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from causalfusion.config import SourceName
+from causalfusion.data.names import is_hidden, is_image
+from causalfusion.errors import UserError, printable
+
+EXPECTED = (
+    "expected a folder of images or of class folders, shards (*.tar, *.tar.gz), a .jsonl file, an .npz file, "
+    "or a folder written by causalfusion encode"
+)
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip")
+"""Archives that hold images; `find_shards` says which of them can be read."""
+_MAX_LOOKED_AT = 20_000
+"""Entries to look at before a folder is believed to hold no image."""
+
+
+def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
+    """The kind of data at a path, or at several (what a shell makes of shards/*.tar); cheap. `cache` is a
+    folder written by `causalfusion encode`. Raises UserError for anything else."""
+    if not isinstance(path, str):
+        if len(path) > 1:
+            one_path(path)
+            return "webdataset"
+        path = path[0] if path else ""
+    place = Path(path).expanduser()
+    shown = printable(path)
+    if place.is_dir():
+        return _in_folder(place, shown)
+    lowered = path.lower()
+    is_file = place.is_file()
+    if lowered.endswith(SHARD_SUFFIXES) and (is_file or any(sign in path for sign in "*?[{")):
+        return "webdataset"
+    if lowered.endswith((".jsonl", ".npz")) and is_file:
+        return "jsonl" if lowered.endswith(".jsonl") else "npz"
+    if not place.exists():
+        what = "matches no file" if any(sign in path for sign in "*?[{") else "does not exist"
+        raise UserError(f"{shown} {what}; {EXPECTED}")
+    if is_image(place.name):
+        raise UserError(f"{shown} is one image; {EXPECTED}")
+    raise UserError(f"{shown} is no kind of data that is known; {EXPECTED}")
+
+
+def one_path(paths: str | Sequence[str]) -> str:
+    """Several shards as the one `data.path` that means them all; a single path as it is."""
+    if isinstance(paths, str):
+        return paths
+    if len(paths) == 1:
+        return paths[0]
+    for path in paths:
+        if not path.lower().endswith(SHARD_SUFFIXES):
+            raise UserError(
+                f"{len(paths)} paths are given, and {printable(path)} is no shard; expected one path, or "
+                "shards (*.tar, *.tar.gz)"
+            )
+        if any(sign in path for sign in ",{}"):
+            raise UserError(
+                f"{printable(path)}, one of {len(paths)} paths, has a comma or a brace in its name; give the "
+                "folder of the shards, or rename it"
+            )
+    folders = {os.path.join(os.path.dirname(path), "") if os.path.dirname(path) else "" for path in paths}
+    common = folders.pop() if len(folders) == 1 else ""
+    return glob.escape(common) + "{" + ",".join(glob.escape(path[len(common) :]) for path in paths) + "}"
+
+
+def _in_folder(folder: Path, shown: str) -> SourceName | Literal["cache"]:
+    if (folder / "manifest.json").is_file() and (folder / "labels.npy").is_file():
+        return "cache"
+    try:
+        names = [entry.name for entry in os.scandir(folder) if not is_hidden(entry.name)]
+    except OSError as error:
+        raise UserError(f"{shown} cannot be listed ({error.strerror}); expected a readable folder") from error
+    shards = [name for name in names if name.lower().endswith(SHARD_SUFFIXES)]
+    image = next(_images(folder), None)
+    if shards and image is not None:
+        raise UserError(
+            f"{shown} holds {len(shards)} shards ({printable(min(shards))}) and images "
+            f"({printable(os.path.relpath(image, folder))}); expected one kind: give --data.source folder or "
+            "--data.source webdataset"
+        )
+    if shards:
+        return "webdataset"
+    if image is not None:
+        return "folder"
+    lists = sorted(name for name in names if name.lower().endswith((".jsonl", ".npz")))
+    if lists:
+        raise UserError(
+            f"{shown} holds no images but {printable(lists[0])}; give {shown}/{printable(lists[0])}"
+        )
+    if any(name[:1].isdigit() and name.endswith(".json") for name in names):
+        raise UserError(f"{shown} is not finished: run the same causalfusion encode again to finish it")
+    raise UserError(f"{shown} holds no images; {EXPECTED}")
+
+
+def _images(folder: Path) -> Iterator[str]:
+    """Images in a folder and below it, the nearest first, as far as is cheap to look."""
+    looked_at, waiting, seen = 0, [str(folder)], set()
+    while waiting and looked_at < _MAX_LOOKED_AT:
+        current = waiting.pop(0)
+        real = os.path.realpath(current)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = list(os.scandir(current))
+        except OSError:
+            continue
+        looked_at += len(entries)
+        for entry in entries:
+            if is_image(entry.name) and entry.is_file():
+                yield entry.path
+            elif entry.is_dir() and not is_hidden(entry.name):
+                waiting.append(entry.path)
