@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Dict
 
 from causalfusion import __version__
-from causalfusion.errors import UserError
+from causalfusion.errors import STOPPED, TrainingStopped, UserError
 from causalfusion.presets import load_layers
 
 app = App(
@@ -104,6 +104,9 @@ def run(tokens: Sequence[str]) -> int:
         if error.errno == errno.ENOSPC:
             return _refuse(f"the disk is full while writing {where}; free some space and run again")
         return _refuse(f"{where}: {error.strerror or error}")
+    except TrainingStopped as stopped:
+        print(f"causalfusion: {stopped}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -7,6 +7,24 @@ class UserError(ValueError):
     """What was wrong, what was expected, what to do: one line. The CLI prints it and exits with code 2."""
 
 
+STOPPED = 3
+"""Exit code of a training that was stopped before its end: what comes after it in a script does not go on."""
+
+
+class TrainingStopped(Exception):
+    """A signal ended a training before its last image. All is saved; the same call goes on from there."""
+
+    def __init__(self, run: str, images_seen: int, images: int) -> None:
+        super().__init__(run, images_seen, images)
+        self.run, self.images_seen, self.images = run, images_seen, images
+
+    def __str__(self) -> str:
+        return (
+            f"stopped at {self.images_seen} of {self.images} images, saved in {self.run}; the same command "
+            "goes on from there"
+        )
+
+
 def check(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:
         raise UserError(f"{name} is {value!r}; expected {expected}")

@@ -89,8 +89,13 @@ KILLED_RUN = """
 import json, sys
 from causalfusion.config import RunConfig
 from causalfusion.config_json import from_dict
+from causalfusion.errors import TrainingStopped
 from causalfusion.train.run import train
-train(from_dict(RunConfig, json.load(open(sys.argv[1]))), device="cpu", show_progress=False)
+try:
+    train(from_dict(RunConfig, json.load(open(sys.argv[1]))), device="cpu", show_progress=False)
+except TrainingStopped as stopped:
+    print(stopped)
+    sys.exit(3)
 """
 
 
@@ -137,17 +142,18 @@ def test_signal_to_the_whole_group_saves(tiny_run, tmp_path):
     process = start(config, tmp_path, start_new_session=True)
     wait_for_images(config, 64, process)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == 3
     assert len(checkpoints_of(Path(config.out))) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_and_exits_cleanly(tiny_run, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_has_an_exit_code_of_its_own(tiny_run, tmp_path, number):
+    """SIGHUP: the terminal is gone. In a script, `train && sample` does not go on."""
     config = tiny_run(train={"images": 160_000, "checkpoint_every": 0})
     process = start(config, tmp_path)
     wait_for_images(config, 64, process)
     process.send_signal(number)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=30) == 3
     (saved,) = checkpoints_of(Path(config.out))
     assert int(saved.name) >= 64
     assert not list(saved.parent.glob(".partial-*"))

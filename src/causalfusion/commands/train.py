@@ -18,8 +18,8 @@ def train(
 ) -> int:
     """Train a model, or go on with a run that was stopped: the same command resumes it.
 
-    Under `torchrun` all processes train together (--train.parallel: DDP or FSDP). Ctrl-C and SIGTERM save
-    and exit.
+    Under `torchrun` all processes train together (--train.parallel: DDP or FSDP). Ctrl-C, SIGTERM and
+    SIGHUP save and exit with code 3.
 
     Parameters
     ----------

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from math import nan
 from pathlib import Path
-from typing import Any
 
 from causalfusion.arithmetic import train_step_flops
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat, to_dict
 from causalfusion.distributed import World, join_world
-from causalfusion.errors import UserError
+from causalfusion.errors import STOPPED, TrainingStopped, UserError
 from causalfusion.estimate.show import announce
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
@@ -28,25 +23,27 @@ from causalfusion.saved import ModelSpec, checkpoints_of, latest_model, load_spe
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.log import RunLog
 from causalfusion.train.loss_map import loss_map
+from causalfusion.train.resume import check_same_run
 from causalfusion.train.step import TokenBatch
+from causalfusion.train.stopping import StopRequest, run_in_use
 from causalfusion.train.trainer import Clock, StepResult, Trainer
-
-MAY_CHANGE = (
-    "out", "data.path", "data.num_workers", "train.images", "train.grad_accumulation",
-    "train.attention", "train.compile", "train.length_multiple",
-    "train.parallel", "train.replicas", "train.activation_checkpointing", "train.async_checkpoint",
-    "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every",
-    "train.evaluate_images", "train.sample_every", "train.max_skipped_steps", "sample",
-)  # fmt: skip
-"""Settings that a resumed run may change; with lr_schedule = cosine, train.images changes later rates."""
 
 
 def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True) -> Path:
-    """Train, or go on from the run's last checkpoint; returns the model folder of the last one."""
+    """Train, or go on from the run's last checkpoint; returns the model folder of the last one.
+
+    Raises TrainingStopped where a signal ended the run before its last image; all is saved then. Raises
+    UserError where another process works on the same run.
+    """
     tune_allocator()
-    with join_world(device) as world:
+    with join_world(device) as world, run_in_use(Path(config.out), world):
         run = _Run(config, world, show_progress)
-        return run.go()
+        folder = run.go()
+    if run.unfinished:
+        if not world.is_main:
+            raise SystemExit(STOPPED)
+        raise TrainingStopped(config.out, run.trainer.progress.images_seen, config.train.images)
+    return folder
 
 
 class _Run:
@@ -67,7 +64,7 @@ class _Run:
         self.data: TrainingData = open_training_data(config, world, tokenizer)
         self.config = self.data.config
         if checkpoints:
-            _check_same_run(self.config, checkpoints[-1])
+            check_same_run(self.config, checkpoints[-1])
         if config.train.sample_every:
             check_settings(self.config.sample, self.config.model, self.config.diffusion)
         self.trainer = Trainer(self.config, world, self.data.tokenizer)
@@ -81,7 +78,7 @@ class _Run:
             class_names=self.data.class_names,
         )  # fmt: skip
         self.show = show_progress and world.is_main
-        self.stop_requested = False
+        self.stop = StopRequest()
         self.last_saved = self.trainer.progress.images_seen if checkpoints else -1
 
     def go(self) -> Path:
@@ -98,7 +95,7 @@ class _Run:
         self.line = ProgressLine(total, progress.images_seen, enabled=self.show)
         self.log = RunLog(self.folder, progress.images_seen) if self.world.is_main else None
         try:
-            with _signals_as_flag(self):
+            with self.stop.on_signals():
                 self._steps()
         finally:
             self.trainer.close()
@@ -111,19 +108,19 @@ class _Run:
         trainer = self.trainer
         # Closed whatever happens: a traceback would keep its workers alive, and the exit waits for them.
         with closing(self.clock.timed(self.data.batches(trainer.progress.images_seen))) as feed:
-            while trainer.progress.images_seen < self.config.train.images:
+            while self.unfinished:
                 batch = next(feed)
                 self._after(batch, trainer.step(batch))
-                if self.world.any(self.stop_requested):
+                if self.world.any(self.stop.requested) and self.unfinished:
                     self._save(finish=True)
-                    self._say(
-                        f"stopped at {trainer.progress.images_seen} images; the same command goes on from "
-                        "there"
-                    )
                     return
         self._evaluate()
         self._sample()
         self._save(finish=True)
+
+    @property
+    def unfinished(self) -> bool:
+        return self.trainer.progress.images_seen < self.config.train.images
 
     def _after(self, batch: TokenBatch, result: StepResult) -> None:
         train, step = self.config.train, self.trainer.progress.train_step
@@ -243,46 +240,3 @@ class _Run:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextmanager
-def _signals_as_flag(run: _Run) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the run to stop after the step in work; a second Ctrl-C stops at once.
-
-    Not just any second signal: under torchrun, one Ctrl-C reaches a process as SIGINT and as SIGTERM.
-    """
-    interrupts = 0
-
-    def ask(number: int, _: Any) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        if interrupts > 1:
-            raise KeyboardInterrupt
-        run.stop_requested = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _check_same_run(config: RunConfig, checkpoint: Path) -> None:
-    """A run can only go on with the settings it began with, but for those in MAY_CHANGE."""
-    try:
-        before = flat(json.loads((checkpoint / "state" / "run.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"training state in {checkpoint} cannot be read ({error}); delete this checkpoint folder to "
-            "resume from the one before"
-        ) from error
-    now = flat(to_dict(config))
-    before = {**flat(to_dict(RunConfig())), **before}  # settings that came later did what their default does
-    for name in sorted(before.keys() | now.keys()):
-        free = any(name == key or name.startswith(key + ".") for key in MAY_CHANGE)
-        if not free and before.get(name) != now.get(name):
-            raise UserError(
-                f"{config.out} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
-                "give another --out, or the setting it began with"
-            )

@@ -1,0 +1,71 @@
+"""How a run is stopped in good order, and kept from being started twice."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from causalfusion.distributed import World
+from causalfusion.files import in_use
+
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
+
+
+class StopRequest:
+    """Set by a signal: the run is to save and end after the train step in progress."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGHUP (the terminal is gone) set the request; a second Ctrl-C stops at once.
+
+        Not just any second signal: under torchrun, one Ctrl-C reaches a process as SIGINT and as SIGTERM. A
+        signal that is ignored, as SIGHUP is under nohup, stays ignored.
+        """
+        if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+            yield
+            return
+        interrupts = 0
+
+        def ask(number: int, _: Any) -> None:
+            nonlocal interrupts
+            interrupts += number == signal.SIGINT
+            if interrupts > 1:
+                raise KeyboardInterrupt
+            self.requested = True
+
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, ask) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def run_in_use(folder: Path, world: World) -> Iterator[None]:
+    """The main process holds the run's folder, for all processes of the run.
+
+    Raises UserError where another run does. A folder that was made only for this disappears with it.
+    """
+    if not world.is_main:
+        yield
+        return
+    is_new = not folder.exists()
+    with in_use(folder, "the run"):
+        try:
+            yield
+        finally:
+            lock = folder / ".lock"
+            if is_new and list(folder.iterdir()) == [lock]:
+                lock.unlink()
+                folder.rmdir()

@@ -1,0 +1,101 @@
+"""A run that is stopped says so, and one that is in use is left alone."""
+
+import os
+import pickle
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from causalfusion import cli
+from causalfusion.distributed import World
+from causalfusion.errors import TrainingStopped, UserError
+from causalfusion.files import in_use
+from causalfusion.saved import checkpoints_of
+from causalfusion.train.run import train
+from causalfusion.train.stopping import StopRequest, run_in_use
+from causalfusion.train.trainer import Trainer
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """A signal arrives during the third train step."""
+    real = Trainer.step
+
+    def step(trainer, batch):
+        if trainer.progress.train_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr("causalfusion.train.run.measure_gemm_rate", lambda *_: 1e9)
+
+
+def test_a_stopped_training_is_saved_and_raised(tiny_run, signalled):
+    config = tiny_run()
+    with pytest.raises(TrainingStopped, match="stopped at 48 of 160 images") as stopped:
+        train(config, device="cpu", show_progress=False)
+    assert [p.name for p in checkpoints_of(Path(config.out))] == ["000000000048"]
+    assert str(pickle.loads(pickle.dumps(stopped.value))) == str(stopped.value)  # from a study's workers
+
+
+def test_a_signal_during_the_last_step_is_not_a_stop(tiny_run, signalled):
+    folder = train(tiny_run(train={"images": 48}), device="cpu", show_progress=False)
+    assert folder.name == "000000000048"
+
+
+def test_the_command_has_an_exit_code_for_it(tmp_path, signalled, capsys):
+    settings = ["--codec.patch-size=4", "--model.hidden-size=32", "--model.depth=1", "--model.num-heads=2",
+                "--train.batch-size=8", "--train.evaluate-every=0", "--device=cpu"]  # fmt: skip
+    assert cli.run(["train", *settings, f"--out={tmp_path / 'run'}"]) == 3
+    assert capsys.readouterr().err.endswith("the same command goes on from there\n")
+
+
+def test_ignored_signals_stay_ignored():
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        with stop.on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_thread_trains_without_signals():
+    def work():
+        with StopRequest().on_signals():
+            done.append(True)
+
+    done = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+
+def test_a_run_in_use_is_refused_and_untouched(tiny_run):
+    config = tiny_run()
+    log = Path(config.out) / "log.jsonl"
+    with in_use(Path(config.out), "the run"):
+        log.write_text("being written")
+        with pytest.raises(UserError, match=rf"the run .* is in use by process {os.getpid()}; wait for it"):
+            train(config, device="cpu", show_progress=False)
+    assert log.read_text() == "being written"
+
+
+def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):
+    with run_in_use(tmp_path / "run", ALONE):
+        assert (tmp_path / "run").is_dir()
+    assert not (tmp_path / "run").exists()
+    with run_in_use(tmp_path / "run", ALONE):
+        (tmp_path / "run" / "log.jsonl").touch()
+    assert (tmp_path / "run" / "log.jsonl").is_file()
