@@ -265,7 +265,7 @@ def test_built_in_data_say_what_they_are():
     ("settings", "said"),
     [
         ([], "no recipe is given"),
-        (["cifar10", "--data.path", "nowhere/*.tar"], "give --data.image-size"),
+        (["S", "--data.source", "folder", "--data.path", "nowhere"], "give --data.image-size"),
         (["imagenet256", "--codec.scale", "3"], "give --codec.latent-channels"),
         (["imagenet256", "--data.image-size", "250"], "cells of 16 pixels"),
     ],

@@ -228,10 +228,12 @@ def _print_summary(figures: dict[str, Any], report: Path) -> None:
     by_steps = ", ".join(f"S = {s}: {a:.1%}" for s, a in figures["accuracy_by_ar_steps"].items())
     print(f"judge: reads {figures['judge_accuracy']:.1%} of the held-out real digits")
     print(f"samples that read as their class: {figures['sample_accuracy']:.1%} ({by_steps})")
-    print(
-        f"text and images, unseen scenes with one object: {figures['text_to_image']:.0%} of the images show "
-        f"exactly what the prompt says, {figures['caption_truth']:.0%} of the captions are true"
-    )
+    for which, suffix in (("unseen scenes", ""), ("pairs that training never showed", "_new_pairs")):
+        drawn, said = figures[f"text_to_image{suffix}"], figures[f"caption_truth{suffix}"]
+        print(
+            f"text and images, one object, {which}: {drawn:.0%} of the images are exactly as prompted, "
+            f"{said:.0%} of the captions are true"
+        )
     print(f"report: {report} (after {figures['seconds']:.0f} s)", flush=True)
 
 

@@ -12,7 +12,7 @@ from causalfusion.data.shapes import Shapes
 from causalfusion.evaluate.scenes import caption_truth
 from causalfusion.evaluate.text_image import (
     edit_task,
-    measure_captions,
+    measure_caption_truth,
     measure_text_to_image,
 )
 from causalfusion.generate.output import to_float
@@ -36,7 +36,8 @@ _SHOWN_CAPTIONS, _SHOWN_EDITS = 16, 8
 
 
 def draw_text_images(out: Path, *, count: int) -> dict[str, Any]:
-    """prompts.png, captions.png and text-edits.png in `out`; figures over `count` scenes with one object."""
+    """prompts.png, captions.png and text-edits.png in `out`; figures over `count` scenes with one object, of
+    the kinds that training showed, and as many of pairs of shape and colour that it never did."""
     pipeline = Pipeline.load(MODEL)
     side = pipeline.codec.config.image_height
     prompts_picture(pipeline, PROMPTS, SAMPLE, (1, 4), CANDIDATES).save(out / "prompts.png")
@@ -48,13 +49,17 @@ def draw_text_images(out: Path, *, count: int) -> dict[str, Any]:
     regions = ["right"] * _SHOWN_EDITS
     edits = edits_picture(pipeline, to_float(np.stack(originals)), prompts, regions, SAMPLE)
     edits.save(out / "text-edits.png")
-    one = Shapes("test", side=side, num_objects=1)
-    drawn, _ = measure_text_to_image(pipeline, one, count, SAMPLE)
-    said, _ = measure_captions(pipeline, one, count, WriteConfig())
     shown = caption_truth(captions, [unseen.scene(index) for index in range(_SHOWN_CAPTIONS)])
     return {
-        "text_to_image": drawn["all"],
-        "caption_truth": said["all"],
+        **_measure(pipeline, Shapes("test", side=side, num_objects=1), count, ""),
+        **_measure(pipeline, Shapes("compositional", side=side, num_objects=1), count, "_new_pairs"),
         "shown_caption_truth": shown["all"],
         "text_scenes": count,
     }
+
+
+def _measure(pipeline: Pipeline, scenes: Shapes, count: int, suffix: str) -> dict[str, float]:
+    """The shares of images that are what their prompt says, and of captions that are true of their image."""
+    drawn, _ = measure_text_to_image(pipeline, scenes, count, SAMPLE)
+    said, _ = measure_caption_truth(pipeline, scenes, count, WriteConfig())
+    return {f"text_to_image{suffix}": drawn["all"], f"caption_truth{suffix}": said["all"]}

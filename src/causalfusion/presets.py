@@ -1,22 +1,37 @@
 """Named recipes: TOML files in `recipes/` that hold some settings each, and are laid over one another.
 
 `--config imagenet256 --config XL --config mine.toml` takes the paper's recipe, then the size, then yours;
-the command line comes last. A recipe names what it builds on in `base`.
+the command line comes last. A recipe names what it builds on in `base`, and what is known of its data in
+`facts`.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from causalfusion.config import RunConfig
 from causalfusion.config_json import from_dict
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 
+FACTS = "facts"
 SIZES = ("tiny", "S", "B", "L", "XL", "H", "H48")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """The data that a recipe is meant for; used where they are not at hand. 0: unknown."""
+
+    image_size: int = 0
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.image_size >= 0, "facts.image_size", self.image_size, "0 or a positive number of pixels")
+        check(self.classes >= 0, "facts.classes", self.classes, "0 or a positive number")
 
 
 def recipe_names() -> list[str]:
@@ -49,8 +64,18 @@ def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def load_layers(names: Sequence[str]) -> dict[str, Any]:
-    """Recipes laid over one another, the last on top."""
-    return merge([load_layer(name) for name in names])
+    """The settings of recipes laid over one another, the last on top."""
+    layers = merge([load_layer(name) for name in names])
+    layers.pop(FACTS, None)
+    return layers
+
+
+def load_facts(names: Sequence[str]) -> DataFacts:
+    """What the recipes say of their data."""
+    facts = merge([load_layer(name) for name in names]).get(FACTS, {})
+    if not isinstance(facts, dict):
+        raise UserError(f"facts is {facts!r}; expected a table, such as: [facts] image_size = 32")
+    return from_dict(DataFacts, facts, f"{FACTS}.")
 
 
 def load_config(*names: str, **sections: dict[str, Any]) -> RunConfig:

@@ -11,6 +11,7 @@ from causalfusion.estimate.cost import estimate
 from causalfusion.estimate.devices import SHEETS, Device, named_device, this_device
 from causalfusion.estimate.planned import plan_run, read_settings
 from causalfusion.estimate.show import describe, to_json
+from causalfusion.presets import load_facts
 from causalfusion.runtime import select_device
 
 
@@ -31,7 +32,7 @@ def run(
     if text_tokens is not None and not 0 <= text_tokens < math.inf:
         raise UserError(f"text-tokens is {text_tokens}; expected 0 or more")
     recipes, overrides = split_settings(settings)
-    planned = plan_run(read_settings(recipes, overrides), text_tokens)
+    planned = plan_run(read_settings(recipes, overrides), text_tokens, load_facts(recipes))
     precision = planned.config.train.precision
     device = named_device(gpu, precision, share) if gpu else _here(precision, gpus, share)
     cost = estimate(planned.config, device, gpus, text_tokens=planned.text_tokens)

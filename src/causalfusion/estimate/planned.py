@@ -14,7 +14,7 @@ from cyclopts.config import Dict
 
 from causalfusion.config import CodecConfig, DataConfig, ModelConfig, RunConfig
 from causalfusion.errors import UserError
-from causalfusion.presets import load_layers, merge
+from causalfusion.presets import DataFacts, load_layers, merge
 
 ELSEWHERE = "(elsewhere)"
 """Stands for a path that a recipe leaves open."""
@@ -55,10 +55,15 @@ def _open_paths(layers: dict[str, Any]) -> dict[str, Any]:
     return beneath
 
 
-def plan_run(config: RunConfig, text_tokens: float | None = None) -> Planned:
-    """The settings filled in, as `open_training_data` does with the data themselves."""
+def plan_run(
+    config: RunConfig,
+    text_tokens: float | None = None,
+    facts: DataFacts = DataFacts(),  # noqa: B008
+) -> Planned:
+    """The settings filled in, as `open_training_data` does with the data themselves. `facts` count where the
+    data are not there."""
     notes: list[str] = []
-    channels, height, width, classes = _images(config, notes)
+    channels, height, width, classes = _images(config, facts, notes)
     codec = _codec(config.codec, (channels, height, width))
     model = _model(config, codec, classes, notes)
     if not model.vocab_size:
@@ -74,18 +79,21 @@ def plan_run(config: RunConfig, text_tokens: float | None = None) -> Planned:
     return Planned(config, float(text_tokens or 0), tuple(notes))
 
 
-def _images(config: RunConfig, notes: list[str]) -> tuple[int, int, int, int]:
+def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int, int, int, int]:
     """(channels, height, width, classes)."""
     data, codec = config.data, config.codec
     if _is_there(data):
         return _found_images(data)
-    height, width = codec.image_height or data.image_size, codec.image_width or data.image_size
+    side = data.image_size or facts.image_size
+    height, width = codec.image_height or side, codec.image_width or side
     if not height or not width:
         raise UserError(
             f"the size of the images is not known: data.path {data.path!r} is not there; give "
             "--data.image-size"
         )
-    classes = config.model.num_classes
+    if facts.image_size and not data.image_size and not codec.image_height:
+        notes.append(f"images of {height}x{width}, as the recipe says: {data.path} is not there")
+    classes = config.model.num_classes or facts.classes
     if not classes:
         labelled = config.model.num_class_tokens > 0
         classes = ASSUMED_CLASSES if labelled else 1

@@ -81,16 +81,33 @@ def measure_captions(
     progress: Progress | None = None,
 ) -> tuple[Figures, list[str]]:
     """The shares of captions that parse and are true of their image, CIDEr-D, BLEU-4 and ROUGE-L against the
-    images' own captions, and the captions."""
+    images' own captions (which needs the extra `eval`), and the captions."""
+    truth, captions = measure_caption_truth(
+        pipeline, data, count, write, seed=seed, batch_size=batch_size, progress=progress
+    )
+    scores = caption_scores(captions, [data.captions(index) for index in range(count)])
+    return {**truth, **scores}, captions
+
+
+def measure_caption_truth(
+    pipeline: Pipeline,
+    data: Shapes,
+    count: int,
+    write: WriteConfig,
+    *,
+    seed: int = 0,
+    batch_size: int = 100,
+    progress: Progress | None = None,
+) -> tuple[Figures, list[str]]:
+    """The shares of captions that parse and are true of their image, judged by a parser alone, and the
+    captions."""
     captions: list[str] = []
     for batch in batches_of(count, batch_size):
         images = to_float(np.stack([data.read(index).image for index in batch]))
         captions += pipeline.caption(images, write, seed=seed, image_indices=batch)
         if progress is not None:
             progress(batch[-1] + 1)
-    truth = caption_truth(captions, [data.scene(index) for index in range(count)])
-    scores = caption_scores(captions, [data.captions(index) for index in range(count)])
-    return {**truth, **scores}, captions
+    return caption_truth(captions, [data.scene(index) for index in range(count)]), captions
 
 
 def measure_edits(

@@ -1,0 +1,63 @@
+"""Every recipe that is a run: what it costs is known without its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from causalfusion.errors import UserError
+from causalfusion.estimate.command import run
+from causalfusion.estimate.planned import plan_run, read_settings
+from causalfusion.presets import DataFacts, load_config, load_facts, load_layer, recipe_names
+
+RUNS = [name for name in recipe_names() if "data" in load_layer(name)]
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory in which the paths of recipes lead nowhere."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.usefixtures("nowhere")
+def test_a_run_is_estimated_without_its_data(name: str, capsys: pytest.CaptureFixture[str]):
+    assert run([name], gpu="h100") in (0, 1)
+    assert "parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "classes"),
+    [
+        ("cifar10", 64, 10),
+        ("imagenet256", 256, 1000),
+        ("imagenet512", 1024, 1000),
+        ("ablation256", 256, 1000),
+    ],
+)
+@pytest.mark.usefixtures("nowhere")
+def test_what_a_recipe_says_of_its_data_counts(name: str, tokens: int, classes: int):
+    planned = plan_run(read_settings([name], []), facts=load_facts([name]))
+    assert (planned.config.model.num_tokens, planned.config.model.num_classes) == (tokens, classes)
+    assert not any("classes" in note for note in planned.assumptions)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_other_data_are_what_the_command_line_says():
+    settings = read_settings(["cifar10"], ["--data.image-size", "64", "--model.num-classes", "3"])
+    model = plan_run(settings, facts=load_facts(["cifar10"])).config.model
+    assert (model.num_tokens, model.num_classes) == (256, 3)
+
+
+def test_facts_are_no_settings_of_a_run():
+    assert (load_config("cifar10").model.num_classes, load_config("cifar10").data.image_size) == (0, 0)
+    assert load_facts(["digits"]) == DataFacts()
+
+
+@pytest.mark.parametrize("text", ["facts = 3", "[facts]\nclasses = 'ten'", "[facts]\nside = 3"])
+def test_facts_are_checked(tmp_path: Path, text: str):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="facts"):
+        load_facts([str(path)])
