@@ -11,7 +11,7 @@ from causalfusion.cli import app
 from causalfusion.config_json import to_dict
 from causalfusion.demo import Digits, best_fitting_classes, demo_config, training_seconds
 from causalfusion.demo_report import reproduction_commands
-from causalfusion.train.run import MAY_CHANGE
+from causalfusion.train.resume import MAY_CHANGE
 
 
 def flat(values: dict, prefix: str = "") -> dict:
