@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from causalfusion.data.loader import MAX_UNREADABLE, Batch
+from causalfusion.data.loader import Batch
+from causalfusion.data.reader import allowed_unreadable
 from causalfusion.errors import UserError
 from causalfusion.files import write_whole
 
@@ -31,10 +32,11 @@ class Tally:
 
     def add(self, done: int, replaced: int) -> None:
         self.done, self.replaced = self.done + done, self.replaced + replaced
-        if self.replaced > MAX_UNREADABLE * self.num_images:  # training would stop as well
+        allowed = allowed_unreadable(self.num_images)
+        if self.replaced > allowed:  # training would stop as well
             raise UserError(
-                f"{self.replaced} of {self.num_images} images cannot be read, more than "
-                f"{MAX_UNREADABLE:.0%}; the warnings above name them: remove or repair them"
+                f"{self.replaced} of {self.num_images} images cannot be read, more than {allowed}; the "
+                "warnings above name them: remove or repair them"
             )
         self.progress(self.done)
 

@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader
 
 from causalfusion.config import DataConfig
 from causalfusion.data.captions import draw_caption
-from causalfusion.data.reader import MAX_UNREADABLE, MIN_READ, Health, Reader, Reads, Samples, warn_of
+from causalfusion.data.reader import MIN_READ, Health, Reader, Reads, Samples, warn_of
 from causalfusion.data.source import ImageSource
 from causalfusion.data.transforms import flip_decision
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_seed
 
 __all__ = [
-    "MAX_UNREADABLE", "MIN_READ", "Batch", "Loader", "Samples", "leave_signals", "load_indices",
+    "MIN_READ", "Batch", "Loader", "Samples", "leave_signals", "load_indices",
     "split_holdout", "stream", "unchanged",
 ]  # fmt: skip
 

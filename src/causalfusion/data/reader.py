@@ -20,6 +20,8 @@ from causalfusion.rng import derive_seed
 
 MAX_UNREADABLE = 0.01
 """Share of the images that may be unreadable."""
+FEW_UNREADABLE = 5
+"""So many may be unreadable of a small set too, if they are no more than a quarter of it."""
 MIN_READ = 100
 """Images to read before their unreadable share says anything; replacements to try before giving up."""
 _HOPELESS = 0.1
@@ -122,16 +124,21 @@ class Health:
         total = self.num_images
         if self.num_read >= MIN_READ and len(self.bad) > _HOPELESS * self.num_read:
             total = min(total, self.num_read)
-        if len(self.bad) > MAX_UNREADABLE * total:
+        if len(self.bad) > allowed_unreadable(total):
             first = "; ".join(list(self.bad.values())[:3])
             raise UserError(
-                f"{len(self.bad)} of {total} images cannot be read, more than {MAX_UNREADABLE:.0%}: {first}; "
-                "remove or repair them"
+                f"{len(self.bad)} of {total} images cannot be read, more than {allowed_unreadable(total)}: "
+                f"{first}; remove or repair them"
             )
 
 
+def allowed_unreadable(num_images: int) -> int:
+    """How many images may be unreadable."""
+    return max(int(MAX_UNREADABLE * num_images), min(FEW_UNREADABLE, num_images // 4))
+
+
 def warn_of(name: str, count: str = "") -> None:
-    """Name an unreadable image (and why) in a warning."""
+    """Name an unreadable image, and why, in a warning."""
     warnings.warn(f"skipped an image that cannot be read{count}: {name}", stacklevel=3)
 
 
