@@ -31,6 +31,11 @@ def write_whole(file: Path, content: bytes | str | Callable[[BinaryIO], object])
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(file.parent)
+    replace_file(file, content)
+
+
+def replace_file(file: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    """`write_whole` without the search for leftovers, which lists the folder: for one of many files."""
     temporary = temporary_name(file)
     try:
         with temporary.open("xb") as stream:

@@ -132,12 +132,20 @@ class Edit:
     """(H, W) bool, True where pixels were regenerated."""
     edited: Tensor
     """(B, C, H, W), one per original."""
-    labels: Sequence[str]
-    """The new class of each."""
+    asked: Sequence[str]
+    """What each was to become, such as its new class; "" where it is said elsewhere."""
 
 
-def edit_sheet(originals: Tensor, labels: Sequence[str], edits: Sequence[Edit], *, scale: int) -> Image.Image:
-    """One original (B, C, H, W) per row; for every edit what was kept of it, and what became of that."""
+def edit_sheet(
+    originals: Tensor,
+    labels: Sequence[str],
+    edits: Sequence[Edit],
+    *,
+    scale: int,
+    notes: Sequence[str] | None = None,
+) -> Image.Image:
+    """One original (B, C, H, W) per row; for every edit what was kept of it, and what became of that.
+    `notes`: a text beneath each edit."""
     blocks = [
         sheet(to_tiles(originals, scale), 1, column_labels=["original"], title=" ", captions=list(labels))
     ]
@@ -149,10 +157,29 @@ def edit_sheet(originals: Tensor, labels: Sequence[str], edits: Sequence[Edit], 
             outline(kept, edit.mask, ACCENT)
             outline(after[row], edit.mask, ACCENT)
             tiles += [kept, after[row]]
-            captions += ["", f"now {edit.labels[row]}"]
+            captions += ["", f"asked: {edit.asked[row]}" if edit.asked[row] else ""]
         names = ["kept", "edited"]
         blocks.append(sheet(tiles, 2, column_labels=names, title=edit.name, captions=captions))
+    if notes is not None:
+        height = max(block.height for block in blocks)
+        texts = [None, *notes]
+        blocks = [_with_note(block, height, text) for block, text in zip(blocks, texts, strict=True)]
+        tallest = max(block.height for block in blocks)
+        blocks = [_extended(block, tallest) for block in blocks]
     return framed(beside(blocks))
+
+
+def _with_note(block: Image.Image, height: int, text: str | None) -> Image.Image:
+    """The picture, filled up above to a height, with a text beneath."""
+    canvas = Image.new("RGB", (block.width, height), PAPER)
+    canvas.paste(block, (0, height - block.height))
+    return canvas if text is None else below([canvas, paragraph(text, block.width)], gap=0)
+
+
+def _extended(picture: Image.Image, height: int) -> Image.Image:
+    canvas = Image.new("RGB", (picture.width, height), PAPER)
+    canvas.paste(picture, (0, 0))
+    return canvas
 
 
 def cover(tile: Image.Image, cells: Tensor, colour: Colour) -> None:

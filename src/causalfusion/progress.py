@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -46,3 +47,20 @@ def duration(seconds: float) -> str:
         return "?"
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def seconds_of_command(otherwise: float) -> float:
+    """Seconds since the command that this process is was started, the time to start Python and to load the
+    model with it; `otherwise` in a process that is something else, or where the system does not tell."""
+    main = sys.modules.get("__main__")
+    module = getattr(getattr(main, "__spec__", None), "name", "") or ""
+    script = os.path.basename(getattr(main, "__file__", None) or "")
+    if not module.startswith("causalfusion.") and not script.startswith("causalfusion"):
+        return otherwise
+    try:
+        with open("/proc/self/stat", "rb") as stream:
+            ticks = int(stream.read().rpartition(b")")[2].split()[19])  # proc(5): field 22, starttime
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return otherwise
+    return max(age, otherwise)

@@ -51,6 +51,9 @@ class ModelSpec:
     tokenizer_fingerprint: str = ""
     """Of the tokenizer that lies beside the weights; empty for a model without text."""
     class_names: list[str] = field(default_factory=list)
+    class_dropout: float | None = None
+    """How often training left the class out: 0 means that "no class", which guidance needs, was never
+    trained; None where nobody wrote it down."""
     images_seen: int = 0
     origin: str = ""
     """Where the weights come from, in words."""

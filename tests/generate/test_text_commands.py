@@ -18,7 +18,8 @@ from causalfusion import cli, saved
 from causalfusion.codec.tokenizer import Tokenizer, train_tokenizer
 from causalfusion.config import CodecConfig, DiffusionConfig, ModelConfig
 from causalfusion.generate import caption_run
-from causalfusion.generate.output import one_line
+from causalfusion.generate.output import one_line, to_float
+from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.transformer import Transformer
 from causalfusion.pictures import font, paragraph, text_tile, with_texts, wrapped
 from causalfusion.saved import ModelSpec, replace_model
@@ -219,8 +220,10 @@ def test_edit_by_prompt_changes_the_region_alone(models, photos, tmp_path):
             assert a == b or abs(made[a] - made[b]).max() > 1, f"{a} and {b} gave the same edit"
     facts = facts_of(tmp_path / "both")
     assert (facts["class"], facts["prompt"]) == ("dog", CAPTIONS[0])
-    plain, headed = (Image.open(tmp_path / name / "sheet.png") for name in ("class", "a"))
-    assert headed.height > plain.height, "the prompt stands above the sheet"
+    alone, with_class = (Image.open(tmp_path / name / "sheet.png") for name in ("a", "both"))
+    assert np.asarray(alone)[:60].tolist() != np.asarray(with_class)[:60].tolist(), "it says what was asked"
+    edits = to_float(pixels_of(tmp_path / "both", "edited-*.png").astype(np.uint8))
+    assert facts["read_as"] == Pipeline.load(models["both"]).caption(edits), "and what the model reads there"
 
 
 def test_a_packaged_model_has_a_name(models, photos, tmp_path, monkeypatch, capsys):

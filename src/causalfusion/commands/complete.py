@@ -17,6 +17,7 @@ def complete(
     *,
     model: Path = Path("shapes"),
     elements: int | None = None,
+    candidates: int = 1,
     out: Path = Path("completion"),
     seed: int = 0,
     weights: Literal["ema", "raw"] = "ema",
@@ -36,6 +37,8 @@ def complete(
         A model folder, a training run (its last checkpoint), or the name of a packaged model.
     elements
         How many to generate, if there is room. Default: until the model ends.
+    candidates
+        Images drawn for each that follows a text: kept is the one for which the model finds it likeliest.
     out
         Folder for `completion-00.png`, ..., `story.png`, `story.json`.
     config
@@ -44,8 +47,8 @@ def complete(
     from causalfusion.generate.complete_run import CompleteRequest, complete_to_folder
 
     request = CompleteRequest(
-        prompt=prompt, model=model, num_elements=elements, out=out, seed=seed, weights=weights,
-        precision=precision, device=device, write=write, settings=settings,
+        prompt=prompt, model=model, num_elements=elements, candidates=candidates, out=out, seed=seed,
+        weights=weights, precision=precision, device=device, write=write, settings=settings,
     )  # fmt: skip
     complete_to_folder(request)
     return 0

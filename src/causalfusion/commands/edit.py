@@ -22,6 +22,7 @@ def edit(
     region: str = "",
     out: Path = Path("edit"),
     variants: int = 1,
+    candidates: int = 1,
     paste: bool = True,
     seed: int = 0,
     weights: Literal["ema", "raw"] = "ema",
@@ -39,17 +40,21 @@ def edit(
     model
         A model folder, a training run (its last checkpoint), or the name of a packaged model.
     class_
-        Class of the new content, by number or name.
+        Class of the new content: a name, or a number counted from 0; name:7 and index:7 say which is meant.
     prompt
         What the whole image is to show, in words; with a class, or instead of one.
     mask
-        Image of the model's size; bright pixels may change. A token is regenerated if any of its pixels may.
+        Image of the picture's size, or the model's: bright pixels that are not transparent may change; in a
+        mask of zeros and ones, the ones. A token is regenerated if any of its pixels may.
     region
         Instead of a mask: center, top, bottom, left, right, outside, or a box x,y,w,h in pixels.
     out
-        Folder for `edited-00.png`, ..., `original.png`, `mask.png`, `sheet.png` and `settings.json`.
+        Folder for `edited-00.png`, ..., `original.png`, `mask.png`, `sheet.png` and `settings.json`. Those of
+        an earlier edit there are replaced, other files left alone.
     variants
         How many different edits; they share the cached context.
+    candidates
+        Edits drawn for each that is kept: the one for which the model itself finds the prompt likeliest.
     paste
         Put the pixels outside the mask back exactly as they were.
     """
@@ -57,8 +62,8 @@ def edit(
 
     request = EditRequest(
         image=image, model=model, class_name=class_, prompt=prompt, mask=mask, region=region, out=out,
-        variants=variants, paste=paste, seed=seed, weights=weights, precision=precision, device=device,
-        settings=settings,
+        variants=variants, candidates=candidates, paste=paste, seed=seed, weights=weights,
+        precision=precision, device=device, settings=settings,
     )  # fmt: skip
     edit_to_folder(request)
     return 0

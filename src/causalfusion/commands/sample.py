@@ -40,7 +40,8 @@ def sample(
     model
         A model folder, a training run (its last checkpoint), or the name of a packaged model.
     out
-        Folder for the images, `grid.png`, `samples.npz` and `settings.json`.
+        Folder for the images, `grid.png`, `samples.npz` and `settings.json`. Those of an earlier `sample`
+        there are replaced, other files left alone; where the same command was stopped, it goes on.
     images
         How many images. Default: one for each line of the prompts file, else 16.
     prompt
@@ -50,9 +51,10 @@ def sample(
     candidates
         Images drawn for each that is kept: the one for which the model itself finds the prompt likeliest.
     classes
-        By number or name; image i gets classes[i % how many]. Default: all in turn; with prompts, none.
+        Names, or numbers counted from 0; name:7 and index:7 say which is meant. Image i gets classes[i % how
+        many]. Default: all in turn; with prompts, none.
     first
-        Index of the first image: continue an earlier set with --first N.
+        Index of the first image: --first N goes on with an earlier set of N images of the same settings.
     output
         png: one file per image; grid: all in one picture; npz: ADM's format (arr_0 images, arr_1 labels).
     compile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from causalfusion.config import WriteConfig
 from causalfusion.data.folder import SUFFIXES
+from causalfusion.data.written import pictures_beside
 from causalfusion.distributed import join_world
 from causalfusion.errors import UserError
 from causalfusion.files import write_whole
@@ -108,7 +110,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if is_image_name(p.name) and not p.name.startswith("."))
+        inside = images_below(path)
         if not inside:
             raise UserError(f"there are no images in {path}; expected files ending in {', '.join(SUFFIXES)}")
         files += inside
@@ -116,6 +118,21 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     if missing:
         raise UserError(f"image {missing[0]} does not exist")
     return files
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The images of a folder and of those in it, sorted; without hidden ones, and without the pictures that
+    these commands draw for people beside their images."""
+    found: list[Path] = []
+    for base, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        beside = pictures_beside(Path(base))
+        found += [
+            Path(base, name)
+            for name in names
+            if is_image_name(name) and not name.startswith(".") and name not in beside
+        ]
+    return sorted(found)
 
 
 def is_image_name(name: str) -> bool:

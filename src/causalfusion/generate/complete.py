@@ -23,6 +23,7 @@ from causalfusion.documents import Element, Image, ImageToCome, Text
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import check_room, prompt_ids, text_length
+from causalfusion.generate.rank import best_of
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.generate.write import choose_tokens, only
 from causalfusion.rng import derive_generator, derive_seed
@@ -83,12 +84,13 @@ def complete(
     *,
     num_elements: int | None = None,
     seed: int = 0,
+    candidates: int = 1,
     listener: Listener | None = None,
 ) -> list[str | Tensor]:
     """The elements that follow the prompt: texts, and images (C, H, W) in [-1, 1] like those in the prompt.
 
     Until the model ends the document, or has no room; or, with `num_elements`, that many of them if there is
-    room.
+    room. An image after a text is the best of `candidates` draws, by the model's own judgement.
     """
     write, listener = write or WriteConfig(), listener or Listener()
     if not prompt:
@@ -107,7 +109,7 @@ def complete(
         if kind == "text":
             made.append(_write(story, write, seed, listener))
         else:
-            made.append(_draw(story, sample, seed, listener))
+            made.append(_draw(story, sample, seed, listener, candidates))
         listener.end()
     return made
 
@@ -147,13 +149,22 @@ def _write(story: _Story, write: WriteConfig, seed: int, listener: Listener) -> 
     return text
 
 
-def _draw(story: _Story, sample: SampleConfig, seed: int, listener: Listener) -> Tensor:
-    """An image after the document so far; its noise is that of this place in the document."""
-    place = len(story.elements)
-    tokens = story.pipeline.generate_after(
-        story.label, [[*story.elements, ImageToCome()]], story.tokens, sample,
-        seed=derive_seed(seed, "image", place) if place > 1 else seed, watch=listener.diffusion_step,
-    )  # fmt: skip
-    image = story.pipeline.codec.decode_tokens(tokens)[0].cpu()
+def _draw(story: _Story, sample: SampleConfig, seed: int, listener: Listener, candidates: int) -> Tensor:
+    """An image after the document so far; its noise is that of this place in the document. After a text it
+    is the one of the candidates for which the model finds that text the likeliest."""
+    place, pipeline = len(story.elements), story.pipeline
+
+    def draw(seed: int) -> Tensor:
+        tokens = pipeline.generate_after(
+            story.label, [[*story.elements, ImageToCome()]], story.tokens, sample,
+            seed=seed, watch=listener.diffusion_step,
+        )  # fmt: skip
+        return pipeline.codec.decode_tokens(tokens)
+
+    last = story.elements[-1]
+    text = story.tokenizer.decode(list(last.ids)) if isinstance(last, Text) else ""
+    first_seed = derive_seed(seed, "image", place) if place > 1 else seed
+    images = best_of(draw, pipeline, [text], candidates if text.strip() else 1, first_seed)
+    image = images[0].cpu()
     story.add(image)
     return image

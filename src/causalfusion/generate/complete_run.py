@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from torch import Tensor
 
 from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.config_json import to_dict
 from causalfusion.distributed import join_world
 from causalfusion.errors import UserError
+from causalfusion.files import in_use
 from causalfusion.generate.caption_run import is_image_name, read_model_image
 from causalfusion.generate.complete import Listener, complete
-from causalfusion.generate.output import describe, facts, load_pipeline, one_line, save_png, say
+from causalfusion.generate.out_folder import begin, check_room, finish, settings_there
+from causalfusion.generate.output import (
+    describe,
+    facts,
+    load_pipeline,
+    one_line,
+    save_png,
+    say,
+    warn_of_untrained_null,
+)
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.pictures import framed, sheet, text_tile, to_tiles, with_texts
-from causalfusion.progress import ProgressLine
+from causalfusion.progress import ProgressLine, seconds_of_command
 from causalfusion.saved import WeightsName
 
 if TYPE_CHECKING:
@@ -40,6 +50,7 @@ class CompleteRequest:
     model: Path
     num_elements: int | None
     out: Path
+    candidates: int
     seed: int
     weights: WeightsName
     precision: str
@@ -50,6 +61,8 @@ class CompleteRequest:
     def __post_init__(self) -> None:
         if self.num_elements is not None and self.num_elements < 1:
             raise UserError(f"--elements is {self.num_elements}; expected at least 1")
+        if self.candidates < 1:
+            raise UserError(f"--candidates is {self.candidates}; expected at least 1")
 
 
 def complete_to_folder(request: CompleteRequest) -> Path:
@@ -64,32 +77,51 @@ def complete_to_folder(request: CompleteRequest) -> Path:
             read_model_image(pipeline, Path(element)) if is_image_name(element) else element
             for element in request.prompt
         ]
-        start, teller = time.monotonic(), _Teller(request.out)
-        try:
-            made = complete(
-                pipeline, prompt, request.settings, request.write,
-                num_elements=request.num_elements, seed=request.seed, listener=teller,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            teller.interrupted()
-            raise
-        seconds = time.monotonic() - start
-        if request.num_elements is not None and len(made) < request.num_elements:
-            say(f"{len(made)} of {request.num_elements} elements: the model has no room for more")
-        request.out.mkdir(parents=True, exist_ok=True)
-        story = _write_images(request, pipeline, made)
-        _draw_story([*prompt, *made], len(prompt)).save(request.out / "story.png")
+        warn_of_untrained_null(pipeline, request.settings, ())
+        given = [
+            {"from": "prompt", "image" if is_image_name(element) else "text": element}
+            for element in request.prompt
+        ]
         settings = {
             "command": "complete",
-            "elements": story,
+            "elements": given,
             **facts(pipeline, folder, request.weights, request.precision, request.seed, request.settings),
             "write": to_dict(request.write),
-            "seconds": round(seconds, 3),
+            "candidates": request.candidates,
         }
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        (request.out / "story.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+        earlier = settings_there(request.out, "complete") if request.out.is_dir() else None
+        names = [image_name(index) for index in range(pipeline.model.config.max_images)]
+        check_room(request.out, "complete", ["story.png", *names], earlier)
+        start = time.monotonic()
+        made = _complete(pipeline, request, prompt)
+        settings["elements"] = [*given, *_told(made)]
+        with in_use(request.out, "the folder"):
+            begin(request.out, settings, earlier, keep=False)
+            _save_images(pipeline, made, request.out)
+            save_png(np.asarray(_draw_story([*prompt, *made], len(prompt))), request.out / "story.png")
+            seconds = seconds_of_command(time.monotonic() - start)
+            finish(request.out, {**settings, "seconds": round(seconds, 3)})
         say(f"{len(made)} elements in {seconds:.1f} s in {request.out}")
     return request.out
+
+
+def _complete(
+    pipeline: Pipeline, request: CompleteRequest, prompt: Sequence[str | Tensor]
+) -> list[str | Tensor]:
+    """The elements made, told as they come."""
+    teller = _Teller(request.out)
+    try:
+        made = complete(
+            pipeline, prompt, request.settings, request.write,
+            num_elements=request.num_elements, seed=request.seed, candidates=request.candidates,
+            listener=teller,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        teller.interrupted()
+        raise
+    if request.num_elements is not None and len(made) < request.num_elements:
+        say(f"{len(made)} of {request.num_elements} elements: the model has no room for more")
+    return made
 
 
 class _Teller(Listener):
@@ -141,24 +173,20 @@ def _check_files(prompt: Sequence[str]) -> None:
             )
 
 
-def _write_images(
-    request: CompleteRequest, pipeline: Pipeline, made: Sequence[str | Tensor]
-) -> list[dict[str, str]]:
-    """Save the images among the elements made; all elements for story.json, those of the prompt first."""
-    story = [
-        {"from": "prompt", "image" if is_image_name(element) else "text": element}
-        for element in request.prompt
-    ]
-    num_images = 0
+def _told(made: Sequence[str | Tensor]) -> list[dict[str, str]]:
+    """The elements made, for story.json."""
+    story: list[dict[str, str]] = []
     for element in made:
-        if isinstance(element, str):
-            story.append({"from": "model", "text": element})
-            continue
-        name = image_name(num_images)
-        save_png(pipeline.codec.to_uint8(element[None])[0], request.out / name)
-        story.append({"from": "model", "image": name})
-        num_images += 1
+        num_images = sum("image" in told for told in story)
+        text_or_name = element if isinstance(element, str) else image_name(num_images)
+        story.append({"from": "model", "text" if isinstance(element, str) else "image": text_or_name})
     return story
+
+
+def _save_images(pipeline: Pipeline, made: Sequence[str | Tensor], out: Path) -> None:
+    images = [element for element in made if not isinstance(element, str)]
+    for index, image in enumerate(images):
+        save_png(pipeline.codec.to_uint8(image[None])[0], out / image_name(index))
 
 
 def _draw_story(elements: Sequence[str | Tensor], num_given: int) -> Picture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +13,32 @@ from torch import Tensor
 from causalfusion.config import SampleConfig
 from causalfusion.distributed import join_world
 from causalfusion.errors import UserError
+from causalfusion.files import in_use
+from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
 from causalfusion.generate.output import (
     check_prompts,
     describe,
     facts,
     load_pipeline,
     read_image,
-    read_label,
+    read_labels,
     save_png,
+    say,
     to_float,
+    warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.generate.regions import read_mask, region_mask
+from causalfusion.generate.rank import best_of
+from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.pictures import Edit, below, edit_sheet, framed, paragraph
-from causalfusion.progress import ProgressLine
+from causalfusion.progress import ProgressLine, seconds_of_command
 from causalfusion.saved import WeightsName
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+
+SHOWN = 8
+"""Edits on the sheet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,7 @@ class EditRequest:
     region: str
     out: Path
     variants: int
+    candidates: int
     paste: bool
     seed: int
     weights: WeightsName
@@ -60,6 +68,9 @@ class EditRequest:
             raise UserError("expected --class, --prompt, or both: what the region is to show")
         if self.variants < 1:
             raise UserError(f"--variants is {self.variants}; expected at least 1")
+        if self.candidates < 1 or (self.candidates > 1 and self.prompt is None):
+            expected = "--prompt with it, or 1" if self.candidates > 1 else "at least 1"
+            raise UserError(f"--candidates is {self.candidates}; expected {expected}")
 
 
 def edit_to_folder(request: EditRequest) -> Path:
@@ -72,49 +83,69 @@ def edit_to_folder(request: EditRequest) -> Path:
         height, width = config.image_height, config.image_width
         original = read_image(request.image, height, width, config.image_channels)
         mask = _read_region(request, height, width)
-        progress = ProgressLine(request.variants, 0)
-        start = time.monotonic()
-        edited = pipeline.edit(
-            original[None], mask, [label], request.settings,
-            prompts=prompts, seed=request.seed, variants=request.variants, paste=request.paste,
-            watch=lambda event: progress.show(0, describe(event)),
-        )  # fmt: skip
-        progress.close()
-        seconds = time.monotonic() - start
-        request.out.mkdir(parents=True, exist_ok=True)
-        pixels = pipeline.codec.to_uint8(edited)
-        before = pipeline.codec.to_uint8(original[None])
-        if request.paste:  # exactly the input's pixels, whatever rounding the way through floats had
-            pixels = np.where(mask.numpy()[None, :, :, None], pixels, before)
-        for index, image in enumerate(pixels):
-            save_png(image, request.out / f"edited-{index:02d}.png")
-        save_png(before[0], request.out / "original.png")
-        save_png(mask.numpy()[:, :, None].astype(np.uint8) * 255, request.out / "mask.png")
-        name = None if request.class_name is None else _name(pipeline, label)
-        _draw_sheet(request, name, original, mask, pixels).save(request.out / "sheet.png")
+        warn_of_untrained_null(pipeline, request.settings, [label])
         settings = {
             "command": "edit",
             "image": str(request.image),
             "mask": str(request.mask) if request.mask else None,
             "region": request.region,
-            "class": name,
+            "class": None if request.class_name is None else _name(pipeline, label),
             "label": label,
             "prompt": request.prompt,
             "variants": request.variants,
+            "candidates": request.candidates,
             "paste": request.paste,
             **facts(pipeline, folder, request.weights, request.precision, request.seed, request.settings),
-            "seconds": round(seconds, 3),
         }
-        (request.out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-        print(f"{request.variants} edits in {seconds:.1f} s in {request.out}")
+        earlier = settings_there(request.out, "edit") if request.out.is_dir() else None
+        check_room(request.out, "edit", files_of(settings), earlier)
+        with in_use(request.out, "the folder"):
+            start = time.monotonic()
+            edited = _edit(pipeline, request, original, mask, label, prompts)
+            pixels = pipeline.codec.to_uint8(edited)
+            before = pipeline.codec.to_uint8(original[None])
+            if request.paste:  # exactly the input's pixels, whatever rounding the way through floats had
+                pixels = np.where(mask.numpy()[None, :, :, None], pixels, before)
+            read_as = None if pipeline.tokenizer is None else pipeline.caption(to_float(pixels[:SHOWN]))
+            begin(request.out, settings, earlier, keep=False)
+            for index, image in enumerate(pixels):
+                save_png(image, request.out / f"edited-{index:02d}.png")
+            save_png(before[0], request.out / "original.png")
+            save_png(mask.numpy()[:, :, None].astype(np.uint8) * 255, request.out / "mask.png")
+            sheet = _draw_sheet(request, settings["class"], original, mask, pixels, read_as)
+            save_png(np.asarray(sheet), request.out / "sheet.png")
+            seconds = seconds_of_command(time.monotonic() - start)
+            finish(request.out, {**settings, "read_as": read_as, "seconds": round(seconds, 3)})
+        many = "s" * (request.variants > 1)
+        say(f"{request.variants} edit{many} in {seconds:.1f} s in {request.out}")
     return request.out
+
+
+def _edit(
+    pipeline: Pipeline, request: EditRequest, original: Tensor, mask: Tensor, label: int,
+    prompts: list[str] | None,
+) -> Tensor:  # fmt: skip
+    """(variants, C, H, W), each the best of its candidates."""
+    progress = ProgressLine(request.variants, 0, what="edits")
+
+    def draw(seed: int) -> Tensor:
+        return pipeline.edit(
+            original[None], mask, [label], request.settings,
+            prompts=prompts, seed=seed, variants=request.variants, paste=request.paste,
+            watch=lambda event: progress.show(0, describe(event)),
+        )  # fmt: skip
+
+    captions = (prompts or [""]) * request.variants
+    edited = best_of(draw, pipeline, captions, request.candidates, request.seed)
+    progress.close()
+    return edited
 
 
 def _condition(pipeline: Pipeline, request: EditRequest) -> tuple[int, list[str] | None]:
     """The label, the null label where no class was given, and the prompt."""
     label = pipeline.model.config.null_label
     if request.class_name is not None:
-        label = read_label(pipeline, request.class_name)
+        (label,) = read_labels(pipeline, [request.class_name])
     if request.prompt is None:
         return label, None
     check_prompts(pipeline, [request.prompt])
@@ -124,7 +155,7 @@ def _condition(pipeline: Pipeline, request: EditRequest) -> tuple[int, list[str]
 def _read_region(request: EditRequest, height: int, width: int) -> Tensor:
     """(H, W) True where pixels may change."""
     if request.mask is not None:
-        return read_mask(request.mask, height, width)
+        return read_mask(request.mask, height, width, Original.of(request.image))
     return region_mask(request.region, height, width)
 
 
@@ -133,16 +164,18 @@ def _name(pipeline: Pipeline, label: int) -> str:
 
 
 def _draw_sheet(
-    request: EditRequest, name: str | None, original: Tensor, mask: Tensor, pixels: np.ndarray
-) -> Picture:
-    """The original beside the first edits (n, H, W, C), beneath the prompt where there is one."""
+    request: EditRequest, name: str | None, original: Tensor, mask: Tensor, pixels: np.ndarray,
+    read_as: list[str] | None,
+) -> Picture:  # fmt: skip
+    """The original beside the first edits (n, H, W, C), beneath what was asked for; below each edit, of a
+    model with text, what the model itself reads in it: the edit may be another than the one asked for."""
     edits = [
-        Edit(f"edit {index:02d}", mask, image[None], [name or "as prompted"])
-        for index, image in enumerate(to_float(pixels)[:8])
+        Edit(f"edit {index:02d}", mask, image[None], [""])
+        for index, image in enumerate(to_float(pixels)[:SHOWN])
     ]
     scale = max(1, 192 // original.shape[1])
-    picture = edit_sheet(original[None], [request.image.name], edits, scale=scale)
-    if request.prompt is None:
-        return picture
-    heading = paragraph(request.prompt, picture.width - 32, 20)
+    notes = None if read_as is None else [f"read by the model as: {text}" for text in read_as]
+    picture = edit_sheet(original[None], [request.image.name], edits, scale=scale, notes=notes)
+    asked = [f"class: {name}"] * (name is not None) + [f"prompt: {request.prompt}"] * bool(request.prompt)
+    heading = paragraph(", ".join(asked), picture.width - 32, 20)
     return below([framed(heading), picture], gap=-16)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import sys
 import unicodedata
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,23 +19,27 @@ from causalfusion.config import SampleConfig
 from causalfusion.config_json import to_dict
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
+from causalfusion.files import write_whole
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import prompt_ids
-from causalfusion.generate.settings import parse_class
+from causalfusion.generate.settings import parse_classes
+from causalfusion.generate.store import png_of
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.model.compiled import compile_blocks
 from causalfusion.runtime import compute_dtype
 from causalfusion.saved import WeightsName, latest_model
 
+_UNTRAINED = (
+    "guidance leads away from images without a {0}; this model was trained with {1}: it never saw one, "
+    "so that guided images may come out wrong; use --guidance-scale 1, or train with 0.1"
+)
 CompileChoice = Literal["auto", "always", "never"]
 IMAGES_TO_COMPILE = 1000
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
-    """One image (H, W, 1 or 3) uint8."""
-    from PIL import Image
-
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+    """One image (H, W, 1 or 3) uint8, whole."""
+    write_whole(path, png_of(pixels))
 
 
 def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
@@ -79,18 +84,36 @@ def compile_for(pipeline: Pipeline, images: int, choice: CompileChoice = "auto")
         compile_blocks(pipeline.model)
 
 
-def read_label(pipeline: Pipeline, name: str) -> int:
-    """A class by number or name; a model that does not use classes is refused."""
+def read_labels(pipeline: Pipeline, names: Sequence[str]) -> list[int]:
+    """Classes as `parse_classes` reads them; a model that does not use classes is refused."""
     model = pipeline.model.config
-    if not uses_classes(pipeline):
+    if names and not uses_classes(pipeline):
         remedy = "give --prompt" if pipeline.tokenizer is not None else "leave the class out"
-        raise UserError(f"this model has no class condition; {remedy} (class {name!r} was given)")
-    return parse_class(name, pipeline.spec.class_names, model.num_classes)
+        raise UserError(f"this model has no class condition; {remedy} (class {names[0]!r} was given)")
+    return parse_classes(names, pipeline.spec.class_names, model.num_classes)
 
 
 def uses_classes(pipeline: Pipeline) -> bool:
     model = pipeline.model.config
     return model.num_classes > 0 and (model.num_class_tokens > 0 or model.conditioning == "adaln_zero")
+
+
+def warn_of_untrained_null(pipeline: Pipeline, settings: SampleConfig, labels: Iterable[int]) -> None:
+    """Say where generation uses what training never showed the model: "no class", or no text."""
+    spec, guided = pipeline.spec, settings.guidance_scale != 1
+    null = pipeline.model.config.null_label
+    given = [label != null for label in labels]
+    if uses_classes(pipeline) and spec.class_dropout == 0:
+        if not all(given):
+            warnings.warn(
+                "this model was trained with train.class_dropout 0: it never saw an image without a class, "
+                "and its images may come out wrong; give classes",
+                stacklevel=2,
+            )
+        elif guided:
+            warnings.warn(_UNTRAINED.format("class", "train.class_dropout 0"), stacklevel=2)
+    if pipeline.tokenizer is not None and guided and spec.text.caption_dropout == 0:
+        warnings.warn(_UNTRAINED.format("caption", "text.caption_dropout 0"), stacklevel=2)
 
 
 def check_prompts(pipeline: Pipeline, prompts: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ Shape letters: B images, C, H, W channels and pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,20 +64,30 @@ def generate_best(
     if candidates < 1 or (candidates > 1 and prompts is None):
         expected = "1 where there are no prompts" if candidates > 1 else "at least 1"
         raise UserError(f"candidates is {candidates}; expected {expected}")
-    best, best_scores = None, None
-    for draw in range(candidates):
-        images = pipeline.generate(
-            labels, config, prompts=prompts, image_indices=image_indices, watch=watch,
-            seed=seed if draw == 0 else derive_seed(seed, "candidate", draw),
-        )  # fmt: skip
-        if candidates == 1 or prompts is None:
-            return images
-        scores = caption_log_likelihoods(pipeline, images, prompts)
-        if best is None or best_scores is None:
-            best, best_scores = images, scores
-            continue
+
+    def draw(seed: int) -> Tensor:
+        return pipeline.generate(
+            labels, config, prompts=prompts, image_indices=image_indices, watch=watch, seed=seed
+        )
+
+    return best_of(draw, pipeline, prompts or (), candidates, seed)
+
+
+def best_of(
+    draw: Callable[[int], Tensor], pipeline: Pipeline, captions: Sequence[str], candidates: int, seed: int
+) -> Tensor:
+    """Of `candidates` draws of images (B, C, H, W), for each image the one whose caption is the likeliest.
+
+    `draw` takes a seed: the first draw that of the run, the others ones derived from it.
+    """
+    best = draw(seed)
+    if candidates == 1:
+        return best
+    best_scores = caption_log_likelihoods(pipeline, best, captions)
+    for candidate in range(1, candidates):
+        images = draw(derive_seed(seed, "candidate", candidate))
+        scores = caption_log_likelihoods(pipeline, images, captions)
         better = scores > best_scores
         best = torch.where(better.to(images.device)[:, None, None, None], images, best)
         best_scores = torch.where(better, scores, best_scores)
-    assert best is not None, "there is at least one candidate"
     return best

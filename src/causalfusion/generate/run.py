@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from causalfusion import __version__
 from causalfusion.config import SampleConfig
+from causalfusion.config_json import to_dict
 from causalfusion.distributed import World, join_world
 from causalfusion.errors import UserError
-from causalfusion.generate.layout import batches_of
+from causalfusion.files import hash_of, in_use, stamp, write_whole
+from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
 from causalfusion.generate.output import (
     CompileChoice,
     check_prompts,
@@ -23,16 +26,17 @@ from causalfusion.generate.output import (
     describe,
     facts,
     load_pipeline,
-    read_label,
-    save_png,
+    read_labels,
     to_float,
     uses_classes,
+    warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
 from causalfusion.generate.settings import check_settings
+from causalfusion.generate.store import PartStore, PngStore, Store, png_of, runs_of, write_npz
 from causalfusion.pictures import framed, sheet, to_image_grid, to_tiles, with_texts
-from causalfusion.progress import ProgressLine
+from causalfusion.progress import ProgressLine, seconds_of_command
 from causalfusion.saved import WeightsName
 
 if TYPE_CHECKING:
@@ -92,34 +96,99 @@ class Task:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def indices(self) -> range:
+        return range(self.first, self.first + len(self))
+
 
 def sample_to_folder(request: Request) -> Path:
     """Generate the images of a request; the processes of a world take batches in turn."""
-    with join_world(request.device) as world:
+    with join_world(request.device) as world, ExitStack() as stack:
         pipeline, folder = load_pipeline(request.model, request.weights, request.precision, world)
         task = _task(pipeline, request)
-        compile_for(pipeline, len(task), request.compile)
         check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
-        request.out.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        images = _generate(pipeline, request, task, world)
-        if world.size > 1:
-            images = _gather(images, request, world)
         if world.is_main:
-            seconds = time.monotonic() - start
-            _write_together(request, task, images)
-            _write_settings(request, pipeline, folder, task, seconds)
+            warn_of_untrained_null(pipeline, request.settings, task.labels)
+            if request.out.exists() and not request.out.is_dir():
+                raise UserError(f"--out {request.out} is a file; expected a folder, or the name of a new one")
+            stack.enter_context(in_use(request.out, "the folder"))
+        job = _begin(pipeline, folder, request, task, world)
+        compile_for(pipeline, len(job.missing), request.compile)
+        seconds = _generate(pipeline, request, job, world)
+        world.barrier()
+        if world.is_main:
+            _write_together(request, job)
+            _finish(request, job, seconds)
     return request.out
 
 
-def _generate(pipeline: Pipeline, request: Request, task: Task, world: World) -> dict[int, np.ndarray]:
-    """This process's images (H, W, C) uint8 by index; PNGs are written batch by batch."""
-    progress = ProgressLine(len(task), 0, enabled=world.is_main)
-    images: dict[int, np.ndarray] = {}
-    for batch in batches_of(
-        len(task), request.batch_size, first=task.first, rank=world.rank, world_size=world.size
-    ):
-        done = min(len(images) * world.size, len(task))
+@dataclass(frozen=True)
+class _Job:
+    """What is to be in the folder, and how much of it is to be made."""
+
+    task: Task
+    settings: dict[str, Any]
+    store: Store
+    missing: list[int]
+    """Indices of the images that are not there yet."""
+
+
+def _begin(pipeline: Pipeline, folder: Path, request: Request, task: Task, world: World) -> _Job:
+    """Take the folder over: as it is, where a run with the same settings did not end or is continued with
+    --first; else empty of what an earlier one wrote."""
+    earlier = settings_there(request.out, "sample") if request.out.is_dir() else None
+    identity = _identity(pipeline, folder, request)
+    keep = False
+    if earlier is not None and earlier.get("identity") == identity:
+        first, stop = earlier["first"], earlier["first"] + earlier["num"]
+        if first < task.first <= stop:  # --first goes on with what is there
+            task, keep = _task(pipeline, request, range(first, max(stop, task.indices.stop))), True
+        else:
+            keep = not earlier.get("finished", True) and task.first == first and len(task) >= stop - first
+    settings = {
+        "command": "sample",
+        "num": len(task),
+        "first": task.first,
+        "labels": task.labels,
+        "class_names": pipeline.spec.class_names,
+        "prompts": task.prompts,
+        "candidates": request.candidates,
+        **facts(pipeline, folder, request.weights, request.precision, request.seed, request.settings),
+        "identity": identity,
+        "batch_size": request.batch_size,
+    }
+    world.barrier()  # all have read what is there
+    if world.is_main:
+        check_room(request.out, "sample", list(files_of(settings)), earlier)
+        begin(request.out, settings, earlier, keep)
+    world.barrier()
+    store = PngStore(request.out, identity) if "png" in request.output else PartStore(request.out)
+    there = store.has()
+    missing = [index for index in task.indices if index not in there]
+    world.barrier()  # nobody writes before all have looked
+    if world.is_main and len(missing) < len(task):
+        print(f"{len(task) - len(missing)} of {len(task)} images are there already")
+    return _Job(task, settings, store, missing)
+
+
+def _identity(pipeline: Pipeline, folder: Path, request: Request) -> str:
+    """What image i depends on, beside i, as a short hash."""
+    prompts = request.prompts
+    if request.prompts_file is not None:
+        prompts = read_prompts(request.prompts_file)
+    weights = folder / ("model.safetensors" if request.weights == "ema" else "raw.safetensors")
+    told = [folder.resolve(), stamp(weights), to_dict(pipeline.spec), request.weights, request.precision]
+    told += [request.seed, request.candidates, request.classes, prompts, to_dict(request.settings)]
+    return hash_of([__version__, *told])
+
+
+def _generate(pipeline: Pipeline, request: Request, job: _Job, world: World) -> float:
+    """Make this process's share of what is missing, written batch by batch; the seconds it took."""
+    task, start = job.task, time.monotonic()
+    progress = ProgressLine(len(task), len(task) - len(job.missing), enabled=world.is_main)
+    batches = list(runs_of(job.missing, request.batch_size))
+    done = progress.first
+    for batch in batches[world.rank :: world.size]:
         entries = slice(batch.start - task.first, batch.stop - task.first)
         made = generate_best(
             pipeline,
@@ -131,43 +200,38 @@ def _generate(pipeline: Pipeline, request: Request, task: Task, world: World) ->
             image_indices=batch,
             watch=lambda event, done=done: progress.show(done, describe(event)),
         )
-        for index, pixels in zip(batch, pipeline.codec.to_uint8(made), strict=True):
-            images[index] = pixels
-            if "png" in request.output:
-                save_png(pixels, request.out / f"{index:06d}.png")
+        job.store.write(batch, pipeline.codec.to_uint8(made))
+        done = min(done + len(batch) * world.size, len(task))
     progress.show(len(task), "done", force=True)
     progress.close()
-    return images
+    return time.monotonic() - start
 
 
-def _gather(images: dict[int, np.ndarray], request: Request, world: World) -> dict[int, np.ndarray]:
-    """All processes' images, on the main one, through files in the output folder."""
-    np.savez(
-        request.out / f".part-{world.rank}.npz",
-        indices=np.array(list(images), dtype=np.int64),
-        images=np.array(list(images.values()), dtype=np.uint8),
-    )
-    world.barrier()
-    if not world.is_main:
-        return images
-    for rank in range(world.size):
-        path = request.out / f".part-{rank}.npz"
-        with np.load(path) as part:
-            images |= dict(zip(part["indices"].tolist(), part["images"], strict=True))
-        path.unlink()
-    return images
-
-
-def _write_together(request: Request, task: Task, images: dict[int, np.ndarray]) -> None:
-    """grid.png and samples.npz."""
-    pixels = np.stack([images[index] for index in sorted(images)])
+def _write_together(request: Request, job: _Job) -> None:
+    """grid.png and samples.npz, from what lies on the disk."""
+    task = job.task
     if "npz" in request.output:
-        np.savez(request.out / "samples.npz", arr_0=pixels, arr_1=np.array(task.labels))
-    if "grid" not in request.output:
-        return
-    _draw_grid(pixels[:MAX_IN_GRID], task).save(request.out / "grid.png")
-    if len(task) > MAX_IN_GRID:
-        print(f"grid.png shows the first {MAX_IN_GRID} images")
+        batches = list(runs_of(task.indices, request.batch_size))
+        write_npz(request.out / "samples.npz", job.store, batches, task.labels)
+    if "grid" in request.output:
+        pixels = job.store.read(task.indices[:MAX_IN_GRID])
+        write_whole(request.out / "grid.png", png_of(np.asarray(_draw_grid(pixels, task))))
+        if len(task) > MAX_IN_GRID:
+            print(f"grid.png shows the first {MAX_IN_GRID} images")
+
+
+def _finish(request: Request, job: _Job, seconds: float) -> None:
+    """Say in the settings, and to the user, that all is there."""
+    total, made = seconds_of_command(seconds), len(job.missing)
+    rate = made / max(seconds, 1e-9)
+    figures = {
+        "seconds": round(total, 3),
+        "generation_seconds": round(seconds, 3),
+        "images_per_second": round(rate, 4),
+    }
+    finish(request.out, {**job.settings, **figures})
+    job.store.close()
+    print(f"{made} images in {total:.1f} s ({rate:.2f} per second while generating) in {request.out}")
 
 
 def _draw_grid(pixels: np.ndarray, task: Task) -> Picture:
@@ -189,31 +253,12 @@ def _draw_grid(pixels: np.ndarray, task: Task) -> Picture:
     )
 
 
-def _write_settings(request: Request, pipeline: Pipeline, folder: Path, task: Task, seconds: float) -> None:
-    settings = {
-        "command": "sample",
-        "num": len(task),
-        "first": task.first,
-        "labels": task.labels,
-        "class_names": pipeline.spec.class_names,
-        "prompts": task.prompts,
-        "candidates": request.candidates,
-        **facts(pipeline, folder, request.weights, request.precision, request.seed, request.settings),
-        "batch_size": request.batch_size,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(len(task) / seconds, 4),
-    }
-    (request.out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-    rate = len(task) / seconds
-    print(f"{len(task)} images in {seconds:.1f} s ({rate:.2f} per second) in {request.out}")
-
-
-def _task(pipeline: Pipeline, request: Request) -> Task:
+def _task(pipeline: Pipeline, request: Request, indices: range | None = None) -> Task:
     count, prompts = DEFAULT_IMAGES, request.prompts
     if request.prompts_file is not None:
         prompts = read_prompts(request.prompts_file)
         count = len(prompts)
-    indices = range(request.first, request.first + (request.num or count))
+    indices = indices or range(request.first, request.first + (request.num or count))
     return task_of(pipeline, request.classes, prompts, indices)
 
 
@@ -225,7 +270,7 @@ def task_of(
     model, names = pipeline.model.config, pipeline.spec.class_names
     if prompts is not None:
         check_prompts(pipeline, prompts)
-    labels = [read_label(pipeline, name) for name in classes]
+    labels = read_labels(pipeline, classes)
     if not labels:
         unsaid = prompts is not None or not uses_classes(pipeline)
         labels = [model.null_label] if unsaid else list(range(model.num_classes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -78,22 +79,66 @@ def check_settings(config: SampleConfig, model: ModelConfig, diffusion: Diffusio
     )  # fmt: skip
 
 
-def parse_class(name: str, class_names: Sequence[str], num_classes: int) -> int:
-    """A class by number or by name."""
-    if name in class_names:
-        return list(class_names).index(name)
-    lowered = [c.lower() for c in class_names]
-    if name.lower() in lowered:
-        return lowered.index(name.lower())
-    try:
-        label = int(name)
-    except ValueError:
-        known = ", ".join(class_names[:8]) + (", ..." if len(class_names) > 8 else "")
-        hint = f"one of {known}, or " if class_names else ""
+def parse_classes(values: Sequence[str], class_names: Sequence[str], num_classes: int) -> list[int]:
+    """Labels of classes, one rule for the whole list.
+
+    `name:cat` and `index:3` say which is meant. A value without them that is a name, exactly (as Unicode
+    NFC), or else in other capitals, is that class; otherwise a number is an index. Where classes are named
+    by numbers that are not their indices, a value that could be both is refused, and so is an index that is
+    no name. A name that several classes have is refused.
+    """
+    names = [unicodedata.normalize("NFC", name) for name in class_names]
+    numbers = [name for name in names if _as_number(name) is not None]
+    # "7" beside "cat" and "dog" is no place in the list; "1".."12", and labels such as 207, are.
+    renumbered = len(numbers) == len(names) > 0 and names != [str(k) for k in range(len(names))]
+    return [
+        _parse_class(unicodedata.normalize("NFC", value), names, num_classes, renumbered) for value in values
+    ]
+
+
+def parse_class(value: str, class_names: Sequence[str], num_classes: int) -> int:
+    """`parse_classes` of one."""
+    return parse_classes([value], class_names, num_classes)[0]
+
+
+def _parse_class(value: str, names: Sequence[str], num_classes: int, renumbered: bool) -> int:
+    kind, colon, rest = value.partition(":")
+    if colon and kind == "index" and value not in names:
+        number = _as_number(rest)
+        if number is None:
+            raise UserError(f"class {value!r} has no number; expected index:N, such as index:0")
+        return check_label(number, num_classes)
+    explicit = bool(colon) and kind == "name" and value not in names
+    wanted = rest if explicit else value
+    matching = [k for k, name in enumerate(names) if name == wanted]
+    matching = matching or [k for k, name in enumerate(names) if name.casefold() == wanted.casefold()]
+    if len(matching) > 1:
+        which = ", ".join(f"index:{k}" for k in matching[:4])
+        raise UserError(f"class {wanted!r} is the name of {len(matching)} classes; say which: {which}")
+    number = None if explicit else _as_number(wanted)
+    if matching and number is not None and number != matching[0] and 0 <= number < num_classes:
         raise UserError(
-            f"class {name!r} is unknown; expected {hint}a number from 0 to {num_classes - 1}"
-        ) from None
-    return check_label(label, num_classes)
+            f"class {value!r} is the name of one class and the index of another ({names[number]!r}); "
+            f"say name:{value} or index:{value}"
+        )
+    if matching:
+        return matching[0]
+    if number is not None and not renumbered:
+        return check_label(number, num_classes)
+    known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    hint = f"one of {known}" if names else ""
+    if renumbered:
+        raise UserError(
+            f"class {value!r} is unknown; expected {hint}, or index:N with N from 0 to {num_classes - 1}"
+        )
+    hint += ", or " if hint else ""
+    raise UserError(f"class {value!r} is unknown; expected {hint}a number from 0 to {num_classes - 1}")
+
+
+def _as_number(text: str) -> int | None:
+    """A whole number in plain digits."""
+    plain = text.isascii() and text.removeprefix("-").isdecimal() and len(text) < 19
+    return int(text) if plain else None
 
 
 def check_label(label: int, num_classes: int) -> int:

@@ -75,7 +75,7 @@ class _Run:
         self.spec = ModelSpec(
             model=self.config.model, codec=self.config.codec, diffusion=self.config.diffusion,
             factorization=self.config.factorization, text=self.config.text,
-            class_names=self.data.class_names,
+            class_names=self.data.class_names, class_dropout=self.config.train.class_dropout,
         )  # fmt: skip
         self.show = show_progress and world.is_main
         self.stop = StopRequest()

@@ -1,0 +1,154 @@
+"""Where the images of `sample` lie while they are made: on the disk, each file whole, never all in memory.
+
+Shape letters: B images, H, W, C pixels and channels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from causalfusion.errors import UserError
+from causalfusion.files import replace_file, write_whole
+from causalfusion.generate.out_folder import PART, image_name
+
+TAG = "causalfusion"
+"""The text of a PNG that says of which set it is."""
+_PART = re.compile(rf"{re.escape(PART)}(\d+)-(\d+)\.npy")
+
+
+class Store(Protocol):
+    def has(self) -> set[int]:
+        """The indices of the images that are there."""
+        ...
+
+    def write(self, indices: range, pixels: np.ndarray) -> None:
+        """(B, H, W, C) uint8, each file whole."""
+        ...
+
+    def read(self, indices: range) -> np.ndarray:
+        """(B, H, W, C) uint8."""
+        ...
+
+    def close(self) -> None:
+        """Remove what is of no use once all is put together."""
+        ...
+
+
+class PngStore:
+    """A PNG for each image: what the user asked for is the store too."""
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder, self.identity = folder, identity
+
+    def has(self) -> set[int]:
+        stems = (entry.name.removesuffix(".png") for entry in os.scandir(self.folder))
+        return {int(stem) for stem in stems if stem.isdecimal()}
+
+    def write(self, indices: range, pixels: np.ndarray) -> None:
+        for index, image in zip(indices, pixels, strict=True):
+            replace_file(self.folder / image_name(index), png_of(image, self.identity))
+
+    def read(self, indices: range) -> np.ndarray:
+        from PIL import Image
+
+        images = []
+        for index in indices:
+            path = self.folder / image_name(index)
+            try:
+                with Image.open(path, formats=["PNG"]) as image:
+                    images.append(np.asarray(image))
+            except (OSError, ValueError, SyntaxError) as error:
+                raise UserError(f"{path} cannot be read ({error}); remove it and run again") from None
+        pixels = np.stack(images)
+        return pixels[..., None] if pixels.ndim == 3 else pixels
+
+    def close(self) -> None:
+        pass
+
+
+class PartStore:
+    """A hidden file for each batch, where no PNGs are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _parts(self) -> list[tuple[range, Path]]:
+        found = [(_PART.fullmatch(entry.name), Path(entry.path)) for entry in os.scandir(self.folder)]
+        parts = [(range(int(match[1]), int(match[2])), path) for match, path in found if match]
+        return sorted(parts, key=lambda part: part[0].start)
+
+    def has(self) -> set[int]:
+        return {index for indices, _ in self._parts() for index in indices}
+
+    def write(self, indices: range, pixels: np.ndarray) -> None:
+        path = self.folder / f"{PART}{indices.start:06d}-{indices.stop:06d}.npy"
+        replace_file(path, lambda stream: np.save(stream, pixels, allow_pickle=False))
+
+    def read(self, indices: range) -> np.ndarray:
+        rows: dict[int, np.ndarray] = {}
+        for held, path in self._parts():
+            wanted = range(max(held.start, indices.start), min(held.stop, indices.stop))
+            if len(wanted):
+                part = np.load(path, mmap_mode="r", allow_pickle=False)
+                rows |= {index: np.array(part[index - held.start]) for index in wanted}
+        return np.stack([rows[index] for index in indices])
+
+    def close(self) -> None:
+        for _, path in self._parts():
+            path.unlink(missing_ok=True)
+
+
+def runs_of(indices: Iterable[int], batch_size: int) -> Iterator[range]:
+    """Sorted indices as ranges without gaps, of at most `batch_size` each."""
+    start = stop = None
+    for index in indices:
+        if start is None or stop is None:
+            start, stop = index, index + 1
+        elif index == stop and stop - start < batch_size:
+            stop += 1
+        else:
+            yield range(start, stop)
+            start, stop = index, index + 1
+    if start is not None and stop is not None:
+        yield range(start, stop)
+
+
+def png_of(pixels: np.ndarray, identity: str = "") -> bytes:
+    """One image (H, W, 1 or 3) uint8 as a PNG; `identity` says of which set it is."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    if identity:
+        info.add_text(TAG, identity)
+    stream = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    image.save(stream, "PNG", pnginfo=info)
+    return stream.getvalue()
+
+
+def write_npz(path: Path, store: Store, batches: Sequence[range], labels: Sequence[int]) -> None:
+    """ADM's format (arr_0 images, arr_1 labels), batch by batch: what is in memory is one batch."""
+
+    def write(stream: BinaryIO) -> None:
+        with zipfile.ZipFile(stream, "w", allowZip64=True) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                for place, batch in enumerate(batches):
+                    pixels = np.ascontiguousarray(store.read(batch))
+                    if place == 0:
+                        shape = (len(labels), *pixels.shape[1:])
+                        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(member, header)
+                    member.write(pixels.data)
+            with archive.open("arr_1.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(labels, np.int64), allow_pickle=False)
+
+    write_whole(path, write)
