@@ -8,6 +8,7 @@ from pathlib import Path
 
 from causalfusion.data.captions import captions_of_text
 from causalfusion.data.source import Example, UnreadableImage, decode_image
+from causalfusion.data.written import pictures_beside
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of
 
@@ -103,8 +104,9 @@ def _images_below(root: Path, folder: str, texts: set[str]) -> list[str]:
     found = []
     for base, _, files in os.walk(root / folder, onerror=refuse):
         inside = os.path.relpath(base, root)
+        beside = pictures_beside(Path(base))
         for file in files:
-            if _is_image(file):
+            if _is_image(file) and file not in beside:
                 found.append(os.path.normpath(os.path.join(inside, file)))
             elif file.endswith(".txt") and not file.startswith("."):
                 texts.add(_stem(os.path.normpath(os.path.join(inside, file))))

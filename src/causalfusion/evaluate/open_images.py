@@ -6,15 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from causalfusion.config import DataConfig, SourceName, SplitName
 from causalfusion.data import open_source
-from causalfusion.data.source import Example, UnreadableImage, decode_image
 from causalfusion.errors import UserError
 from causalfusion.evaluate.images import ImageSet, SourceImages
 from causalfusion.evaluate.sample_set import SETTINGS, SampleSet, is_sample_set
-from causalfusion.files import hash_of
+from causalfusion.evaluate.sampled_folder import SampledFolder
 
 EXPECTED = (
     "expected digits, shapes[:SPLIT], a folder of images, a sample set, shards (*.tar), a .jsonl or .npz file"
@@ -91,46 +88,3 @@ def _settings_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
                 raise UserError(f"{path} is not valid JSON ({error}); remove or repair it") from None
             return (place, settings) if isinstance(settings, dict) else None
     return None
-
-
-class SampledFolder:
-    """The PNGs that `causalfusion sample` wrote, with their classes; grey ones have one channel."""
-
-    has_captions = False
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.name, self._folder, self._settings = str(folder), folder, settings
-        self._first, labels = int(settings["first"]), settings["labels"]
-        names = list(settings["class_names"])
-        self.class_names: list[str] = names if all(label < len(names) for label in labels) else []
-        self._labels: list[int] = labels
-        if not self._file(0).is_file():
-            raise UserError(
-                f"{folder} has no {self._file(0).name}; expected the images of sample: write them with "
-                "--output png, or give its samples.npz"
-            )
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def read(self, index: int) -> Example:
-        file = self._file(index)
-        try:
-            image = decode_image(file.read_bytes(), str(file))
-        except OSError as error:
-            raise UnreadableImage(str(file), error) from error
-        if self._is_grey(file):
-            image = np.ascontiguousarray(image[..., :1])
-        return Example(image, self._labels[index] if self.class_names else None)
-
-    def fingerprint(self) -> str:
-        return hash_of([json.dumps(self._settings, sort_keys=True)])
-
-    def _file(self, index: int) -> Path:
-        return self._folder / f"{self._first + index:06d}.png"
-
-    def _is_grey(self, file: Path) -> bool:
-        from PIL import Image
-
-        with Image.open(file) as image:
-            return image.mode == "L"
