@@ -215,7 +215,7 @@ def test_edit_by_mask_image(model, tmp_path, capsys):
     assert (edited[mask == 0] == 0).all()
     capsys.readouterr()
     for options, message in (
-        (["--mask", str(tmp_path / "small.png")], "has 8x4 pixels; expected the image's 8x8"),
+        (["--mask", str(tmp_path / "small.png")], "has 8x4 pixels; expected 8x8"),
         (["--mask", str(tmp_path / "empty.png")], "the mask is empty"),
         (["--mask", str(tmp_path / "gone.png")], "gone.png does not exist"),
         (["--region", "middle"], "region 'middle' is unknown"),

@@ -99,14 +99,14 @@ def edit_to_folder(request: EditRequest) -> Path:
         }
         earlier = settings_there(request.out, "edit") if request.out.is_dir() else None
         check_room(request.out, "edit", files_of(settings), earlier)
+        start = time.monotonic()
+        edited = _edit(pipeline, request, original, mask, label, prompts)
+        pixels = pipeline.codec.to_uint8(edited)
+        before = pipeline.codec.to_uint8(original[None])
+        if request.paste:  # exactly the input's pixels, whatever rounding the way through floats had
+            pixels = np.where(mask.numpy()[None, :, :, None], pixels, before)
+        read_as = None if pipeline.tokenizer is None else pipeline.caption(to_float(pixels[:SHOWN]))
         with in_use(request.out, "the folder"):
-            start = time.monotonic()
-            edited = _edit(pipeline, request, original, mask, label, prompts)
-            pixels = pipeline.codec.to_uint8(edited)
-            before = pipeline.codec.to_uint8(original[None])
-            if request.paste:  # exactly the input's pixels, whatever rounding the way through floats had
-                pixels = np.where(mask.numpy()[None, :, :, None], pixels, before)
-            read_as = None if pipeline.tokenizer is None else pipeline.caption(to_float(pixels[:SHOWN]))
             begin(request.out, settings, earlier, keep=False)
             for index, image in enumerate(pixels):
                 save_png(image, request.out / f"edited-{index:02d}.png")

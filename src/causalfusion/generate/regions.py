@@ -93,17 +93,19 @@ def read_mask(path: Path, height: int, width: int, original: Original | None = N
         bright = _turned(bright, own)
     mask = bright
     if bright.shape != (height, width):
-        if original is None or bright.shape[::-1] != original.turned or height != width:
-            sizes = f"{width}x{height}, as the images of the model"
-            if original is not None and height == width:
-                sizes += f", or {original.turned[0]}x{original.turned[1]}, as the picture"
-            raise UserError(f"mask {path} has {bright.shape[1]}x{bright.shape[0]} pixels; expected {sizes}")
+        sizes = [(width, height)]  # the images of the model
+        sizes += [original.turned] if original is not None and height == width else []
+        if bright.shape[::-1] not in sizes:
+            raise UserError(
+                f"mask {path} has {bright.shape[1]}x{bright.shape[0]} pixels; expected "
+                + " or ".join(dict.fromkeys(f"{w}x{h}" for w, h in sizes))
+            )
         mask = center_crop(bright.astype(np.uint8)[..., None] * 255, height)[..., 0] >= 128
     if not mask.any():
         where = "none is left where the picture is cropped" if bright.any() else "it has none"
         raise UserError(
-            f"mask {path} is empty: pixels that are bright (at least half of white) and not transparent may "
-            f"change, and {where}"
+            f"the mask is empty in {path}: bright pixels (at least half of white) that are not transparent "
+            f"may change, and {where}"
         )
     return torch.from_numpy(np.ascontiguousarray(mask))
 
