@@ -76,6 +76,15 @@ def test_a_folder_is_in_use_by_one_process_and_says_which(tmp_path):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_folder_in_which_nothing_was_put_goes_again(tmp_path):
+    with pytest.raises(UserError), in_use(tmp_path / "runs" / "mine", "the run"):
+        raise UserError("refused")
+    assert not list(tmp_path.iterdir())
+    with in_use(tmp_path / "runs" / "mine", "the run"):
+        (tmp_path / "runs" / "mine" / "log").write_text("")
+    assert sorted(p.name for p in (tmp_path / "runs" / "mine").iterdir()) == [".lock", "log"]
+
+
 def test_hashes_take_names_that_are_not_unicode():
     assert hash_of([os.fsdecode(b"caf\xe9.png")]) != hash_of(["caf.png"])
 

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -91,9 +91,11 @@ def is_running(process: int) -> bool:
 def in_use(folder: Path, what: str) -> Iterator[None]:
     """Keep other processes out of a folder that this one writes to; `what` says to a user what it is.
 
-    The lock ends with the process, however it ends; the file `.lock` holds the process's number. Raises
-    UserError where the folder is in use.
+    The lock ends with the process, however it ends; the file `.lock` holds the process's number. Folders made
+    here go again where nothing was put into them: a command that is refused leaves nothing. Raises UserError
+    where the folder is in use.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -113,7 +115,12 @@ def in_use(folder: Path, what: str) -> Iterator[None]:
         (folder / ".lock").write_text(f"{os.getpid()}\n")
         yield
     finally:
-        lock.release()  # the file stays: removing it could let two processes in at once
+        if made and os.listdir(folder) == [".lock"]:
+            (folder / ".lock").unlink()
+        lock.release()  # else the file stays: removing it could let two processes in at once
+        with suppress(OSError):  # one of them holds something
+            for path in made:
+                path.rmdir()
 
 
 def cache_folder(name: str) -> Path:

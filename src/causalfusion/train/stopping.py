@@ -55,17 +55,10 @@ class StopRequest:
 def run_in_use(folder: Path, world: World) -> Iterator[None]:
     """The main process holds the run's folder, for all processes of the run.
 
-    Raises UserError where another run does. A folder that was made only for this disappears with it.
+    Raises UserError where another run does.
     """
     if not world.is_main:
         yield
         return
-    is_new = not folder.exists()
     with in_use(folder, "the run"):
-        try:
-            yield
-        finally:
-            lock = folder / ".lock"
-            if is_new and list(folder.iterdir()) == [lock]:
-                lock.unlink()
-                folder.rmdir()
+        yield
