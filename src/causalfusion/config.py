@@ -25,6 +25,8 @@ SourceName = Literal["digits", "shapes", "folder", "webdataset", "jsonl", "npz"]
 SplitName = Literal["train", "validation", "test", "compositional"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
+MAX_WORKERS = 512
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -32,6 +34,8 @@ class DataConfig:
     """Where images come from."""
     path: str = ""
     """Folder, shard pattern (`shards/*.tar`), .jsonl or .npz file; not used by `digits` and `shapes`."""
+    image_suffix: str = ""
+    """Of shards whose keys have several images: the ending of those to use, such as `png` or `seg.png`."""
     split: SplitName = "train"
     """Of `shapes`, which has four; `compositional` holds only shape-colour pairs that `train` never has."""
     image_size: int = 0
@@ -49,7 +53,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         check(self.image_size >= 0, "data.image_size", self.image_size, "0 or a positive number of pixels")
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a share in [0, 1)")
-        check(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        check(
+            0 <= self.num_workers <= MAX_WORKERS,
+            "data.num_workers", self.num_workers, f"0 to {MAX_WORKERS}: at most one for each CPU core helps",
+        )  # fmt: skip
         needs_path = self.source in ("folder", "webdataset", "jsonl", "npz") and not self.cache
         check(not needs_path or bool(self.path), "data.path", self.path, f"a path, for source {self.source}")
 

@@ -35,7 +35,7 @@ def open_source(config: DataConfig) -> ImageSource:
     if config.source == "webdataset":
         from causalfusion.data.webdataset import WebDataset
 
-        return WebDataset(path)
+        return WebDataset(path, config.image_suffix)
     if config.source == "jsonl":
         from causalfusion.data.jsonl import JsonlImages
 

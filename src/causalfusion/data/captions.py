@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from causalfusion.data.picture import UnreadableImage
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_seed
 
@@ -18,20 +19,20 @@ def draw_caption(captions: tuple[str, ...], *, seed: int, epoch: int, index: int
 
 
 def captions_of_text(content: bytes, name: str) -> tuple[str, ...]:
-    """The lines of a caption file that are not blank, stripped: a caption each. Raises UserError if there is
-    none, or for text that is not UTF-8."""
+    """The lines of a caption file that are not blank, stripped: a caption each. Raises UnreadableImage if
+    there is none, or for text that is not UTF-8: the image is then replaced like one that is damaged."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"the caption file {name} is not UTF-8 (byte {error.start} is {content[error.start]:#04x}); "
-            "save it as UTF-8"
-        ) from error
+        byte = f"byte {error.start} is {content[error.start]:#04x}"
+        raise UnreadableImage(name, f"the caption file is not UTF-8 ({byte}); save it as UTF-8") from error
     # Not `splitlines`, which would cut captions at form feeds and other rare characters too.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     captions = tuple(line.strip() for line in lines if line.strip())
     if not captions:
-        raise UserError(f"the caption file {name} is blank; expected a caption on each line, at least one")
+        raise UnreadableImage(
+            name, "the caption file is blank; expected a caption on each line, at least one"
+        )
     return captions
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import warnings
+from collections import Counter
 from pathlib import Path
 
 from causalfusion.data.captions import captions_of_text
-from causalfusion.data.source import Example, UnreadableImage, decode_image
+from causalfusion.data.names import SUFFIXES, is_hidden, is_image, same_name, say_left_out, stem
+from causalfusion.data.picture import UnreadableImage, decode_image, read_file
+from causalfusion.data.source import Example, digest
 from causalfusion.data.written import pictures_beside
-from causalfusion.errors import UserError
-from causalfusion.files import hash_of
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+from causalfusion.errors import UserError, printable
+from causalfusion.files import hash_of, stamp
 
 
 class ImageFolder:
-    """Labels are the subfolders in alphabetical order, hidden ones left out; images may lie deeper in them. A
-    folder without subfolders has no labels.
+    """Labels are the subfolders in alphabetical order, hidden ones left out; images may lie deeper in them,
+    and behind links. A folder without subfolders has no labels. What is left out is said.
 
     A caption file is a `.txt` beside an image, of the same stem, with a caption on each line. Either each
     image has one and each `.txt` in the folders that are read has an image, or no image has one: then any
@@ -27,48 +27,61 @@ class ImageFolder:
     def __init__(self, path: str) -> None:
         root = Path(path)
         if not root.is_dir():
-            raise UserError(f"data.path {path} is not a folder; expected a folder of class folders of images")
-        self.name = str(root)
-        self._root = root
-        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
-        loose = sum(entry.is_file() and _is_image(entry.name) for entry in entries)
+            raise UserError(
+                f"data.path {printable(path)} is not a folder; expected a folder of class folders of images"
+            )
+        self.name, self._root = str(root), root
+        found = _Walk(root)
+        classes = sorted(entry.name for entry in found.list_folder(".") if entry.is_dir())
         self._files: list[tuple[str, int | None]] = []
-        stems: set[str] = set()
-        for label, class_name in enumerate(classes):
-            files = _images_below(root, class_name, stems)
+        for label, folder in enumerate(classes):
+            files = found.images_below(folder)
             if not files:
                 raise UserError(
-                    f"the class folder {root / class_name} has no images in it; fill it or remove it"
+                    f"the class folder {printable(root / folder)} has no images in it; fill it or remove it"
                 )
             self._files += [(file, label) for file in files]
         if not classes:
-            self._files = [(file, None) for file in _images_below(root, ".", stems)]
-        elif loose:
-            warnings.warn(f"{loose} images beside the class folders of {path} are left out", stacklevel=2)
+            self._files = [(file, None) for file in found.images_below(".")]
+        else:
+            loose = sum(entry.is_file() and is_image(entry.name) for entry in found.list_folder("."))
+            found.left_out["image beside the class folders"] += loose
         if not self._files:
-            raise UserError(f"no images in {path}; expected files ending in {', '.join(SUFFIXES)}")
-        self.class_names = classes
-        self.has_captions = self._match(stems)
+            raise UserError(f"no images in {printable(path)}; expected files ending in {', '.join(SUFFIXES)}")
+        self.class_names = [same_name(folder) for folder in classes]
+        for name, count in Counter(self.class_names).items():
+            if count > 1:  # "é" as one letter and as two
+                raise UserError(f"{printable(path)} has {count} class folders of one name, {printable(name)}")
+        self._odd_texts: dict[str, str] = {}
+        """Caption files that are not called just like their image, by its stem."""
+        self.has_captions = self._match(found.texts)
+        if not self.has_captions:
+            found.left_out[".txt"] += len(found.texts)
+        say_left_out(path, found.left_out)
 
-    def _match(self, texts: set[str]) -> bool:
-        """Whether there are captions, these being the stems of all `.txt` files. Raises UserError where they
-        do not match the images."""
-        missing = [file for file, _ in self._files if _stem(file) not in texts]
-        if len(missing) == len(self._files):
+    def _match(self, texts: dict[str, str]) -> bool:
+        """Whether there are captions, these being all `.txt` files by their stem in composed form. Raises
+        UserError where they do not match the images."""
+        stems = [stem(file) for file, _ in self._files]
+        missing = [place for place, each in enumerate(stems) if same_name(each) not in texts]
+        if len(missing) == len(stems):
             return False
         if missing:
+            file = self._files[missing[0]][0]
             raise UserError(
-                f"{self._root / missing[0]} has no caption file {Path(_stem(missing[0])).name}.txt beside it "
-                f"while others do ({len(missing)} of {len(self._files)} images have none); expected one for "
-                "each image or for none"
+                f"{printable(self._root / file)} has no caption file {printable(Path(stem(file)).name)}.txt "
+                f"beside it while others do ({len(missing)} of {len(stems)} images have none); expected one "
+                "for each image or for none"
             )
-        lonely = texts.difference(_stem(file) for file, _ in self._files)
+        lonely = set(texts).difference(map(same_name, stems))
         if lonely:
             raise UserError(
-                f"the caption file {self._root / min(lonely)}.txt has no image of the same name beside it "
-                f"(as {len(lonely)} of {len(texts)}); remove it, or put the image there"
+                f"the caption file {printable(self._root / texts[min(lonely)])} has no image of the same "
+                f"name beside it (as {len(lonely)} of {len(texts)}); remove it, or put the image there"
             )
+        self._odd_texts = {
+            each: texts[same_name(each)] for each in stems if texts[same_name(each)] != each + ".txt"
+        }
         return True
 
     def __len__(self) -> int:
@@ -79,47 +92,92 @@ class ImageFolder:
         image = decode_image(self._content(file), file)
         if not self.has_captions:
             return Example(image, label)
-        caption_file = _stem(file) + ".txt"
-        return Example(image, label, captions_of_text(self._content(caption_file), caption_file))
+        text = self._text_of(file)
+        return Example(image, label, captions_of_text(self._content(text), text))
+
+    def _text_of(self, file: str) -> str:
+        return self._odd_texts.get(stem(file), stem(file) + ".txt")
 
     def _content(self, file: str) -> bytes:
         try:
-            return (self._root / file).read_bytes()
+            return read_file(self._root / file)
         except OSError as error:
             raise UnreadableImage(file, error) from error
 
-    def fingerprint(self) -> str:
+    def image_name(self, index: int) -> str:
+        return printable(self._files[index][0])
+
+    def content_hash(self, index: int) -> bytes:
+        file, label = self._files[index]
+        texts = [self._content(self._text_of(file))] if self.has_captions else []
+        return digest(-1 if label is None else self.class_names[label], self._content(file), *texts)
+
+    def _all_files(self) -> list[str]:
         files = [file for file, _ in self._files]
-        if self.has_captions:
-            files += [_stem(file) + ".txt" for file in files]
-        return hash_of(part for file in files for part in (file, _size(self._root / file)))
+        return files + [self._text_of(file) for file in files] if self.has_captions else files
+
+    def fingerprint(self) -> str:
+        return hash_of(part for file in self._all_files() for part in (file, *stamp(self._root / file)))
+
+    def sizes_fingerprint(self) -> str:
+        return hash_of(part for file in self._all_files() for part in (file, stamp(self._root / file)[0]))
 
 
-def _images_below(root: Path, folder: str, texts: set[str]) -> list[str]:
-    """The images, sorted; the stems of the `.txt` files are added to `texts`. All relative to `root`."""
+class _Walk:
+    """What lies in a folder: images, `.txt` files, and what is left out. All paths are relative to it."""
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be listed ({error.strerror}); expected a readable folder")
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.texts: dict[str, str] = {}
+        """`.txt` files by their stem in composed form."""
+        self.left_out: Counter[str] = Counter()
+        self._listed: dict[str, list[os.DirEntry[str]]] = {}
 
-    found = []
-    for base, _, files in os.walk(root / folder, onerror=refuse):
-        inside = os.path.relpath(base, root)
-        beside = pictures_beside(Path(base))
-        for file in files:
-            if _is_image(file) and file not in beside:
-                found.append(os.path.normpath(os.path.join(inside, file)))
-            elif file.endswith(".txt") and not file.startswith("."):
-                texts.add(_stem(os.path.normpath(os.path.join(inside, file))))
-    return sorted(found)
+    def images_below(self, folder: str) -> list[str]:
+        """Sorted. Links to folders are followed, each folder once."""
+        found: list[str] = []
+        waiting, seen = [folder], set()
+        while waiting:
+            current = waiting.pop()
+            status = os.stat(self.root / current)
+            if (status.st_dev, status.st_ino) in seen:
+                self.left_out["link to a folder that is read already"] += 1
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            beside = pictures_beside(self.root / current)
+            for entry in self.list_folder(current):
+                name = os.path.normpath(os.path.join(current, entry.name))
+                if entry.is_dir():
+                    waiting.append(name)
+                elif not entry.is_file():
+                    self.left_out["broken link, pipe or device"] += 1
+                elif entry.name in beside:
+                    self.left_out[f"{entry.name} drawn by causalfusion"] += 1
+                elif is_image(entry.name):
+                    found.append(name)
+                elif entry.name.lower().endswith(".txt"):
+                    self.texts[same_name(stem(name))] = name
+                else:
+                    ending = os.path.splitext(entry.name)[1].lower()
+                    self.left_out[ending or "file without an ending"] += 1
+        return sorted(found)
 
-
-def _stem(file: str) -> str:
-    return os.path.splitext(file)[0]
-
-
-def _is_image(file: str) -> bool:
-    return file.lower().endswith(SUFFIXES) and not file.startswith(".")
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else -1
+    def list_folder(self, folder: str) -> list[os.DirEntry[str]]:
+        """The entries that are the user's own; the others are counted."""
+        if folder not in self._listed:
+            try:
+                entries = list(os.scandir(self.root / folder))
+            except OSError as error:
+                raise UserError(
+                    f"{printable(self.root / folder)} cannot be listed ({error.strerror}); expected a "
+                    "readable folder"
+                ) from error
+            for entry in entries:
+                if is_hidden(entry.name):
+                    kind = f"hidden folder ({entry.name})" if entry.is_dir() else "hidden file"
+                    self.left_out[kind] += 1
+            kept = [entry for entry in entries if not is_hidden(entry.name)]
+            if folder != ".":
+                return kept
+            self._listed[folder] = kept
+        return self._listed[folder]

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from causalfusion.data.captions import captions_of_record
+from causalfusion.data.labels import Classes, named_classes, numbered_classes
 from causalfusion.data.lines import LineFile
-from causalfusion.data.source import Example, UnreadableImage, decode_image, numbered_classes
-from causalfusion.errors import UserError
-from causalfusion.files import hash_of
+from causalfusion.data.names import Listing
+from causalfusion.data.picture import UnreadableImage, decode_image, read_file
+from causalfusion.data.source import Example, digest
+from causalfusion.errors import UserError, printable
+from causalfusion.files import hash_of, stamp
 
 
 class JsonlImages:
@@ -40,16 +43,24 @@ class JsonlImages:
             raise UserError(f'{path} has no lines; expected one such as {{"image": "1.jpg", "caption": "…"}}')
         labels: list[Any] = []
         captioned = np.empty(len(self._lines), bool)
-        files = _Listing()
+        files = Listing()
+        self._odd_files: dict[str, str] = {}
+        """Files that the disk writes in another form (NFD for NFC), by the path that the line gives."""
         for index, line in enumerate(self._lines):
             record = self._parse(index, line)
             file = os.path.join(self._folder, record["image"])
-            if not files.has(file):
-                raise UserError(f"{self._where(index)}: there is no image file {file}; correct `image`")
+            actual = files.find(file)
+            if actual is None:
+                raise UserError(
+                    f"{self._where(index)}: there is no image file {printable(file)}; correct `image`"
+                )
+            if actual != file:
+                self._odd_files[file] = actual
             captioned[index] = bool(captions_of_record(record, self._where(index)))
             labels.append(record.get("label"))
         self.has_captions = self._all_or_none(captioned, "caption")
-        self.class_names, self._labels = self._classes(labels)
+        self.classes = self._classes(labels)
+        self.class_names = self.classes.names if self.classes else []
 
     def _parse(self, index: int, line: bytes) -> dict[str, Any]:
         """The object on this line, its `image` checked to be a string."""
@@ -74,7 +85,7 @@ class JsonlImages:
         return record
 
     def _where(self, index: int) -> str:
-        return f"{self.name} line {self._lines.number(index)}"
+        return f"{printable(self.name)} line {self._lines.number(index)}"
 
     def _all_or_none(self, present: np.ndarray, what: str) -> bool:
         """Whether every line has it. Raises UserError where only some have."""
@@ -86,10 +97,9 @@ class JsonlImages:
             )
         return not missing
 
-    def _classes(self, labels: list[Any]) -> tuple[list[str], np.ndarray | None]:
-        """(class names, label of each line as a number); ([], None) where there are none."""
+    def _classes(self, labels: list[Any]) -> Classes | None:
         if not self._all_or_none(np.array([label is not None for label in labels]), "label"):
-            return [], None
+            return None
         kind = str if isinstance(labels[0], str) else int
         expected = "a class name, as on the first" if kind is str else "a whole number, as on the first"
         for index, label in enumerate(labels):
@@ -97,54 +107,50 @@ class JsonlImages:
                 wanted = expected if index else "a whole number or a class name"
                 raise UserError(f"{self._where(index)}: `label` is {json.dumps(label)}; expected {wanted}")
         if kind is str:
-            names = sorted(set(labels))
-            numbers = {name: number for number, name in enumerate(names)}
-            return names, np.array([numbers[label] for label in labels], np.int64)
-        try:
-            numbered = np.array(labels, np.int64)
-        except OverflowError:
-            raise UserError(f"{self.name}: a label is beyond 64 bits; expected classes from 0 on") from None
-        return numbered_classes(numbered, self.name), numbered
+            return named_classes(labels)
+        return numbered_classes(labels, printable(self.name))
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def read(self, index: int) -> Example:
-        image = self._where(index)
+        image = self.image_name(index)
         try:
             record = self._parse(index, self._lines[index])
             image = record["image"]
-            content = Path(self._folder, image).read_bytes()
+            content = read_file(self._path_of(record))
         except OSError as error:
             raise UnreadableImage(image, error) from error
-        label = None if self._labels is None else int(self._labels[index])
+        label = None if self.classes is None else int(self.classes.labels[index])
         return Example(decode_image(content, image), label, captions_of_record(record, self._where(index)))
 
+    def _path_of(self, record: dict[str, Any]) -> str:
+        path = os.path.join(self._folder, record["image"])
+        return self._odd_files.get(path, path)
+
+    def image_name(self, index: int) -> str:
+        return self._where(index)
+
+    def content_hash(self, index: int) -> bytes:
+        try:
+            record = self._parse(index, self._lines[index])
+            content = read_file(self._path_of(record))
+        except OSError as error:
+            raise UnreadableImage(self._where(index), error) from error
+        facts = {name: value for name, value in record.items() if name in ("label", "caption", "captions")}
+        return digest(json.dumps(facts, sort_keys=True), content)
+
     def fingerprint(self) -> str:
-        """Of all lines, and of the sizes of the images."""
+        """Of all lines, and of the sizes and times of the images."""
         return hash_of(
             part
             for index, line in enumerate(self._lines)
-            for part in (line, _size(os.path.join(self._folder, self._parse(index, line)["image"])))
+            for part in (line, *stamp(self._path_of(self._parse(index, line))))
         )
 
-
-class _Listing:
-    """Which files there are: each folder is listed once, as a look at every single file takes far longer."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, set[str]] = {}
-
-    def has(self, file: str) -> bool:
-        folder, name = os.path.split(file)
-        if folder not in self._folders:
-            try:
-                self._folders[folder] = {entry.name for entry in os.scandir(folder) if entry.is_file()}
-            except (OSError, ValueError):
-                self._folders[folder] = set()
-        # Names on a file system that ignores their case, and folders that cannot be listed: ask for the file.
-        return name in self._folders[folder] or os.path.isfile(file)
-
-
-def _size(file: str) -> int:
-    return os.stat(file).st_size if os.path.isfile(file) else -1
+    def sizes_fingerprint(self) -> str:
+        return hash_of(
+            part
+            for index, line in enumerate(self._lines)
+            for part in (line, stamp(self._path_of(self._parse(index, line)))[0])
+        )

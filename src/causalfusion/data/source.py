@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from causalfusion.data.picture import UnreadableImage, decode_image
-from causalfusion.errors import UserError
 
-__all__ = ["Example", "ImageSource", "UnreadableImage", "decode_image", "numbered_classes"]
-
-MAX_CLASSES = 1_000_000
-"""More is taken for a mistake: each class has a name and a row of embeddings."""
+__all__ = ["Example", "ImageSource", "UnreadableImage", "decode_image"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,46 @@ class ImageSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A short hash of what identifies the data: names, sizes, counts; cheap."""
+        """A short hash of what identifies the data: names, sizes and times of files; cheap."""
         ...
 
 
-def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
-    """Names for labels that have none: "0", "1", ... Raises UserError for labels that cannot be classes."""
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= MAX_CLASSES:
-        wrong = lowest if lowest < 0 else highest
-        raise UserError(f"{where}: a label is {wrong}; expected classes numbered from 0, below {MAX_CLASSES}")
-    return [str(number) for number in range(highest + 1)]
+@runtime_checkable
+class TracedSource(Protocol):
+    """A source of files: one that can tell which of them changed."""
+
+    def image_name(self, index: int) -> str:
+        """For messages."""
+        ...
+
+    def content_hash(self, index: int) -> bytes:
+        """16 bytes, of all that `read` reads. Raises UnreadableImage where it cannot be read at all."""
+        ...
+
+    def sizes_fingerprint(self) -> str:
+        """The fingerprint of caches made before times of files counted."""
+        ...
+
+
+def digest(*parts: object) -> bytes:
+    """16 bytes: a hash of byte strings, numbers and names."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
+        found.update(len(content).to_bytes(8, "little") + content)
+    return found.digest()
+
+
+UNREADABLE = bytes(16)
+"""Stands for the content hash of what cannot be read."""
+
+
+def content_hashes(source: TracedSource, indices: Iterable[int]) -> np.ndarray:
+    """(B, 16) uint8."""
+    found = []
+    for index in indices:
+        try:
+            found.append(source.content_hash(index))
+        except UnreadableImage:
+            found.append(UNREADABLE)
+    return np.frombuffer(b"".join(found), np.uint8).reshape(-1, 16)

@@ -7,6 +7,8 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
+from causalfusion.errors import printable
+
 _BLOCK = 512
 _END = bytes(_BLOCK)
 
@@ -16,14 +18,15 @@ class Member(NamedTuple):
     offset: int
     """Of the content, in bytes from the start of the tar."""
     size: int
+    """-1 for what is no file: a link, a device."""
 
 
 class DamagedTar(Exception):
-    """The tar does not end where a tar ends: damaged, or cut short."""
+    """The tar does not end where a tar ends, or its members lie about their sizes."""
 
 
 def list_members(path: Path) -> list[Member]:
-    """The regular files of an uncompressed tar, in order. Raises `DamagedTar`, OSError."""
+    """The files of an uncompressed tar, in order; directories are left out. Raises `DamagedTar`, OSError."""
     if path.stat().st_size == 0:
         raise DamagedTar("the file is empty")
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -42,7 +45,7 @@ def _scan(content: mmap.mmap) -> list[Member] | None:
         if kind not in (b"0", b"\0", b"5") or not (is_posix or header[257:265] == b"ustar  \0"):
             return None
         digits = header[124:136].rstrip(b" \0")
-        if not digits.isdigit():  # base 256, for files over 8 GiB
+        if digits.strip(b"01234567") or not digits:  # base 256, for files over 8 GiB; or damaged
             return None
         name, size = header[:100].partition(b"\0")[0], int(digits, 8)
         prefix = header[345:500].partition(b"\0")[0] if is_posix else b""
@@ -53,12 +56,27 @@ def _scan(content: mmap.mmap) -> list[Member] | None:
 
 
 def _read_any(path: Path, content: mmap.mmap) -> list[Member]:
+    members = []
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [Member(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+            for info in tar:
+                # At once, before tarfile goes there: a negative size would lead it back, for ever.
+                if info.size < 0 or (not info.issparse() and info.offset_data + info.size > len(content)):
+                    size = str(info.size) if abs(info.size) < 10**15 else f"{float(info.size):.0e}"
+                    raise DamagedTar(
+                        f"{printable(info.name)} is said to have {size} bytes, the file has {len(content)}"
+                    )
+                if info.issparse():
+                    raise DamagedTar(
+                        f"{printable(info.name)} is stored as a sparse file, which is not supported"
+                    )
+                if info.isfile():
+                    members.append(Member(info.name, info.offset_data, info.size))
+                elif not info.isdir():
+                    members.append(Member(info.name, info.offset_data, -1))
             end = tar.offset
-    except tarfile.TarError as error:
-        raise DamagedTar(str(error)) from error
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
+        raise DamagedTar(str(error) or type(error).__name__) from error
     # tarfile takes a damaged header, or the end of a cut file, for the end of the archive.
     if content[end : end + _BLOCK] != _END:
         raise DamagedTar(f"no end of the archive after {len(members)} files")

@@ -1,0 +1,81 @@
+"""Classes from the labels of a data set: those that the data have, and no others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from causalfusion.data.names import same_name
+from causalfusion.errors import UserError, printable
+
+MAX_LABEL = 1_000_000
+"""A label from here on is taken for a mistake, such as the number of an image."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    names: list[str]
+    """A class of the model for each."""
+    labels: np.ndarray
+    """(N,) int64 place in `names` of each image's class."""
+    numbers: np.ndarray | None = None
+    """(classes,) int64 the number that the data give each class; None where they give names."""
+    listed: Sequence[str] = ()
+    """Names by number, where there is a list of them."""
+
+    def by_number(self, num_classes: int) -> tuple[list[str], np.ndarray] | None:
+        """(names, label of each class) for a model whose class n is the data's number n; None where the
+        numbers are not below `num_classes`."""
+        if self.numbers is None or self.numbers.max() >= num_classes:
+            return None
+        names = [self.listed[n] if n < len(self.listed) else str(n) for n in range(num_classes)]
+        return names, self.numbers
+
+
+def named_classes(labels: Sequence[str]) -> Classes:
+    """Classes in alphabetical order of their names."""
+    composed = [same_name(label) for label in labels]
+    names = sorted(set(composed))
+    places = {name: place for place, name in enumerate(names)}
+    return Classes(names, np.array([places[name] for name in composed], np.int64))
+
+
+def numbered_classes(
+    labels: Sequence[int] | np.ndarray, where: str, listed: Sequence[str] = (), list_name: str = ""
+) -> Classes:
+    """Classes in the order of their numbers, named by the list's lines or by the numbers themselves. Numbers
+    that no image has are no classes, which is said. Raises UserError for labels that cannot be classes."""
+    lowest, highest = min(labels), max(labels)
+    if lowest < 0 or highest >= MAX_LABEL:
+        wrong = str(lowest if lowest < 0 else highest)
+        shown = wrong if len(wrong) <= 24 else f"{wrong[:12]}... ({len(wrong)} digits)"
+        raise UserError(f"{where}: a label is {shown}; expected classes numbered from 0, below {MAX_LABEL}")
+    numbers, places = np.unique(np.asarray(labels, np.int64), return_inverse=True)
+    if listed and len(listed) <= highest:
+        raise UserError(
+            f"{list_name} names {len(listed)} classes, the labels of {where} go to {highest}; expected a "
+            "line for each class: complete the file or remove it"
+        )
+    names = [listed[number] if listed else str(number) for number in numbers.tolist()]
+    if len(numbers) <= highest:  # a class that no image has would be sampled untrained
+        shown = ", ".join(map(printable, names[:8])) + (", ..." if len(names) > 8 else "")
+        warnings.warn(
+            f"{where}: {len(numbers)} of the labels 0 to {highest} occur, and are the classes: {shown}",
+            stacklevel=3,
+        )
+    return Classes(names, places.reshape(-1).astype(np.int64), numbers, listed)
+
+
+def read_class_list(content: bytes, name: str) -> list[str]:
+    """The lines of a list of classes that are not blank, line n naming class n. Raises UserError for text
+    that is not UTF-8."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name} is not UTF-8 (byte {error.start} is {content[error.start]:#04x}); save it as UTF-8"
+        ) from None
+    return [same_name(line.strip()) for line in text.splitlines() if line.strip()]
