@@ -17,6 +17,7 @@ from causalfusion.data import open_source
 from causalfusion.data.captions import captions_of_record, captions_of_text, draw_caption
 from causalfusion.data.folder import ImageFolder
 from causalfusion.data.loader import Loader, load_indices
+from causalfusion.data.picture import UnreadableImage
 from causalfusion.errors import UserError
 
 
@@ -46,7 +47,7 @@ def test_every_line_that_is_not_blank_is_a_caption(lines):
         if expected:
             assert captions_of_text(content, "x") == expected
         else:
-            with pytest.raises(UserError, match="caption file x is blank"):
+            with pytest.raises(UnreadableImage, match="x: the caption file is blank"):
                 captions_of_text(content, "x")
 
 
@@ -111,9 +112,13 @@ def test_caption_files_that_do_not_match_the_images_are_refused(tmp_path):
     source = ImageFolder(str(tmp_path))
     (tmp_path / "0.txt").write_bytes("ein grüner Kreis".encode("latin-1"))
     (tmp_path / "1.txt").write_bytes(b" \n\n")
-    with pytest.raises(UserError, match=r"caption file 0\.txt is not UTF-8 \(byte 6 is 0xfc\); save it"):
+    with pytest.raises(
+        UnreadableImage, match=r"0\.txt: the caption file is not UTF-8 \(byte 6 is 0xfc\); save"
+    ):
         source.read(0)
-    with pytest.raises(UserError, match=r"caption file 1\.txt is blank; expected a caption on each line"):
+    with pytest.raises(
+        UnreadableImage, match=r"1\.txt: the caption file is blank; expected a caption on each"
+    ):
         source.read(1)
 
 
@@ -121,7 +126,10 @@ def test_bad_caption_stops_a_run_with_workers_in_one_line(tmp_path):
     write(tmp_path, "0.png", "0.txt", "1.png", "1.txt")
     (tmp_path / "1.txt").write_bytes(b"\xff")
     loader = Loader(ImageFolder(str(tmp_path)), DataConfig(num_workers=1), seed=0, batch_size=2)
-    with pytest.raises(UserError, match=r"^the caption file 1\.txt is not UTF-8 .*$"):
+    with (
+        pytest.warns(UserWarning, match=r"1\.txt: the caption file is not UTF-8"),
+        pytest.raises(UserError, match=r"^1 of 2 images cannot be read.*1\.txt: .* is not UTF-8 .*$"),
+    ):
         next(loader.iterate(0))
 
 

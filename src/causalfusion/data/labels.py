@@ -35,6 +35,27 @@ class Classes:
         return names, self.numbers
 
 
+def fit_classes(
+    classes: Classes | None, names: list[str], num_classes: int
+) -> tuple[list[str], np.ndarray | None]:
+    """(class names, the model's class for each of the data's, None: the same) for a model that is said to
+    have `num_classes` (0: as many as the data).
+
+    A model of more classes has the data's own numbers: one that was trained on more, or begun when numbers
+    that no image has were classes too. One of a single class does not use labels.
+    """
+    if num_classes in (0, max(len(names), 1)):
+        return names, None
+    if num_classes == 1:
+        return [], np.zeros(len(names), np.int64)
+    found = classes.by_number(num_classes) if classes is not None and num_classes > len(names) else None
+    if found is None:
+        raise UserError(
+            f"model.num_classes is {num_classes}, the data make it {max(len(names), 1)}; leave it out"
+        )
+    return found
+
+
 def named_classes(labels: Sequence[str]) -> Classes:
     """Classes in alphabetical order of their names."""
     composed = [same_name(label) for label in labels]
@@ -59,7 +80,7 @@ def numbered_classes(
             f"{list_name} names {len(listed)} classes, the labels of {where} go to {highest}; expected a "
             "line for each class: complete the file or remove it"
         )
-    names = [listed[number] if listed else str(number) for number in numbers.tolist()]
+    names: list[str] = [listed[n] if listed else str(n) for n in numbers.tolist()]
     if len(numbers) <= highest:  # a class that no image has would be sampled untrained
         shown = ", ".join(map(printable, names[:8])) + (", ..." if len(names) > 8 else "")
         warnings.warn(

@@ -7,8 +7,10 @@ Shape letters: B images, L image tokens, P token dimension.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from causalfusion.codec.codec import Codec, measure_statistics, open_codec
 from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.data import open_source
+from causalfusion.data.labels import fit_classes
 from causalfusion.data.loader import Loader, load_indices, split_holdout, stream
 from causalfusion.data.source import ImageSource, UnreadableImage
 from causalfusion.distributed import World
@@ -45,6 +48,10 @@ class TrainingData:
     world: World
     tokenizer: Tokenizer | None = None
     """None: a run without text."""
+    class_table: np.ndarray | None = None
+    """(classes of the data,) the model's label for each; None: the same."""
+    cut_captions: Counter[str] = field(default_factory=Counter)
+    """Captions `seen`, and those `cut`, as they are longer than there is room for."""
 
     def batches(self, images_seen: int) -> Iterator[TokenBatch]:
         """This process's share of every train step's batch, from that place of the stream on, for ever."""
@@ -60,7 +67,8 @@ class TrainingData:
         for batch in loader.iterate(images_seen):
             noise = self._latent_noise(batch.sample_indices)
             tokens = self.codec.encode_tokens(batch.images.to(self.world.device), noise)
-            yield TokenBatch(tokens, batch.labels, batch.sample_indices, self._ids(batch.captions))
+            labels = self._labels(batch.labels)
+            yield TokenBatch(tokens, labels, batch.sample_indices, self._ids(batch.captions))
 
     def evaluation_batches(self, batch_size: int) -> Iterator[TokenBatch]:
         """Held-out examples (training ones, if none are held out); always the same, their latents at the
@@ -84,7 +92,7 @@ class TrainingData:
                 tokens = self.codec.encode_tokens(batch.images.to(self.world.device), None)
                 labels, captions = batch.labels, batch.captions
             places = torch.arange(start, start + len(indices))
-            yield TokenBatch(tokens, labels, places, self._ids(captions)).to(self.world.device)
+            yield TokenBatch(tokens, self._labels(labels), places, self._ids(captions)).to(self.world.device)
 
     def _cached_batches(self, cache: LatentCache, images_seen: int) -> Iterator[TokenBatch]:
         train = self.config.train
@@ -101,16 +109,33 @@ class TrainingData:
             ids = None
             if self.tokenizer is not None:
                 ids = self._ids(cache.draw_captions(indices, epochs, seed=train.seed))
-            yield TokenBatch(tokens, torch.from_numpy(cache.labels[indices]), sample_indices, ids)
+            labels = self._labels(torch.from_numpy(cache.labels[indices]))
+            yield TokenBatch(tokens, labels, sample_indices, ids)
             images_seen += train.batch_size
 
+    def _labels(self, labels: Tensor) -> Tensor:
+        return labels if self.class_table is None else torch.from_numpy(self.class_table)[labels]
+
     def _ids(self, captions: list[str | None]) -> tuple[list[int], ...] | None:
-        """The captions' token ids, cut to what a sequence has room for; None in a run without text."""
+        """The captions' token ids, cut to what a sequence has room for, which is said; None in a run without
+        text."""
         if self.tokenizer is None:
             return None
         config = self.config
         limit = caption_limit(config.model.max_text_tokens, config.text.examples_per_sequence)
-        return tuple(self.tokenizer.encode(caption or "")[:limit] for caption in captions)
+        ids = [self.tokenizer.encode(caption or "") for caption in captions]
+        cut, known = sum(len(each) > limit for each in ids), self.cut_captions["cut"]
+        self.cut_captions.update(seen=len(ids), cut=cut)
+        if cut and not known:
+            longest = max(map(len, ids))
+            room = config.model.max_text_tokens + (longest - limit) * config.text.examples_per_sequence
+            warnings.warn(
+                f"captions are longer than the {limit} tokens there is room for, and cut: {cut} of the first "
+                f"{self.cut_captions['seen']}, the longest of {longest} tokens; model.max_text_tokens {room} "
+                "makes room",
+                stacklevel=2,
+            )
+        return tuple(each[:limit] for each in ids)
 
     def _latent_noise(self, sample_indices: Tensor) -> Tensor | None:
         """Noise for drawing latents from the autoencoder's posterior, by place in the stream."""
@@ -152,6 +177,9 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
         codec = _measured(codec, source, train_indices, config)
     if config.text.tokenizer and tokenizer is None:
         tokenizer = _tokenizer(config, source, train_indices)
+    class_names, class_table = fit_classes(
+        getattr(source, "classes", None), class_names, config.model.num_classes
+    )
     derived = {
         "vocab_size": 0 if tokenizer is None else tokenizer.vocab_size,
         "num_classes": max(len(class_names), 1),
@@ -171,7 +199,9 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
             )
         caption_limit(config.model.max_text_tokens, config.text.examples_per_sequence)
         _check_room_for_images(config)
-    return TrainingData(config, codec, class_names, source, train_indices, held_out, world, tokenizer)
+    return TrainingData(
+        config, codec, class_names, source, train_indices, held_out, world, tokenizer, class_table
+    )
 
 
 def _check_room_for_images(config: RunConfig) -> None:
