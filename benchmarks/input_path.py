@@ -66,7 +66,7 @@ def _config(folder: Path, count: int) -> RunConfig:
     np.savez(folder / "images.npz", images=images, labels=labels)
     return RunConfig(
         data=DataConfig(source="npz", path=str(folder / "images.npz"), holdout=0.01),
-        codec=CodecConfig(kind="pixels", patch_size=4),
+        codec=CodecConfig(patch_size=4),
         model=ModelConfig(hidden_size=128, depth=4, num_heads=2, num_class_tokens=4),
         train=TrainConfig(batch_size=BATCH),
     )
@@ -101,7 +101,7 @@ def _runs(cached: RunConfig, quick: bool) -> list[tuple[str, RunConfig]]:
     cached = replace(cached, train=train, factorization=plan)
     images = replace(cached, data=replace(cached.data, cache=""))
     shapes = replace(
-        cached, data=DataConfig(source="shapes"), codec=CodecConfig(kind="pixels", patch_size=4),
+        cached, data=DataConfig(source="shapes"), codec=CodecConfig(patch_size=4),
         model=replace(cached.model, num_class_tokens=0),
     )  # fmt: skip
     runs = [("cached latents", cached), ("images of an .npz", images)]

@@ -16,8 +16,8 @@ from causalfusion.errors import UserError
 from causalfusion.presets import load_config, recipe_names
 from causalfusion.train.run import train
 
-PATHS = {"codec": {"path": "kl16.ckpt"}, "data": {"path": "images"}}
-PATH_OPTIONS = ["--codec.path=kl16.ckpt", "--data.path=images"]
+PATHS = {"codec": {"autoencoder": "kl16.ckpt"}, "data": {"path": "images"}}
+PATH_OPTIONS = ["--codec.autoencoder=kl16.ckpt", "--data.path=images"]
 
 
 @pytest.fixture

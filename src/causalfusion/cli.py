@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Dict
 
 from causalfusion import __version__
+from causalfusion.earlier_settings import rename_options
 from causalfusion.errors import STOPPED, TrainingStopped, UserError
 from causalfusion.presets import load_layers
 
@@ -87,6 +88,7 @@ def beneath(tokens: Sequence[str]) -> list[str]:
 def run(tokens: Sequence[str]) -> int:
     """The exit code of a command line."""
     try:
+        tokens = rename_options(tokens)
         names = beneath(tokens)
         if names:
             source = ", ".join(names)

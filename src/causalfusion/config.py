@@ -8,6 +8,7 @@ saved model carries the filled-in `ModelConfig`, `CodecConfig` and `DiffusionCon
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import Literal
 
 from causalfusion.config_generation import OrderName, SampleConfig, SamplerName
@@ -63,10 +64,9 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    kind: Literal["pixels", "autoencoder"] = "pixels"
-    """`pixels`: the tokens are patches of the image; `autoencoder`: patches of its latents."""
-    path: str = ""
-    """Autoencoder: a diffusers folder, a hub id, or the 16-channel KL autoencoder's original checkpoint."""
+    autoencoder: str = ""
+    """Tokens are patches of its latents; empty: patches of the pixels. A diffusers folder, a hub id, or the
+    16-channel KL autoencoder's original checkpoint."""
     patch_size: int = 1
     """Side of the square of pixels or latents that one token holds."""
     latents: Literal["sample", "mode"] = "sample"
@@ -86,8 +86,13 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check(self.patch_size >= 1, "codec.patch_size", self.patch_size, "at least 1")
-        check(self.scale > 0, "codec.scale", self.scale, "a positive number")
-        check(self.kind == "pixels" or bool(self.path), "codec.path", self.path, "the autoencoder's path")
+        check(0 < self.scale < inf, "codec.scale", self.scale, "a positive number")
+        check(isfinite(self.shift), "codec.shift", self.shift, "a finite number")
+
+    @property
+    def kind(self) -> Literal["pixels", "autoencoder"]:
+        """What the tokens are patches of."""
+        return "autoencoder" if self.autoencoder else "pixels"
 
 
 @dataclass(frozen=True, kw_only=True)

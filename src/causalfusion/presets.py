@@ -16,6 +16,7 @@ from typing import Any
 
 from causalfusion.config import RunConfig
 from causalfusion.config_json import from_dict
+from causalfusion.earlier_settings import rename_settings
 from causalfusion.errors import UserError, check
 
 FACTS = "facts"
@@ -60,6 +61,7 @@ def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     bases = values.pop("base", [])
     if not isinstance(bases, list):
         raise UserError(f'config {name}: base is {bases!r}; expected a list, such as base = ["XL"]')
+    values = rename_settings(values, f"config {name}")
     return merge([*(load_layer(base, (*above, name)) for base in bases), values])
 
 

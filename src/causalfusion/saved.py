@@ -29,6 +29,7 @@ from causalfusion.config import (
     TextConfig,
 )
 from causalfusion.config_json import from_dict, to_dict
+from causalfusion.earlier_settings import rename_settings
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 
@@ -113,7 +114,7 @@ def load_spec(folder: Path) -> ModelSpec:
         raise UserError(f"{path} is not valid JSON ({error}); the model folder is damaged") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UserError(f"{path} is not in the format {FORMAT}; give a folder made by train or convert")
-    return from_dict(ModelSpec, values)
+    return from_dict(ModelSpec, rename_settings(values))
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer | None:

@@ -76,7 +76,7 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _drawn(path: str, latents: str = "sample", flip: bool = True) -> RunConfig:
-    codec = CodecConfig(kind="autoencoder", path=path, latents=latents, patch_size=1)  # pyright: ignore[reportArgumentType]
+    codec = CodecConfig(autoencoder=path, latents=latents, patch_size=1)  # pyright: ignore[reportArgumentType]
     return RunConfig(data=replace(PIXELS.data, flip=flip), codec=codec)
 
 
@@ -354,7 +354,9 @@ def test_only_a_cache_that_fits_is_used(tmp_path: Path, autoencoder: str) -> Non
     check_cache(
         pixels, replace(PIXELS.codec, patch_size=4), replace(GREY, image_size=8)
     )  # also without the mirror images
-    assert "codec.kind = pixels, the run has autoencoder" in message(pixels, _drawn(autoencoder).codec, GREY)
+    assert "codec (pixels or autoencoder) = pixels, the run has autoencoder" in message(
+        pixels, _drawn(autoencoder).codec, GREY
+    )
     assert "data.image_size = 0, the run has 16" in message(
         pixels, PIXELS.codec, replace(GREY, image_size=16)
     )
@@ -378,7 +380,9 @@ def test_only_a_cache_that_fits_is_used(tmp_path: Path, autoencoder: str) -> Non
     with pytest.raises(UserError, match="no mirrored images"):
         modes.read(np.array([0]), np.array([True]), None)
     another = str(_tiny_autoencoder(tmp_path / "vae", 1))
-    assert "codec.path (hash of the weights)" in message(modes, replace(config.codec, path=another), GREY)
+    assert "codec.autoencoder (hash of the weights)" in message(
+        modes, replace(config.codec, autoencoder=another), GREY
+    )
     moments = _write(tmp_path / "moments", Grey(), config=_drawn(autoencoder))
     check_cache(moments, config.codec, GREY)  # the mode is the mean
     assert open_autoencoder(autoencoder)[1] == 2

@@ -45,7 +45,7 @@ class Averages:
 
 def _averages_codec(scale: float = 1.0, shift: float = 0.0) -> Codec:
     config = CodecConfig(
-        kind="autoencoder", path="averages", image_height=8, image_width=12, image_channels=3,
+        autoencoder="averages", image_height=8, image_width=12, image_channels=3,
         latent_channels=3, downsample=2, scale=scale, shift=shift,
     )  # fmt: skip
     return Codec(config, Averages())

@@ -38,7 +38,9 @@ def inputs(config: ModelConfig, plan: Plan, batch_size: int = 2):
 )
 def test_parameter_counts(size, millions):
     """PAPER section 2: L has 368M parameters with 64 class tokens at 256 tokens."""
-    config = load_config("imagenet256", size, codec={"path": "kl16.ckpt"}, data={"path": "imagenet"}).model
+    config = load_config(
+        "imagenet256", size, codec={"autoencoder": "kl16.ckpt"}, data={"path": "imagenet"}
+    ).model
     config = replace(config, num_classes=1000, token_dim=16, grid_height=16, grid_width=16)
     with torch.device("meta"):
         count = count_parameters(Transformer(config))
@@ -47,7 +49,9 @@ def test_parameter_counts(size, millions):
 
 def test_every_size_is_a_valid_model():
     for size in SIZES:
-        config = load_config("imagenet256", size, codec={"path": "kl16.ckpt"}, data={"path": "x"}).model
+        config = load_config(
+            "imagenet256", size, codec={"autoencoder": "kl16.ckpt"}, data={"path": "x"}
+        ).model
         assert config.hidden_size % config.num_heads == 0
 
 

@@ -32,7 +32,7 @@ def open_autoencoder(path: str) -> tuple[Any, int, int, int]:
     elif _HUB_ID.fullmatch(path) and place.suffix not in SUFFIXES:
         autoencoder = _from_hub(path)
     else:
-        raise UserError(f"the autoencoder {path} does not exist; expected {_EXPECTED}")
+        raise UserError(f"the autoencoder {path} does not exist; give codec.autoencoder: {_EXPECTED}")
     autoencoder.eval().requires_grad_(False)
     config = autoencoder.config
     if config.in_channels != config.out_channels:

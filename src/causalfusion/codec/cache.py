@@ -167,7 +167,7 @@ def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Cod
     need no path, and those whose path is given.
     """
     kept = cache.manifest
-    require_same(cache, "codec.kind", kept["kind"], codec.kind)
+    require_same(cache, "codec (pixels or autoencoder)", kept["kind"], codec.kind)
     if codec.kind == "autoencoder":
         require_same(cache, "codec.latents", kept["latents"], codec.latents, fits=cache.has_deviations)
     require_same(cache, "data.flip", kept["flip"], data.flip, fits=not data.flip)
@@ -181,7 +181,7 @@ def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Cod
     opened = open_codec(cache.codec_config(codec), image_shape=None)
     if opened.autoencoder is not None:
         weights = fingerprint(opened.autoencoder)
-        require_same(cache, "codec.path (hash of the weights)", kept["autoencoder"], weights)
+        require_same(cache, "codec.autoencoder (hash of the weights)", kept["autoencoder"], weights)
     return opened
 
 

@@ -134,13 +134,14 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
     else:
         from causalfusion.codec.autoencoder import open_autoencoder
 
-        autoencoder, latent_channels, downsample, image_channels = open_autoencoder(config.path)
-        if Path(config.path).exists():  # the model is used from other folders too
-            config = replace(config, path=str(Path(config.path).resolve()))
+        autoencoder, latent_channels, downsample, image_channels = open_autoencoder(config.autoencoder)
+        place = Path(config.autoencoder).expanduser()
+        if place.exists():  # the model is used from other folders too
+            config = replace(config, autoencoder=str(place.resolve()))
         if config.image_channels not in (0, image_channels):
             raise UserError(
-                f"the images have {config.image_channels} channels; the autoencoder {config.path} takes "
-                f"{image_channels}: give another codec.path, or codec.kind pixels"
+                f"the images have {config.image_channels} channels; the autoencoder "
+                f"{config.autoencoder} takes {image_channels}: give another codec.autoencoder, or none"
             )
         config = replace(
             config, latent_channels=latent_channels, downsample=downsample, image_channels=image_channels

@@ -41,7 +41,8 @@ SHARD_SIZE = 4096
 """Images in a shard: few open files, and little lost when a run is interrupted."""
 
 _SETTINGS = {
-    "kind": "codec.kind", "autoencoder": "codec.path (hash of the weights)", "latents": "codec.latents",
+    "kind": "codec (pixels or autoencoder)", "autoencoder": "codec.autoencoder (hash of the weights)",
+    "latents": "codec.latents",
     "flip": "data.flip", "source": "data.path (hash of the data)",
 }  # fmt: skip
 """What the parts of a cache's identity are called among the settings."""

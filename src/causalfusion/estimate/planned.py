@@ -7,7 +7,7 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
@@ -33,7 +33,7 @@ class Planned:
 
 def read_settings(recipes: Sequence[str], overrides: Sequence[str]) -> RunConfig:
     """Recipes laid over one another, then options as `train` takes them; paths may be missing."""
-    layers = merge([_open_paths(load_layers(recipes)), load_layers(recipes)])
+    layers = merge([{"data": {"path": ELSEWHERE}}, load_layers(recipes)])  # recipes name no data
     app = App(name="estimate", result_action="return_value", help_flags=[], version_flags=[])
     app.default(_as_it_is)
     app.config = (Dict(layers, source=", ".join(recipes)),)
@@ -45,14 +45,6 @@ def _as_it_is(
     run: Annotated[RunConfig, Parameter(name="*", consume_multiple=True)] = RunConfig(),  # noqa: B008
 ) -> RunConfig:
     return run
-
-
-def _open_paths(layers: dict[str, Any]) -> dict[str, Any]:
-    """What lies beneath recipes that name neither data nor autoencoder."""
-    beneath: dict[str, Any] = {"data": {"path": ELSEWHERE}}
-    if layers.get("codec", {}).get("kind") == "autoencoder":
-        beneath["codec"] = {"path": ELSEWHERE}
-    return beneath
 
 
 def plan_run(
@@ -127,13 +119,13 @@ def _found_images(data: DataConfig) -> tuple[int, int, int, int]:
 def _codec(config: CodecConfig, image_shape: tuple[int, int, int]) -> CodecConfig:
     from causalfusion.codec.codec import Codec, open_codec
 
-    if config.kind == "pixels" or Path(config.path).exists():
+    if config.kind == "pixels" or Path(config.autoencoder).exists():
         return open_codec(config, image_shape=image_shape).config
     channels, down = KNOWN_AUTOENCODERS.get(config.scale, (0, 0))
     channels, down = config.latent_channels or channels, config.downsample or down
     if not channels or not down:
         raise UserError(
-            f"the autoencoder codec.path {config.path!r} is not there, and none is known with scale "
+            f"codec.autoencoder {config.autoencoder!r} is not there, and none is known with scale "
             f"{config.scale:g}; give --codec.latent-channels and --codec.downsample"
         )
     _, height, width = image_shape

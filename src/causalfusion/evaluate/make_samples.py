@@ -126,7 +126,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """What image i depends on, beside i."""
     spec = pipeline.spec
-    codec = replace(spec.codec, path="")  # wherever it lies
+    codec = replace(spec.codec, autoencoder="")  # wherever it lies
     tokenizer = model_folder / TOKENIZER_FILE
     parts = [to_dict(c) for c in (spec.model, codec, spec.diffusion)] + [spec.text.image_context]
     if tokenizer.is_file():

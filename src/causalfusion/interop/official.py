@@ -208,8 +208,7 @@ def infer_codec(
     if not vae:
         notes.append(f"no autoencoder given: {path} stands for it in config.json; give --vae PATH")
     codec = CodecConfig(
-        kind="autoencoder",
-        path=vae or path,
+        autoencoder=vae or path,
         patch_size=patch,
         scale=scale,
         image_height=config.grid_height * patch * downsample,

@@ -29,8 +29,7 @@ def replay_autoencoder(recording: Recording) -> None:
         r.compare(f"{name}/mean", posterior.mean, quantity)
         r.compare(f"{name}/logvar_clamped", posterior.logvar, quantity)
         config = CodecConfig(
-            kind="autoencoder",
-            path="the recorded autoencoder",
+            autoencoder="the recorded autoencoder",
             scale=SCALE,
             image_height=image.shape[2],
             image_width=image.shape[3],

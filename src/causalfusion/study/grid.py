@@ -8,6 +8,7 @@ from pathlib import Path
 
 from causalfusion.config import RunConfig, SampleConfig
 from causalfusion.config_json import flat, from_dict, to_dict
+from causalfusion.earlier_settings import rename_settings
 from causalfusion.presets import load_layers, merge
 from causalfusion.study.recipe import Ground, Study, Variant, fill_in
 
@@ -47,7 +48,9 @@ def jobs_of(study: Study, ground: Ground, seeds: Sequence[int], out: Path) -> li
 def run_config(study: Study, variant: Variant, ground: Ground, seed: int, out: Path) -> RunConfig:
     base = [load_layers(ground.recipes), ground.settings, {"train": {"seed": seed}}]
     layers = [fill_in(layer, ground.num_tokens) for layer in (study.settings, variant.settings)]
-    plain, config = (from_dict(RunConfig, merge(some)) for some in (base, [*base, *layers]))
+    plain, config = (
+        from_dict(RunConfig, rename_settings(merge(some), "study")) for some in (base, [*base, *layers])
+    )
     return replace(config, out=str(out / "runs" / _name(plain, config) / f"seed-{seed}"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from causalfusion.config import RunConfig
 from causalfusion.config_json import flat, to_dict
+from causalfusion.earlier_settings import rename_settings
 from causalfusion.errors import UserError
 
 MAY_CHANGE = (
@@ -22,7 +23,7 @@ MAY_CHANGE = (
 def check_same_run(config: RunConfig, checkpoint: Path) -> None:
     """A run can only go on with the settings it began with, but for those in MAY_CHANGE."""
     try:
-        before = flat(json.loads((checkpoint / "state" / "run.json").read_text()))
+        before = flat(rename_settings(json.loads((checkpoint / "state" / "run.json").read_text())))
     except (OSError, ValueError) as error:
         raise UserError(
             f"training state in {checkpoint} cannot be read ({error}); delete this checkpoint folder to "
