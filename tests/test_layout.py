@@ -12,7 +12,7 @@ ORDER = (
     "codec", "factorization", "sequence", "documents", "mask", "model", "arithmetic", "estimate",
     "diffusion", "losses", "saved", "pictures", "generate", "process_picture", "text_pictures", "train",
     "charts", "evaluate", "study", "planner", "interop", "doctor", "report", "demo_report", "demo_text",
-    "demo", "commands", "cli",
+    "demo", "commands", "vocabulary", "cli", "__main__",
 )  # fmt: skip
 """The way the data goes; what a later one holds is unknown to an earlier one."""
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -5,10 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from cyclopts.config import Dict
 
 from causalfusion import cli
-from causalfusion.presets import load_layers, recipe_names
+from causalfusion.presets import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -29,10 +28,13 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("line", commands())
 def test_command_parses(line, monkeypatch):
+    """As the command line itself reads it, in spellings of today."""
     tokens = shlex.split(line.replace("$S", "4"), comments=True)
-    names = cli.config_names(tokens)
-    monkeypatch.setattr(cli.app, "config", (Dict({tokens[0]: load_layers(names)}),) if names else ())
-    _, bound, _ = cli.app.parse_args(tokens, exit_on_error=False, print_error=False)
+    monkeypatch.setattr(cli, "model_settings", lambda *_: [])  # no model is at hand
+    prepared = cli.prepare(tokens)
+    assert not prepared.notes
+    monkeypatch.setattr(cli.app, "config", prepared.config())
+    _, bound, _ = cli.app.parse_args(prepared.tokens, exit_on_error=False, print_error=False)
     assert bound.arguments
 
 

@@ -1,3 +1,37 @@
-"""CausalFusion: causal diffusion transformers, between autoregression and diffusion (arXiv 2412.12095)."""
+"""CausalFusion: causal diffusion transformers, between autoregression and diffusion (arXiv 2412.12095).
+
+What is named here is imported when it is first asked for, so that `import causalfusion` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from causalfusion.config import RunConfig, SampleConfig, WriteConfig
+    from causalfusion.errors import UserError
+    from causalfusion.generate.pipeline import Pipeline
+    from causalfusion.presets import load_config
 
 __version__ = "0.1.0"
+__all__ = ["Pipeline", "RunConfig", "SampleConfig", "UserError", "WriteConfig", "__version__", "load_config"]
+
+_HOMES = {
+    "Pipeline": "generate.pipeline",
+    "RunConfig": "config",
+    "SampleConfig": "config",
+    "UserError": "errors",
+    "WriteConfig": "config",
+    "load_config": "presets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

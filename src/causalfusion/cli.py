@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from causalfusion import __version__
 from causalfusion.earlier_settings import rename_options
 from causalfusion.errors import STOPPED, TrainingStopped, UserError
-from causalfusion.presets import load_layers
+from causalfusion.presets import merge
+from causalfusion.vocabulary.data_path import settle_data
+from causalfusion.vocabulary.layers import READ_BY_COMMAND, layers_for
+from causalfusion.vocabulary.notes import say, warnings_as_notes
+from causalfusion.vocabulary.options import command_of
+from causalfusion.vocabulary.read import Line, read_line
+
+COMMANDS = (
+    "train", "sample", "edit", "caption", "complete", "encode", "convert", "tokenizer", "doctor", "demo",
+    "evaluate", "compare", "study", "plan", "estimate",
+)  # fmt: skip
+BROKEN_PIPE = 141
+"""Exit code where the reader of the output went away, as the shell has it."""
 
 app = App(
     name="causalfusion",
@@ -21,108 +36,151 @@ app = App(
     version=__version__,
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run` says "stopped"
+    default_parameter=Parameter(negative_iterable=()),
 )
-for _command in (
-    "train", "sample", "edit", "caption", "complete", "encode", "convert", "tokenizer", "doctor", "demo",
-    "evaluate", "compare", "study", "plan", "estimate",
-):  # fmt: skip
-    app.command(f"causalfusion.commands.{_command}:app", name=_command)
-
+for _place, _command in enumerate(COMMANDS):
+    app.command(f"causalfusion.commands.{_command}:app", name=_command, sort_key=_place)
 
 GENERATING = ("sample", "edit", "complete", "evaluate")
 SETTINGS_OF_MODEL = "sample.toml"
 """In a model's folder: how it is best sampled, beneath all that the user says."""
+ASKING = {"--help", "-h", "--version"}
 
 
-def config_names(tokens: Sequence[str]) -> list[str]:
-    """The values of every `--config` on a command line: they are laid beneath its other options."""
-    if tokens[:1] == ["estimate"]:  # which reads them itself, without the data that they name
-        return []
-    return values_of("--config", tokens)
+@dataclass
+class Prepared:
+    """A command line as the command takes it."""
+
+    tokens: list[str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What lies beneath it, from recipes and files."""
+    source: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def config(self) -> tuple[Dict, ...]:
+        """The settings, under the command's name: beside it, the tables [train] and [sample] would pass for
+        commands."""
+        if not self.settings:
+            return ()
+        settings = self.settings
+        for command in reversed(app.parse_commands(self.tokens)[0]):
+            settings = {command: settings}
+        return (Dict(settings, source=self.source),)
 
 
-def values_of(option: str, tokens: Sequence[str]) -> list[str]:
-    values = []
-    for place, token in enumerate(tokens):
-        if token.startswith(f"{option}="):
-            values.append(token.removeprefix(f"{option}="))
-        elif token == option:
-            values += tokens[place + 1 : place + 2]
-    return values
+def prepare(tokens: Sequence[str]) -> Prepared:
+    """Read a command line in any spelling, with what lies beneath it. Raises UserError."""
+    tokens = rename_options(tokens)
+    if not tokens or tokens[0] in ASKING:
+        _resolve_commands()
+    if not tokens or ASKING & set(tokens[: tokens.index("--")] if "--" in tokens else tokens):
+        return Prepared(tokens)
+    chain, apps, rest = app.parse_commands(tokens)
+    if not chain or apps[-1].default_command is None:
+        return Prepared(tokens)
+    line = read_line(command_of(" ".join(chain), apps[-1]), rest)
+    names, layers = beneath(line)
+    settle_data(line, layers)
+    return Prepared(line.tokens(), layers, ", ".join(names), line.notes)
 
 
-def model_settings(tokens: Sequence[str]) -> list[str]:
-    """The settings that the model of a generating command brings along, if it does."""
-    if not tokens or tokens[0] not in GENERATING or {"--help", "-h"} & set(tokens):
+def beneath(line: Line) -> tuple[list[str], dict[str, Any]]:
+    """Names and settings of the files beneath a line, the last on top. A preset decides all that figures
+    depend on: a model's own settings do not count under it, nor where images are only read."""
+    command = line.command
+    if command.name in READ_BY_COMMAND:
+        return [], {}
+    names = line.given.get("--config", [])
+    layers = layers_for(command, names)
+    preset = evaluation_preset(line, layers)
+    reads = "--samples" in line.given or "samples" in layers
+    own = [] if preset or reads else model_settings(line, layers)
+    if own or preset:
+        layers = merge([layers_for(command, [*own, *preset]), layers])
+    return [*own, *preset, *names], layers
+
+
+def model_settings(line: Line, layers: dict[str, Any]) -> list[str]:
+    """The file of settings that the model of a generating command brings along, if it does."""
+    if line.command.name not in GENERATING:
         return []
     from causalfusion.saved import latest_model
 
     try:
-        folder = latest_model(Path((values_of("--model", tokens) or ["shapes"])[-1]))
+        folder = latest_model(Path(line.value("--model") or layers.get("model") or "shapes"))
     except UserError:  # the command itself refuses it
         return []
     path = folder / SETTINGS_OF_MODEL
     return [str(path)] if path.is_file() else []
 
 
-def evaluation_preset(tokens: Sequence[str]) -> list[str]:
+def evaluation_preset(line: Line, layers: dict[str, Any]) -> list[str]:
     """The file of the named evaluation that `evaluate` is to follow, on the command line or in a --config."""
-    if not tokens or tokens[0] != "evaluate" or {"--help", "-h"} & set(tokens):
-        return []
-    names = values_of("--preset", tokens) or [load_layers(config_names(tokens)).get("preset", "")]
-    if not names[-1]:
+    name = (line.value("--preset") or layers.get("preset")) if line.command.name == "evaluate" else None
+    if not name:
         return []
     from causalfusion.evaluate.evaluation_presets import evaluation_file
 
-    return [str(evaluation_file(names[-1]))]
+    return [str(evaluation_file(name))]
 
 
-def beneath(tokens: Sequence[str]) -> list[str]:
-    """Names and files of the settings beneath a command line, the last on top. A preset decides all that
-    figures depend on: a model's own settings do not count under it, nor where images are only read."""
-    preset = evaluation_preset(tokens)
-    own = [] if preset or values_of("--samples", tokens) else model_settings(tokens)
-    return [*own, *preset, *config_names(tokens)]
+def _resolve_commands() -> None:
+    """The list of commands shows what each does."""
+    for command in COMMANDS:
+        app[command]
 
 
 def run(tokens: Sequence[str]) -> int:
     """The exit code of a command line."""
     try:
-        tokens = rename_options(tokens)
-        names = beneath(tokens)
-        if names:
-            source = ", ".join(names)
-            # Under the command's name: beside it, the tables [train] and [sample] would pass for commands.
-            layers = load_layers(names)
-            for command in reversed(app.parse_commands(tokens)[0]):
-                layers = {command: layers}
-            app.config = (Dict(layers, source=source),)
-        result = app(list(tokens), exit_on_error=False, print_error=False)
+        with warnings_as_notes():
+            prepared = prepare(tokens)
+            for note in dict.fromkeys(prepared.notes):
+                say(note)
+            app.config = prepared.config()
+            result = app(prepared.tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (CycloptsError, UserError) as error:
         return _refuse(str(error))
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer has no reader
+        return BROKEN_PIPE
     except OSError as error:
         where = error.filename or "the output"
         if error.errno == errno.ENOSPC:
             return _refuse(f"the disk is full while writing {where}; free some space and run again")
         return _refuse(f"{where}: {error.strerror or error}")
     except TrainingStopped as stopped:
-        print(f"causalfusion: {stopped}", file=sys.stderr)
+        say(str(stopped), "causalfusion: ")
         return STOPPED
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _refuse(f"there is not enough memory ({error or 'the machine has no more'}); do less at once")
     finally:
         app.config = ()
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, that of a GPU, or that of torch's allocator on a CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def _refuse(message: str) -> int:
-    first_line = " ".join(message.split())
-    print(f"causalfusion: {first_line}", file=sys.stderr)
+    say(message, "causalfusion: ")
     return 2
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # a name that the terminal's encoding lacks is written out
+            reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

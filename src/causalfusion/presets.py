@@ -7,6 +7,8 @@ the command line comes last. A recipe names what it builds on in `base`, and wha
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +50,8 @@ def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         raise UserError(f"config {name} is its own base: {' -> '.join((*above, name))}")
     if name in recipe_names():
         text = (resources.files("causalfusion") / "recipes" / f"{name}.toml").read_bytes()
-    elif Path(name).is_file():
-        text = Path(name).read_bytes()
+    elif Path(expand_home(name)).is_file():
+        text = Path(expand_home(name)).read_bytes()
     else:
         raise UserError(
             f"config {name!r} is neither a file nor a recipe; the recipes are {', '.join(recipe_names())}"
@@ -61,8 +63,22 @@ def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     bases = values.pop("base", [])
     if not isinstance(bases, list):
         raise UserError(f'config {name}: base is {bases!r}; expected a list, such as base = ["XL"]')
-    values = rename_settings(values, f"config {name}")
+    values = rename_settings(expanded(values), f"config {name}")
     return merge([*(load_layer(base, (*above, name)) for base in bases), values])
+
+
+def expand_home(text: str) -> str:
+    """A path with the home folder in place of a leading `~`; also behind a name: `inception:~/weights`."""
+    return re.sub(r"^([\w.-]+:)?(~[^/]*(?=/|$))", lambda m: (m[1] or "") + os.path.expanduser(m[2]), text)
+
+
+def expanded(values: Any) -> Any:
+    """The same for all texts in the tables of a TOML file."""
+    if isinstance(values, dict):
+        return {key: expanded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [expanded(value) for value in values]
+    return expand_home(values) if isinstance(values, str) else values
 
 
 def load_layers(names: Sequence[str]) -> dict[str, Any]:

@@ -76,16 +76,17 @@ def test_the_training_line_repeats_the_settings(
 ) -> None:
     images = np.random.Generator(np.random.Philox(1)).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "few.npz", images=images)
-    out = tmp_path / "my latents"
+    out, own = tmp_path / "my latents", tmp_path / "own.toml"
+    own.write_text('base = ["digits"]\n[train]\nlr = 0.5\n[sample]\nsizes = [1, 3]\n')
     options = [
-        "--config=digits",
+        f"--config={own}",
         "--data.flip",
         "--data.source",
         "npz",
         "--data.path",
         str(tmp_path / "few.npz"),
     ]
-    options += ["--data.image-size=4", "--train.lr=0.5", "--sample.sizes", "1", "3"]
+    options += ["--data.image-size=4"]
     assert cli.run(["encode", *options, "--out", str(out), "--device=cpu"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "train on it with" in line)
     command, *given = shlex.split(line.partition(": ")[2])

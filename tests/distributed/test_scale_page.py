@@ -8,11 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cyclopts.config import Dict
 from torch.distributed.run import get_args_parser
 
 from causalfusion import cli
-from causalfusion.presets import load_layers
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training_at_scale.md"
 SETTINGS = {"SLURM_NNODES": "4", "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-4]"}
@@ -23,8 +21,9 @@ def settings_of(tokens: list[str], monkeypatch) -> dict:
     launch = get_args_parser().parse_args(tokens[1:])
     assert launch.module and launch.training_script == "causalfusion.cli"
     own = launch.training_script_args
-    monkeypatch.setattr(cli.app, "config", (Dict({"train": load_layers(cli.config_names(own))}),))
-    _, bound, _ = cli.app.parse_args(own, exit_on_error=False, print_error=False)
+    prepared = cli.prepare(own)
+    monkeypatch.setattr(cli.app, "config", prepared.config())
+    _, bound, _ = cli.app.parse_args(prepared.tokens, exit_on_error=False, print_error=False)
     return {"launch": launch, "run": bound.arguments["run"]}
 
 

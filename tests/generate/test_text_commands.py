@@ -211,7 +211,7 @@ def test_a_packaged_model_has_a_name(models, photos, tmp_path, monkeypatch, caps
 LONG = " ".join(CAPTIONS * 8)
 MISTAKES = [
     ("text", ["sample", "--prompt", ""], "the prompt is empty"),
-    ("text", ["sample", "--prompt"], "--prompt has no value"),
+    ("text", ["sample", "--prompt"], "--prompt requires a value"),
     ("text", ["sample", "--prompt", "red", LONG], f"this model has room for {TEXT - 3}: shorten it"),
     ("text", ["sample", "--prompt", "a", "--prompts-file", "gap.txt"], "expected one of them"),
     ("text", ["sample", "--prompts-file", "empty.txt"], "empty.txt has no prompts"),
@@ -221,7 +221,7 @@ MISTAKES = [
     ("text", ["sample", "--classes", "dog"], "no class condition; give --prompt"),
     ("classes", ["sample", "--prompt", "red"], "this model was trained without text"),
     ("classes", ["caption", "good.png"], "this model was trained without text"),
-    ("text", ["caption"], "IMAGES requires an argument"),
+    ("text", ["caption"], "FILES requires an argument"),
     ("text", ["caption", "gone.png"], "image gone.png does not exist"),
     ("text", ["caption", "good.png", "bad.png"], "image bad.png cannot be read: it is damaged"),
     ("text", ["caption", "good.png", "bad.png", "--batch-size", "1"], "image bad.png cannot be read"),

@@ -168,7 +168,7 @@ def test_settings_in_the_checkpoint_or_given_decide_the_patch_size(tmp_path: Pat
     spec, _, _, notes = convert_official(tmp_path / "bare.pt")
     assert spec.codec.patch_size == 1
     assert any("--patch-size" in note for note in notes)
-    assert any("--vae" in note for note in notes)
+    assert any("--autoencoder" in note for note in notes)
     spec, _, _, notes = convert_official(tmp_path / "bare.pt", patch_size=2, vae="sd")
     assert (spec.codec.patch_size, spec.codec.latent_channels, spec.codec.scale) == (2, 4, 0.18215)
     assert spec.codec.image_height == 4 * 2 * 8

@@ -20,7 +20,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def command(model, tmp_path):
     return [
-        "plan", str(model), "--reference", "digits", "--features", "pixels:4", "--images", "20",
+        "plan", "--model", str(model), "--reference", "digits", "--features", "pixels:4", "--images", "20",
         "--batch-size", "10", "--samplers", "ddim", "--diffusion-steps", "2", "4", "--ar-steps", "1", "2",
         "--guidance-scales", "1", "--out", str(tmp_path / "plan"),
     ]  # fmt: skip
@@ -74,5 +74,5 @@ def test_bad_input_is_one_line(command, tmp_path, capsys):
     assert "expected at least 2" in refused(images="1")
     assert "the quickest of the 4 settings takes" in refused(budget="1us")
     assert "give another --out" in refused(seed="5")
-    command[1] = "shapes"
+    command[2] = "shapes"
     assert "has no captions" in refused(out=str(tmp_path / "other"))

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 app = App(name="compare", result_action="return_value")
 
 
 @app.default
-def compare(cards: list[Path], /, *, markdown: bool = False) -> int:
-    """Set result cards side by side: figures with their differences to the first card, the best of each where
-    they can be ranked, and the settings that differ.
+def compare(cards: list[Path], /, *, markdown: Annotated[bool, Parameter(negative=())] = False) -> int:
+    """Set result cards side by side.
 
-    Figures whose N, reference or features differ are not ranked. Those whose 95 % intervals overlap are not
-    told apart.
+    Shown are figures with their differences to the first card, the best of each where they can be ranked, and
+    the settings that differ. Figures whose N, reference or features differ are not ranked. Those whose 95 %
+    intervals overlap are not told apart.
 
     Parameters
     ----------

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from cyclopts import App
 
-app = App(name="convert", help="Bring other people's weights into our format.", result_action="return_value")
+app = App(name="convert", help="Bring released weights into this format.", result_action="return_value")
 
 
 @app.command
-def official(checkpoint: Path, /, *, out: Path, vae: str = "", patch_size: int = 0) -> int:
-    """The weights that the paper's authors released.
+def official(checkpoint: Path, /, *, out: Path, autoencoder: str = "", patch_size: int = 0) -> int:
+    """Convert the weights that the paper's authors released.
 
     Parameters
     ----------
@@ -17,7 +17,7 @@ def official(checkpoint: Path, /, *, out: Path, vae: str = "", patch_size: int =
         Their .pt file: a dict with `ema` and `model`, or a bare state dict. Nothing in it is executed.
     out
         Folder for the model in our format.
-    vae
+    autoencoder
         The autoencoder its latents belong to: a diffusers folder, a hub id, or the 16-channel KL
         autoencoder's original checkpoint. Stored in the model's config.
     patch_size
@@ -26,7 +26,7 @@ def official(checkpoint: Path, /, *, out: Path, vae: str = "", patch_size: int =
     from causalfusion.interop.official import convert_official
     from causalfusion.saved import replace_model
 
-    spec, weights, raw, notes = convert_official(checkpoint, vae=vae, patch_size=patch_size)
+    spec, weights, raw, notes = convert_official(checkpoint, vae=autoencoder, patch_size=patch_size)
     replace_model(out, spec, weights, raw)
     model = spec.model
     count = sum(w.numel() for w in weights.values())

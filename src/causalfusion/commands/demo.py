@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 app = App(name="demo", result_action="return_value")
 
 
 @app.default
-def demo(*, out: Path = Path("runs/demo"), quick: bool = False) -> int:
-    """Train a small model on handwritten digits and show what it can do: pictures and report.html.
+def demo(*, out: Path = Path("runs/demo"), quick: Annotated[bool, Parameter(negative=())] = False) -> int:
+    """Train a small model on handwritten digits and show what it can do.
 
     Parameters
     ----------
+    out
+        Folder for the run, the pictures and report.html.
     quick
         A short run that only shows that everything works.
     """

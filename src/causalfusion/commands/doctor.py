@@ -4,17 +4,19 @@ from pathlib import Path
 
 from cyclopts import App
 
+from causalfusion.commands.common import Device, Model
+
 app = App(name="doctor", result_action="return_value")
 
 
 @app.default
-def doctor(model: Path | None = None, /, *, reference: Path | None = None, device: str = "auto") -> int:
-    """Check this installation, a model, or a recording of the reference code. Exit code 1: something is off.
+def doctor(*, model: Model | None = None, reference: Path | None = None, device: Device = "auto") -> int:
+    """Check this installation, a model, or a recording of the reference code.
+
+    Exit code 1: something is off.
 
     Parameters
     ----------
-    model
-        A model folder, or a training run.
     reference
         A folder of recorded reference tensors (masks, losses, gradients, caches, samples): replay them and
         compare.
@@ -28,9 +30,11 @@ def doctor(model: Path | None = None, /, *, reference: Path | None = None, devic
         return 0 if all(check.ok for check in checks) else 1
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from causalfusion.doctor import check_machine, check_model
+    from causalfusion.errors import printable
     from causalfusion.runtime import select_device
     from causalfusion.saved import latest_model
 
@@ -41,6 +45,6 @@ def doctor(model: Path | None = None, /, *, reference: Path | None = None, devic
     table = Table(show_header=False, box=None)
     for finding in findings:
         mark = {None: "", True: "[green]ok", False: "[red]FAILED"}[finding.ok]
-        table.add_row(finding.name, finding.value, mark)
+        table.add_row(*(escape(printable(text)) for text in (finding.name, finding.value)), mark)
     Console().print(table)
     return 1 if any(f.ok is False for f in findings) else 0

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from causalfusion.commands.common import Device, Model, Precision, SamplingFiles, Seed, Settings, Weights
 from causalfusion.config import SampleConfig
 
 app = App(name="edit", result_action="return_value")
@@ -15,7 +16,7 @@ def edit(
     image: Path,
     /,
     *,
-    model: Path = Path("shapes"),
+    model: Model = Path("shapes"),
     class_: Annotated[str | None, Parameter(name="--class")] = None,
     prompt: str | None = None,
     mask: Path | None = None,
@@ -23,22 +24,22 @@ def edit(
     out: Path = Path("edit"),
     variants: int = 1,
     candidates: int = 1,
-    paste: bool = True,
-    seed: int = 0,
-    weights: Literal["ema", "raw"] = "ema",
-    precision: Literal["float32", "bfloat16"] = "float32",
-    device: str = "auto",
-    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
-    settings: Annotated[SampleConfig, Parameter(name="*", consume_multiple=True)] = SampleConfig(),  # noqa: B008
+    paste: Annotated[bool, Parameter(negative="--no-paste")] = True,
+    seed: Seed = 0,
+    weights: Weights = "ema",
+    precision: Precision = "float32",
+    device: Device = "auto",
+    config: SamplingFiles = [],  # noqa: B006
+    settings: Annotated[SampleConfig, Settings] = SampleConfig(),  # noqa: B008
 ) -> int:
-    """Regenerate a region of an image under a class or a prompt, zero-shot: the rest is clean context.
+    """Regenerate a region of an image under a class or a prompt.
+
+    Zero-shot: the rest of the image is clean context.
 
     Parameters
     ----------
     image
         The image; it is cropped and scaled to the model's size.
-    model
-        A model folder, a training run (its last checkpoint), or the name of a packaged model.
     class_
         Class of the new content: a name, or a number counted from 0; name:7 and index:7 say which is meant.
     prompt
@@ -56,7 +57,7 @@ def edit(
     candidates
         Edits drawn for each that is kept: the one for which the model itself finds the prompt likeliest.
     paste
-        Put the pixels outside the mask back exactly as they were.
+        Put the pixels outside the mask back exactly as they were (--no-paste: leave the model's).
     """
     from causalfusion.generate.edit_run import EditRequest, edit_to_folder
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from causalfusion.config import RunConfig
+from causalfusion.commands.common import Device, Paths, Recipes
+from causalfusion.config import CodecConfig, DataConfig, RunConfig
 from causalfusion.config_json import flat, to_dict
 
 app = App(name="encode", result_action="return_value")
@@ -15,16 +16,20 @@ app = App(name="encode", result_action="return_value")
 
 @app.default
 def encode(
+    paths: Paths = [],  # noqa: B006
+    /,
     *,
     out: Path,
     batch_size: int = 64,
     dtype: Literal["auto", "float16", "float32"] = "auto",
-    device: str = "auto",
-    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
-    run: Annotated[RunConfig, Parameter(name="*", consume_multiple=True)] = RunConfig(),  # noqa: B008
+    device: Device = "auto",
+    config: Recipes = [],  # noqa: B006
+    data: DataConfig = DataConfig(),  # noqa: B008
+    codec: CodecConfig = CodecConfig(),  # noqa: B008
 ) -> int:
-    """Encode a data set once, so that training reads latents instead of images. The same command goes on
-    where it was interrupted.
+    """Encode a data set once, so that training reads latents.
+
+    The same command goes on where it was interrupted.
 
     Parameters
     ----------
@@ -34,16 +39,13 @@ def encode(
         Images encoded together.
     dtype
         Of the latents on disk; auto: float16 for an autoencoder's, float32 (exact) for pixels.
-    device
-        auto, cpu, cuda or cuda:N.
-    config
-        A recipe's name or a TOML file, as for train; its data and codec settings are used.
     """
     from causalfusion.codec.encode import encode_to_cache
     from causalfusion.errors import UserError
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("encode runs in one process; start it without torchrun")
+    run = RunConfig(data=data, codec=codec)
     cache = encode_to_cache(run, out, batch_size=batch_size, dtype=dtype, device=device)
     manifest = cache.manifest
     size = sum(manifest["files"].values()) / 2**20
@@ -65,8 +67,9 @@ def training_line(run: RunConfig, names: Sequence[str], cache: Path) -> str:
     from causalfusion.codec.cache import as_option
     from causalfusion.presets import load_layers, merge
 
+    tables = ("data", "codec")
     beneath = flat(merge([to_dict(RunConfig()), load_layers(names)]))
-    settings = flat(to_dict(run)) | {"data.cache": str(cache), "data.path": beneath["data.path"]}
-    settings["out"] = beneath["out"]  # encode's own --out is the cache
+    settings = {name: value for name, value in flat(to_dict(run)).items() if name.partition(".")[0] in tables}
+    settings |= {"data.cache": str(cache), "data.path": beneath["data.path"]}
     options = [as_option(name, value) for name, value in settings.items() if value != beneath[name]]
     return " ".join(["causalfusion train", *(as_option("config", name) for name in names), *options])

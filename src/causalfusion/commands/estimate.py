@@ -4,29 +4,32 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from causalfusion.commands.common import Recipes
+
 app = App(name="estimate", result_action="return_value")
 
 
 @app.default
 def estimate(
     *settings: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    config: Recipes = [],  # noqa: B006
     gpu: str = "",
     gpus: int = 1,
     share: float | None = None,
     text_tokens: float | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """What a training run costs before it begins: arithmetic, time and memory, and what to change where it
-    does not fit.
+    """Tell what a training run costs before it begins: arithmetic, time, memory.
 
-        causalfusion estimate imagenet512 --gpu h100 --gpus 8 --train.batch-size 1024
+        causalfusion estimate --config imagenet512 --gpu h100 --gpus 8 --train.batch-size 1024
 
-    Neither the data nor the autoencoder need be at hand. Exit code 1: it does not fit.
+    Where it does not fit, it says what to change. Neither the data nor the autoencoder need be at
+    hand. Exit code 1: it does not fit.
 
     Parameters
     ----------
     settings
-        Recipes or TOML files, the last on top, then any options that train takes (train --help).
+        Any settings that train takes, such as --train.batch-size 1024 (train --help).
     gpu
         a100, h100, h200, b200, l40s or rtx4090, by its data sheet; by default this machine, measured.
     gpus
@@ -40,4 +43,5 @@ def estimate(
     """
     from causalfusion.estimate.command import run
 
-    return run(settings, gpu=gpu, gpus=gpus, share=share, text_tokens=text_tokens, as_json=json)
+    given = [*(f"--config={name}" for name in config), *settings]
+    return run(given, gpu=gpu, gpus=gpus, share=share, text_tokens=text_tokens, as_json=json)

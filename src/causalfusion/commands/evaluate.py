@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
+from causalfusion.commands.common import SamplingFiles, Settings
 from causalfusion.evaluate.request import EvaluateRequest
 
 app = App(name="evaluate", result_action="return_value")
@@ -12,21 +13,16 @@ app = App(name="evaluate", result_action="return_value")
 @app.default
 def evaluate(
     *,
-    request: Annotated[EvaluateRequest, Parameter(name="*", consume_multiple=True)] = EvaluateRequest(),  # noqa: B008
-    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
+    request: Annotated[EvaluateRequest, Settings] = EvaluateRequest(),  # noqa: B008
+    config: SamplingFiles = [],  # noqa: B006
 ) -> int:
-    """Measure a model, or images: samples, figures, and a result card with all that they depend on.
+    """Measure a model, or images: figures, and a card with all that they depend on.
 
     Samples are kept in OUT/samples: the same command goes on where it was interrupted, with a larger --images
     it adds to them. Image i depends on the seed and i alone; any number of processes (`torchrun`) share the
     work. `causalfusion compare` sets cards side by side.
 
     The names of figures carry N: in Inception's features fid_50k, is_50k, ...; in others frechet_pixels8_10k.
-
-    Parameters
-    ----------
-    config
-        A TOML file with these settings; the command line comes on top.
     """
     from causalfusion.evaluate.run import evaluate as run_evaluation
     from causalfusion.evaluate.show import show_card

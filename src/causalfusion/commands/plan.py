@@ -1,42 +1,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from causalfusion.config import SampleConfig, SamplerName
+from causalfusion.commands.common import Device, Model, Precision, SamplingFiles, Seed, Settings
+from causalfusion.config import SampleConfig
+from causalfusion.planner.sweep import Sweep
 
 app = App(name="plan", result_action="return_value")
 
 
 @app.default
 def plan(
-    model: Path,
-    /,
     *,
+    model: Model = Path("shapes"),
     budget: str,
     reference: str,
     features: str = "pixels:8",
     images: int = 1000,
     batch_size: int = 64,
-    seed: int = 0,
+    seed: Seed = 0,
     out: Path = Path("plan"),
-    samplers: Annotated[list[SamplerName], Parameter(consume_multiple=True)] = ["ddim", "dpm++"],  # noqa: B006
-    diffusion_steps: Annotated[list[int], Parameter(consume_multiple=True)] = [4, 8, 16, 32, 64],  # noqa: B006
-    ar_steps: Annotated[list[int], Parameter(consume_multiple=True)] = [1, 2, 4],  # noqa: B006
-    guidance_scales: Annotated[list[float], Parameter(consume_multiple=True)] = [1.0, 2.0],  # noqa: B006
-    precision: Literal["float32", "bfloat16"] = "float32",
-    device: str = "auto",
+    sweep: Annotated[Sweep, Settings] = Sweep(),  # noqa: B008
+    precision: Precision = "float32",
+    device: Device = "auto",
+    config: SamplingFiles = [],  # noqa: B006
+    sample: Annotated[SampleConfig, Parameter(show=False, consume_multiple=True)] = SampleConfig(),  # noqa: B008
 ) -> int:
-    """Find out what quality costs: try samplers, diffusion steps, AR steps and guidance, draw quality against
-    the time for each image, and name the best setting within a budget. The same command goes on where it
-    was interrupted.
+    """Find the best sampling settings within a time budget.
+
+    Samplers, diffusion steps, AR steps and guidance are tried, and quality is drawn against the time for each
+    image. The same command goes on where it was interrupted.
 
     Parameters
     ----------
-    model
-        A model folder, a training run (its last checkpoint), or the name of a packaged model.
     budget
         Time for each image, on this machine: 200ms, 0.5s, 2min.
     reference
@@ -49,20 +48,14 @@ def plan(
         Images generated together; the time for each image is its share of a batch.
     out
         Folder for plan.json, plan.md and plan.png.
-    diffusion_steps
-        Of all AR steps together.
     """
     from causalfusion.planner.run import Request
     from causalfusion.planner.run import plan as make_plan
-    from causalfusion.planner.sweep import Sweep, in_time, read_time
+    from causalfusion.planner.sweep import in_time, read_time
 
-    sweep = Sweep(
-        samplers=samplers, diffusion_steps=diffusion_steps, ar_steps=ar_steps,
-        guidance_scales=guidance_scales,
-    )  # fmt: skip
     request = Request(
         model=model, budget=read_time(budget), reference=reference, features=features, images=images,
-        batch_size=batch_size, seed=seed, out=out, sweep=sweep, base=SampleConfig(), precision=precision,
+        batch_size=batch_size, seed=seed, out=out, sweep=sweep, base=sample, precision=precision,
         device=device,
     )  # fmt: skip
     best = make_plan(request)

@@ -5,6 +5,16 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from causalfusion.commands.common import (
+    BatchSize,
+    Device,
+    Model,
+    Precision,
+    SamplingFiles,
+    Seed,
+    Settings,
+    Weights,
+)
 from causalfusion.config import SampleConfig
 
 Output = Literal["png", "grid", "npz"]
@@ -13,8 +23,10 @@ app = App(name="sample", result_action="return_value")
 
 @app.default
 def sample(
+    prompts: list[str] = [],  # noqa: B006
+    /,
     *,
-    model: Path = Path("shapes"),
+    model: Model = Path("shapes"),
     out: Path = Path("samples"),
     images: int | None = None,
     prompt: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
@@ -22,23 +34,25 @@ def sample(
     candidates: int = 1,
     classes: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
     first: int = 0,
-    batch_size: int = 64,
-    seed: int = 0,
-    weights: Literal["ema", "raw"] = "ema",
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    weights: Weights = "ema",
     output: Annotated[list[Output], Parameter(consume_multiple=True)] = ["png", "grid"],  # noqa: B006
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     compile: Literal["auto", "always", "never"] = "auto",
-    device: str = "auto",
-    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
-    settings: Annotated[SampleConfig, Parameter(name="*", consume_multiple=True)] = SampleConfig(),  # noqa: B008
+    device: Device = "auto",
+    config: SamplingFiles = [],  # noqa: B006
+    settings: Annotated[SampleConfig, Settings] = SampleConfig(),  # noqa: B008
 ) -> int:
-    """Generate images. Image i depends on the seed and i alone: not on the batch size, nor on how many
-    processes (`torchrun`) share the work.
+    """Generate images, of classes or of prompts.
+
+    Image i depends on the seed and i alone: not on the batch size, nor on how many processes (`torchrun`)
+    share the work.
 
     Parameters
     ----------
-    model
-        A model folder, a training run (its last checkpoint), or the name of a packaged model.
+    prompts
+        The same as --prompt.
     out
         Folder for the images, `grid.png`, `samples.npz` and `settings.json`. Those of an earlier `sample`
         there are replaced, other files left alone; where the same command was stopped, it goes on.
@@ -60,15 +74,14 @@ def sample(
     compile
         The model's blocks, by torch.compile: a minute to begin, faster from then on. auto: on GPUs, for 1,000
         images or more.
-    config
-        A TOML file with these settings; the command line comes on top.
     """
     from causalfusion.generate.run import Request, sample_to_folder
 
     request = Request(
-        model=model, out=out, num=images, classes=classes, prompts=prompt, prompts_file=prompts_file,
-        candidates=candidates, first=first, batch_size=batch_size, seed=seed, weights=weights, output=output,
-        precision=precision, compile=compile, device=device, settings=settings,
+        model=model, out=out, num=images, classes=classes, prompts=prompt,
+        prompts_file=prompts_file, candidates=candidates, first=first, batch_size=batch_size, seed=seed,
+        weights=weights, output=output, precision=precision, compile=compile, device=device,
+        settings=settings,
     )  # fmt: skip
     sample_to_folder(request)
     return 0

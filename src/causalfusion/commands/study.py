@@ -6,12 +6,14 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from causalfusion.commands.common import Device, Recipes
+
 app = App(name="study", result_action="return_value")
 
 
 @app.default
 def study(
-    recipe: list[str],
+    studies: list[str],
     /,
     *,
     data: str = "digits",
@@ -19,15 +21,16 @@ def study(
     seeds: Annotated[list[int], Parameter(consume_multiple=True)] = [0, 1, 2],  # noqa: B006
     out: Path = Path("runs/study"),
     workers: int = 1,
-    device: str = "auto",
-    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
+    device: Device = "auto",
+    config: Recipes = [],  # noqa: B006
 ) -> int:
-    """Train and evaluate a grid of settings with several seeds, and write tables and a picture beside the
-    paper's figures. The same command goes on where it was interrupted.
+    """Train and evaluate a grid of settings with several seeds.
+
+    Tables and a picture stand beside the paper's figures. The same command goes on where it was interrupted.
 
     Parameters
     ----------
-    recipe
+    studies
         ar-steps, decay, order, ar-weight, timesteps, class-tokens, conditioning, several of them, or a TOML
         file of the same form. Runs that several studies need are trained once.
     data
@@ -40,8 +43,6 @@ def study(
         Folder of the runs and of the results.
     workers
         Runs that share the machine.
-    config
-        A recipe or TOML file laid over the training of the data, such as data.path or train.images.
     """
     from causalfusion.study.recipe import load_ground, load_study
     from causalfusion.study.run import Request, run_study
@@ -49,7 +50,7 @@ def study(
     ground = load_ground(data, config)
     if features:
         ground = replace(ground, features=features)
-    for name in recipe:
+    for name in studies:
         request = Request(
             name=Path(name).stem, study=load_study(name), ground_name=Path(data).stem, ground=ground,
             seeds=seeds, out=out / Path(data).stem, workers=workers, device=device,

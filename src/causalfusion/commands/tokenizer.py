@@ -5,22 +5,25 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from causalfusion.config import DataConfig, RunConfig
+from causalfusion.commands.common import Paths, Recipes
+from causalfusion.config import DataConfig
 from causalfusion.errors import UserError
 from causalfusion.progress import ProgressLine
 
-app = App(name="tokenizer", help="Text to ids and back.", result_action="return_value")
+app = App(name="tokenizer", help="Make a tokenizer: text to ids and back.", result_action="return_value")
 
 
 @app.command
 def train(
+    paths: Paths = [],  # noqa: B006
+    /,
     *,
     out: Path,
     vocab_size: int = 4096,
     max_texts: int = 200_000,
     texts: Annotated[list[Path], Parameter(consume_multiple=True)] = [],  # noqa: B006
-    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
-    run: Annotated[RunConfig, Parameter(name="*", consume_multiple=True)] = RunConfig(),  # noqa: B008
+    config: Recipes = [],  # noqa: B006
+    data: DataConfig = DataConfig(),  # noqa: B008
 ) -> int:
     """Train a byte-level BPE on the captions of a data set, or on text files.
 
@@ -34,8 +37,6 @@ def train(
         Texts to train on at most.
     texts
         UTF-8 files with one text on each line, instead of a data set.
-    config
-        A recipe's name or a TOML file, as for train; its data settings are used.
     """
     from causalfusion.codec.tokenizer import train_tokenizer
     from causalfusion.files import write_whole
@@ -43,7 +44,7 @@ def train(
     if max_texts < 1:
         raise UserError(f"max-texts is {max_texts}; expected at least 1")
     _refuse_to_replace(out)
-    found = read_lines(texts, max_texts) if texts else read_captions(run.data, max_texts)
+    found = read_lines(texts, max_texts) if texts else read_captions(data, max_texts)
     tokenizer = train_tokenizer(found, vocab_size)
     write_whole(out, tokenizer.to_json())
     num_tokens = sum(len(tokenizer.encode(text)) for text in found)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
+from causalfusion.commands.common import Device, Paths, Recipes, Settings
 from causalfusion.config import RunConfig
 
 app = App(name="train", result_action="return_value")
@@ -11,23 +12,17 @@ app = App(name="train", result_action="return_value")
 
 @app.default
 def train(
+    paths: Paths = [],  # noqa: B006
+    /,
     *,
-    config: Annotated[list[str], Parameter(consume_multiple=False)] = [],  # noqa: B006
-    run: Annotated[RunConfig, Parameter(name="*", consume_multiple=True)] = RunConfig(),  # noqa: B008
-    device: str = "auto",
+    config: Recipes = [],  # noqa: B006
+    run: Annotated[RunConfig, Settings] = RunConfig(),  # noqa: B008
+    device: Device = "auto",
 ) -> int:
-    """Train a model, or go on with a run that was stopped: the same command resumes it.
+    """Train a model, or go on with a run that was stopped.
 
-    Under `torchrun` all processes train together (--train.parallel: DDP or FSDP). Ctrl-C, SIGTERM and
-    SIGHUP save and exit with code 3.
-
-    Parameters
-    ----------
-    config
-        A recipe's name or a TOML file; may be given several times, the last on top. The other options
-        come on top of all.
-    device
-        auto, cpu, cuda or cuda:N.
+    The same command resumes a run. Under `torchrun` all processes train together (--train.parallel: DDP or
+    FSDP). Ctrl-C, SIGTERM and SIGHUP save and exit with code 3.
     """
     from causalfusion.train.run import train as train_run
 

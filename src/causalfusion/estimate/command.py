@@ -59,7 +59,7 @@ def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
             overrides.append(token)
     if not recipes:
         raise UserError(
-            "no recipe is given; expected one, such as: causalfusion estimate imagenet256 --gpu h100"
+            "no recipe is given; expected one, such as: causalfusion estimate --config imagenet256 --gpu h100"
         )
     return recipes, overrides
 

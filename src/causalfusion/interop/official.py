@@ -206,7 +206,7 @@ def infer_codec(
         )
     path, scale, downsample = _AUTOENCODERS.get(channels, ("autoencoder", 1.0, 8))
     if not vae:
-        notes.append(f"no autoencoder given: {path} stands for it in config.json; give --vae PATH")
+        notes.append(f"no autoencoder given: {path} stands for it in config.json; give --autoencoder PATH")
     codec = CodecConfig(
         autoencoder=vae or path,
         patch_size=patch,

@@ -15,10 +15,14 @@ from causalfusion.errors import UserError
 class Sweep:
     """Every combination is tried."""
 
-    samplers: Sequence[SamplerName]
-    diffusion_steps: Sequence[int]
-    ar_steps: Sequence[int]
-    guidance_scales: Sequence[float]
+    samplers: Sequence[SamplerName] = ("ddim", "dpm++")
+    """Samplers to try."""
+    diffusion_steps: Sequence[int] = (4, 8, 16, 32, 64)
+    """Numbers of diffusion steps to try, of all AR steps together."""
+    ar_steps: Sequence[int] = (1, 2, 4)
+    """Numbers of AR steps to try."""
+    guidance_scales: Sequence[float] = (1.0, 2.0)
+    """Guidance scales to try."""
 
     def __post_init__(self) -> None:
         for flag, values in (

@@ -1,0 +1,97 @@
+"""What lies beneath a command line: recipes and TOML files, of which each command takes the tables it uses.
+
+A recipe describes a training run. `sample`, `edit`, `evaluate` and the like take its [sample] table, `encode`
+and `tokenizer train` its data, and so on; the tables that a command has no use for are left alone. A file may
+also name a command's options themselves: `batch_size = 16`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from causalfusion.config import RunConfig
+from causalfusion.errors import UserError
+from causalfusion.presets import FACTS, load_layer, merge
+from causalfusion.vocabulary.options import Command, Option, nearest
+from causalfusion.vocabulary.read import whole_number
+
+TABLES = (*(one.name for one in dataclasses.fields(RunConfig) if one.name != "out"), FACTS)
+READ_BY_COMMAND = ("estimate", "study")
+"""Commands that read their --config themselves."""
+
+
+def layers_for(command: Command, names: Sequence[str]) -> dict[str, Any]:
+    """Settings of the files and recipes for this command, the last on top. Raises UserError for a setting
+    that neither the command nor a recipe has, or of another type."""
+    return merge([settled(command, name, load_layer(name)) for name in names])
+
+
+def settled(command: Command, source: str, layer: dict[str, Any]) -> dict[str, Any]:
+    """The settings of one file that the command uses, as tables of its options."""
+    is_recipe = any(isinstance(layer.get(table), dict) for table in TABLES)
+    beneath: dict[str, Any] = {}
+    direct: dict[str, Any] = {}
+    for key, value in layer.items():
+        if key in TABLES and (isinstance(value, dict) or not _has(command, key)):
+            if not isinstance(value, dict):
+                raise UserError(f"config {source}: {key} is {value!r}; expected a table of settings")
+            if key == "sample" and _takes_sampling(command, value):
+                beneath |= {name: _checked(command, source, name, one) for name, one in value.items()}
+            elif _has_table(command, key):
+                table = {name: _checked(command, source, f"{key}.{name}", one) for name, one in value.items()}
+                direct[key] = table
+        elif key == "out" and is_recipe and not _has_table(command, "train"):
+            continue  # the folder of the training run
+        else:
+            direct[key] = _checked(command, source, key, value)
+    return merge([beneath, direct])
+
+
+def _has(command: Command, key: str) -> bool:
+    return _option(command, key) is not None
+
+
+def _has_table(command: Command, table: str) -> bool:
+    return any(name.startswith(f"--{table}.") for name in command.options)
+
+
+def _takes_sampling(command: Command, table: dict[str, Any]) -> bool:
+    """Its own options are those of a recipe's [sample] table."""
+    return not _has_table(command, "sample") and _has(command, "num_ar_steps")
+
+
+def _option(command: Command, key: str) -> Option | None:
+    return command.options.get(f"--{key}".replace("_", "-"))
+
+
+def _checked(command: Command, source: str, key: str, value: Any) -> Any:
+    """The value, of the type that the option has."""
+    option = _option(command, key)
+    if option is None:
+        near = nearest(key, [name[2:].replace("-", "_") for name in command.options])
+        hint = f"did you mean {near}?" if near else f"see causalfusion {command.name} --help"
+        raise UserError(f"config {source}: unknown setting {key}; {hint}")
+    where = f"config {source}: {key}"
+    if option.many or option.count > 1:
+        if not isinstance(value, list):
+            raise UserError(f"{where} is {value!r}; expected a list")
+        return [_of_type(option, where, one, in_list=True) for one in value]
+    return _of_type(option, where, value, in_list=False)
+
+
+def _of_type(option: Option, where: str, value: Any, *, in_list: bool) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if option.kind is int and number:
+        return int(whole_number(where, repr(value)))
+    right = (
+        (option.kind is bool and isinstance(value, bool))
+        or (option.kind is float and number)
+        or (option.kind is str and (isinstance(value, str) or (in_list and number)))
+    )
+    if not right:
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        expected = " or ".join(option.choices) if option.choices else words[option.kind]
+        raise UserError(f"{where} is {value!r}; expected {expected}")
+    return value

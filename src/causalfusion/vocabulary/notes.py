@@ -1,0 +1,48 @@
+"""What a command says beside its result: one line each, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from causalfusion.errors import printable
+
+PACKAGE = str(Path(__file__).resolve().parents[1])
+
+
+def say(text: str, kind: str = "note: ") -> None:
+    """One line, whatever is in the text."""
+    line = printable(" ".join(str(text).split()))
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""  # over a line of progress
+    print(f"{start}{kind}{line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Warnings that this package raises are notes, each distinct one said once; those of other packages are
+    shown as Python does."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        as_python_does = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            text = str(message)
+            if not filename.startswith(PACKAGE):
+                as_python_does(message, category, filename, lineno, file, line)
+            elif text not in said:
+                said.add(text)
+                say(text)
+
+        warnings.showwarning = show
+        yield

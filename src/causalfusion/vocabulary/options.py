@@ -1,0 +1,104 @@
+"""The options of one command, read from its signature: names, types, and how many values each takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cyclopts import App
+
+from causalfusion.config import RunConfig
+
+CLOSE = 0.7
+"""Least similarity of a word that is suggested instead of an unknown one."""
+
+
+@dataclass(frozen=True)
+class Option:
+    name: str
+    """With its dashes: `--data.path`."""
+    kind: type
+    """Type of a value: int, float, bool or str (paths and choices too)."""
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    """A list: all values that follow are its entries."""
+    count: int = 1
+    """Values that one occurrence takes, where it is not a list."""
+
+    @property
+    def last_word(self) -> str:
+        return self.name.removeprefix("--").rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command's name, its own options, and settings of a run that it hands on unread (`estimate`)."""
+
+    name: str
+    options: dict[str, Option]
+    handed_on: dict[str, Option]
+    takes_positional: bool
+
+    def get(self, name: str) -> Option | None:
+        return self.options.get(name) or self.handed_on.get(name)
+
+    def names(self) -> list[str]:
+        return [*self.options, *self.handed_on]
+
+
+def command_of(name: str, app: App) -> Command:
+    """The command that `app` runs."""
+    options: dict[str, Option] = {}
+    takes_positional = False
+    for argument in app.assemble_argument_collection():
+        takes_positional |= argument.index is not None
+        label = argument.names[0] if argument.names else ""
+        if label.startswith("--") and not argument.children and label not in options:
+            options[label] = option(label, argument.hint)
+    return Command(name, options, dict(run_options()) if name == "estimate" else {}, takes_positional)
+
+
+def run_options() -> Iterable[tuple[str, Option]]:
+    """Those of all settings of a run."""
+    for table, hint in typing.get_type_hints(RunConfig).items():
+        fields = typing.get_type_hints(hint).items() if dataclasses.is_dataclass(hint) else ()
+        for name, kind in fields:
+            label = f"--{table}.{name}".replace("_", "-")
+            yield label, option(label, kind)
+
+
+def option(name: str, hint: Any) -> Option:
+    """An option from the type of its value."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        (hint,) = [one for one in args if one is not type(None)][:1]
+        return option(name, hint)
+    if origin is Literal:
+        return Option(name, str, tuple(map(str, args)))
+    if origin is tuple and Ellipsis not in args:
+        return Option(name, option(name, args[0]).kind, count=len(args))
+    if origin is not None:
+        entry = option(name, args[0])
+        return Option(name, entry.kind, entry.choices, many=True)
+    return Option(name, str if hint is Path or hint not in (int, float, bool) else hint)
+
+
+def nearest(word: str, names: Sequence[str]) -> str | None:
+    """The name that is most like the word, as a whole or in its last part."""
+
+    def last(name: str) -> str:
+        return re.split(r"[.]", name.lstrip("-"))[-1]
+
+    def likeness(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, word, name).ratio()
+        return max(whole, 0.98 * difflib.SequenceMatcher(None, last(word), last(name)).ratio())
+
+    best = max(names, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= CLOSE else None

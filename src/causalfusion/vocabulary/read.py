@@ -1,0 +1,218 @@
+"""A command line as people write it, brought into the one form that the commands are given.
+
+Options in any spelling that is understood become `--name=value`, checked for whole numbers and with `~`
+expanded; what stands without a name comes after `--`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+
+from causalfusion.errors import UserError
+from causalfusion.presets import expand_home, recipe_names
+from causalfusion.vocabulary.options import Command, Option, nearest
+from causalfusion.vocabulary.words import (
+    MANY_PATHS,
+    OLD,
+    OLD_POSITIONAL,
+    POSITIONAL,
+    answer,
+    meant,
+    several,
+)
+
+TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
+DEFAULT_BATCH = 128
+
+
+@dataclass
+class Line:
+    """One command line, read."""
+
+    command: Command
+    given: dict[str, list[str]] = field(default_factory=dict)
+    """Values by option, in the order in which they were given."""
+    positional: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def value(self, name: str) -> str | None:
+        return self.given[name][-1] if self.given.get(name) else None
+
+    def tokens(self) -> list[str]:
+        """For the command itself."""
+        own, others = [], []
+        for name, values in self.given.items():
+            target = own if name in self.command.options else others
+            option = self.command.get(name)
+            assert option is not None
+            if option.count > 1:
+                target += [name, *values]
+            else:
+                target += [f"{name}={value}" for value in values]
+        behind = [*others, *self.positional]
+        return [*self.command.name.split(), *own, *(["--", *behind] if behind else [])]
+
+
+def read_line(command: Command, tokens: Sequence[str]) -> Line:
+    """`tokens`: what stands behind the command. Raises UserError for an option that the command does not
+    have, with the one that was likely meant."""
+    line, rest = Line(command), list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if token == "--":
+            line.positional += rest
+            break
+        if not looks_like_option(token):
+            line.positional.append(token)
+            continue
+        word, equals, value = token.partition("=")
+        ahead = value if equals else (rest[0] if rest and not looks_like_option(rest[0]) else None)
+        option, negated = find(line, word.replace("_", "-"), ahead, rest)
+        _take(line, option, negated, value if equals else None, rest)
+    _place_positional(line)
+    return line
+
+
+def looks_like_option(token: str) -> bool:
+    """A name behind dashes. A number, or words with a space in them, are a value: "-5 degrees, snow"."""
+    return bool(re.match(r"-{1,2}[A-Za-z][\w.-]*(=|$)", token))
+
+
+def find(line: Line, word: str, ahead: str | None, rest: Sequence[str]) -> tuple[Option, bool]:
+    """The option that a word means, and whether it turns a flag off. `ahead`: the value that follows."""
+    command = line.command
+    names = command.names()
+    option = command.get(word)
+    if option is not None:
+        if option.choices and word == "--output" and ahead is not None and ahead not in option.choices:
+            raise UserError(
+                f"--output is {ahead!r}; expected {', '.join(option.choices)}; a folder is given by --out"
+            )
+        return option, False
+    turned = re.sub(r"^--(.*\.)?no-", lambda found: f"--{found[1] or ''}", word)
+    flag = command.get(turned) if turned != word else None
+    if flag is not None and flag.kind is bool:
+        return flag, True
+    option = command.get(OLD.get(word, ""))
+    if option is not None:
+        line.notes.append(f"{word} is now called {option.name}; the old name goes with the next release")
+        return option, False
+    batch = line.value("--train.batch-size") or _value_in(rest, "batch-size") or str(DEFAULT_BATCH)
+    advice = answer(command.name, word, ahead, names, int(batch) if batch.isdecimal() else DEFAULT_BATCH)
+    if advice is not None:
+        raise UserError(f"{command.name} has no option {word}: {advice}")
+    found = meant(word, names)
+    option = command.get(found) if found else None
+    if option is not None:
+        return option, False
+    candidates = several(word, names)
+    if candidates:
+        raise UserError(f"{word} may be one of {', '.join(candidates)}; say which")
+    near = nearest(word, names)
+    hint = f"did you mean {near}?" if near else f"see causalfusion {command.name} --help"
+    raise UserError(f"{command.name} has no option {word}; {hint}")
+
+
+def _value_in(rest: Sequence[str], ending: str) -> str | None:
+    """The value of an option further behind on the line, whatever its spelling."""
+    for place, token in enumerate(rest):
+        word, equals, value = token.partition("=")
+        if looks_like_option(token) and word.replace("_", "-").endswith(ending):
+            return value if equals else (list(rest[place + 1 : place + 2]) or [None])[0]
+    return None
+
+
+def _take(line: Line, option: Option, negated: bool, value: str | None, rest: list[str]) -> None:
+    """Values of an option from the rest of the line."""
+    if option.kind is bool:
+        if value is None and rest and rest[0].lower() in TRUE + FALSE:
+            value = rest.pop(0)
+        text = "true" if value is None else value.lower()
+        if text not in (*TRUE, *FALSE, "1", "0"):
+            raise UserError(f"{option.name} is {value!r}; expected true or false")
+        line.given.setdefault(option.name, []).append(str((text in (*TRUE, "1")) != negated).lower())
+        return
+    many = option.many or option.name in MANY_PATHS
+    values = [] if value is None else [value]
+    wanted = option.count
+    if value is not None and option.count > 1 and "," in value:
+        values = value.split(",")
+    while rest and ((value is None and many) or len(values) < wanted) and not looks_like_option(rest[0]):
+        if rest[0] == "--":
+            break
+        values.append(rest.pop(0))
+    if value is None and not many and not values and rest and option.kind is str and _is_text(line, rest[0]):
+        values.append(rest.pop(0))
+    if len(values) < wanted or not (many or len(values) == wanted):
+        count = "a value" if wanted == 1 else f"{wanted} values"
+        raise UserError(f"{option.name} requires {count}")
+    line.given.setdefault(option.name, []).extend(converted(option, one) for one in values)
+
+
+def _is_text(line: Line, token: str) -> bool:
+    """A value that only begins like an option: one dash and a word that no option is called."""
+    word = token.partition("=")[0]
+    known = token.startswith("--") or line.command.get(f"-{word}") or meant(word, line.command.names())
+    return not known
+
+
+def converted(option: Option, value: str) -> str:
+    """A value of an option, with a whole number written out and a home folder in place of `~`."""
+    if option.kind is int:
+        return whole_number(option.name, value)
+    if option.kind is str and option.name != "--prompt":
+        return expand_home(value)
+    return value
+
+
+def whole_number(name: str, text: str) -> str:
+    """1e6 and 1_000 as digits. Raises UserError for 12.6."""
+    try:
+        return str(int(text, 0) if text.lower().lstrip("+-").startswith(("0x", "0b", "0o")) else int(text))
+    except ValueError:
+        pass
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite() or number != number.to_integral_value() or abs(number) > 10**18:
+        raise UserError(f"{name} is {text!r}; expected a whole number")
+    return str(int(number))
+
+
+def _place_positional(line: Line) -> None:
+    """What stands without a name: data of commands that read some, old spellings, or the command's own."""
+    command = line.command
+    old = OLD_POSITIONAL.get(command.name)
+    line.positional = [expand_home(value) for value in line.positional]
+    if not line.positional:
+        return
+    if command.name in POSITIONAL:
+        option = POSITIONAL[command.name]
+        if option in line.given:
+            raise UserError(f"{line.positional[0]!r} and {option} are both given; expected one of them")
+        if option == "--data.path":
+            _refuse_recipe(line)
+        line.given[option], line.positional = line.positional, []
+    elif old is not None:
+        values, line.positional = line.positional, []
+        if old == "--model" and (len(values) > 1 or old in line.given):
+            raise UserError(f"unexpected {values[-1]!r}; {command.name} takes one model: {old} MODEL")
+        line.given[old] = [*values, *line.given.get(old, [])]
+        line.notes.append(
+            f"{command.name} {' '.join(values)} is now {command.name} "
+            f"{' '.join(f'{old} {value}' for value in values)}; the old spelling goes with the next release"
+        )
+    elif not command.takes_positional:
+        raise UserError(f"unexpected {line.positional[0]!r}; {command.name} takes options only")
+
+
+def _refuse_recipe(line: Line) -> None:
+    from pathlib import Path
+
+    first = line.positional[0]
+    if first in recipe_names() and not Path(first).exists():
+        raise UserError(f"{first} is a recipe; expected --config {first}")

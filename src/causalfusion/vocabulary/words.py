@@ -1,0 +1,133 @@
+"""What people type, and what it is called here.
+
+OLD: spellings of earlier versions. They work for one more release, with a note.
+MEANT: words of other tools; the first option in the list that the command has is taken.
+`answer`: words that have no counterpart, with what to do instead.
+"""
+
+from __future__ import annotations
+
+from causalfusion.presets import SIZES
+
+OLD = {"--vae": "--autoencoder"}
+"""Options. Those of settings are in `causalfusion.earlier_settings`."""
+OLD_POSITIONAL = {"doctor": "--model", "plan": "--model", "estimate": "--config"}
+"""What stood without an option's name."""
+POSITIONAL = {
+    "train": "--data.path",
+    "encode": "--data.path",
+    "tokenizer train": "--data.path",
+    "sample": "--prompt",
+}
+"""The option that is meant by what stands without a name."""
+MANY_PATHS = ("--data.path",)
+"""A single setting that takes several values on the command line: a pattern that the shell has expanded."""
+
+_MEANT = {
+    "--train.lr": "learning-rate",
+    "--train.epochs": "epochs max-epochs num-epochs n-epochs num-train-epochs",
+    "--train.weight-decay": "wd",
+    "--train.ema-decay": "ema ema-rate",
+    "--train.checkpoint-every": "save-every ckpt-every save-steps save-interval checkpoint-interval",
+    "--train.evaluate-every": "eval-every eval-interval eval-steps",
+    "--train.log-every": "log-interval logging-steps",
+    "--train.sample-every": "sample-interval",
+    "--train.grad-accumulation": "gradient-accumulation-steps grad-accum accumulate-grad-batches",
+    "--train.max-grad-norm": "grad-clip clip-grad gradient-clipping",
+    "--train.warmup-images": "warmup",
+    "--train.init": "pretrained finetune finetune-from init-from",
+    "--model.hidden-size": "hidden-dim dim width n-embd d-model embed-dim",
+    "--model.depth": "layers num-layers n-layer",
+    "--model.num-heads": "heads n-head",
+    "--data.path": "data data-path data-dir dataset dataset-path train-data train-data-dir root image-folder "
+    "images-dir folder",
+    "--images": "n num-images num-samples n-samples count",
+    "--variants": "n num-images num-samples n-samples images",
+    "--data.image-size": "resolution img-size size image-resolution",
+    "--image-size": "resolution img-size size",
+    "--batch-size": "b bs batch",
+    "--train.batch-size": "b bs batch train-batch-size global-batch-size",
+    "--num-workers": "j workers num-worker",
+    "--data.num-workers": "j workers num-worker dataloader-num-workers",
+    "--out": "o output output-dir outdir out-dir output-path output-file save-dir save-path results-dir",
+    "--model": "m ckpt checkpoint ckpt-path checkpoint-path model-path model-dir model-name weights-path",
+    "--diffusion-steps": "steps num-steps sampling-steps num-sampling-steps num-inference-steps "
+    "inference-steps ddim-steps timesteps num-timesteps",
+    "--guidance-scale": "cfg cfg-scale guidance cfg-weight",
+    "--guidance-scales": "cfg cfg-scale guidance guidance-scale cfg-scales",
+    "--sample.guidance-scale": "cfg cfg-scale guidance",
+    "--sampler": "scheduler solver",
+    "--samplers": "sampler scheduler solver",
+    "--sample.sampler": "scheduler solver",
+    "--num-ar-steps": "ar-steps",
+    "--ar-steps": "num-ar-steps",
+    "--classes": "class label labels class-label class-labels class-name class-names class-id",
+    "--class": "classes label class-label class-name class-id",
+    "--prompt": "p prompts text caption captions",
+    "--prompts-file": "prompt-file",
+    "--text.tokenizer": "tokenizer-path",
+    "--autoencoder": "ae vae-path",
+    "--codec.autoencoder": "vae ae vae-path",
+    "--precision": "dtype mixed-precision",
+    "--train.precision": "dtype mixed-precision",
+    "--reference": "ref reference-path real",
+    "--features": "feature feature-extractor",
+    "--config": "c recipe cfg-file config-file",
+}
+"""By the option's name: the words for it, without dashes."""
+
+
+def meant(word: str, names: list[str]) -> str | None:
+    """The option of a command that a word of habit means. `names`: the options that the command has."""
+    bare = word.lstrip("-")
+    fitting = (name for name, words in _MEANT.items() if name in names and bare in words.split())
+    found = next(fitting, None)
+    if found is not None or word in names:
+        return found
+    same = [name for name in names if name.rpartition(".")[2] == bare and "." in name]
+    return same[0] if len(same) == 1 else None
+
+
+def several(word: str, names: list[str]) -> list[str]:
+    """Settings of several tables that are called like this."""
+    return [name for name in names if name.rpartition(".")[2] == word.lstrip("-") and "." in name]
+
+
+_STEPS = (
+    "steps max-steps num-steps train-steps num-train-steps max-train-steps iterations iters max-iters "
+    "num-iterations n-iters total-steps"
+)
+_GO_ON = (
+    "resume resume-from resume-from-checkpoint resume-path ckpt checkpoint ckpt-path checkpoint-path load "
+    "continue auto-resume"
+)
+_PRECISION = "fp16 bf16 amp half autocast"
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "gpus": "cuda", "no-cuda": "cpu", "gpu-id": "cuda:0"}
+
+
+def answer(command: str, word: str, value: str | None, names: list[str], batch_size: int) -> str | None:
+    """What to do instead, for a word that has no counterpart in this command."""
+    bare = word.lstrip("-")
+    if command in ("train", "estimate") and bare in _STEPS.split():
+        advice = "training length is given in images or epochs: --train.images N or --train.epochs N"
+        if value is not None and value.isdecimal():
+            images = int(value) * batch_size
+            advice += f"; {value} steps of {batch_size} images are --train.images {images}"
+        return f"{word} counts train steps; {advice}"
+    if command in ("train", "estimate") and bare == "model":
+        if value in SIZES:
+            return f"a size is a recipe: --config {value}"
+        which = value or "MODEL"
+        return f"to begin with the weights of a model: --train.init {which}; sizes are recipes: --config S"
+    if command == "train" and bare in _GO_ON.split():
+        return "the same command goes on with its run; to begin with other weights: --train.init MODEL"
+    if bare in _PRECISION.split():
+        precision = next((name for name in ("--precision", "--train.precision") if name in names), None)
+        return f"use {precision} bfloat16" if precision else None
+    if bare in _DEVICES and "--device" in names:
+        return f"use --device {_DEVICES[bare]}"
+    if command == "study" and "." in bare:
+        return "training settings come from a file: --config FILE.toml"
+    if bare in ("negative-prompt", "neg-prompt"):
+        return "guidance is against the empty prompt; there is no negative one"
+    return None
