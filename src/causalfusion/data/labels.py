@@ -32,6 +32,8 @@ class Classes:
         if self.numbers is None or self.numbers.max() >= num_classes:
             return None
         names = [self.listed[n] if n < len(self.listed) else str(n) for n in range(num_classes)]
+        for name, number in zip(self.names, self.numbers.tolist(), strict=True):
+            names[number] = name
         return names, self.numbers
 
 
@@ -80,7 +82,7 @@ def numbered_classes(
             f"{list_name} names {len(listed)} classes, the labels of {where} go to {highest}; expected a "
             "line for each class: complete the file or remove it"
         )
-    names: list[str] = [listed[n] if listed else str(n) for n in numbers.tolist()]
+    names = [str(listed[n]) if listed else str(n) for n in numbers.tolist()]
     if len(numbers) <= highest:  # a class that no image has would be sampled untrained
         shown = ", ".join(map(printable, names[:8])) + (", ..." if len(names) > 8 else "")
         warnings.warn(

@@ -29,7 +29,7 @@ from causalfusion.errors import UserError
 from causalfusion.rng import derive_seed
 
 __all__ = [
-    "MIN_READ", "Batch", "Loader", "Samples", "leave_signals", "load_indices",
+    "MIN_READ", "Batch", "Loader", "Samples", "batch_of", "leave_signals", "load_indices", "read_indices",
     "split_holdout", "stream", "unchanged",
 ]  # fmt: skip
 
@@ -157,12 +157,22 @@ class _Requests:
 def load_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -> Batch:
     """Exactly these images, not mirrored, with the first of their captions; unreadable ones are named in a
     warning and replaced by readable ones (`image_indices` tells)."""
+    return batch_of(read_indices(source, indices, config))
+
+
+def read_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -> Reads:
+    """What `load_indices` reads, as the arrays that workers hand over."""
     indices = np.asarray(indices, np.int64)
     samples = Samples(indices, np.zeros(len(indices), bool), np.zeros(len(indices), np.int64))
-    reads = Reader(source, config.image_size, np.arange(len(source))).read(samples)
+    return Reader(source, config.image_size, np.arange(len(source))).read(samples)
+
+
+def batch_of(reads: Reads) -> Batch:
+    """What `read_indices` read, as tensors; what could not be read is named."""
     for _, name in reads.failures:
         warn_of(name)
-    return _to_batch(reads, indices, [captions[0] if captions else None for captions in reads.captions])
+    first = [captions[0] if captions else None for captions in reads.captions]
+    return _to_batch(reads, reads.samples.indices, first)
 
 
 def unchanged(item: object) -> object:

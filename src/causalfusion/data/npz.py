@@ -15,6 +15,8 @@ from causalfusion.errors import UserError, printable
 from causalfusion.files import hash_of, stamp
 
 _MAGIC = b"\x93NUMPY"
+_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+"""Arrays that belong to an evaluation's reference of images."""
 
 
 class NpzImages:
@@ -83,5 +85,6 @@ def _load(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     labels = next((name for name in ("labels", "arr_1") if name in arrays), None)
     if images is None:
         raise UserError(f"{shown} holds no array `images` or `arr_0`; expected (N, H, W, C) uint8")
-    say_left_out(path, {f"array {name}": 1 for name in arrays.names if name not in (images, labels)})
+    used = {images, labels, *_STATISTICS}
+    say_left_out(path, {f"array {name}": 1 for name in arrays.names if name not in used})
     return arrays[images], None if labels is None else arrays[labels]
