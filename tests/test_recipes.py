@@ -61,3 +61,20 @@ def test_facts_are_checked(tmp_path: Path, text: str):
     path.write_text(text)
     with pytest.raises(UserError, match="facts"):
         load_facts([str(path)])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a = " + b"[" * 100_000, b"a = " + b"9" * 5000, b"a = 1\na = 2", b"\xff", b"base = [3]", b"base = 'S'"],
+)
+def test_damaged_toml_is_one_line(tmp_path: Path, content: bytes):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"mine\.toml"):
+        load_layer(str(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_toml(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbfout = 'here'\n")
+    assert load_layer(str(path)) == {"out": "here"}

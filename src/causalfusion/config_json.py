@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tomllib
 import types
 import typing
 from pathlib import Path
@@ -57,6 +58,14 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{what}: {path} cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{what}: {path} is not valid JSON ({error}); it is damaged") from None
+
+
+def parse_toml(content: bytes, what: str) -> dict[str, Any]:
+    """The tables of a TOML file. Raises UserError, one line that begins with `what`, for what is not TOML."""
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} is not valid TOML: {error}") from None
 
 
 def read_record(cls: type[T], path: Path, what: str) -> T:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.config import RunConfig
-from causalfusion.config_json import from_dict
+from causalfusion.config_json import from_dict, parse_toml
 from causalfusion.earlier_settings import rename_settings
 from causalfusion.errors import UserError, check
 
@@ -56,12 +55,9 @@ def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         raise UserError(
             f"config {name!r} is neither a file nor a recipe; the recipes are {', '.join(recipe_names())}"
         )
-    try:
-        values = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"config {name} is not valid TOML: {error}") from None
+    values = parse_toml(text, f"config {name}")
     bases = values.pop("base", [])
-    if not isinstance(bases, list):
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f'config {name}: base is {bases!r}; expected a list, such as base = ["XL"]')
     values = rename_settings(expanded(values), f"config {name}")
     return merge([*(load_layer(base, (*above, name)) for base in bases), values])

@@ -8,7 +8,6 @@ A data file says how a small model is trained there and how its images are judge
 from __future__ import annotations
 
 import math
-import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.config import SampleConfig
-from causalfusion.config_json import from_dict
+from causalfusion.config_json import from_dict, parse_toml
 from causalfusion.errors import UserError, check
 from causalfusion.presets import load_layers, merge
 
@@ -150,7 +149,4 @@ def _load(folder: Traversable, name: str, what: str, names: list[str]) -> dict[s
         content = Path(name).read_bytes()
     else:
         raise UserError(f"{what} {name!r} is neither a file nor one of {', '.join(names)}")
-    try:
-        return tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} {name} is not valid TOML: {error}") from None
+    return parse_toml(content, f"{what} {name}")
