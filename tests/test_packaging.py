@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "causalfusion"
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
 """Where a module's distribution has another name."""
+STANDARD = sys.stdlib_module_names | {"compression"}
+"""Python 3.14's too."""
 
 
 @cache
@@ -46,7 +48,7 @@ def imports(path: Path) -> dict[str, bool]:
             modules = [node.module]
         for module in modules:
             top = module.split(".")[0]
-            if top not in sys.stdlib_module_names and top != "causalfusion":
+            if top not in STANDARD and top != "causalfusion":
                 name = DISTRIBUTIONS.get(top, top)
                 found[name] = found.get(name, True) and id(node) in handled
     return found

@@ -64,11 +64,11 @@ def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path):
 
 def test_the_model_that_ships_draws(installed: Path, tmp_path: Path):
     python(
-        installed, "-m", "causalfusion.cli", "sample", "--prompt", "a small red circle", "--images", "1",
+        installed, "-m", "causalfusion", "sample", "--prompt", "a small red circle", "--images", "1",
         "--out", "drawn", folder=tmp_path,
     )  # fmt: skip
     assert (tmp_path / "drawn" / "000000.png").is_file()
-    said = python(installed, "-m", "causalfusion.cli", "caption", "drawn/000000.png", folder=tmp_path)
+    said = python(installed, "-m", "causalfusion", "caption", "drawn/000000.png", folder=tmp_path)
     assert "red circle" in said
 
 
@@ -77,7 +77,7 @@ def test_recipes_are_there(installed: Path, tmp_path: Path, recipe: str):
     said = python(
         installed,
         "-m",
-        "causalfusion.cli",
+        "causalfusion",
         "estimate",
         recipe,
         "--gpu",
@@ -90,6 +90,6 @@ def test_recipes_are_there(installed: Path, tmp_path: Path, recipe: str):
 
 
 def test_the_demo_comes_to_its_end(installed: Path, tmp_path: Path):
-    said = python(installed, "-m", "causalfusion.cli", "demo", "--quick", "--out", "demo", folder=tmp_path)
+    said = python(installed, "-m", "causalfusion", "demo", "--quick", "--out", "demo", folder=tmp_path)
     assert "pairs that training never showed" in said
     assert "Text-guided edits" in (tmp_path / "demo" / "report.html").read_text()
