@@ -114,7 +114,7 @@ def _train_steps(
     """A train step on each of the splits."""
     config = model.config
     optimizer = make_optimizer(model.parameters(), TrainConfig())
-    ema = EMA(model.named_parameters(), 0.9999)
+    ema = EMA(model.named_parameters())
     splits = _scaled_splits(config.num_tokens)
     batches = [tuple(x.to(device) for x in draws_for(config, split, batch_size)) for split in splits]
 
@@ -129,7 +129,7 @@ def _train_steps(
             training_loss(errors, cast(Draws, draws).plan, FACTORIZATION).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
             optimizer.step()
-            ema.update()
+            ema.update(0.9999)
 
     return steps
 

@@ -100,7 +100,7 @@ class TrainingStep:
         self.config = TrainConfig(batch_size=reference.batch_size)
         make = naive_optimizer if naive else make_optimizer
         self.optimizer = make(self.model.parameters(), self.config)
-        self.ema = EMA(self.model.named_parameters(), self.config.ema_decay)
+        self.ema = EMA(self.model.named_parameters())
 
     def __call__(self, index: int) -> float:
         """One step on the split of that index; returns the loss."""
@@ -116,9 +116,9 @@ class TrainingStep:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=not self.naive)
         self.optimizer.step()
         if self.naive:
-            naive_ema_update(self.ema.averages, self.ema.parameters, self.ema.decay)
+            naive_ema_update(self.ema.averages, self.ema.parameters, self.config.ema_decay)
         else:
-            self.ema.update()
+            self.ema.update(self.config.ema_decay)
         return float(loss.detach())
 
     def _inputs(self, sizes: Sequence[int], index: int):

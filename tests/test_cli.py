@@ -31,9 +31,26 @@ def configs(monkeypatch):
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_reaches_the_run_unchanged(name, configs):
     """Through the command line as through Python, every table of it."""
-    options, paths = ([], {}) if name in SIZES else (PATH_OPTIONS, PATHS)
-    assert cli.run(["train", "--config", name, *options]) == 0
-    assert configs == [load_config(name, **paths)]
+    names, options, paths = ([name], PATH_OPTIONS, PATHS)
+    if name in SIZES:
+        names, options, paths = (["digits", name], [], {})
+    assert cli.run(["train", *[f"--config={one}" for one in names], *options]) == 0
+    assert configs == [load_config(*names, **paths)]
+
+
+def test_data_alone_are_enough_and_what_is_given_overrides_what_is_chosen(configs, tmp_path, capsys):
+    for n in range(40):
+        Image.new("RGB", (16, 16), (n, 255 - n, 0)).save(tmp_path / f"{n}.png")
+    options = ["--config", "tiny", "--data.flip", "false", "--train.minutes", "3", "--lr", "5e-4"]
+    assert cli.run(["train", str(tmp_path), *options]) == 0
+    (config,) = configs
+    assert (config.data.source, config.data.path) == ("folder", str(tmp_path))
+    assert (config.data.image_size, config.codec.patch_size, config.model.hidden_size) == (16, 2, 128)
+    assert (config.data.flip, config.train.minutes, config.train.lr) == (False, 3.0, 5e-4)
+    assert config.out == f"runs/{tmp_path.name}"
+    said = capsys.readouterr().out
+    assert "40 images of 16x16" in said and "--codec.patch-size 2" in said
+    assert not any(name in said for name in ("--data.flip", "--train.minutes", "--train.lr", "hidden-size"))
 
 
 def test_layers_lie_over_one_another(configs, tmp_path):
@@ -86,12 +103,17 @@ def refused(capsys, *tokens: str) -> str:
         (["train", "--train.batchsize", "3"], "did you mean --train.batch-size"),
         (["train", "--train.lr", "-1"], "train.lr is -1.0; expected a positive number"),
         (["train", "--model.num-heads", "5"], "model.num_heads is 5; expected a divisor"),
+        (["train"], "train needs data: give the path of images"),
+        (["train", "--config", "S"], "train needs data"),
         (["train", "--config", "nope"], "neither a file nor a recipe; the recipes are B, H"),
         (["train", "--config"], "--config"),
         (["train", "--data.source", "folder"], "data.path is ''; expected a path, for source folder"),
         (["train", "--data.source", "folder", "--data.path", "/nope"], "/nope"),
         (["train", "--data.source", "npz", "--data.path", "/nope.npz"], "/nope.npz"),
-        (["train", "--codec.patch-size", "3"], "the image height is 8; expected a multiple of 3"),
+        (
+            ["train", "--config", "digits", "--codec.patch-size", "3"],
+            "the image height is 8; expected a multiple of 3",
+        ),
         (["train", "--data.cache", "/nope"], "/nope"),
         (["sample", "--model", "/nope"], "/nope holds no model"),
         (["caption"], "FILES requires an argument"),

@@ -28,8 +28,8 @@ from causalfusion.estimate.planned import plan_run, read_settings
 from causalfusion.estimate.show import announce
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.progress import duration
 from causalfusion.sequence import pack_training
+from causalfusion.train.parallel import fit_to_memory
 from causalfusion.train.step import TokenBatch
 from causalfusion.train.trainer import Trainer
 
@@ -211,13 +211,29 @@ def test_checkpointing_costs_up_to_a_third_more():
 @pytest.mark.parametrize("memory", [6e7, 3e7, 2e7])
 def test_what_is_advised_fits(memory: float):
     device = replace(GPU, memory=memory)
-    cost = _cost(device, batch_size=32)
+    cost = _cost(device, batch_size=32, micro_batch=32)
     assert not cost.fits and cost.changes
     values = dict(change.removeprefix("--train.").split() for change in cost.changes)
-    changed: dict[str, Any] = {"grad_accumulation": int(values.get("grad-accumulation", 1))}
+    changed: dict[str, Any] = {"micro_batch": int(values.get("micro-batch", 32))}
     changed |= {"activation_checkpointing": values["activation-checkpointing"]} if len(values) > 1 else {}
     after = _cost(device, batch_size=32, **changed)
     assert after.fits and after.memory.total <= USABLE * memory
+
+
+def test_as_many_images_at_once_as_fit_and_no_fewer():
+    device = replace(GPU, memory=6e7)
+    cost = _cost(device, batch_size=32)
+    assert cost.fits and cost.micro_batch < 32
+    assert not _cost(device, batch_size=32, micro_batch=2 * cost.micro_batch).fits
+    assert _cost(batch_size=32).micro_batch == 32
+    assert _cost(batch_size=32, micro_batch=5).micro_batch == 4, "it has to divide the batch"
+    assert _cost(batch_size=32, micro_batch=16, grad_accumulation=4).micro_batch == 8
+
+
+@pytest.mark.parametrize(("recipes", "gpus"), [(["imagenet256", "XL"], 8), (["imagenet256"], 8)])
+def test_the_recipes_fit_the_machines_that_the_readme_names(recipes: list[str], gpus: int):
+    planned = plan_run(read_settings(recipes, []))
+    assert estimate(planned.config, named_device("h100", "bfloat16"), gpus).fits
 
 
 def test_where_nothing_helps_no_setting_is_advised():
@@ -281,7 +297,7 @@ def test_recipes_and_options_are_told_apart():
 
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]):
-    assert run(["imagenet256", "--train.grad-accumulation", "8"], gpu="h100", gpus=8, as_json=True) == 0
+    assert run(["imagenet256", "--train.micro-batch", "32"], gpu="h100", gpus=8, as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == count_parameters(_on_meta(plan_run(read_settings(["imagenet256"], []))))
     assert found["fits"] and found["micro_batch"] == 32
@@ -294,8 +310,8 @@ def _on_meta(planned: Any) -> Transformer:
 
 
 def test_a_device_that_is_too_small_is_said_with_the_remedy(capsys: pytest.CaptureFixture[str]):
-    assert run(["imagenet512"], gpu="h100", gpus=8) == 1
-    assert "give --train.grad-accumulation 32" in capsys.readouterr().out
+    assert run(["imagenet512", "--train.micro-batch", "256"], gpu="h100", gpus=8) == 1
+    assert "give --train.micro-batch 8" in capsys.readouterr().out
 
 
 def test_unknown_devices_are_refused_with_the_known_ones():
@@ -304,12 +320,26 @@ def test_unknown_devices_are_refused_with_the_known_ones():
     assert all(named_device(name, "bfloat16").rate > named_device(name, "float32").rate for name in SHEETS)
 
 
-def test_training_is_announced_in_two_lines(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(devices, "measure_copy_rate", lambda device, repeats: 1e15)
-    config = _config(images=400_000)
-    line, memory = announce(config, 1, torch.device("cpu"), gemm_rate=1e11)
-    seconds = estimate(config, replace(GPU, rate=1e11, share=0.65)).seconds
-    assert f"about {duration(seconds)} at 65% of 100 GFLOP/s x 1" in line
-    assert "may not fit" not in memory
-    huge = replace(config, model=replace(MODEL, hidden_size=4096, depth=100, grid_height=64, grid_width=64))
-    assert "may not fit" in announce(huge, 1, torch.device("cpu"), gemm_rate=1e11)[1]
+def test_training_announces_its_memory_and_what_fits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "available_memory", lambda: 8e9)
+    (line,) = announce(_config(), 1, torch.device("cpu"))
+    assert "of 8 GB of memory for each process" in line and "at once" not in line
+    monkeypatch.setattr(devices, "available_memory", lambda: 6e7)
+    (line,) = announce(_config(batch_size=32), 1, torch.device("cpu"))
+    assert "images at once" in line
+
+
+def test_a_train_step_is_cut_until_it_fits_or_refused_with_what_would_do(monkeypatch: pytest.MonkeyPatch):
+    config = _config(batch_size=32)
+    assert fit_to_memory(config, CPU) == config
+    assert fit_to_memory(config, CPU, at_least=4).train.grad_accumulation == 4
+    monkeypatch.setattr(devices, "available_memory", lambda: 6e7)
+    fitted = fit_to_memory(config, CPU)
+    assert fitted.train.grad_accumulation > 1
+    assert replace(fitted, train=replace(fitted.train, grad_accumulation=1)) == config
+    monkeypatch.setattr(devices, "available_memory", lambda: 1.4e7)
+    with pytest.raises(UserError, match=r"give --train\.activation-checkpointing"):
+        fit_to_memory(config, CPU)
+    monkeypatch.setattr(devices, "available_memory", lambda: 1e6)
+    with pytest.raises(UserError, match="state alone is too large"):
+        fit_to_memory(config, CPU)

@@ -8,6 +8,7 @@ import pytest
 
 from causalfusion import cli
 from causalfusion.presets import recipe_names
+from causalfusion.train import auto
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -31,6 +32,7 @@ def test_command_parses(line, monkeypatch):
     """As the command line itself reads it, in spellings of today."""
     tokens = shlex.split(line.replace("$S", "4"), comments=True)
     monkeypatch.setattr(cli, "model_settings", lambda *_: [])  # no model is at hand
+    monkeypatch.setattr(auto, "settings_for", lambda *_: ({}, []))  # nor data
     prepared = cli.prepare(tokens)
     assert not prepared.notes
     monkeypatch.setattr(cli.app, "config", prepared.config())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from causalfusion import __version__
+from causalfusion.config import RunConfig
+from causalfusion.config_json import flat
 from causalfusion.earlier_settings import rename_options
 from causalfusion.errors import STOPPED, TrainingStopped, UserError
 from causalfusion.presets import merge
@@ -42,8 +44,6 @@ for _place, _command in enumerate(COMMANDS):
     app.command(f"causalfusion.commands.{_command}:app", name=_command, sort_key=_place)
 
 GENERATING = ("sample", "edit", "complete", "evaluate")
-SETTINGS_OF_MODEL = "sample.toml"
-"""In a model's folder: how it is best sampled, beneath all that the user says."""
 ASKING = {"--help", "-h", "--version"}
 
 
@@ -56,6 +56,8 @@ class Prepared:
     """What lies beneath it, from recipes and files."""
     source: str = ""
     notes: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    """Lines to print before the command runs."""
 
     def config(self) -> tuple[Dict, ...]:
         """The settings, under the command's name: beside it, the tables [train] and [sample] would pass for
@@ -81,7 +83,34 @@ def prepare(tokens: Sequence[str]) -> Prepared:
     line = read_line(command_of(" ".join(chain), apps[-1]), rest)
     names, layers = beneath(line)
     settle_data(line, layers)
-    return Prepared(line.tokens(), layers, ", ".join(names), line.notes)
+    prepared = Prepared(line.tokens(), layers, ", ".join(names), line.notes)
+    if line.command.name != "train" or "images" in layers.get("train", {}):
+        return prepared
+    decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(layers).keys()
+    return _with_choices(prepared, decided)
+
+
+def _with_choices(prepared: Prepared, decided: Collection[str]) -> Prepared:
+    """The command line of a training whose length no recipe says, over settings that follow from the data and
+    the machine. `decided`: names of the settings that are given. Raises UserError where there are no data."""
+    from causalfusion.runtime import select_device
+    from causalfusion.train.auto import settings_for
+
+    app.config = prepared.config()
+    _, bound, _ = app.parse_args(prepared.tokens, exit_on_error=False, print_error=False)
+    if not {"data.path", "data.cache", "data.source"} & set(decided):
+        raise UserError(
+            "train needs data: give the path of images (a folder, shards, .jsonl, .npz), such as "
+            "causalfusion train photos, or a recipe that has some, such as --config digits"
+        )
+    device = select_device(bound.arguments.get("device", "auto"))
+    chosen, lines = settings_for(bound.arguments.get("run", RunConfig()), device, decided)
+    return replace(
+        prepared,
+        settings=merge([chosen, prepared.settings]),
+        source=", ".join(filter(None, ["the settings chosen for the data", prepared.source])),
+        said=lines,
+    )
 
 
 def beneath(line: Line) -> tuple[list[str], dict[str, Any]]:
@@ -104,13 +133,13 @@ def model_settings(line: Line, layers: dict[str, Any]) -> list[str]:
     """The file of settings that the model of a generating command brings along, if it does."""
     if line.command.name not in GENERATING:
         return []
-    from causalfusion.saved import latest_model
+    from causalfusion.saved import SAMPLING_FILE, latest_model
 
     try:
         folder = latest_model(Path(line.value("--model") or layers.get("model") or "shapes"))
     except UserError:  # the command itself refuses it
         return []
-    path = folder / SETTINGS_OF_MODEL
+    path = folder / SAMPLING_FILE
     return [str(path)] if path.is_file() else []
 
 
@@ -137,6 +166,8 @@ def run(tokens: Sequence[str]) -> int:
             prepared = prepare(tokens)
             for note in dict.fromkeys(prepared.notes):
                 say(note)
+            for text in prepared.said:
+                print(text)
             app.config = prepared.config()
             result = app(prepared.tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()

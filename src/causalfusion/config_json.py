@@ -21,6 +21,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def to_toml(config: Any) -> str:
+    """The settings of a configuration without tables inside, a line each."""
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in to_dict(config).items())
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}; tuples as the lists that JSON and TOML have."""
     result: dict[str, Any] = {}

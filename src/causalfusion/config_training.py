@@ -16,10 +16,19 @@ class TrainConfig:
     random ones."""
     images: int = 100_000
     """Images to train on in all, counting repeats (epochs * size of the data set)."""
+    epochs: float = 0.0
+    """The same in passes over the training images; where it is given, `images` follows from it."""
+    minutes: float = 0.0
+    """End after this much training time, over all sittings of the run, if `images` are not reached before. A
+    finished run goes on with a larger number. 0: no limit."""
     batch_size: int = 128
     """Images per optimizer step, over all processes and accumulated micro-batches."""
+    micro_batch: int = 0
+    """Images that a process computes at once, at most; the batch and the result stay the same. 0: as many as
+    fit into its memory."""
     grad_accumulation: int = 1
-    """Micro-batches per optimizer step; each holds batch_size / (grad_accumulation * processes) images."""
+    """Micro-batches per optimizer step, at least; each holds batch_size / (grad_accumulation * processes)
+    images."""
     lr: float = 1e-4
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant (the paper), or a cosine to zero at the end of the run."""
@@ -30,6 +39,11 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
+    """Decay of the average of the weights, which is what generation uses."""
+    ema_schedule: Literal["warmup", "constant"] = "warmup"
+    """`warmup`: after n updates the decay is at most (1 + n) / (10 + n), so that the average leaves the
+    random initial weights behind at any length. `constant` (the released code): one decay from the start;
+    until about 5 / (1 - ema_decay) train steps, much of the average is still random."""
     class_dropout: float = 0.1
     """Probability that an image's class is replaced by the null class, for guidance."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -52,21 +66,29 @@ class TrainConfig:
     max_skipped_steps: int = 10
     """Stop after this many steps in a row whose loss or gradient was not finite."""
     log_every: int = 20
+    """Train steps between records in log.jsonl."""
     checkpoint_every: int = 1000
+    """Train steps between checkpoints; 0: only those by time."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints, where `checkpoint_every` takes longer. 0: only those by steps."""
     keep_checkpoints: int = 2
     async_checkpoint: bool = False
     """Write checkpoints while training goes on, from a copy of the state in the host's memory."""
     evaluate_every: int = 1000
+    """Train steps between measurements of the loss on held-out images; 0: never."""
     evaluate_images: int = 512
     sample_every: int = 0
-    """Train steps between log lines, checkpoints, loss evaluations and sample grids (0: never)."""
+    """Train steps between grids of samples; 0: only those by time."""
+    sample_minutes: float = 3.0
+    """Minutes between grids of samples; drawing takes at most a tenth of the time. 0: only those by steps."""
 
     def __post_init__(self) -> None:
         for name in ("images", "batch_size", "grad_accumulation", "max_skipped_steps", "log_every",
                      "keep_checkpoints", "evaluate_images", "replicas"):  # fmt: skip
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("warmup_images", "length_multiple", "checkpoint_every", "evaluate_every", "sample_every",
-                     "weight_decay"):  # fmt: skip
+                     "weight_decay", "epochs", "minutes", "micro_batch", "checkpoint_minutes",
+                     "sample_minutes"):  # fmt: skip
             check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         for name in ("lr", "eps", "max_grad_norm"):
             check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -25,14 +26,19 @@ class ProgressLine:
         self.start = time.monotonic()
         self.last_shown = -1e9
 
-    def show(self, done: int, text: str, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if not self.enabled or (now - self.last_shown < self.seconds_between and not force):
+    def due(self) -> bool:
+        """Whether the next `show` prints anything."""
+        return self.enabled and time.monotonic() - self.last_shown >= self.seconds_between
+
+    def show(self, done: int, text: str, *, force: bool = False, limit: float = math.inf) -> None:
+        """`limit`: seconds after which the work ends even if not all is done."""
+        if not (self.enabled and force) and not self.due():
             return
-        self.last_shown = now
+        self.last_shown = now = time.monotonic()
         rate = (done - self.first) / max(now - self.start, 1e-9)
-        left = (self.total - done) / rate if rate > 0 else float("nan")
-        line = f"{done:>{len(str(self.total))}}/{self.total} {self.what}  {text}  {duration(left)} left"
+        left = (self.total - done) / rate if rate > 0 else math.nan
+        whole = f"{done:>{len(str(self.total))}}/{self.total}" if not left > limit else f"{done:,}"
+        line = f"{whole} {self.what}  {text}  {duration(min(left, limit))} left"
         end = "" if self.terminal else "\n"
         print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
 

@@ -34,6 +34,8 @@ from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 
 FORMAT = "causalfusion-1"
+SAMPLING_FILE = "sample.toml"
+"""In a model's folder: how it is best sampled, beneath all that the user says."""
 WeightsName = Literal["ema", "raw"]
 _FILES: dict[WeightsName, str] = {"ema": "model.safetensors", "raw": "raw.safetensors"}
 

@@ -37,11 +37,9 @@ def state_of(folder: Path) -> dict:
     }
     records = read_log(folder.parents[1] / "log.jsonl")
     log = [{k: v for k, v in record.items() if k not in TIMED} for record in records]
-    return {
-        "tensors": tensors,
-        "log": log,
-        "progress": json.loads((folder / "state/progress.json").read_text()),
-    }
+    progress = json.loads((folder / "state/progress.json").read_text())
+    assert progress.pop("seconds") > 0
+    return {"tensors": tensors, "log": log, "progress": progress}
 
 
 def assert_same_run(first: Path, second: Path) -> None:

@@ -120,13 +120,13 @@ def test_learning_rate_warms_up_and_decays():
 def test_ema_by_the_formula_and_nothing_for_frozen_tensors():
     model = torch.nn.Linear(3, 3)
     model.bias.requires_grad_(False)
-    ema = EMA(model.named_parameters(), 0.9)
+    ema = EMA(model.named_parameters())
     start = model.weight.detach().clone()
     expected = start.double()
     for step in range(5):
         with torch.no_grad():
             model.weight.add_(step)
-        ema.update()
+        ema.update(0.9)
         expected = 0.9 * expected + 0.1 * model.weight.detach().double()
     assert torch.allclose(ema.state_dict()["weight"].double(), expected, atol=1e-6)
     assert set(ema.state_dict()) == {"weight"}

@@ -77,18 +77,19 @@ def estimate(
 ) -> Cost:
     """The cost of the rest of a run whose settings that follow from the data are filled in."""
     train, model = config.train, config.model
-    micro_batch = _micro_batch(train, count)
+    shards = _sharded_over(train, device, count, parameters_of(model)[0])
+    accumulation = micro_batches(config, device, count, shards=shards, text_tokens=text_tokens)
+    micro_batch = train.batch_size // (count * accumulation)
     form = form_of(config, text_tokens)
     facts = expected_facts(model.num_tokens, config.factorization, micro_batch)
     of_image = expected_train_flops(config, micro_batch, text_tokens)
     every = CHECKPOINT_EVERY[train.activation_checkpointing]
     recomputed = 0.0 if not every else -(-model.depth // every) / model.depth / 3
     parameters, _ = parameters_of(model)
-    shards = _sharded_over(train, device, count, parameters)
     images = max(train.images - images_seen, 0)
     arithmetic = train.batch_size / count * of_image.needed * (1 + recomputed) / (device.rate * device.share)
     if device.is_gpu:
-        arithmetic = max(arithmetic, train.grad_accumulation * model.depth * LAUNCH_SECONDS)
+        arithmetic = max(arithmetic, accumulation * model.depth * LAUNCH_SECONDS)
     step_seconds = arithmetic + OPTIMIZER_BYTES * parameters / shards / device.bandwidth
     memory = _memory(config, device, micro_batch, shards, text_tokens)
     cost = Cost(
@@ -101,14 +102,43 @@ def estimate(
     return cost if cost.fits else replace(cost, changes=_changes(config, device, count, text_tokens))
 
 
-def _micro_batch(train: TrainConfig, count: int) -> int:
-    parts = count * train.grad_accumulation
+def micro_batches(
+    config: RunConfig, device: Device, count: int, *, shards: int, text_tokens: float = 0
+) -> int:
+    """Micro-batches that `count` devices compute a train step in: as few as `train.micro_batch` and
+    `train.grad_accumulation` allow; without `train.micro_batch`, as few as fit into memory, or, where none
+    do, as few as the settings allow. Raises UserError for a batch that cannot be divided so."""
+    possible = _divisions(config, count)
+    if config.train.micro_batch:
+        return possible[0]
+    for number in possible:
+        micro_batch = config.train.batch_size // (count * number)
+        if _memory(config, device, micro_batch, shards, text_tokens).total <= USABLE * device.memory:
+            return number
+    return possible[0]
+
+
+def _divisions(config: RunConfig, count: int) -> list[int]:
+    """The numbers of micro-batches that the settings allow, fewest first."""
+    train, group = config.train, config.text.examples_per_sequence
+    parts = max(count, 1) * train.grad_accumulation
     if count < 1 or train.batch_size % parts:
         raise UserError(
             f"train.batch_size is {train.batch_size}; expected a multiple of {parts} "
             "(devices x train.grad_accumulation)"
         )
-    return train.batch_size // parts
+    share, most = train.batch_size // count, train.micro_batch or train.batch_size
+    possible = [
+        n
+        for n in range(train.grad_accumulation, share + 1)
+        if share % n == 0 and share // n % group == 0 and share // n <= most
+    ]
+    if not possible:
+        raise UserError(
+            f"train.micro_batch is {train.micro_batch}; expected at least {group} images, as many as share a "
+            "sequence (text.examples_per_sequence)"
+        )
+    return possible
 
 
 def _longest(config: RunConfig, text_tokens: float) -> int:
@@ -147,36 +177,31 @@ def _memory(config: RunConfig, device: Device, micro_batch: int, shards: int, te
 def _changes(config: RunConfig, device: Device, count: int, text_tokens: float) -> tuple[str, ...]:
     """The cheapest settings that fit: smaller micro-batches first, which cost next to nothing down to a few
     images; then blocks computed again; then shares of the state."""
-    for candidate in _candidates(config, count):
-        train = candidate.train
-        parameters, _ = parameters_of(config.model)
+    parameters, _ = parameters_of(config.model)
+    for train, micro_batch in _candidates(config, count):
+        candidate = replace(config, train=train)
         shards = _sharded_over(train, device, count, parameters)
-        memory = _memory(candidate, device, _micro_batch(train, count), shards, text_tokens)
-        if memory.total <= USABLE * device.memory:
-            names = ("grad_accumulation", "activation_checkpointing", "parallel")
+        if _memory(candidate, device, micro_batch, shards, text_tokens).total <= USABLE * device.memory:
+            names = ("micro_batch", "activation_checkpointing", "parallel")
             changed = [n for n in names if getattr(train, n) != getattr(config.train, n)]
             return tuple(f"--train.{n.replace('_', '-')} {getattr(train, n)}" for n in changed)
     return ()
 
 
-def _candidates(config: RunConfig, count: int) -> Iterator[RunConfig]:
+def _candidates(config: RunConfig, count: int) -> Iterator[tuple[TrainConfig, int]]:
+    """Settings to try, with their micro-batch. Where `train.micro_batch` is left open, so it stays."""
     train = config.train
     levels = list(CHECKPOINT_EVERY)
     checkpointing = levels[levels.index(train.activation_checkpointing) :]
-    per_device = train.batch_size // count
-    group = config.text.examples_per_sequence
-    accumulations = [
-        n
-        for n in range(train.grad_accumulation, per_device + 1)
-        if per_device % n == 0 and per_device // n % group == 0
-    ]
+    sizes = [train.batch_size // (count * number) for number in _divisions(config, count)]
     ways = [train.parallel] if count == 1 or train.parallel == "fsdp" else [train.parallel, "fsdp"]
     for few in (4, 1):
         for parallel in ways:
             for level in checkpointing:
-                for number in accumulations:
-                    if per_device // number >= min(few, per_device):
+                for size in sizes:
+                    if size >= min(few, sizes[0]):
+                        given = size if train.micro_batch and size != sizes[0] else train.micro_batch
                         changed = replace(
-                            train, parallel=parallel, activation_checkpointing=level, grad_accumulation=number
+                            train, parallel=parallel, activation_checkpointing=level, micro_batch=given
                         )
-                        yield replace(config, train=changed)
+                        yield changed, size

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -26,7 +28,7 @@ class Device:
     rate: float
     """FLOP/s of matrix products in the precision asked for."""
     memory: float
-    """Bytes."""
+    """Bytes; of this machine's main memory, those that are free."""
     bandwidth: float
     """Bytes/s of its memory, reads and writes counted."""
     share: float
@@ -81,7 +83,7 @@ def this_device(
         name, memory = properties.name, float(properties.total_memory)
     else:
         threads = torch.get_num_threads()
-        name, memory = f"this CPU ({threads} thread{'s' * (threads > 1)})", _main_memory()
+        name, memory = f"this CPU ({threads} thread{'s' * (threads > 1)})", available_memory()
     return Device(
         name,
         measure_gemm_rate(compute_dtype(precision), device, repeats=1) if rate is None else rate,
@@ -93,11 +95,32 @@ def this_device(
     )
 
 
-def _main_memory() -> float:
-    """Bytes; of the control group, where that is less."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            return min(total, float(file.read()))
-    except (OSError, ValueError):
-        return total
+def unmeasured_device(device: torch.device) -> Device:
+    """This machine with its memory alone, shared by the processes that torchrun started on it: enough to say
+    what fits."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        memory = float(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        memory = available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return Device(str(device), 1.0, memory, 1.0, 1.0, is_gpu=on_gpu, measured=True)
+
+
+def faster_in_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products are clearly faster in bfloat16 than in float32; measured in under a second on a
+    CPU, where it depends on the model."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    low, full = (measure_gemm_rate(dtype, device, repeats=1) for dtype in (torch.bfloat16, torch.float32))
+    return low > 1.3 * full
+
+
+def available_memory() -> float:
+    """Bytes that this process can still take: what is free, at most the control group's limit."""
+    limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    with suppress(OSError, ValueError):  # another system, or "max"
+        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min(limits)

@@ -11,7 +11,7 @@ import torch
 from causalfusion.arithmetic import Flops
 from causalfusion.config import RunConfig
 from causalfusion.estimate.cost import Cost, estimate
-from causalfusion.estimate.devices import USABLE, this_device
+from causalfusion.estimate.devices import USABLE, unmeasured_device
 from causalfusion.progress import duration
 
 
@@ -45,34 +45,21 @@ def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> 
         ),
     ]
     if not cost.fits:
-        rows.append(("does not fit", _remedy(cost)))
+        rows.append(("does not fit", remedy(cost)))
     return rows + [("assumed", note) for note in assumptions]
 
 
-def announce(
-    config: RunConfig,
-    world_size: int,
-    device: torch.device,
-    *,
-    images_seen: int = 0,
-    gemm_rate: float | None = None,
-    text_tokens: float | None = None,
-) -> list[str]:
-    """What a training that is about to begin will cost: arithmetic and time, then memory. The settings that
-    follow from the data are filled in. `gemm_rate` (FLOP/s) is measured if it is not given; `text_tokens` of
-    a sequence are taken for half of what it can hold."""
-    if text_tokens is None:
-        text_tokens = config.model.max_text_tokens // 2 if config.model.vocab_size else 0
-    this = this_device(device, config.train.precision, rate=gemm_rate)
-    cost = estimate(config, this, world_size, text_tokens=text_tokens, images_seen=images_seen)
-    flops, memory = cost.of_image, cost.memory
-    together = 1 if device.type == "cuda" else world_size  # processes that share this memory
-    remedy = "" if together * memory.total <= USABLE * this.memory else f"; that may not fit: {_remedy(cost)}"
-    return [
-        f"arithmetic: {_two(flops)} an image, {_two(cost.in_all)} in all; about {_long(cost.seconds)} at "
-        f"{this.share:.0%} of {_si(this.rate)}FLOP/s x {world_size}",
-        f"memory: about {_gb(memory.total)} of {_gb(this.memory)} for each process{remedy}",
-    ]
+def announce(config: RunConfig, world_size: int, device: torch.device) -> list[str]:
+    """What a training that is about to begin needs: arithmetic and memory. Its time is measured, from the
+    first steps on. The settings that follow from the data are filled in; text is taken for half of what a
+    sequence can hold."""
+    text_tokens = config.model.max_text_tokens // 2 if config.model.vocab_size else 0
+    this = unmeasured_device(device)
+    cost = estimate(config, this, world_size, text_tokens=text_tokens)
+    memory = f"about {_gb(cost.memory.total)} of {_gb(this.memory)} of memory for each process"
+    if cost.micro_batch < config.train.batch_size // world_size:
+        memory += f", {cost.micro_batch} images at once"
+    return [f"{_two(cost.of_image)} an image; {memory}"]
 
 
 def to_json(cost: Cost) -> dict[str, Any]:
@@ -91,7 +78,8 @@ def _device(cost: Cost) -> str:
     )
 
 
-def _remedy(cost: Cost) -> str:
+def remedy(cost: Cost) -> str:
+    """How to make a run fit that does not, as the end of a sentence."""
     if cost.changes:
         return "give " + " ".join(cost.changes)
     if cost.memory.state > USABLE * cost.device.memory and cost.sharded_over == 1:

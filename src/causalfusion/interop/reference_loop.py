@@ -120,7 +120,7 @@ def _optimize(
     """The recorded steps, with some doubtful gradients negated."""
     model = reference.model()
     optimizer = make_optimizer(model.parameters(), task.config)
-    ema = EMA(model.named_parameters(), decay=0.0)
+    ema = EMA(model.named_parameters())
     losses, norms, doubtful = [], [], []
     for train_step, (batch, decay) in enumerate(zip(task.batches, task.ema_decays, strict=True)):
         loss = training_loss(
@@ -135,8 +135,7 @@ def _optimize(
                 gradient.view(-1)[sign.place].neg_()
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), task.config.max_grad_norm))
         optimizer.step()
-        ema.decay = decay
-        ema.update()
+        ema.update(decay)
         losses.append(loss.detach())
     averages = {name: p.detach() for name, p in model.named_parameters()} | ema.state_dict()
     return Outcome(model, averages, torch.stack(losses), torch.stack(norms), sorted(doubtful))

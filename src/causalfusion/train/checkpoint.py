@@ -25,7 +25,14 @@ from torch import Tensor, nn
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.errors import UserError
-from causalfusion.saved import ModelSpec, checkpoints_of, load_strictly, load_weights, save_model
+from causalfusion.saved import (
+    SAMPLING_FILE,
+    ModelSpec,
+    checkpoints_of,
+    load_strictly,
+    load_weights,
+    save_model,
+)
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import load_optimizer
 from causalfusion.train.sharding import share
@@ -42,6 +49,8 @@ class Progress:
     train_step: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    seconds: float = 0.0
+    """Training time so far, over all sittings; without evaluations, grids and checkpoints."""
     pending_losses: tuple[tuple[float, float], ...] = ()
     """Image and text losses of the steps since the last log line."""
 
@@ -54,6 +63,8 @@ class Snapshot:
     run_config: dict[str, Any]
     progress: Progress
     tokenizer: Tokenizer | None
+    sampling: str = ""
+    """The run's settings of generation, TOML: what its grids are drawn with."""
     ema: dict[str, Tensor] = field(default_factory=dict)
     raw: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] | None = None
@@ -80,6 +91,7 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
     """Everything but the shares, into the partial folder."""
     temporary = partial_folder(final)
     save_model(temporary, snapshot.spec, snapshot.ema, raw=snapshot.raw, tokenizer=snapshot.tokenizer)
+    (temporary / SAMPLING_FILE).write_text(snapshot.sampling)
     state = temporary / "state"
     if snapshot.optimizer is not None:
         save_file(snapshot.optimizer, state / OPTIMIZER_FILE)

@@ -94,6 +94,19 @@ class TrainingData:
             places = torch.arange(start, start + len(indices))
             yield TokenBatch(tokens, self._labels(labels), places, self._ids(captions)).to(self.world.device)
 
+    def held_out_captions(self, count: int) -> list[list[int]]:
+        """Token ids of the first captions of held-out images (of training images, if none are held out), at
+        most so many and each cut to the room of a sequence; none in a run without text."""
+        if self.tokenizer is None:
+            return []
+        chosen = self.held_out if len(self.held_out) else self.train_indices
+        chosen = chosen[:count]
+        if isinstance(self.source, LatentCache):
+            found = self.source.captions(chosen)
+        else:
+            found = [_captions_of(self.source, index) for index in chosen.tolist()]
+        return list(self._ids([captions[0] if captions else None for captions in found]) or ())
+
     def _cached_batches(self, cache: LatentCache, images_seen: int) -> Iterator[TokenBatch]:
         train = self.config.train
         share = train.batch_size // self.world.size
@@ -180,6 +193,9 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
     class_names, class_table = fit_classes(
         getattr(source, "classes", None), class_names, config.model.num_classes
     )
+    if config.train.epochs:
+        images = max(round(config.train.epochs * len(train_indices)), config.train.batch_size)
+        config = replace(config, train=replace(config.train, images=images))
     derived = {
         "vocab_size": 0 if tokenizer is None else tokenizer.vocab_size,
         "num_classes": max(len(class_names), 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -15,7 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from causalfusion.config import RunConfig, TrainConfig
 from causalfusion.distributed import World
-from causalfusion.estimate.cost import shares_state
+from causalfusion.errors import UserError
+from causalfusion.estimate.cost import estimate, shares_state
+from causalfusion.estimate.devices import unmeasured_device
+from causalfusion.estimate.show import remedy
 from causalfusion.model.compiled import compile_blocks
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.runtime import compute_dtype
@@ -42,6 +46,25 @@ def build_model(config: RunConfig, world: World) -> Transformer:
         model.init_weights(generator)
         model.to(world.device)
     return model
+
+
+def fit_to_memory(config: RunConfig, world: World, *, at_least: int = 1) -> RunConfig:
+    """The settings with `train.grad_accumulation` raised until a train step fits into each process's memory,
+    to `at_least` micro-batches. The settings that follow from the data are filled in. Raises UserError, with
+    the settings that would do, for a run that cannot fit."""
+    device = unmeasured_device(world.device)
+    text_tokens = config.model.max_text_tokens if config.model.vocab_size else 0
+    cost = estimate(config, device, world.size, text_tokens=text_tokens)
+    if world.any(not cost.fits):
+        needed, free = cost.memory.total / 1e9, device.memory / 1e9
+        raise UserError(
+            f"a train step needs {needed:.3g} GB on each process, and {free:.3g} GB are free; {remedy(cost)}"
+        )
+    share = config.train.batch_size // world.size
+    number = world.max(share // cost.micro_batch)
+    if config.train.micro_batch == 0 and share % at_least == 0:
+        number = max(number, at_least)
+    return replace(config, train=replace(config.train, grad_accumulation=number))
 
 
 def parallel_kind(config: TrainConfig, world: World, num_parameters: int) -> Kind:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from math import nan
 from pathlib import Path
 
@@ -12,21 +14,23 @@ from causalfusion.arithmetic import train_step_flops
 from causalfusion.config import RunConfig
 from causalfusion.distributed import World, join_world
 from causalfusion.errors import STOPPED, TrainingStopped, UserError
-from causalfusion.estimate.show import announce
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
-from causalfusion.model.transformer import count_parameters
-from causalfusion.pictures import to_image_grid
-from causalfusion.progress import ProgressLine
 from causalfusion.runtime import compute_dtype, measure_gemm_rate, tune_allocator
 from causalfusion.saved import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
+from causalfusion.train.display import Display, beginning
 from causalfusion.train.feed import TrainingData, open_training_data
+from causalfusion.train.grids import CAPTIONS, Interval, save_grid
 from causalfusion.train.log import RunLog
 from causalfusion.train.loss_map import loss_map
-from causalfusion.train.resume import check_same_run
+from causalfusion.train.parallel import fit_to_memory
+from causalfusion.train.resume import check_same_run, micro_batches_of, with_earlier_behaviour
 from causalfusion.train.step import TokenBatch
 from causalfusion.train.stopping import StopRequest, run_in_use
 from causalfusion.train.trainer import Clock, StepResult, Trainer
+
+_STOP, _OVER, _GRID, _CHECKPOINT = 8, 4, 2, 1
+"""What may be wanted after a step; a request to stop is the largest, and comes first."""
 
 
 def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True) -> Path:
@@ -57,6 +61,8 @@ class _Run:
         begun_with = latest_model(Path(config.train.init)) if begins else None
         source = checkpoints[-1] if checkpoints else (begun_with if config.text.tokenizer else None)
         tokenizer = None if source is None else load_tokenizer(source, load_spec(source))
+        if checkpoints:
+            config = with_earlier_behaviour(config, checkpoints[-1])
         if checkpoints and config.codec.normalization == "measured":  # once, not again on every start
             codec = load_spec(checkpoints[-1]).codec
             normalization = replace(config.codec, normalization="given", scale=codec.scale, shift=codec.shift)
@@ -65,8 +71,10 @@ class _Run:
         self.config = self.data.config
         if checkpoints:
             check_same_run(self.config, checkpoints[-1])
-        if config.train.sample_every:
+        if config.train.sample_every or config.train.sample_minutes:
             check_settings(self.config.sample, self.config.model, self.config.diffusion)
+        begun = micro_batches_of(checkpoints[-1]) if checkpoints else 1
+        self.config = fit_to_memory(self.config, world, at_least=begun)
         self.trainer = Trainer(self.config, world, self.data.tokenizer)
         if checkpoints:
             self.trainer.restore(checkpoints[-1])
@@ -79,72 +87,109 @@ class _Run:
         )  # fmt: skip
         self.show = show_progress and world.is_main
         self.stop = StopRequest()
+        self.over = False
+        """The training time that was asked for is used up."""
         self.last_saved = self.trainer.progress.images_seen if checkpoints else -1
 
     def go(self) -> Path:
-        progress, total = self.trainer.progress, self.config.train.images
-        if progress.images_seen >= total:
-            self._say(
-                f"{self.folder} is finished, {progress.images_seen} images; raise train.images to go on"
-            )
+        progress, train = self.trainer.progress, self.config.train
+        self.over = train.minutes > 0 and progress.seconds >= 60 * train.minutes
+        show = self.show
+        if not self.unfinished:
+            if show:
+                print(self._finished(), flush=True)
             return checkpoints_of(self.folder)[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.peak = measure_gemm_rate(compute_dtype(self.config.train.precision), self.world.device)
-        self._announce()
+        self.peak = measure_gemm_rate(compute_dtype(train.precision), self.world.device)
+        self.display = Display(self.config, self.world, progress.images_seen, show=show, peak=self.peak)
+        for line in beginning(self.folder, self.data, self.trainer.model, self.world, progress.images_seen):
+            self.display.say(line)
         self.clock = Clock()
-        self.line = ProgressLine(total, progress.images_seen, enabled=self.show)
+        self.begun = time.monotonic()
+        self.grids = Interval(train.sample_minutes, self.begun)
+        self.checkpoints = Interval(train.checkpoint_minutes, self.begun)
         self.log = RunLog(self.folder, progress.images_seen) if self.world.is_main else None
         try:
             with self.stop.on_signals():
                 self._steps()
         finally:
             self.trainer.close()
-            self.line.close()
+            self.display.line.close()
             if self.log is not None:
                 self.log.close()
         return checkpoints_of(self.folder)[-1]
+
+    def _finished(self) -> str:
+        progress, train = self.trainer.progress, self.config.train
+        longer = "train.minutes" if self.over else "train.images"
+        now = train.minutes if self.over else train.images
+        return (
+            f"{self.folder} is finished: {progress.images_seen:,} images, {progress.seconds / 60:.1f} "
+            f"minutes of training; a larger {longer} goes on (now {now:,})"
+        )
 
     def _steps(self) -> None:
         trainer = self.trainer
         # Closed whatever happens: a traceback would keep its workers alive, and the exit waits for them.
         with closing(self.clock.timed(self.data.batches(trainer.progress.images_seen))) as feed:
             while self.unfinished:
+                begin = time.monotonic()
                 batch = next(feed)
-                self._after(batch, trainer.step(batch))
-                if self.world.any(self.stop.requested) and self.unfinished:
+                result = trainer.step(batch)
+                seconds = trainer.progress.seconds + time.monotonic() - begin
+                trainer.progress = replace(trainer.progress, seconds=seconds)
+                wanted = self._wanted()
+                self.over = bool(wanted & _OVER)
+                self._after(batch, result, wanted)
+                if wanted & _STOP and self.unfinished:
                     self._save(finish=True)
                     return
         self._evaluate()
-        self._sample()
+        train = self.config.train
+        if train.sample_every or (train.sample_minutes and time.monotonic() - self.begun > 60):
+            self._sample()
         self._save(finish=True)
 
     @property
     def unfinished(self) -> bool:
-        return self.trainer.progress.images_seen < self.config.train.images
+        return self.trainer.progress.images_seen < self.config.train.images and not self.over
 
-    def _after(self, batch: TokenBatch, result: StepResult) -> None:
-        train, step = self.config.train, self.trainer.progress.train_step
+    def _wanted(self) -> int:
+        """What time and signals ask for, alike on all processes: the main one's clock counts."""
+        wanted = _STOP * self.stop.requested
+        if self.world.is_main:
+            limit, seconds = self.config.train.minutes, self.trainer.progress.seconds
+            wanted |= _OVER * (limit > 0 and seconds >= 60 * limit)
+            wanted |= _GRID * self.grids.due() | _CHECKPOINT * self.checkpoints.due()
+        return self.world.max(wanted)
+
+    def _after(self, batch: TokenBatch, result: StepResult, wanted: int) -> None:
+        train, progress = self.config.train, self.trainer.progress
         flops = train_step_flops(
             self.config.model, result.split, len(batch.labels), self._copies(), result.text_tokens
         )
-        self.clock.add(train.batch_size, flops.needed * self.world.size)
-        done = self.trainer.progress.images_seen >= train.images
+        for counter in (self.clock.add, partial(self.display.after_step, result)):
+            counter(train.batch_size, flops.needed * self.world.size)
+        done = not self.unfinished
         if result.skipped:
-            self._say(f"step {step} skipped: loss {result.loss}, gradient norm {result.grad_norm}")
-        if step % train.log_every == 0 or done:
+            loss, norm = result.loss, result.grad_norm
+            self.display.say(f"step {progress.train_step} skipped: loss {loss}, gradient norm {norm}")
+        if progress.train_step % train.log_every == 0 or done:
             self._log(result)
+        left = max(60 * train.minutes - progress.seconds, 0) if train.minutes else math.inf
+        self.display.show(progress.images_seen, seconds_left=left, force=done)
         if done:
             return
-        with self.clock.paused():
-            self._between_steps(step)
+        with self.clock.paused(), self.display.clock.paused():
+            self._between_steps(progress.train_step, wanted)
 
-    def _between_steps(self, step: int) -> None:
+    def _between_steps(self, step: int, wanted: int) -> None:
         train = self.config.train
         if _due(step, train.evaluate_every):
             self._evaluate()
-        if _due(step, train.sample_every):
+        if _due(step, train.sample_every) or wanted & _GRID:
             self._sample()
-        if _due(step, train.checkpoint_every):
+        if _due(step, train.checkpoint_every) or wanted & _CHECKPOINT:
             self._save()
 
     def _log(self, result: StepResult) -> None:
@@ -167,11 +212,6 @@ class _Run:
                     "images_per_second": images_per_second, "flops_share": share, "waiting_share": waiting,
                 },
             )  # fmt: skip
-        shown = f"loss {loss:.4f}"
-        if parts:
-            shown = f"image {image:.4f}  text {text:.3f}"
-        shown += f"  {images_per_second:.0f} images/s  {share:.0%} of the arithmetic"
-        self.line.show(progress.images_seen, shown, force=progress.images_seen >= self.config.train.images)
 
     def _evaluate(self) -> None:
         """The loss map of the EMA weights, by the main process alone, or by all of a sharded model."""
@@ -187,18 +227,18 @@ class _Run:
         self.world.barrier()
 
     def _sample(self) -> None:
-        if self._takes_part and self.config.train.sample_every:
-            names = self.data.class_names[:16]
-            columns = max(len(names), 1)
+        """A grid of samples of the EMA weights."""
+        begin = time.monotonic()
+        if self._takes_part:
+            file = self.folder / "samples" / f"{self.trainer.progress.images_seen:012d}.png"
+            captions = self.data.held_out_captions(CAPTIONS)
             with self.trainer.averaged_model() as model:
-                pipeline = Pipeline(model, self.data.codec, self.spec, self.trainer.schedule)
-                images = pipeline.generate([i % columns for i in range(4 * columns)], self.config.sample)
-            if self.world.is_main:
-                folder = self.folder / "samples"
-                folder.mkdir(exist_ok=True)
-                scale = max(1, 96 // images.shape[-1])
-                grid = to_image_grid(images, columns, scale=scale, column_labels=names or None)
-                grid.save(folder / f"{self.trainer.progress.images_seen:012d}.png")
+                pipeline = Pipeline(
+                    model, self.data.codec, self.spec, self.trainer.schedule, tokenizer=self.data.tokenizer
+                )
+                save_grid(pipeline, self.config.sample, captions, file if self.world.is_main else None)
+            self.display.say(f"samples: {file}")
+        self.grids.done(begin)
         self.world.barrier()
 
     @property
@@ -207,32 +247,13 @@ class _Run:
         return self.world.is_main or self.trainer.sharded
 
     def _save(self, *, finish: bool = False) -> None:
+        begin = time.monotonic()
         if self.trainer.progress.images_seen != self.last_saved:
             self.trainer.save(self.spec, self.folder)
             self.last_saved = self.trainer.progress.images_seen
         if finish:
             self.trainer.finish_saving()
-
-    def _announce(self) -> None:
-        config, count = self.config, count_parameters(self.trainer.model)
-        self._say(
-            f"{self.folder}: {count:,} parameters, {config.model.num_tokens} tokens of "
-            f"{config.model.token_dim}, {len(self.data.train_indices):,} training images and "
-            f"{len(self.data.held_out):,} held out, {config.model.num_classes} classes, "
-            f"{self.world.size} process(es) on {self.world.device}"
-        )
-        seen = self.trainer.progress.images_seen
-        for line in announce(
-            config, self.world.size, self.world.device, images_seen=seen, gemm_rate=self.peak
-        ):
-            self._say(line)
-        if seen:
-            self._say(f"going on from {seen} images")
-
-    def _say(self, text: str) -> None:
-        if self.show:
-            self.line.close() if hasattr(self, "line") else None
-            print(text, flush=True)
+        self.checkpoints.done(begin)
 
     def _copies(self) -> int:
         return self.config.factorization.timesteps_per_ar_step

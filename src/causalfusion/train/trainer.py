@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
-from causalfusion.config_json import to_dict
+from causalfusion.config_json import to_dict, to_toml
 from causalfusion.diffusion.prediction import level_weights
 from causalfusion.diffusion.schedule import NoiseSchedule
 from causalfusion.distributed import World
@@ -28,7 +28,7 @@ from causalfusion.model.transformer import Transformer
 from causalfusion.runtime import autocast, compute_dtype
 from causalfusion.saved import ModelSpec, load_weights
 from causalfusion.train.checkpoint import Progress, Snapshot, load_checkpoint, load_shares
-from causalfusion.train.ema import EMA
+from causalfusion.train.ema import EMA, ema_decay
 from causalfusion.train.optimizer import learning_rate, make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model, data_parallel, gradient_sync
 from causalfusion.train.saver import Saver
@@ -55,6 +55,8 @@ class StepResult:
     skipped: bool
     split: list[int]
     """Sizes of the AR steps of the step's first image."""
+    image_loss: float = 0.0
+    text_loss: float = 0.0
     text_tokens: int = 0
     """Of a sequence, on average."""
 
@@ -70,7 +72,7 @@ class Trainer:
         self.weight_of_level = torch.from_numpy(weights).float().to(world.device)
         self.model = build_model(config, world)
         self.sharded = is_sharded(self.model)
-        self.ema = EMA(self.model.named_parameters(), config.train.ema_decay)
+        self.ema = EMA(self.model.named_parameters())
         self.optimizer = make_optimizer(self.model.parameters(), config.train)
         # Without an image in it, a batch leaves the image's parameters without a gradient.
         some_unused = tokenizer is not None and config.text.text_only > 0
@@ -110,7 +112,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
-            self.ema.update()
+            self.ema.update(ema_decay(train, progress.train_step - progress.skipped_steps))
         self.progress = replace(
             progress,
             images_seen=progress.images_seen + train.batch_size,
@@ -122,7 +124,8 @@ class Trainer:
         split = torch.bincount(draws.plan.ar_step[0])[1:].tolist()
         captions = batch.captions or ()
         text_tokens = sum(len(c) + 4 for c in captions) // max(len(captions), 1)
-        result = StepResult(loss, norm, rate, not finite, split, text_tokens)
+        image_loss, text_loss = losses.tolist()
+        result = StepResult(loss, norm, rate, not finite, split, image_loss, text_loss, text_tokens)
         if self.progress.skipped_in_a_row >= train.max_skipped_steps:
             raise UserError(self._not_finite(batch, result))
         return result
@@ -226,7 +229,7 @@ class Trainer:
         state = optimizer_tensors(self.model, self.optimizer)
         snapshot = Snapshot(
             replace(spec, images_seen=self.progress.images_seen), to_dict(self.config), self.progress,
-            self.tokenizer,
+            self.tokenizer, to_toml(self.config.sample),
             ema=gather(self.ema.state_dict(), world, copy=background),
             raw=gather(self.model.state_dict(), world, copy=background),
             optimizer=None if self.sharded else gather(state, world, copy=background),

@@ -1,0 +1,218 @@
+"""Settings that follow from the data and the machine, for a training that is begun with a path alone.
+
+They lie beneath recipes and options: whatever a user gives counts. A run that has begun keeps those that it
+began with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from causalfusion.config import RunConfig
+from causalfusion.config_json import flat, read_json
+from causalfusion.data import ImageSource, UnreadableImage, open_source
+from causalfusion.errors import UserError, printable
+from causalfusion.estimate.devices import faster_in_bfloat16
+from causalfusion.saved import checkpoints_of
+
+LOOKED_AT = 24
+"""Images that are opened to learn their sizes."""
+MINUTES = {"cpu": 10.0, "cuda": 60.0}
+SIDE = {"cpu": 32, "cuda": 64}
+GRID = {"cpu": 8, "cuda": 16}
+"""Image tokens on a side."""
+MODEL = {"cpu": {"hidden_size": 256, "depth": 6, "num_heads": 4}, "cuda": {"hidden_size": 384, "depth": 12}}
+SMALL_MODEL = {"hidden_size": 128, "depth": 6, "num_heads": 4}
+"""For grey images of at most 16 pixels, on a CPU."""
+BATCH = {"cpu": 64, "cuda": 256}
+MANY_IMAGES = 1_000_000_000
+"""More than is reached: the training time ends the run."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the settings follow from."""
+
+    source: str
+    num_images: int
+    num_classes: int
+    has_captions: bool
+    sides: list[int] = field(default_factory=list)
+    """Shorter sides of some images, in pixels."""
+    one_size: bool = True
+    """Those images are square, and all of one size."""
+    in_colour: bool = True
+    caption_words: int = 0
+    """Words of the longest caption of some images."""
+
+    def describe(self) -> str:
+        low, high = min(self.sides), max(self.sides)
+        size = (
+            f"{low}x{low}"
+            if self.one_size
+            else f"{low if low == high else f'{low} to {high}'} pixels and more"
+        )
+        classes = f" in {self.num_classes} classes" if self.num_classes > 1 else ""
+        captions = ", with captions" if self.has_captions else ""
+        return f"{self.source}, {self.num_images:,} images of {size}{classes}{captions}"
+
+
+def look_at(source: ImageSource, kind: str) -> DataFacts:
+    """Facts from some images, spread evenly over the source."""
+    places = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)).tolist()
+    shapes, words, in_colour = [], 0, False
+    for place in places:
+        try:
+            example = source.read(place)
+        except UnreadableImage:  # it is counted and named when its turn comes
+            continue
+        shapes.append(example.image.shape[:2])
+        in_colour |= _is_coloured(example.image)
+        words = max([words, *(len(caption.split()) for caption in example.captions)])
+    if not shapes:
+        raise UserError(f"none of {len(places)} images of {source.name} can be read; expected image files")
+    one_size = len(set(shapes)) == 1 and shapes[0][0] == shapes[0][1]
+    return DataFacts(
+        source=kind,
+        num_images=len(source),
+        num_classes=len(source.class_names),
+        has_captions=source.has_captions,
+        sides=sorted(min(shape) for shape in shapes),
+        one_size=one_size,
+        in_colour=in_colour,
+        caption_words=words,
+    )
+
+
+def _is_coloured(image: np.ndarray) -> bool:
+    return image.shape[-1] == 3 and int(np.ptp(image.astype(np.int16), axis=2).max()) > 16
+
+
+def settings_from(facts: DataFacts, given: RunConfig, device: str, *, low_precision: bool) -> dict[str, Any]:
+    """Tables of settings, as in a recipe. `given`: what the user said, defaults elsewhere; `device`: cpu or
+    cuda; `low_precision`: bfloat16 is the faster one there."""
+    median = facts.sides[len(facts.sides) // 2]
+    side = given.data.image_size or min(median, SIDE[device])
+    patch = max(side // GRID[device], 1)
+    if not given.data.image_size:
+        side = max(side // patch, 1) * patch
+    tiny = device == "cpu" and side <= 16 and not facts.in_colour
+    batch = BATCH[device]
+    while batch > 8 and batch > facts.num_images:
+        batch //= 2
+    minutes = MINUTES[device]
+    chosen: dict[str, Any] = {
+        "data": {"image_size": side, "flip": facts.in_colour and not facts.has_captions},
+        "codec": {"patch_size": patch},
+        "model": {
+            **(SMALL_MODEL if tiny else MODEL[device]),
+            "num_class_tokens": 4 * (facts.num_classes > 1),
+        },
+        "diffusion": {"prediction_type": "v_prediction"},
+        "factorization": {"decay": 0.8},
+        "train": {
+            "images": MANY_IMAGES,
+            "minutes": minutes,
+            "batch_size": batch,
+            "lr": 1e-3 if device == "cpu" else 3e-4,
+            "warmup_images": 50 * batch,
+            "eps": 1e-8,
+            "precision": "bfloat16" if low_precision else "float32",
+            "evaluate_images": 256,
+            "sample_minutes": 2.0,
+        },
+        "sample": {"sampler": "dpm++", "diffusion_steps": [20], "guidance_scale": 3.0},
+    }
+    if facts.num_images < 40:
+        chosen["data"]["holdout"] = 0.0
+    if given.codec.autoencoder:  # its latents are small already
+        del chosen["codec"], chosen["data"]["image_size"]
+        chosen["data"]["image_size"] = given.data.image_size or min(median // 16 * 16, 256)
+    if facts.has_captions:
+        chosen["text"] = {"tokenizer": "train", "vocab_size": 2048}
+        room = 3 * facts.caption_words + 8
+        chosen["model"]["max_text_tokens"] = min(max(-(-room // 32) * 32, 32), 256)
+        chosen["model"]["position_embedding"] = "rope"
+    return chosen
+
+
+def stored_settings(out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The same settings with the values that the run in this folder began with, where there is one. How long
+    it trains is asked for anew each time."""
+    checkpoints = checkpoints_of(out)
+    if not checkpoints:
+        return chosen
+    stored = read_json(checkpoints[-1] / "state" / "run.json", "training state")
+    if not isinstance(stored, dict):
+        return chosen
+    values = flat(stored)
+    anew = ("train.minutes",)
+    return {
+        table: {
+            name: values.get(f"{table}.{name}", value) if f"{table}.{name}" not in anew else value
+            for name, value in settings.items()
+        }
+        for table, settings in chosen.items()
+    }
+
+
+def settings_for(
+    given: RunConfig, device: torch.device, decided: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """(tables of settings to lay beneath recipes and options, lines that say which and how to override them)
+    for the data that `given` names: the settings that the user gave, defaults elsewhere. `decided`:
+    their names, which are not told again."""
+    path = given.data.cache or given.data.path or given.data.source
+    out = given.out if given.out != RunConfig().out else f"runs/{_name_of(path)}"
+    if given.data.cache:
+        return {"out": out}, []
+    facts = look_at(open_source(given.data), given.data.source)
+    low_precision = faster_in_bfloat16(device)
+    chosen = settings_from(facts, given, device.type, low_precision=low_precision)
+    chosen = stored_settings(Path(os.path.expanduser(out)), chosen)
+    lines = [f"{printable(path)}: {facts.describe()}"]
+    lines.append("chosen for these data and this machine (options and recipes override it):")
+    return {"out": out, **chosen}, lines + _in_lines({**chosen, "out": out}, decided)
+
+
+def _name_of(path: str) -> str:
+    """A name for a run: that of the folder or file without its ending; for shards, that of their folder."""
+    place = Path(os.path.expanduser(path)).absolute()
+    if any(mark in place.name for mark in "*?[{"):
+        place = place.parent
+    return place.name.split(".")[0] or "train"
+
+
+def _in_lines(chosen: dict[str, Any], decided: Collection[str]) -> list[str]:
+    """The settings as options, table by table."""
+    lines = []
+    tables = {"": {k: v for k, v in chosen.items() if not isinstance(v, dict)}}
+    tables |= {k: v for k, v in chosen.items() if isinstance(v, dict)}
+    for table, settings in tables.items():
+        prefix = f"{table}." if table else ""
+        options = [
+            f"--{prefix}{name.replace('_', '-')} {_as_option(value)}"
+            for name, value in settings.items()
+            if prefix + name not in decided and value != MANY_IMAGES
+        ]
+        lines += ["  " + " ".join(options)] if options else []
+    return lines
+
+
+def _as_option(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

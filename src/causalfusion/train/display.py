@@ -1,0 +1,90 @@
+"""What a training shows: how it begins, and a line every few seconds with how it goes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from causalfusion.config import RunConfig
+from causalfusion.distributed import World
+from causalfusion.estimate.show import announce
+from causalfusion.model.transformer import Transformer, count_parameters
+from causalfusion.progress import ProgressLine
+from causalfusion.train.feed import TrainingData
+from causalfusion.train.trainer import Clock, StepResult
+
+
+class Display:
+    """Lines of one process; `show` is off in all but the main one."""
+
+    def __init__(self, config: RunConfig, world: World, images_seen: int, *, show: bool, peak: float) -> None:
+        self.world, self.on_screen, self.peak = world, show, peak
+        self.has_text = config.model.vocab_size > 0
+        self.line = ProgressLine(config.train.images, images_seen, enabled=show)
+        self.clock = Clock()
+        self.recent: list[StepResult] = []
+
+    def after_step(self, result: StepResult, images: int, flops: float) -> None:
+        self.clock.add(images, flops)
+        if not result.skipped:
+            self.recent.append(result)
+
+    def show(self, images_seen: int, *, seconds_left: float = math.inf, force: bool = False) -> None:
+        """Print a line if it is time for one: the mean loss since the last line, rate, memory, time left."""
+        if not (self.line.due() or (force and self.on_screen)) or not self.recent:
+            return
+        images_per_second, rate, waiting = self.clock.read()
+        count = len(self.recent)
+        if self.has_text:
+            text = sum(r.text_loss for r in self.recent) / count
+            shown = f"image {sum(r.image_loss for r in self.recent) / count:.4f}  text {text:.3f}"
+        else:
+            shown = f"loss {sum(r.loss for r in self.recent) / count:.4f}"
+        share = rate / (self.peak * self.world.size)
+        shown += f"  {images_per_second:,.0f} images/s  {share:.0%} of peak FLOP/s"
+        if waiting > 0.2:
+            shown += f"  {waiting:.0%} waiting for data"
+        shown += f"  {memory_in_use(self.world.device) / 1e9:.1f} GB"
+        self.line.show(images_seen, shown, force=force, limit=seconds_left)
+        self.recent.clear()
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self.on_screen:
+            self.line.close()
+            print(text, flush=True)
+
+
+def beginning(
+    folder: Path, data: TrainingData, model: Transformer, world: World, images_seen: int
+) -> list[str]:
+    """The lines before the first step: the run, what it costs, and where it goes on from."""
+    config = data.config
+    classes = config.model.num_classes
+    held_out = f" and {len(data.held_out):,} held out" if len(data.held_out) else ""
+    lines = [
+        f"{folder}: {count_parameters(model):,} parameters, {config.model.num_tokens} tokens of "
+        f"{config.model.token_dim}, {len(data.train_indices):,} training images{held_out}, "
+        f"{classes} class{'es' * (classes != 1)}, "
+        f"{world.size} process{'es' * (world.size > 1)} on {world.device}"
+    ]
+    lines += announce(config, world.size, world.device)
+    if images_seen:
+        lines.append(f"going on from {images_seen:,} images")
+    return lines
+
+
+def memory_in_use(device: torch.device) -> float:
+    """Bytes: the most that was allocated on a GPU, or this process's resident memory (0 where the system does
+    not tell)."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    import resource
+
+    return float(pages * resource.getpagesize())

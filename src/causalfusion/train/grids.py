@@ -1,0 +1,73 @@
+"""Pictures during training: a grid of samples by class, or images drawn for held-out captions."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from causalfusion.config import SampleConfig
+from causalfusion.documents import Document, ImageToCome, Text
+from causalfusion.files import write_whole
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.pictures import framed, sheet, to_image_grid, to_tiles, with_texts
+
+MAX_CLASSES = 16
+ROWS = 4
+CAPTIONS = 12
+
+
+def save_grid(pipeline: Pipeline, config: SampleConfig, captions: list[list[int]], file: Path | None) -> None:
+    """Draw samples with the settings of the run and write them to a PNG file; without a file, only compute:
+    of a sharded model, all processes have to. `captions`: token ids; empty for a model without text."""
+    picture = _of_captions(pipeline, config, captions) if captions else _of_classes(pipeline, config)
+    if file is not None:
+        write_whole(file, lambda stream: picture.save(stream, "PNG"))
+
+
+def _of_classes(pipeline: Pipeline, config: SampleConfig):
+    """A column for each class, or for each of some spread evenly over many."""
+    names = pipeline.spec.class_names
+    count = min(max(len(names), 1), MAX_CLASSES)
+    columns = [k * max(len(names), 1) // count for k in range(count)]
+    if len(columns) == 1:
+        columns *= ROWS
+    images = pipeline.generate(columns * ROWS, config)
+    labels = [names[k] for k in columns] if len(names) > 1 else None
+    return to_image_grid(images, len(columns), scale=max(1, 96 // images.shape[-1]), column_labels=labels)
+
+
+@torch.no_grad()
+def _of_captions(pipeline: Pipeline, config: SampleConfig, captions: list[list[int]]):
+    """Each caption beneath the image that is drawn for it."""
+    documents: list[Document] = [[Text(tuple(ids)), ImageToCome()] for ids in captions]
+    labels = pipeline.null_labels(len(captions))
+    indices = range(len(captions))
+    tokens = pipeline.generate_after(labels, documents, None, config, image_indices=indices)
+    images = pipeline.codec.decode_tokens(tokens)
+    tiles = to_tiles(images, max(1, 176 // images.shape[-1]))
+    texts = [pipeline.with_text().decode(ids) for ids in captions]
+    return framed(sheet(with_texts(tiles, texts), 4), 8)
+
+
+@dataclass
+class Interval:
+    """Work that is due every so many minutes, and takes at most a tenth of the time."""
+
+    minutes: float
+    """0: never."""
+    last: float
+    """`time.monotonic()` of the last time, or of the start."""
+    seconds: float = 0.0
+    """Duration of the last time."""
+
+    def due(self) -> bool:
+        wait = max(60 * self.minutes, 9 * self.seconds)
+        return self.minutes > 0 and time.monotonic() - self.last >= wait
+
+    def done(self, begin: float) -> None:
+        """It was done, from `begin` until now."""
+        self.last = time.monotonic()
+        self.seconds = self.last - begin
