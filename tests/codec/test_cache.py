@@ -97,7 +97,7 @@ def test_pixels_come_back_exactly(tmp_path: Path) -> None:
     source = Grey()
     cache = _write(tmp_path, source)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "00000.npy", "00001.npy", "00002.npy", "captions.jsonl", "labels.npy", "manifest.json",
+        ".lock", "00000.npy", "00001.npy", "00002.npy", "captions.jsonl", "labels.npy", "manifest.json",
     ]  # fmt: skip
     indices, flips = np.array([10, 0, 3, 4, 3, 7]), np.array([True, False, True, False, False, True])
     images = _images(source, indices)
@@ -334,7 +334,7 @@ def test_damaged_caches(tmp_path: Path) -> None:
             cache.captions(np.array([0]))
     captions.write_bytes(files[captions])
     text.write_text(json.dumps(manifest | {"format": "causalfusion-latents-0"}))
-    assert "'causalfusion-latents-0'; expected 'causalfusion-latents-3'" in message()
+    assert "'causalfusion-latents-0'; expected 'causalfusion-latents-4'" in message()
     text.write_text(json.dumps({"format": manifest["format"]}))
     assert "damaged" in message()
     text.write_text("{")
@@ -370,6 +370,8 @@ def test_only_a_cache_that_fits_is_used(tmp_path: Path, autoencoder: str) -> Non
     pixels.manifest["data"]["split"] = "train"
     np.savez(tmp_path / "other.npz", images=np.zeros((3, 8, 8, 3), np.uint8))
     other = DataConfig(source="npz", path=str(tmp_path / "other.npz"))
+    assert "was made of 11 images, " in message(pixels, PIXELS.codec, other)
+    np.savez(tmp_path / "other.npz", images=np.zeros((11, 8, 8, 3), np.uint8))
     assert "data.path (hash of the data)" in message(pixels, PIXELS.codec, other)
 
     config = _drawn(autoencoder, "mode", flip=False)

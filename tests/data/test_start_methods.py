@@ -74,7 +74,7 @@ def test_sources_and_readers_travel_to_a_new_process(kind, paths):
         assert np.array_equal(arrived.read(index).image, source.read(index).image)
         assert arrived.read(index).label == source.read(index).label
     assert len(reader.source) == len(source)
-    assert torch.equal(encoding[0].images, readers[2][0].images)  # pyright: ignore[reportIndexIssue]
+    assert np.array_equal(encoding[0][0].pixels, readers[2][0][0].pixels)  # pyright: ignore[reportIndexIssue]
     assert np.array_equal(evaluating[0][0].pixels, readers[3][0][0].pixels)  # pyright: ignore[reportIndexIssue]
 
 

@@ -1,7 +1,8 @@
 """Latents on disk: encode once, train many times.
 
 A cache is a folder: `00000.npy`, `00001.npy`, ... of shape (images, variants, moments, c, h, w),
-`labels.npy`, `captions.jsonl` (the list of each image's captions) if there are any, and `manifest.json`.
+`labels.npy`, `captions.jsonl` (the list of each image's captions) if there are any, `contents.npy` (a hash of
+what each image was read from), and `manifest.json`.
 Variants are the image and, with data.flip, its mirror image; moments are mean and standard deviation of the
 autoencoder's posterior where latents are drawn from it, else the mode alone. Latents are raw: scale and shift
 are applied in use.
@@ -14,7 +15,9 @@ Shape letters: B images, c latent channels, h and w latent pixels.
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -27,14 +30,14 @@ from torch import Tensor
 
 from causalfusion.codec.autoencoder import fingerprint
 from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.codec.contents import require_same_data
+from causalfusion.codec.manifest import CAPTIONS, check_arrays, read_manifest
 from causalfusion.config import CodecConfig, DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.captions import draw_caption
+from causalfusion.data.labels import Classes
 from causalfusion.data.lines import LineFile
-from causalfusion.errors import UserError
-
-FORMAT = "causalfusion-latents-3"
-CAPTIONS = "captions.jsonl"
+from causalfusion.errors import UserError, printable
 
 
 class LatentCache:
@@ -49,6 +52,15 @@ class LatentCache:
         self._shards = [
             np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in manifest["shards"]
         ]
+        check_arrays(manifest, self.labels, self._shards)
+
+    @property
+    def classes(self) -> Classes | None:
+        """The numbers that the data gave the classes; None where they gave names."""
+        numbers = self.manifest["class_numbers"]
+        if numbers is None:
+            return None
+        return Classes(self.class_names, self.labels, np.array(numbers, np.int64))
 
     def __reduce__(self) -> tuple[Callable[[str], LatentCache], tuple[str]]:
         """Another process opens the files itself, instead of being sent all arrays."""
@@ -134,13 +146,7 @@ def open_cache(path: str) -> LatentCache:
         what = "is not finished" if unfinished else "is not a cache"
         do = "run the same causalfusion encode again to finish it" if unfinished else "make one with encode"
         raise UserError(f"data.cache {path} {what}: it has no manifest.json; {do}")
-    try:
-        manifest = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); the cache is damaged: encode again") from error
-    version = manifest.get("format") if isinstance(manifest, dict) else None
-    if version != FORMAT:
-        raise UserError(f"the cache {path} is in the format {version!r}; expected {FORMAT!r}: encode again")
+    manifest = read_manifest(folder)
     try:
         for name, size in manifest["files"].items():
             found = (folder / name).stat().st_size if (folder / name).is_file() else None
@@ -176,13 +182,25 @@ def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Cod
     require_same_images(cache, data)
     if data.path or data.source in ("digits", "shapes"):
         setting = "data.path" if data.path else "data.source"
-        found = open_source(data).fingerprint()
-        require_same(cache, f"{setting} (hash of the data)", kept["source"], found)
+        if data.path and not _is_there(data.path):
+            warnings.warn(
+                f"data.path {printable(data.path)} is not here: the cache {cache.folder} is used without a "
+                "look at the images it was made of",
+                stacklevel=2,
+            )
+        else:
+            require_same_data(cache.folder, kept, open_source(data), setting)
     opened = open_codec(cache.codec_config(codec), image_shape=None)
     if opened.autoencoder is not None:
         weights = fingerprint(opened.autoencoder)
         require_same(cache, "codec.autoencoder (hash of the weights)", kept["autoencoder"], weights)
     return opened
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is anything at a path, or a pattern."""
+    place = os.path.expanduser(path)
+    return os.path.exists(place) or any(sign in place for sign in "*?[{")
 
 
 def require_same_images(cache: LatentCache, data: DataConfig) -> None:

@@ -18,22 +18,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from causalfusion.codec.autoencoder import fingerprint
-from causalfusion.codec.cache import (
-    CAPTIONS,
-    FORMAT,
-    LatentCache,
-    open_cache,
-    require_same,
-    require_same_images,
-)
+from causalfusion.codec.cache import LatentCache, open_cache, require_same, require_same_images
 from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.codec.contents import fingerprint_like, require_same_data
+from causalfusion.codec.manifest import CAPTIONS, CONTENTS, FORMAT, OLD_FORMAT
 from causalfusion.codec.shard import Shard, Tally, read_note
 from causalfusion.config import DataConfig, RunConfig
 from causalfusion.config_json import to_dict
 from causalfusion.data import ImageSource, open_source
-from causalfusion.data.loader import Batch, leave_signals, load_indices, unchanged
+from causalfusion.data.labels import Classes
+from causalfusion.data.loader import Batch, batch_of, leave_signals, load_indices, read_indices, unchanged
+from causalfusion.data.reader import Reads
+from causalfusion.data.source import TracedSource, content_hashes
 from causalfusion.errors import UserError
-from causalfusion.files import write_whole
+from causalfusion.files import in_use, write_whole
 from causalfusion.progress import ProgressLine
 from causalfusion.runtime import select_device
 
@@ -97,12 +95,32 @@ def write_cache(
     A folder with a whole cache is left as it is if it holds just this, and refused otherwise; so is one with
     finished shards of other settings.
     """
-    identity = _identity(source, codec, config, dtype, shard_size)
+    with in_use(folder, "the cache"):
+        return _write(
+            folder, source, codec, config, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
+            progress=progress,
+        )  # fmt: skip
+
+
+def _write(
+    folder: Path,
+    source: ImageSource,
+    codec: Codec,
+    config: RunConfig,
+    *,
+    dtype: DtypeName,
+    batch_size: int,
+    shard_size: int,
+    progress: Callable[[int], None],
+) -> LatentCache:
+    identity = _identity(source, codec, config, dtype, shard_size, _format_of(folder))
     if (folder / "manifest.json").is_file():
         cache = open_cache(str(folder))
         require_same_images(cache, config.data)
         for name, value in identity.items():
-            require_same(cache, _SETTINGS.get(name, name), cache.manifest.get(name), value)
+            if name not in ("source", "count"):
+                require_same(cache, _SETTINGS.get(name, name), cache.manifest.get(name), value)
+        require_same_data(folder, cache.manifest, source, "data.path")
         progress(len(cache))
         return cache
     _refuse_other_shards(folder, identity)
@@ -118,8 +136,17 @@ def write_cache(
     encoded = _encoded(source, codec, config.data, missing, batch_size, identity)
     for shard in missing:
         shard.write(encoded, identity, tally)
-    _finish(folder, shards, config, identity, list(source.class_names))
+    _finish(folder, shards, config, identity, source)
     return open_cache(str(folder))
+
+
+def _format_of(folder: Path) -> str:
+    """The format of the cache that is in the folder, finished or not; that of new ones elsewhere."""
+    if (folder / "manifest.json").is_file():
+        return open_cache(str(folder)).manifest["format"]
+    notes = (read_note(file) for file in sorted(folder.glob("[0-9]*.json")))
+    old = any(note is not None and note["content"].get("format") == OLD_FORMAT for note in notes)
+    return OLD_FORMAT if old else FORMAT
 
 
 def _refuse_other_shards(folder: Path, identity: dict[str, Any]) -> None:
@@ -136,13 +163,13 @@ def _refuse_other_shards(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _identity(
-    source: ImageSource, codec: Codec, config: RunConfig, dtype: str, shard_size: int
+    source: ImageSource, codec: Codec, config: RunConfig, dtype: str, shard_size: int, version: str
 ) -> dict[str, Any]:
     """All that the content of the shards depends on; part of the manifest."""
     used = codec.config
     draws = codec.autoencoder is not None and used.latents == "sample"
     return {
-        "format": FORMAT,
+        "format": version,
         "kind": used.kind,
         "autoencoder": None if codec.autoencoder is None else fingerprint(codec.autoencoder),
         "latents": used.latents,
@@ -150,7 +177,7 @@ def _identity(
         "image_width": used.image_width,
         "image_channels": used.image_channels,
         "latent_shape": list(codec.latent_shape),
-        "source": source.fingerprint(),
+        "source": fingerprint_like(version, source),
         "count": len(source),
         "flip": config.data.flip,
         "moments": 2 if draws else 1,
@@ -168,9 +195,15 @@ class _Batches(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, place: int) -> Batch | UserError:
+    def __getitem__(self, place: int) -> tuple[Reads, np.ndarray] | UserError:
+        """(images, hashes of their contents), as arrays: tensors would cross in shared memory, which some
+        containers lack."""
+        indices = self.batches[place]
         try:
-            return load_indices(self.source, self.batches[place], self.data)
+            reads = read_indices(self.source, indices, self.data)
+            if not isinstance(self.source, TracedSource):
+                return reads, np.empty((0, 16), np.uint8)
+            return reads, content_hashes(self.source, indices.tolist())
         except UserError as error:  # a worker would wrap what it raises in a traceback: hand it over instead
             return error
 
@@ -182,8 +215,9 @@ def _encoded(
     shards: list[Shard],
     batch_size: int,
     identity: dict[str, Any],
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """(batch, stored moments (B, variants, moments, c, h, w)) of all images of these shards, in order.
+) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
+    """(batch, stored moments (B, variants, moments, c, h, w), hashes of contents (B or 0, 16)) of all images
+    of these shards, in order.
 
     A batch lies within one shard, so that what is computed together does not depend on interruptions.
     """
@@ -202,9 +236,11 @@ def _encoded(
         worker_init_fn=leave_signals,
         generator=torch.Generator(),  # else it would draw from the global one
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
+    for found in loader:
+        if isinstance(found, UserError):
+            raise found
+        reads, hashes = found
+        batch = batch_of(reads)
         if batch.images.shape[1:] != expected:
             raise UserError(
                 f"image {int(batch.image_indices[0])} is {tuple(batch.images.shape[1:])} (channels, height, "
@@ -213,7 +249,8 @@ def _encoded(
         images = batch.images.to(codec.device)
         variants = [images, images.flip(-1)] if identity["flip"] else [images]
         moments = [torch.stack(_moments(codec, variant, identity["moments"]), dim=1) for variant in variants]
-        yield batch, _stored(torch.stack(moments, dim=1).float().cpu().numpy(), batch, identity["dtype"])
+        stored = _stored(torch.stack(moments, dim=1).float().cpu().numpy(), batch, identity["dtype"])
+        yield batch, stored, hashes
 
 
 def _moments(codec: Codec, images: torch.Tensor, number: int) -> list[torch.Tensor]:
@@ -234,7 +271,7 @@ def _stored(moments: np.ndarray, batch: Batch, dtype: str) -> np.ndarray:
 
 
 def _finish(
-    folder: Path, shards: list[Shard], config: RunConfig, identity: dict[str, Any], class_names: list[str]
+    folder: Path, shards: list[Shard], config: RunConfig, identity: dict[str, Any], source: ImageSource
 ) -> None:
     """Labels, captions and the manifest, out of the shards' notes; then the notes go."""
     notes = [shard.read_note(identity) for shard in shards]
@@ -249,6 +286,11 @@ def _finish(
         lines = "".join(json.dumps(each) + "\n" for each in captions)
         files.append(folder / CAPTIONS)
         write_whole(folder / CAPTIONS, lines)
+    hashes = b"".join(bytes.fromhex(note.get("contents", "")) for note in whole)
+    if len(hashes) == 16 * len(labels):
+        contents = np.frombuffer(hashes, np.uint8).reshape(-1, 16)
+        files.append(folder / CONTENTS)
+        write_whole(folder / CONTENTS, lambda stream: np.save(stream, contents))
     values = len(labels) * int(np.prod(identity["latent_shape"]))
     mean = sum(note["sum"] for note in whole) / values
     variance = sum(note["squares"] for note in whole) / values - mean**2
@@ -257,9 +299,11 @@ def _finish(
         raise UserError(
             f"the latents do not vary (variance {variance:g}); check the images and the autoencoder"
         )
+    classes: Classes | None = getattr(source, "classes", None)
     manifest = {
         **identity,
-        "class_names": class_names,
+        "class_names": list(source.class_names),
+        "class_numbers": None if classes is None or classes.numbers is None else classes.numbers.tolist(),
         "statistics": {"mean": mean, "mode_std": variance**0.5, "sample_std": drawn**0.5},
         "replaced_images": sum(note["replaced"] for note in whole),
         "shards": [shard.file.name for shard in shards],

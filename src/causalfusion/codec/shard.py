@@ -59,10 +59,10 @@ class Shard:
         return note if note["bytes"] == self.file.stat().st_size else None
 
     def write(
-        self, encoded: Iterator[tuple[Batch, np.ndarray]], identity: dict[str, Any], tally: Tally
+        self, encoded: Iterator[tuple[Batch, np.ndarray, np.ndarray]], identity: dict[str, Any], tally: Tally
     ) -> None:
         """Take this shard's images off the stream of encoded batches; none of them reaches beyond its end."""
-        note: dict[str, Any] = {"replaced": 0, "labels": [], "captions": []}
+        note: dict[str, Any] = {"replaced": 0, "labels": [], "captions": [], "contents": ""}
         note |= {"sum": 0.0, "squares": 0.0, "variances": 0.0}  # of means, means² and deviations²
         variants = 2 if identity["flip"] else 1
         shape = (self.count, variants, identity["moments"], *identity["latent_shape"])
@@ -72,7 +72,7 @@ class Shard:
             header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
             while len(note["labels"]) < self.count:
-                batch, moments = next(encoded)
+                batch, moments, hashes = next(encoded)
                 stream.write(moments.astype(dtype, copy=False).tobytes())
                 means, deviations = moments[:, 0, 0].astype(np.float64), moments[:, 0, 1:].astype(np.float64)
                 note["sum"] += float(means.sum())
@@ -80,6 +80,7 @@ class Shard:
                 note["variances"] += float(np.square(deviations).sum())
                 note["labels"] += batch.labels.tolist()
                 note["captions"] += batch.all_captions
+                note["contents"] += hashes.tobytes().hex()
                 replaced = int((batch.image_indices != batch.sample_indices).sum())
                 note["replaced"] += replaced
                 tally.add(len(batch.labels), replaced)

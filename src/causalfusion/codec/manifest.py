@@ -1,0 +1,104 @@
+"""What a latent cache says of itself: `manifest.json`, checked whole before anything else is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from causalfusion.config_json import from_dict, read_json
+from causalfusion.errors import UserError, printable
+
+FORMAT = "causalfusion-latents-4"
+OLD_FORMAT = "causalfusion-latents-3"
+"""Before times of files counted, and before hashes of contents were kept."""
+CAPTIONS = "captions.jsonl"
+CONTENTS = "contents.npy"
+"""(images, 16) uint8: a hash of what each image was read from."""
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    mean: float
+    mode_std: float
+    sample_std: float
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The fields and their types; the rest of the package takes them from the JSON object itself."""
+
+    format: str
+    kind: Literal["pixels", "autoencoder"]
+    autoencoder: str | None
+    latents: Literal["sample", "mode"]
+    image_height: int
+    image_width: int
+    image_channels: int
+    latent_shape: list[int]
+    source: str
+    count: int
+    flip: bool
+    moments: int
+    dtype: Literal["float16", "float32"]
+    shard_size: int
+    class_names: list[str]
+    class_numbers: list[int] | None
+    statistics: _Statistics
+    replaced_images: int
+    shards: list[str]
+    files: dict[str, int]
+    data: dict[str, Any]
+    codec: dict[str, Any]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a whole cache. Raises UserError, one line, where it cannot be one."""
+    file, where = folder / "manifest.json", f"the cache {printable(folder)}"
+    values = read_json(file, where)
+    version = values.get("format") if isinstance(values, dict) else None
+    if version not in (FORMAT, OLD_FORMAT):
+        raise UserError(f"{where} is in the format {version!r}; expected {FORMAT!r}: encode again")
+    values.setdefault("class_numbers", None)
+    try:
+        kept = from_dict(_Manifest, values, complete=True)
+    except UserError as error:
+        raise UserError(f"{where} cannot be read ({error}); it is damaged: encode again") from None
+    shards = -(-kept.count // kept.shard_size) if kept.shard_size > 0 else 0
+    sound = (
+        kept.count > 0
+        and shards == len(kept.shards)
+        and kept.moments in (1, 2)
+        and len(kept.latent_shape) == 3
+        and min(*kept.latent_shape, kept.image_height, kept.image_width, kept.image_channels) > 0
+        and kept.statistics.mode_std > 0
+        and kept.statistics.sample_std > 0
+        and set(kept.files) >= {"labels.npy", *kept.shards}
+        and all(Path(name).name == name for name in kept.files)
+        and (kept.class_numbers is None or len(kept.class_numbers) == len(kept.class_names))
+    )
+    if not sound:
+        raise UserError(f"{where} cannot be read (its manifest does not fit together); encode again")
+    return values
+
+
+def check_arrays(manifest: dict[str, Any], labels: np.ndarray, shards: list[np.ndarray]) -> None:
+    """Raises ValueError for arrays that are not those of the manifest."""
+    count, size = manifest["count"], manifest["shard_size"]
+    classes = max(len(manifest["class_names"]), 1)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels.npy is {labels.dtype} of shape {labels.shape}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, of {classes} classes")
+    row = (2 if manifest["flip"] else 1, manifest["moments"], *manifest["latent_shape"])
+    for number, shard in enumerate(shards):
+        expected = (min(size, count - number * size), *row)
+        if shard.shape != expected or shard.dtype != np.dtype(manifest["dtype"]):
+            raise ValueError(
+                f"{manifest['shards'][number]} is {shard.dtype} of shape {shard.shape}, expected {expected}"
+            )
+        if math.prod(shard.shape) == 0:
+            raise ValueError(f"{manifest['shards'][number]} is empty")
