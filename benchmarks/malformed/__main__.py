@@ -11,101 +11,23 @@ proportion, control characters on the terminal, and anything that was executed o
 from __future__ import annotations
 
 import argparse
-import io
 import os
-import pkgutil
 import random
 import re
-import resource
 import shutil
-import signal
 import sys
 import tempfile
-import time
-import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.forked import CPU_SECONDS, Outcome, command, in_child, warm
 from benchmarks.malformed.base import KINDS, Kind, good_commands, make_data
 from benchmarks.malformed.formats import hostile_pickles
 from benchmarks.malformed.values import Mutation
 
-MEMORY = 3 * 2**30
-"""Bytes of address space that a case may take beyond what the process has."""
 GROWTH = 2**30
 """Resident bytes; more is a fault."""
-CPU_SECONDS, WALL_SECONDS = 20, 240
-"""The first is a fault; the second is for what hangs, on a machine that is busy with other things."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    """Exit code; 99: a traceback; 100 and above: by that signal."""
-    output: str
-    cpu_seconds: float
-    growth: int
-
-
-def in_child(work: Callable[[], int], log: Path, *, limited: bool) -> Outcome:
-    """The exit code of `work` in a forked process, and all that it prints."""
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    sys.stdout.flush()
-    process = os.fork()
-    if process == 0:
-        code = 99
-        try:
-            _prepare(log, limited)
-            code = work()
-        except SystemExit as end:
-            code = int(end.code or 0) if isinstance(end.code, int | None) else 99
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    end = time.monotonic() + (WALL_SECONDS if limited else 600)
-    while True:
-        found, status, usage = os.wait4(process, os.WNOHANG)
-        if found:
-            break
-        if time.monotonic() > end:
-            os.killpg(process, signal.SIGKILL)
-        time.sleep(0.005)
-    code = os.waitstatus_to_exitcode(status)
-    return Outcome(
-        code if code >= 0 else 100 - code,
-        log.read_bytes().decode("utf-8", "replace"),
-        usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * 1024 - before,
-    )
-
-
-def _prepare(log: Path, limited: bool) -> None:
-    os.setpgid(0, 0)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for number, descriptor in ((0, null), (1, target), (2, target)):
-        os.dup2(descriptor, number)
-    sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(n, "wb", closefd=False)) for n in (1, 2))
-    if limited:
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (2 * CPU_SECONDS, 2 * CPU_SECONDS))
-
-
-def command(tokens: list[str], folder: Path) -> Callable[[], int]:
-    def work() -> int:
-        from causalfusion.cli import run
-
-        os.chdir(folder)
-        return run(tokens)
-
-    return work
 
 
 def fault_of(outcome: Outcome, marker: Path) -> str:
@@ -157,31 +79,6 @@ def run_case(kind: Kind, base: Path, root: Path, seed: int, marker: Path) -> tup
     return outcome, fault
 
 
-def warm() -> None:
-    """Import all that the commands import, so that a forked process need not."""
-    import causalfusion
-
-    for module in pkgutil.walk_packages(causalfusion.__path__, "causalfusion."):
-        if not module.name.endswith("__main__"):
-            import_module(module.name)
-    for name in (
-        "PIL.Image",
-        "torch.utils.tensorboard",
-        "diffusers",
-        "tokenizers",
-        "rich.table",
-        "matplotlib.pyplot",
-        "scipy.linalg",
-    ):
-        import_module(name)
-    import diffusers
-    import torch
-
-    for name in ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "AutoencoderKL"):
-        getattr(diffusers, name)
-    torch.set_num_threads(1)  # threads do not survive a fork
-
-
 def cases(kinds: list[Kind], count: int) -> Iterator[tuple[Kind, int]]:
     """`count` cases, the kinds in turn."""
     for number in range(count):
@@ -203,7 +100,7 @@ def main() -> int:
     base.mkdir()
     make_data(base)
     for tokens in good_commands():
-        outcome = in_child(command(tokens, base), root / "log", limited=False)
+        outcome = in_child(command(tokens, base), root / "log")
         if outcome.code:
             print(f"causalfusion {' '.join(tokens)}: exit code {outcome.code}\n{outcome.output}")
             return 1

@@ -22,9 +22,10 @@ from benchmarks.malformed.values import Mutation, damage_json, damage_lines, dam
 
 SIDE, COUNT = 8, 24
 WORDS = ("red", "green", "blue")
+CODEC = "--codec.patch-size 4 --device cpu"
 TINY = (
-    "--codec.patch-size 4 --model.hidden-size 32 --model.depth 1 --model.num-heads 2 --train.batch-size 8 "
-    "--train.evaluate-every 0 --data.holdout 0 --device cpu"
+    f"{CODEC} --model.hidden-size 32 --model.depth 1 --model.num-heads 2 --train.batch-size 8 "
+    "--train.evaluate-every 0 --data.holdout 0"
 )
 PHOTOS = "--data.source folder --data.path"
 TEXT = (
@@ -113,7 +114,7 @@ def good_commands() -> list[list[str]]:
     commands = [
         f"{run} --out run --text.tokenizer train {TEXT}",
         f"{run} --out labelled",
-        f"encode {TINY} {PHOTOS} photos --out cache",
+        f"encode {CODEC} {PHOTOS} photos --out cache",
         f"sample --model labelled --images 8 {FEW} --output png npz",
         f"evaluate --samples out --reference photos {EVALUATE} --out evaluation",
         f"plan labelled --reference photos {PLAN}",
@@ -135,7 +136,7 @@ class Kind:
 
 
 _SAMPLE = f"sample --images 2 {FEW} --model"
-_ENCODE = f"encode {TINY} --out out"
+_ENCODE = f"encode {CODEC} --out out"
 _RESUME = f"train {TINY} {PHOTOS} {{base}}/photos --train.images 32 --train.log-every 1 --out labelled"
 _BEGIN = f"train {TINY} --train.images 8 --out out"
 _EVALUATE = f"evaluate {EVALUATE} --reference {{base}}/photos --out out --samples"
@@ -157,7 +158,7 @@ _FILES = {
     "autoencoder": (
         "official.pt",
         None,
-        f"{_ENCODE} {PHOTOS} {{base}}/photos --codec.kind autoencoder --codec.path {{file}}",
+        f"{_ENCODE} {PHOTOS} {{base}}/photos --codec.autoencoder {{file}}",
     ),
     "tar": ("shard.tar", damage_tar, f"{_ENCODE} --data.source webdataset --data.path {{file}}"),
     "npz of images": ("images.npz", damage_npz, f"{_ENCODE} --data.source npz --data.path {{file}}"),
