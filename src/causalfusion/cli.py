@@ -32,13 +32,23 @@ COMMANDS = (
 BROKEN_PIPE = 141
 """Exit code where the reader of the output went away, as the shell has it."""
 
+
+def default_in_help(value: Any) -> Any:
+    """A default as it is typed; None, which is not shown, where it is empty."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or None
+    return None if value in (None, "") else str(value)
+
+
 app = App(
     name="causalfusion",
     help="Causal diffusion transformers: train, sample, edit, between autoregression and diffusion.",
     version=__version__,
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run` says "stopped"
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(negative_iterable=(), show_default=default_in_help),
 )
 for _place, _command in enumerate(COMMANDS):
     app.command(f"causalfusion.commands.{_command}:app", name=_command, sort_key=_place)

@@ -76,13 +76,17 @@ class CodecConfig:
     scale: float = 1.0
     """latents = (raw - shift) * scale: 0.2325 for the 16-channel KL autoencoder, 0.18215 for SD's."""
     shift: float = 0.0
+    """Subtracted from raw latents; see `scale`."""
     image_height: int = 0
+    """Height of the images in pixels; 0 until known from the data."""
     image_width: int = 0
+    """Width of the images in pixels; 0 until known from the data."""
     image_channels: int = 0
-    """Of the images, in pixels; 0 until known from the data."""
+    """Channels of the images; 0 until known from the data."""
     latent_channels: int = 0
+    """Channels of the latents (pixels: those of the image); 0 until known."""
     downsample: int = 0
-    """Of the autoencoder (`pixels`: image channels and 1); 0 until known."""
+    """Pixels on a side for each latent (`pixels`: 1); 0 until known."""
 
     def __post_init__(self) -> None:
         check(self.patch_size >= 1, "codec.patch_size", self.patch_size, "at least 1")
@@ -98,15 +102,20 @@ class CodecConfig:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     hidden_size: int = 384
+    """Width of the transformer."""
     depth: int = 12
+    """Number of transformer blocks."""
     num_heads: int = 6
+    """Attention heads in each block."""
     mlp_ratio: float = 4.0
+    """Width of a block's MLP, as a multiple of hidden_size."""
     num_class_tokens: int = 4
     """Tokens of the sequence that carry the class (paper: 4 in the ablations, 64 at system level); 0: the
     class, if the data have one, is not used."""
     class_token_repeats: int = 1
     """Each learned class token stands this many times in a row of `num_class_tokens` (1: all learned)."""
     position_embedding: Literal["sincos", "learnable", "rope"] = "sincos"
+    """How tokens know their place: a fixed table of sines, a learned table, or rotary embedding."""
     conditioning: Literal["in_context", "adaln_zero"] = "in_context"
     """`adaln_zero` is DiT's conditioning: timestep and class modulate every block, no condition tokens."""
     qk_norm: bool = True
@@ -122,6 +131,7 @@ class ModelConfig:
     max_images: int = 1
     """Images that a sequence can hold."""
     grid_height: int = 0
+    """Image tokens per column; 0 until known from the data."""
     grid_width: int = 0
     """Image tokens per column and row; L = grid_height * grid_width."""
 
@@ -175,13 +185,18 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
     num_timesteps: int = 1000
+    """Noise levels of the diffusion process."""
     beta_start: float = 1e-4
+    """Noise added at the first timestep."""
     beta_end: float = 0.02
+    """Noise added at the last timestep; linear between."""
     prediction_type: PredictionType = "epsilon"
+    """What the model predicts: the noise, the velocity v, or the clean sample."""
     loss_weight: Literal["none", "min_snr"] = "none"
     """Of each noise level's squared errors: all alike (the paper), or as the error of x_0 times its signal to
     noise ratio, that at most `snr_limit` (min-SNR, 2303.09556)."""
     snr_limit: float = 5.0
+    """Largest weight of loss_weight min_snr."""
 
     def __post_init__(self) -> None:
         check(self.snr_limit > 0, "diffusion.snr_limit", self.snr_limit, "a positive number")
@@ -199,19 +214,23 @@ class FactorizationConfig:
     distribution: Literal["decay", "uniform", "fixed"] = "decay"
     """Of the number of AR steps S: proportional to decay**(S-1), uniform on 1..L, or always num_ar_steps."""
     decay: float = 0.9
+    """Ratio of the probabilities of S + 1 and S AR steps, for distribution = decay."""
     num_ar_steps: int = 1
     """S, for distribution = fixed."""
     split: Literal["per_batch", "per_image"] = "per_batch"
     """One split into AR steps for a whole batch (the paper's code), or one for each image."""
     order: OrderName = "random"
+    """Order in which the tokens of an image are divided among AR steps."""
     block_size: int = 4
     """Side, in tokens, of the blocks of block_raster and the distance of dilated."""
     given_order: list[int] = field(default_factory=list)
     """Raster indices of all L tokens in the order wanted; overrides `order`."""
     loss_weight: Literal["linear", "cosine", "none"] = "linear"
+    """How the weight of the loss falls along the sequence."""
     loss_weight_first: float = 2.0
     """λ: the weight at the start of the sequence, falling to `loss_weight_last` at its end."""
     loss_weight_last: float = 1.0
+    """The weight at the end of the sequence."""
     timesteps: Literal["shared", "per_ar_step"] = "shared"
     """One noise level for all AR steps of an image, or one for each."""
     timesteps_per_ar_step: int = 1

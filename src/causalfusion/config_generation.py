@@ -22,12 +22,15 @@ class SampleConfig:
     sizes: list[int] = field(default_factory=list)
     """Tokens of every AR step, given one by one; their sum is L."""
     order: OrderName = "random"
+    """Order in which the tokens are generated."""
     block_size: int = 4
+    """Side, in tokens, of the blocks of block_raster and the distance of dilated."""
     given_order: list[int] = field(default_factory=list)
     """Raster indices of all L tokens in the order wanted; overrides `order`."""
     diffusion_steps: list[int] = field(default_factory=lambda: [100])
     """Denoising steps of each AR step: one number for all, or one per AR step."""
     sampler: SamplerName = "ddpm"
+    """Update rule of the diffusion steps."""
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
     """DDPM's posterior variance."""
     eta: float = 0.0

@@ -110,6 +110,8 @@ def _convert(hint: Any, value: Any, where: str, complete: bool = False) -> Any:
         return {key: _convert(args[1], item, f"{where}.{key}", complete) for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
+    if hint is int and isinstance(value, float) and value.is_integer() and not complete:
+        value = int(value)  # train.images = 1e6
     ok = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     check(ok, where, _short(value), f"a value of type {getattr(hint, '__name__', hint)}")
     check(hint is not float or math.isfinite(value), where, value, "a finite number")

@@ -18,10 +18,13 @@ class TextConfig:
     vocab_size: int = 512
     """Of the tokenizer that `train` makes."""
     caption_first: float = 0.8
+    """Share of the training sequences that are text, then image; the four shares sum to 1."""
     image_first: float = 0.2
+    """Share of captioning: image, then text."""
     image_only: float = 0.0
+    """Share of images alone."""
     text_only: float = 0.0
-    """Shares of the training sequences: text→image, captioning, and each alone; their sum is 1."""
+    """Share of texts alone."""
     caption_dropout: float = 0.1
     """Probability that a caption before its image is left empty, for guidance."""
     loss_coefficient: float = 0.3

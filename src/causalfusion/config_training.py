@@ -11,6 +11,7 @@ from causalfusion.errors import check
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     seed: int = 0
+    """Decides the initial weights, the order of the data and all noise."""
     init: str = ""
     """A model folder, a run, or a packaged model's name: begin with its weights, and its tokenizer, not with
     random ones."""
@@ -30,14 +31,21 @@ class TrainConfig:
     """Micro-batches per optimizer step, at least; each holds batch_size / (grad_accumulation * processes)
     images."""
     lr: float = 1e-4
+    """Learning rate (AdamW)."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant (the paper), or a cosine to zero at the end of the run."""
     warmup_images: int = 0
+    """Images over which the learning rate grows from 0."""
     beta1: float = 0.9
+    """AdamW's decay of the mean of gradients."""
     beta2: float = 0.95
+    """AdamW's decay of their squares."""
     eps: float = 1e-15
+    """AdamW's constant in the denominator."""
     weight_decay: float = 0.0
+    """AdamW's weight decay."""
     max_grad_norm: float = 1.0
+    """Gradients of a larger norm are scaled down to it."""
     ema_decay: float = 0.9999
     """Decay of the average of the weights, which is what generation uses."""
     ema_schedule: Literal["warmup", "constant"] = "warmup"
@@ -47,6 +55,7 @@ class TrainConfig:
     class_dropout: float = 0.1
     """Probability that an image's class is replaced by the null class, for guidance."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation; weights are kept in float32."""
     attention: Literal["auto", "dense", "segments", "flex"] = "auto"
     """How attention is computed; all give the same. `auto`: FlexAttention on GPUs, blocks of rows on CPUs."""
     compile: Literal["auto", "always", "never"] = "auto"
@@ -72,11 +81,13 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints, where `checkpoint_every` takes longer. 0: only those by steps."""
     keep_checkpoints: int = 2
+    """Checkpoints that stay; older ones are removed."""
     async_checkpoint: bool = False
     """Write checkpoints while training goes on, from a copy of the state in the host's memory."""
     evaluate_every: int = 1000
     """Train steps between measurements of the loss on held-out images; 0: never."""
     evaluate_images: int = 512
+    """Held-out images on which the loss is measured."""
     sample_every: int = 0
     """Train steps between grids of samples; 0: only those by time."""
     sample_minutes: float = 3.0

@@ -22,18 +22,32 @@ GEMM_SHAPES = ((2048, 2048, 2048), (4096, 1536, 384), (4096, 384, 1536), (4096, 
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """`auto`: the GPU where there is one, else the CPU."""
+    """`auto`: the GPU where there is one, else the CPU. Raises UserError for a device that this machine, or
+    this installation of torch, does not have."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device is {name!r}; expected auto, cpu, cuda or cuda:0, cuda:1, ...") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device is {name!r}; this machine has {torch.cuda.device_count()} of them: use cpu or auto"
         )
+    if device.type != "cuda" and not _computes(device):
+        raise UserError(f"device is {name!r}, which this machine does not have; use cpu or auto")
     return device
+
+
+def _computes(device: torch.device) -> bool:
+    """Whether a number can be put on the device and read back. Each kind of device that is missing fails in
+    its own way: with an assertion, an import, a backend that is not there."""
+    try:
+        return torch.ones(1, device=device).item() == 1
+    except Exception:
+        return False
 
 
 def compute_dtype(precision: str) -> torch.dtype:

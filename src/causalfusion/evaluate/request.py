@@ -53,7 +53,9 @@ class EvaluateRequest:
     batch_size: int = 64
     """Images generated, or taken to features, together."""
     seed: int = 0
+    """Image i depends on the seed and i alone."""
     weights: Literal["ema", "raw"] = "ema"
+    """ema: the average of the weights over training; raw: those of the last step."""
     image_size: int = 0
     """Crop and scale images that are read (--samples) to this side; 0: as they are."""
     reference_images: int | None = None
@@ -63,8 +65,11 @@ class EvaluateRequest:
     num_workers: int = 0
     """Processes that read images."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the computation."""
     device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:N, mps or xpu."""
     show_progress: bool = True
+    """Print how far the work is."""
     settings: Annotated[SampleConfig, Parameter(name="*")] = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:

@@ -138,14 +138,14 @@ def _take(line: Line, option: Option, negated: bool, value: str | None, rest: li
     many = option.many or option.name in MANY_PATHS
     values = [] if value is None else [value]
     wanted = option.count
-    if value is not None and option.count > 1 and "," in value:
-        values = value.split(",")
     while rest and ((value is None and many) or len(values) < wanted) and not looks_like_option(rest[0]):
         if rest[0] == "--":
             break
         values.append(rest.pop(0))
     if value is None and not many and not values and rest and option.kind is str and _is_text(line, rest[0]):
         values.append(rest.pop(0))
+    if len(values) == 1 and wanted > 1:
+        values = values[0].split(",")
     if len(values) < wanted or not (many or len(values) == wanted):
         count = "a value" if wanted == 1 else f"{wanted} values"
         raise UserError(f"{option.name} requires {count}")

@@ -77,12 +77,17 @@ _MEANT = {
 """By the option's name: the words for it, without dashes."""
 
 
+def words_of_options() -> dict[str, list[str]]:
+    """The words of other tools by the option that they mean, without dashes."""
+    return {name: words.split() for name, words in _MEANT.items()}
+
+
 def meant(word: str, names: list[str]) -> str | None:
     """The option of a command that a word of habit means. `names`: the options that the command has."""
     bare = word.lstrip("-")
-    fitting = (name for name, words in _MEANT.items() if name in names and bare in words.split())
+    fitting = (name for name, words in words_of_options().items() if name in names and bare in words)
     found = next(fitting, None)
-    if found is not None or word in names:
+    if found is not None:
         return found
     same = [name for name in names if name.rpartition(".")[2] == bare and "." in name]
     return same[0] if len(same) == 1 else None
