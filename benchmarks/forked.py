@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -81,12 +81,12 @@ def _prepare(log: Path, limited: bool) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (2 * CPU_SECONDS, 2 * CPU_SECONDS))
 
 
-def command(tokens: list[str], folder: Path) -> Callable[[], int]:
+def command(tokens: Sequence[str], folder: Path) -> Callable[[], int]:
     def work() -> int:
         from causalfusion.cli import run
 
         os.chdir(folder)
-        return run(tokens)
+        return run(list(tokens))
 
     return work
 

@@ -43,13 +43,14 @@ TIMES = {
     "seconds",
     "seconds_per_image",
     "images_per_second",
+    "generation_seconds",
     "machine",
     "best",
     "frontier",
     "spread",
     "file",
 }
-"""Keys of JSON whose values depend on the moment or the place."""
+"""Keys whose values depend on the moment or the place."""
 PICTURES_OF_TIMES = {"plan.png", "plan.md"}
 
 
@@ -83,7 +84,7 @@ def content(folder: Path) -> dict[str, Any]:
             found[name] = _lasting(json.loads(path.read_text()), str(folder))
         elif path.suffix == ".npz":  # the archive holds the time
             with np.load(path, allow_pickle=False) as arrays:
-                found[name] = {key: arrays[key].tobytes() for key in arrays.files}
+                found[name] = {key: arrays[key].tobytes() for key in arrays.files if key not in TIMES}
         else:
             found[name] = path.read_bytes()
     return found
@@ -120,7 +121,7 @@ def trials(name: str, tokens: list[str], root: Path, count: int, rng: random.Ran
             wrong.append(
                 f"{name} {trial}: exit code {outcome.code}, {last}; other than alone: {sorted(differ)[:5]}"
             )
-        pass
+        shutil.rmtree(folder)
     print(f"| {name} | {seconds:.1f} s | {count} | {killed} | {len(wrong)} |", flush=True)
     return wrong
 
@@ -148,7 +149,7 @@ def main() -> int:
             name, COMMANDS[name].replace("{base}", str(base)).split(), root, arguments.trials, rng
         )
     print("\n".join(wrong))
-    pass
+    shutil.rmtree(root)
     return 1 if wrong else 0
 
 
