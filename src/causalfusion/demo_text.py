@@ -15,8 +15,8 @@ from causalfusion.evaluate.text_image import (
     measure_caption_truth,
     measure_text_to_image,
 )
-from causalfusion.generate.output import to_float
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.read import to_float
 from causalfusion.text_pictures import captions_picture, edits_picture, prompts_picture
 
 MODEL = "shapes"

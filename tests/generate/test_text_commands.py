@@ -15,8 +15,9 @@ from PIL import Image
 
 from causalfusion import cli, saved
 from causalfusion.generate import caption_run
-from causalfusion.generate.output import one_line, to_float
+from causalfusion.generate.output import one_line
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.read import to_float
 from causalfusion.pictures import font, paragraph, text_tile, with_texts, wrapped
 
 CAPTIONS = ["a small red circle", "a large blue star", "a small blue square above a red star"]

@@ -26,6 +26,7 @@ MAX_PIXELS = 2**27
 """A picture of more is not decoded (400 MB as RGB)."""
 MAX_FILE = 2**30
 """Bytes of a file or member that may be a picture."""
+_ORIENTATION = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
@@ -52,8 +53,21 @@ def decode_native(content: bytes, name: str) -> np.ndarray:
 
 
 def decode_grey_alpha(content: bytes, name: str) -> np.ndarray:
-    """(H, W, 2) uint8, grey and opacity (255 where there is no transparency), upright: for masks."""
+    """(H, W, 2), grey (uint8, or uint16 of a picture of 16 bits, as it is) and opacity (255 where there is no
+    transparency), upright: for masks."""
     return _decode(content, name, _grey_alpha)
+
+
+def orientation_of(content: bytes) -> int:
+    """EXIF's number for how a picture that can be decoded lies in its file: 1 is upright, 5 to 8 swap its
+    sides."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # of what surrounds the pixels: they can be read, so it says nothing
+        return 1
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -135,7 +149,7 @@ def _rgb(image: Image) -> np.ndarray:
 
 def _grey_alpha(image: Image) -> np.ndarray:
     if image.mode.startswith("I"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        grey = np.asarray(image).astype(np.uint16)
         return np.stack([grey, np.full_like(grey, 255)], axis=-1)
     return np.array(image.convert("RGBA").convert("LA"))
 

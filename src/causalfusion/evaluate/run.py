@@ -28,7 +28,7 @@ from causalfusion.evaluate.images import ImageSet
 from causalfusion.evaluate.reference import ReferenceFeatures, open_reference
 from causalfusion.evaluate.request import EvaluateRequest
 from causalfusion.evaluate.samples import Origin, open_origin, sample_facts
-from causalfusion.generate.output import to_float
+from causalfusion.generate.read import to_float
 from causalfusion.pictures import framed, to_image_grid
 
 IN_GRID = 64

@@ -20,9 +20,9 @@ from causalfusion.evaluate.captions import caption_scores
 from causalfusion.evaluate.frechet import frechet_distance
 from causalfusion.evaluate.scenes import caption_truth, matches, read_scene, scene_accuracy
 from causalfusion.generate.layout import batches_of
-from causalfusion.generate.output import to_float
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
+from causalfusion.generate.read import to_float
 from causalfusion.generate.regions import region_mask
 
 Figures = dict[str, float]

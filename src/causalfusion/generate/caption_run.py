@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from causalfusion.config import WriteConfig
-from causalfusion.data.folder import SUFFIXES
+from causalfusion.data.names import SUFFIXES, is_hidden, is_image
 from causalfusion.data.written import pictures_beside
 from causalfusion.distributed import join_world
 from causalfusion.errors import UserError
 from causalfusion.files import write_whole
 from causalfusion.generate.layout import batches_of
-from causalfusion.generate.output import load_pipeline, one_line, read_image, say
+from causalfusion.generate.output import load_pipeline, one_line, say
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.read import read_image
 from causalfusion.progress import ProgressLine
 from causalfusion.saved import WeightsName
 
@@ -125,13 +126,9 @@ def images_below(folder: Path) -> list[Path]:
     these commands draw for people beside their images."""
     found: list[Path] = []
     for base, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         beside = pictures_beside(Path(base))
-        found += [
-            Path(base, name)
-            for name in names
-            if is_image_name(name) and not name.startswith(".") and name not in beside
-        ]
+        found += [Path(base, name) for name in names if is_image(name) and name not in beside]
     return sorted(found)
 
 

@@ -20,15 +20,14 @@ from causalfusion.generate.output import (
     describe,
     facts,
     load_pipeline,
-    read_image,
     read_labels,
     save_png,
     say,
-    to_float,
     warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import best_of
+from causalfusion.generate.read import read_image, to_float
 from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.pictures import Edit, below, edit_sheet, framed, paragraph
 from causalfusion.progress import ProgressLine, seconds_of_command

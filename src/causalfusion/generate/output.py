@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from causalfusion import __version__
 from causalfusion.config import SampleConfig
@@ -40,34 +39,6 @@ IMAGES_TO_COMPILE = 1000
 def save_png(pixels: np.ndarray, path: Path) -> None:
     """One image (H, W, 1 or 3) uint8, whole."""
     write_whole(path, png_of(pixels))
-
-
-def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
-    """(C, H, W) in [-1, 1]: an image file, cropped and scaled as in training."""
-    from PIL import Image, UnidentifiedImageError
-
-    from causalfusion.data.source import UnreadableImage, decode_image
-    from causalfusion.data.transforms import center_crop
-
-    try:
-        pixels = decode_image(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise UserError(f"image {path} does not exist") from None
-    except UnreadableImage as error:
-        damaged = isinstance(error.__cause__, UnidentifiedImageError)  # which would show the bytes' address
-        reason = "it is damaged, or not an image" if damaged else error.__cause__
-        raise UserError(f"image {path} cannot be read: {reason}") from None
-    except OSError as error:
-        raise UserError(f"image {path} cannot be read: {error.strerror or error}") from None
-    if channels == 1:
-        pixels = np.array(Image.fromarray(pixels).convert("L"))[..., None]
-    if pixels.shape[:2] != (height, width):
-        if height != width:
-            raise UserError(
-                f"image {path} has {pixels.shape[1]}x{pixels.shape[0]} pixels; expected {width}x{height}"
-            )
-        pixels = center_crop(pixels, height)
-    return to_float(pixels.reshape(1, height, width, channels))[0]
 
 
 def load_pipeline(model: Path, weights: WeightsName, precision: str, world: World) -> tuple[Pipeline, Path]:
@@ -148,11 +119,6 @@ def describe(event: StepEvent) -> str:
         f"AR step {event.ar_step}/{event.num_ar_steps}, "
         f"diffusion step {event.diffusion_step}/{event.num_diffusion_steps}"
     )
-
-
-def to_float(images: np.ndarray) -> Tensor:
-    """(n, C, H, W) in [-1, 1] from (n, H, W, C) uint8."""
-    return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def one_line(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,12 +22,19 @@ from causalfusion.errors import UserError
 from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.prompts import Prompts, image_documents
-from causalfusion.generate.settings import check_label, step_sizes
+from causalfusion.generate.read import image_of, read_image
+from causalfusion.generate.regions import Original, read_mask, region_mask
+from causalfusion.generate.settings import check_label, parse_classes, step_sizes
 from causalfusion.generate.tokens import Context, Watcher, generate_tokens, prefill
 from causalfusion.generate.write import TokenWatcher, write_texts
 from causalfusion.model.transformer import Transformer
 from causalfusion.runtime import autocast
 from causalfusion.saved import ModelSpec, WeightsName, latest_model, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    Images = Tensor | Picture | Path | str | Sequence[Picture | Path | str]
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,12 @@ class Pipeline:
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
-        """From a model folder, or from a training run (its last checkpoint)."""
+        """From a model folder, a training run (its last checkpoint), or the name of a packaged model:
+
+        pipeline = Pipeline.load("shapes")
+        images = pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))
+        images[0].save("circle.png")
+        """
         path = latest_model(Path(folder))
         model, spec = load_model(path, weights, device)
         codec = open_codec(spec.codec, image_shape=None).to(device)
@@ -62,18 +75,40 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.model.image_out.weight.device
 
+    def to_pil(self, images: Tensor) -> list[Picture]:
+        """Pillow's pictures of images (B, C, H, W) in [-1, 1], as `generate` and `edit` return them."""
+        from PIL import Image as PillowImage
+
+        pixels = self.codec.to_uint8(images)
+        return [PillowImage.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+    def to_tensor(self, images: Images) -> Tensor:
+        """(B, C, H, W) in [-1, 1] of pictures or image files, cropped and scaled as in training."""
+        if isinstance(images, Tensor):
+            return images
+        config = self.codec.config
+        size = config.image_height, config.image_width, config.image_channels
+        several: Sequence[Picture | Path | str]
+        several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        read = [
+            read_image(Path(one), *size) if isinstance(one, str | Path) else image_of(one, *size)
+            for one in several
+        ]
+        return torch.stack(read)
+
     @torch.no_grad()
     def generate(
         self,
-        labels: Sequence[int] | None,
-        config: SampleConfig,
+        labels: Sequence[int | str] | None = None,
+        config: SampleConfig | None = None,
         *,
         prompts: Sequence[str] | None = None,
         seed: int = 0,
         image_indices: Sequence[int] | None = None,
         watch: Watcher | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1], one per label, prompt, or pair of them.
+        """Images (B, C, H, W) in [-1, 1], one per label, prompt, or pair of them; `to_pil` makes pictures of
+        them. A label is a class's number or its name.
 
         Image i of a run is a function of (seed, image_indices[i], label, prompt, config): not of the batch
         it is in. `image_indices` defaults to 0, 1, ... A model with text but without a prompt generates from
@@ -82,8 +117,9 @@ class Pipeline:
         label_tensor, documents = self._conditions(labels, prompts)
         indices = list(range(len(label_tensor))) if image_indices is None else list(image_indices)
         tokens = self.generate_after(
-            label_tensor, documents, None, config, seed=seed, image_indices=indices, watch=watch
-        )
+            label_tensor, documents, None, config or SampleConfig(), seed=seed, image_indices=indices,
+            watch=watch,
+        )  # fmt: skip
         return self.codec.decode_tokens(tokens)
 
     @torch.no_grad()
@@ -115,10 +151,10 @@ class Pipeline:
     @torch.no_grad()
     def edit(
         self,
-        images: Tensor,
-        mask: Tensor,
-        labels: Sequence[int] | None,
-        config: SampleConfig,
+        images: Images,
+        mask: Tensor | Path | str,
+        labels: Sequence[int | str] | None = None,
+        config: SampleConfig | None = None,
         *,
         prompts: Sequence[str] | None = None,
         seed: int = 0,
@@ -126,15 +162,17 @@ class Pipeline:
         paste: bool = True,
         watch: Watcher | None = None,
     ) -> Tensor:
-        """Regenerate the masked region of images (B, C, H, W) in [-1, 1] under new classes or prompts,
-        zero-shot.
+        """Regenerate the masked region of images under new classes or prompts, zero-shot. The images are
+        (B, C, H, W) in [-1, 1], pictures, or image files.
 
-        `mask` (H, W) is True where pixels may change. A token is regenerated if any of its pixels is
+        `mask` (H, W) is True where pixels may change; or it is the path of a mask image, or a region's name
+        ("right", as `region_mask` says). A token is regenerated if any of its pixels is
         masked. The kept tokens are clean context, in the cache once for all variants. With `paste`, pixels
         outside the mask are those of the input, exactly. Returns (B * variants, C, H, W), the variants of
         an image next to each other; variant v of image b is drawn at image index b * variants + v.
         """
-        spec = self.model.config
+        spec, config = self.model.config, config or SampleConfig()
+        mask, images = self._mask(mask, images), self.to_tensor(images)
         label_tensor, documents = self._conditions(labels, prompts)
         if mask.shape != images.shape[-2:] or len(label_tensor) != len(images):
             raise UserError(
@@ -169,6 +207,14 @@ class Pipeline:
         inside = mask.to(self.device)
         return torch.where(inside, edited, original.repeat_interleave(variants, dim=0))
 
+    def _mask(self, mask: Tensor | Path | str, images: Images) -> Tensor:
+        if isinstance(mask, Tensor):
+            return mask
+        size = self.codec.config.image_height, self.codec.config.image_width
+        if isinstance(mask, str):
+            return region_mask(mask, *size)
+        return read_mask(mask, *size, Original.of(Path(images)) if isinstance(images, str | Path) else None)
+
     def _orders_among(self, changed: Tensor, config: SampleConfig, seed: int, indices: list[int]) -> Tensor:
         """(B, n) the masked raster positions in the order in which the whole image's order meets them."""
         spec = self.model.config
@@ -178,17 +224,18 @@ class Pipeline:
     @torch.no_grad()
     def caption(
         self,
-        images: Tensor,
+        images: Images,
         config: WriteConfig | None = None,
         *,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
         seed: int = 0,
         image_indices: Sequence[int] | None = None,
         watch: TokenWatcher | None = None,
     ) -> list[str]:
-        """What the model says of images (B, C, H, W) in [-1, 1]; text i depends on (seed, image_indices[i])
-        and image i alone."""
-        tokenizer = self.with_text()
+        """What the model says of images (B, C, H, W) in [-1, 1], or of pictures or image files.
+
+        Text i depends on (seed, image_indices[i]) and image i alone."""
+        tokenizer, images = self.with_text(), self.to_tensor(images)
         label_tensor, _ = self._conditions(labels or [self.model.config.null_label] * len(images), None)
         documents = [[Image(row), Text(open=True)] for row in range(len(images))]
         tokens = self.codec.encode_tokens(images.to(self.device), None)
@@ -221,7 +268,7 @@ class Pipeline:
             return prefill(self.model, labels, SampleConfig(), prompts=self._prompts(documents, tokens))
 
     def _conditions(
-        self, labels: Sequence[int] | None, prompts: Sequence[str] | None
+        self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None
     ) -> tuple[Tensor, list[Document] | None]:
         """Labels (B,), the null label where there are none, and documents with an image to come."""
         if labels is None and prompts is None:
@@ -254,7 +301,12 @@ class Pipeline:
             )
         return self.tokenizer
 
-    def _labels(self, labels: Sequence[int]) -> Tensor:
-        num_classes = self.model.config.num_classes
-        checked = [label if label == num_classes else check_label(label, num_classes) for label in labels]
+    def _labels(self, labels: Sequence[int | str]) -> Tensor:
+        """(B,) numbers of classes; the null label is one of them, names are not."""
+        num_classes, names = self.model.config.num_classes, [v for v in labels if isinstance(v, str)]
+        named = dict(zip(names, parse_classes(names, self.spec.class_names, num_classes), strict=True))
+        numbers = [named[label] if isinstance(label, str) else label for label in labels]
+        checked = [
+            number if number == num_classes else check_label(number, num_classes) for number in numbers
+        ]
         return torch.tensor(checked, dtype=torch.int64, device=self.device)

@@ -27,12 +27,12 @@ from causalfusion.generate.output import (
     facts,
     load_pipeline,
     read_labels,
-    to_float,
     uses_classes,
     warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
+from causalfusion.generate.read import to_float
 from causalfusion.generate.settings import check_settings
 from causalfusion.generate.store import PartStore, PngStore, Store, png_of, runs_of, write_npz
 from causalfusion.pictures import framed, sheet, to_image_grid, to_tiles, with_texts

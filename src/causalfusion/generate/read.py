@@ -1,0 +1,70 @@
+"""Pictures of a user as a model's images: opened safely, upright, cropped and scaled as in training.
+
+Shape letters: C, H, W channels and pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causalfusion.data.picture import UnreadableImage, decode_image, read_file
+from causalfusion.data.transforms import center_crop
+from causalfusion.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+
+def read_picture(path: Path, what: str, decode: Callable[[bytes, str], np.ndarray]) -> np.ndarray:
+    """A file's pixels. Raises UserError, one line that begins with `what`, for what is no picture."""
+    try:
+        return decode(read_file(path), str(path))
+    except FileNotFoundError:
+        raise UserError(f"{what} {printable(path)} does not exist") from None
+    except UnreadableImage as error:
+        reason = str(error).removeprefix(f"{printable(path)}: ")
+        raise UserError(f"{what} {printable(path)} cannot be read: {reason}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{what} {printable(path)} cannot be read: {reason}") from None
+
+
+def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
+    """(C, H, W) in [-1, 1] of an image file."""
+    return fitted(read_picture(path, "image", decode_image), height, width, channels, printable(path))
+
+
+def image_of(picture: Picture, height: int, width: int, channels: int) -> Tensor:
+    """(C, H, W) in [-1, 1] of a picture in Pillow's form."""
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode == "F" or upright.mode.startswith("I"):
+        raise UserError(f"a picture has mode {upright.mode}; expected 8 bits a channel: convert it to RGB")
+    return fitted(np.array(upright.convert("RGB")), height, width, channels, "a picture")
+
+
+def fitted(pixels: np.ndarray, height: int, width: int, channels: int, name: str) -> Tensor:
+    """(C, H, W) in [-1, 1] of pixels (h, w, 3) uint8 of any size."""
+    from PIL import Image
+
+    if channels == 1:
+        pixels = np.array(Image.fromarray(pixels).convert("L"))[..., None]
+    if pixels.shape[:2] != (height, width):
+        if height != width:
+            raise UserError(
+                f"image {name} has {pixels.shape[1]}x{pixels.shape[0]} pixels; expected {width}x{height}"
+            )
+        pixels = center_crop(pixels, height)
+    return to_float(pixels.reshape(1, height, width, channels))[0]
+
+
+def to_float(images: np.ndarray) -> Tensor:
+    """(n, C, H, W) in [-1, 1] from (n, H, W, C) uint8."""
+    return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,56 @@
+"""The pipeline from Python: pictures and files in, pictures out, classes by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.errors import UserError
+from causalfusion.generate.pipeline import Pipeline
+
+FAST = SampleConfig(diffusion_steps=[2])
+
+
+@pytest.fixture(scope="module")
+def pipeline(models) -> Pipeline:
+    return Pipeline.load(models["both"])
+
+
+def test_pictures_come_out_as_they_are_saved_and_go_in_again(pipeline, tmp_path):
+    images = pipeline.generate(["dog", 2], FAST)
+    pictures = pipeline.to_pil(images)
+    assert [picture.size for picture in pictures] == [(8, 8), (8, 8)]
+    pictures[0].save(tmp_path / "dog.png")
+    assert (np.asarray(pictures[0]) == pipeline.codec.to_uint8(images)[0]).all()
+    for given in (pictures[0], tmp_path / "dog.png", str(tmp_path / "dog.png"), [pictures[0]]):
+        assert (
+            pipeline.codec.to_uint8(pipeline.to_tensor(given))[0].tolist() == np.asarray(pictures[0]).tolist()
+        )
+    assert pipeline.to_tensor(Image.new("RGB", (40, 20), "red")).shape == (1, 3, 8, 8)
+
+
+def test_edit_and_caption_take_pictures_regions_and_masks(pipeline, tmp_path):
+    photo = Image.new("RGB", (16, 16), "red")
+    photo.save(tmp_path / "photo.png")
+    Image.fromarray(np.eye(16, dtype=np.uint8)[:, ::-1] * 0 + np.tri(16, k=-8, dtype=np.uint8)).save(
+        tmp_path / "mask.png"
+    )
+    before = pipeline.to_tensor(photo)
+    edited = pipeline.edit(photo, "right", ["cat"], FAST)
+    assert edited[..., :4].equal(before[..., :4]) and not edited[..., 4:].allclose(before[..., 4:], atol=0.1)
+    masked = pipeline.edit(tmp_path / "photo.png", tmp_path / "mask.png", ["cat"], FAST)
+    assert masked[..., :4, :].equal(before[..., :4, :]) and not masked.allclose(before, atol=0.1)
+    write = WriteConfig(max_tokens=3)
+    assert pipeline.caption(photo, write) == pipeline.caption(before, write)
+    assert pipeline.edit(photo, "top", prompts=["a"], config=FAST).shape == (1, 3, 8, 8)
+
+
+def test_the_same_class_by_name_and_number(pipeline):
+    assert torch.equal(pipeline.generate(["dog"], FAST), pipeline.generate([1], FAST))
+    with pytest.raises(UserError, match="class 'fish' is unknown; expected one of cat, dog, owl"):
+        pipeline.generate(["fish"], FAST)
+    with pytest.raises(UserError, match="mode F; expected 8 bits"):
+        pipeline.caption(Image.new("F", (8, 8)))
