@@ -10,8 +10,8 @@ ORDER = (
     "errors", "files", "rng", "config_generation", "config_text", "config_training", "config",
     "config_json", "earlier_settings", "presets", "runtime", "progress", "watch", "distributed", "data",
     "codec", "factorization", "sequence", "documents", "mask", "model", "arithmetic", "estimate",
-    "diffusion", "losses", "saved", "pictures", "generate", "process_picture", "text_pictures", "train",
-    "charts", "evaluate", "study", "planner", "interop", "doctor", "report", "demo_report", "demo_text",
+    "diffusion", "losses", "saved", "fonts", "pictures", "generate", "process_picture", "text_pictures",
+    "train", "charts", "evaluate", "study", "planner", "interop", "doctor", "report", "demo_report", "demo_text",
     "demo", "commands", "vocabulary", "cli", "__main__",
 )  # fmt: skip
 """The way the data goes; what a later one holds is unknown to an earlier one."""

@@ -11,10 +11,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from causalfusion.errors import UserError
+from causalfusion.fonts import Face
 
 Interpolation = Literal["smooth", "nearest"]
 Colour = tuple[int, int, int]
@@ -68,7 +69,7 @@ def sheet(
         raise UserError(f"a grid of {len(tiles)} images in {columns} columns; expected at least one of each")
     rows, (width, height) = -(-len(tiles) // columns), tiles[0].size
     gap = max(2, min(width, height) // 16)
-    title_font, row_font = font(17), font(13)
+    title_font, row_font = Face(17), Face(13)
     column_font = fitting_font(column_labels or (), width + gap - 2, 14)
     caption_font = fitting_font(captions or (), width + gap - 2, 13)
     left = gap + max((_text_width(row_font, label) + 8 for label in row_labels or ()), default=0)
@@ -80,17 +81,17 @@ def sheet(
     canvas = Image.new("RGB", (total_width, top + rows * pitch_y), PAPER)
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((left, gap), title, fill=INK, font=title_font)
+        title_font.draw(draw, (left, gap), title, INK, "la")
     for column, label in enumerate((column_labels or ())[:columns]):
         centre = left + column * pitch_x + width // 2
-        draw.text((centre, top - 4), label, fill=INK, font=column_font, anchor="ms")
+        column_font.draw(draw, (centre, top - 4), label, INK, "ms")
     for row, label in enumerate((row_labels or ())[:rows]):
-        draw.text((left - 8, top + row * pitch_y + height // 2), label, fill=INK, font=row_font, anchor="rm")
+        row_font.draw(draw, (left - 8, top + row * pitch_y + height // 2), label, INK, "rm")
     for index, tile in enumerate(tiles):
         x, y = left + index % columns * pitch_x, top + index // columns * pitch_y
         canvas.paste(tile, (x, y))
         if captions and index < len(captions):
-            draw.text((x + width // 2, y + height + 14), captions[index], INK, caption_font, anchor="ms")
+            caption_font.draw(draw, (x + width // 2, y + height + 14), captions[index], INK, "ms")
     return canvas
 
 
@@ -208,18 +209,14 @@ def outline(tile: Image.Image, cells: Tensor, colour: Colour, width: int = 2) ->
                 draw.rectangle(box, fill=colour)
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def fitting_font(texts: Sequence[str], width: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The largest font up to `size`, and not below 7, in which every text is at most `width` wide."""
-    while size > 7 and any(_text_width(font(size), text) > width for text in texts):
+def fitting_font(texts: Sequence[str], width: int, size: int) -> Face:
+    """The largest letters up to `size`, and not below 7, in which every text is at most `width` wide."""
+    while size > 7 and any(_text_width(Face(size), text) > width for text in texts):
         size -= 1
-    return font(size)
+    return Face(size)
 
 
-def _text_width(face: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
+def _text_width(face: Face, text: str) -> int:
     return round(face.getlength(text))
 
 
@@ -238,14 +235,14 @@ def with_texts(tiles: Sequence[Image.Image], texts: Sequence[str], size: int = 1
 
 def paragraph(text: str, width: int, size: int = 14, max_lines: int = 12) -> Image.Image:
     """A text in lines of the given width; where there are too many, the last one ends in dots."""
-    face, pitch = font(size), round(size * 1.3)
+    face, pitch = Face(size), round(size * 1.3)
     lines = wrapped(text, face, width - 4)
     if len(lines) > max_lines:
         lines = [*lines[: max_lines - 1], lines[max_lines - 1][:-3] + "..."]
     canvas = Image.new("RGB", (width, pitch * len(lines) + 4), PAPER)
     draw = ImageDraw.Draw(canvas)
     for row, line in enumerate(lines):
-        draw.text((2, 2 + row * pitch), line, INK, face)
+        face.draw(draw, (2, 2 + row * pitch), line, INK, "la")
     return canvas
 
 
@@ -254,7 +251,7 @@ def text_tile(text: str, width: int, height: int) -> Image.Image:
     size, margin = 20, 8
     inside = width - 2 * margin
     while (
-        size > 9 and len(wrapped(text, font(size), inside - 4)) * round(size * 1.3) + 4 > height - 2 * margin
+        size > 9 and len(wrapped(text, Face(size), inside - 4)) * round(size * 1.3) + 4 > height - 2 * margin
     ):
         size -= 1
     most = max(1, (height - 2 * margin - 4) // round(size * 1.3))
@@ -265,7 +262,7 @@ def text_tile(text: str, width: int, height: int) -> Image.Image:
     return canvas
 
 
-def wrapped(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def wrapped(text: str, face: Face, width: int) -> list[str]:
     """Lines of at most this width; a word that is longer than a line is broken. At least one line."""
     lines = [""]
     for word in text.split():

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from causalfusion.fonts import Face
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.pictures import (
     ACCENT,
@@ -21,7 +22,6 @@ from causalfusion.pictures import (
     Interpolation,
     below,
     cover,
-    font,
     framed,
     outline,
     sheet,
@@ -120,7 +120,7 @@ def _mark(tile: Image.Image, snapshot: _Snapshot, grid_height: int, grid_width: 
 
 
 def _legend(width: int, title: str | None) -> Image.Image:
-    face, swatch, spacing = font(14), 18, 26
+    face, swatch, spacing = Face(14), 18, 26
     entries = (
         ("finished: clean context for what follows", _FINISHED_SWATCH, _FINISHED_SWATCH),
         ("in work: being denoised", (150, 150, 150), ACCENT),
@@ -130,11 +130,11 @@ def _legend(width: int, title: str | None) -> Image.Image:
     canvas = Image.new("RGB", (max(width, sum(widths)), 58 if title else 28), PAPER)
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((4, 2), title, fill=INK, font=font(18))
+        Face(18).draw(draw, (4, 2), title, INK, "la")
     x, y = 4, canvas.height - 24
     for (text, fill, border), entry_width in zip(entries, widths, strict=True):
         draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=fill, outline=border, width=3)
-        draw.text((x + swatch + 8, y + 1), text, fill=INK, font=face)
+        face.draw(draw, (x + swatch + 8, y + 1), text, INK, "la")
         x += entry_width
     return canvas
 
@@ -152,5 +152,5 @@ def _with_result(grid: Image.Image, result: Image.Image) -> Image.Image:
         [(grid.width + 34, middle - 7), (grid.width + 34, middle + 7), (grid.width + 46, middle)], INK
     )
     canvas.paste(result, (x, y))
-    draw.text((x + result.width // 2, y - 8), "finished", fill=INK, font=font(14), anchor="ms")
+    Face(14).draw(draw, (x + result.width // 2, y - 8), "finished", INK, "ms")
     return canvas

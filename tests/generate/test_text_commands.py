@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from causalfusion import cli, saved
+from causalfusion.fonts import Face
 from causalfusion.generate import caption_run
 from causalfusion.generate.output import one_line
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.read import to_float
-from causalfusion.pictures import font, paragraph, text_tile, with_texts, wrapped
+from causalfusion.pictures import paragraph, text_tile, with_texts, wrapped
 
 CAPTIONS = ["a small red circle", "a large blue star", "a small blue square above a red star"]
 TEXT = 40
@@ -293,7 +294,7 @@ def test_what_a_terminal_cannot_show_is_replaced(models, photos, monkeypatch):
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=60), st.integers(30, 200), st.integers(8, 20))
 def test_wrapped_lines_fit_and_hold_every_word(text, width, size):
-    face = font(size)
+    face = Face(size)
     lines = wrapped(text, face, width)
     assert "".join("".join(lines).split()) == "".join(text.split())
     assert all(face.getlength(line) <= width or len(line) == 1 for line in lines)

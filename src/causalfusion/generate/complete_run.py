@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def complete_to_folder(request: CompleteRequest) -> Path:
             for element in request.prompt
         ]
         warn_of_untrained_null(pipeline, request.settings, ())
+        _warn_of_long_documents(pipeline, len(prompt) + (request.num_elements or 0))
         given = [
             {"from": "prompt", "image" if is_image_name(element) else "text": element}
             for element in request.prompt
@@ -103,6 +105,17 @@ def complete_to_folder(request: CompleteRequest) -> Path:
             finish(request.out, {**settings, "seconds": round(seconds, 3)})
         say(f"{len(made)} elements in {seconds:.1f} s in {request.out}")
     return request.out
+
+
+def _warn_of_long_documents(pipeline: Pipeline, num_elements: int) -> None:
+    """Say where a document is longer than any that training had."""
+    longest = 2 * pipeline.spec.text.examples_per_sequence
+    if num_elements > longest:
+        warnings.warn(
+            f"the model was trained on documents of at most {longest} elements, and here are {num_elements}: "
+            "what comes later may be wrong; without --elements the model ends by itself",
+            stacklevel=2,
+        )
 
 
 def _complete(
