@@ -79,7 +79,6 @@ def complete_to_folder(request: CompleteRequest) -> Path:
             for element in request.prompt
         ]
         warn_of_untrained_null(pipeline, request.settings, ())
-        _warn_of_long_documents(pipeline, len(prompt) + (request.num_elements or 0))
         given = [
             {"from": "prompt", "image" if is_image_name(element) else "text": element}
             for element in request.prompt
@@ -96,6 +95,7 @@ def complete_to_folder(request: CompleteRequest) -> Path:
         check_room(request.out, "complete", ["story.png", *names], earlier)
         start = time.monotonic()
         made = _complete(pipeline, request, prompt)
+        _warn_of_long_documents(pipeline, len(prompt) + len(made))
         settings["elements"] = [*given, *_told(made)]
         with in_use(request.out, "the folder"):
             begin(request.out, settings, earlier, keep=False)
