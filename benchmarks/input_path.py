@@ -27,8 +27,9 @@ from causalfusion.config import (
 from causalfusion.data import open_source
 from causalfusion.data.loader import stream
 from causalfusion.distributed import World
+from causalfusion.train.clock import Clock
 from causalfusion.train.feed import open_training_data
-from causalfusion.train.trainer import Clock, Trainer
+from causalfusion.train.trainer import Trainer
 
 CPU = World(0, 1, torch.device("cpu"))
 SIDE = 32

@@ -14,7 +14,7 @@ from typing import Literal
 from causalfusion.config_generation import OrderName, SampleConfig, SamplerName
 from causalfusion.config_text import TextConfig, WriteConfig
 from causalfusion.config_training import TrainConfig
-from causalfusion.errors import check
+from causalfusion.errors import check, check_finite
 
 __all__ = [
     "CodecConfig", "DataConfig", "DiffusionConfig", "FactorizationConfig", "ModelConfig", "OrderName",
@@ -52,6 +52,7 @@ class DataConfig:
     """Folder written by `causalfusion encode`: train on its latents instead of encoding again."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "data")
         check(self.image_size >= 0, "data.image_size", self.image_size, "0 or a positive number of pixels")
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a share in [0, 1)")
         check(
@@ -89,6 +90,7 @@ class CodecConfig:
     """Pixels on a side for each latent (`pixels`: 1); 0 until known."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "codec")
         check(self.patch_size >= 1, "codec.patch_size", self.patch_size, "at least 1")
         check(0 < self.scale < inf, "codec.scale", self.scale, "a positive number")
         check(isfinite(self.shift), "codec.shift", self.shift, "a finite number")
@@ -136,6 +138,7 @@ class ModelConfig:
     """Image tokens per column and row; L = grid_height * grid_width."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "model")
         for name in (
             "hidden_size", "depth", "num_heads", "class_token_repeats", "max_text_tokens", "max_images",
         ):  # fmt: skip
@@ -199,6 +202,7 @@ class DiffusionConfig:
     """Largest weight of loss_weight min_snr."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "diffusion")
         check(self.snr_limit > 0, "diffusion.snr_limit", self.snr_limit, "a positive number")
         check(self.num_timesteps >= 1, "diffusion.num_timesteps", self.num_timesteps, "at least 1")
         check(
@@ -237,6 +241,7 @@ class FactorizationConfig:
     """Noised copies of every AR step, each at its own noise level (the paper's 4x and 8x t)."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "factorization")
         check(0 < self.decay <= 1, "factorization.decay", self.decay, "a number in (0, 1]")
         check(self.num_ar_steps >= 1, "factorization.num_ar_steps", self.num_ar_steps, "at least 1")
         check(self.block_size >= 1, "factorization.block_size", self.block_size, "at least 1")

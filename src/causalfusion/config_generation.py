@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from causalfusion.errors import check
+from causalfusion.errors import check, check_finite
 
 OrderName = Literal["random", "raster", "block_raster", "dilated"]
 SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc"]
@@ -45,6 +45,7 @@ class SampleConfig:
     """Guide only at timesteps low <= t <= high; elsewhere the unconditional pass is not computed."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "sample")
         check(self.num_ar_steps >= 1, "sample.num_ar_steps", self.num_ar_steps, "at least 1")
         check(all(n >= 1 for n in self.sizes), "sample.sizes", self.sizes, "positive numbers of tokens")
         check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from causalfusion.errors import check
+from causalfusion.errors import check, check_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,7 @@ class TrainConfig:
     """Minutes between grids of samples; drawing takes at most a tenth of the time. 0: only those by steps."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "train")
         for name in ("images", "batch_size", "grad_accumulation", "max_skipped_steps", "log_every",
                      "keep_checkpoints", "evaluate_images", "replicas"):  # fmt: skip
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
@@ -101,7 +102,8 @@ class TrainConfig:
                      "weight_decay", "epochs", "minutes", "micro_batch", "checkpoint_minutes",
                      "sample_minutes"):  # fmt: skip
             check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
-        for name in ("lr", "eps", "max_grad_norm"):
+        check(0 < self.lr <= 1, "train.lr", self.lr, "a positive number, at most 1 (1e-4 is usual)")
+        for name in ("eps", "max_grad_norm"):
             check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
         for name in ("beta1", "beta2", "ema_decay", "class_dropout"):
             check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "a number in [0, 1)")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from causalfusion.errors import UserError
 from causalfusion.runtime import select_device
@@ -26,6 +29,11 @@ from causalfusion.watch import (
 
 _NEWS = 3.0
 """Seconds to learn whether an operation failed because another process stopped."""
+JOIN_TIMEOUT = timedelta(minutes=10)
+"""For all processes to start."""
+NO_TIMEOUT = timedelta(days=30)
+"""Others wait as long as the main process samples, evaluates or writes. PyTorch's ten minutes for NCCL would
+end the run; a process that is gone is told of by the watch, at once."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,12 @@ class World:
             dist.barrier()
 
 
+def wait_without_limit(group: dist.ProcessGroup | None) -> None:
+    """Take the time limit off the operations of a group of processes."""
+    with warnings.catch_warnings(action="ignore"):  # of backends that have no limit
+        distributed_c10d._set_pg_timeout(NO_TIMEOUT, group)
+
+
 @contextmanager
 def join_world(device: str = "auto") -> Iterator[World]:
     """The processes of this run: torchrun's (gloo on CPUs, NCCL on GPUs), or this one.
@@ -69,6 +83,8 @@ def join_world(device: str = "auto") -> Iterator[World]:
     When one of several stops before its time, the others end with an error that names it.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()  # from the start: joining the others takes a while too
     chosen = select_device(device)
     if size == 1:
         if chosen.index is not None:
@@ -80,8 +96,10 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(local)
     # gloo on GPUs too: checkpoints are written from the host's memory.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=local if cuda else None)
+    backend, device_id = ("cpu:gloo,cuda:nccl", local) if cuda else ("gloo", None)
+    dist.init_process_group(backend, device_id=device_id, timeout=JOIN_TIMEOUT)
     try:
+        wait_without_limit(dist.group.WORLD)
         watch = _watch(dist.get_rank(), size)
         with time_to_tell(watch):
             try:
@@ -97,8 +115,6 @@ def join_world(device: str = "auto") -> Iterator[World]:
 
 def _watch(rank: int, size: int) -> Watch:
     """Have all processes know one another's names, and learn at once when one stops."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_launcher()
     members: list[Member] = [Member.own(rank)] * size
     dist.all_gather_object(members, Member.own(rank))
     if rank == 0:

@@ -140,7 +140,7 @@ def _choice(config: ModelConfig, device: torch.device) -> tuple[str, None]:
     sequence, found = _training_sequence(config, device), []
     for precision in ("float32", "bfloat16"):
         with autocast(device, compute_dtype(precision)):
-            backend, reason = choose_backend(sequence)
+            backend, reason = choose_backend(sequence, config.head_dim)
         found.append(f"{backend} in {precision}: {reason}")
     tokens = f"{sequence.num_tokens} tokens, {min(4, config.num_tokens)} AR steps"
     return f"{tokens}: {'; '.join(found)} (--train.attention takes another)", None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from typing import Any
+
 
 class UserError(ValueError):
     """What was wrong, what was expected, what to do: one line. The CLI prints it and exits with code 2."""
@@ -46,3 +50,12 @@ def _written_out(character: str) -> str:
     if 0xDC80 <= number <= 0xDCFF:  # a byte of a file name that is not UTF-8
         return f"\\x{number - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def check_finite(config: Any, section: str) -> None:
+    """Every number of a configuration's dataclass is one: neither NaN nor infinite."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        wrong = any(isinstance(number, float) and not math.isfinite(number) for number in numbers)
+        check(not wrong, f"{section}.{field.name}", value, "a finite number")

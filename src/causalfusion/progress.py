@@ -6,6 +6,8 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
+from typing import TextIO
 
 
 class ProgressLine:
@@ -40,11 +42,22 @@ class ProgressLine:
         whole = f"{done:>{len(str(self.total))}}/{self.total}" if not left > limit else f"{done:,}"
         line = f"{whole} {self.what}  {text}  {duration(min(left, limit))} left"
         end = "" if self.terminal else "\n"
-        print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
+        tell(f"\r\x1b[K{line}" if self.terminal else line, end=end, stream=sys.stderr)
 
     def close(self) -> None:
         if self.enabled and self.terminal:
-            print(file=sys.stderr)
+            tell("", stream=sys.stderr)
+
+
+def tell(text: str, *, end: str = "\n", stream: TextIO | None = None) -> None:
+    """Print a line, to standard output by default. Work does not end because nobody reads it any longer:
+    where the terminal or the reader of a pipe is gone, nothing more is printed."""
+    stream = stream or sys.stdout
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):  # what is left in the buffer has to go somewhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def duration(seconds: float) -> str:

@@ -138,9 +138,16 @@ def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{folder} has no {_FILES[name]}; it holds no {name} weights")
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
+    for key, value in weights.items():
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(
+                f"{path}: {key} holds values that are not finite; take another checkpoint, the training that "
+                "wrote this one had diverged"
+            )
+    return weights
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str, *, assign: bool = False) -> None:

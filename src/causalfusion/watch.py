@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 GRACE, LEAVE = 5.0, 20.0
@@ -144,15 +145,27 @@ class Watch:
 
 
 def end_with_launcher() -> None:
-    """When the torchrun that started this process is gone, ask it to end as torchrun would have."""
+    """When the torchrun that started this process is gone, or was before it could look, ask it to end as
+    torchrun would have."""
     launcher = os.getppid()
+    alive = _may_be_launcher(launcher)
 
     def look() -> None:
-        while os.getppid() == launcher:
+        while alive and os.getppid() == launcher:
             time.sleep(_LOOK)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+def _may_be_launcher(process: int) -> bool:
+    """Whether this process can be a torchrun: it is Python. Where the launcher is gone, it is whatever adopts
+    orphans: the first process of the system or the container, or a session's manager."""
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # another system, or somebody else's process
+        return process != 1
+    return b"python" in command or b"torch" in command
 
 
 @contextmanager

@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import jobs
 import pytest
+import torch
+import torch.distributed as dist
 from jobs import tiny_config
 
 from causalfusion.distributed import join_world
@@ -20,7 +23,7 @@ from causalfusion.errors import UserError
 from causalfusion.saved import checkpoints_of, load_model
 from causalfusion.train import saver
 from causalfusion.train.log import read_log
-from causalfusion.watch import Member, Watch, host_watch, join_watch, open_watch
+from causalfusion.watch import Member, Watch, _may_be_launcher, host_watch, join_watch, open_watch
 
 COMMAND = """
 import sys
@@ -143,6 +146,40 @@ def test_a_killed_launcher_takes_its_processes_along(tmp_path):
         job.kill()
         job.wait()
     wait_until(lambda: not of_job(str(tmp_path)), 60)
+
+
+ORPHAN = """
+import time
+from causalfusion import watch
+watch._may_be_launcher = lambda process: False  # it is gone, and init has adopted this process
+watch.end_with_launcher()
+time.sleep(60)
+"""
+
+
+def test_a_process_whose_launcher_died_before_it_could_look_ends():
+    assert subprocess.run([sys.executable, "-c", ORPHAN], timeout=30).returncode == -signal.SIGTERM
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_launcher_is_told_from_what_adopts_orphans():
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert not _may_be_launcher(other.pid)
+        other.kill()
+    assert _may_be_launcher(os.getpid())
+
+
+def limit_of_operations() -> timedelta:
+    """Within a job; PyTorch has no public question for it."""
+    with join_world("cpu"):
+        group = dist.group.WORLD
+        assert group is not None
+        return group._get_backend(torch.device("cpu")).options._timeout
+
+
+def test_others_wait_for_the_main_process_without_a_limit():
+    """It samples or evaluates alone for longer than NCCL's ten minutes."""
+    assert min(jobs.run(2, limit_of_operations)) > timedelta(days=7)
 
 
 def die_while_saving(config, victim: int) -> str:

@@ -12,7 +12,14 @@ from torch.nn import functional as F
 from causalfusion.config import FactorizationConfig, ModelConfig
 from causalfusion.factorization import Plan, ar_step_of, plan_batch
 from causalfusion.mask import dense_mask
-from causalfusion.model.attention import Attend, DenseAttend, FlexAttend, choose_backend, select_attend
+from causalfusion.model.attention import (
+    Attend,
+    DenseAttend,
+    FlexAttend,
+    backend_on_gpu,
+    choose_backend,
+    select_attend,
+)
 from causalfusion.model.feed_forward import FeedForward, gelu_and_derivative_
 from causalfusion.model.segment_attend import (
     SegmentAttend,
@@ -85,6 +92,16 @@ def test_the_choice_follows_shape_and_precision():
     assert isinstance(select_attend(sparse, "dense"), DenseAttend)
     with torch.autocast("cpu", torch.bfloat16):
         assert isinstance(select_attend(full), SegmentAttend)
+
+
+def test_heads_too_narrow_for_flex_attention_take_another_backend_on_a_gpu():
+    assert backend_on_gpu(16, triton=True)[0] == "flex"
+    assert backend_on_gpu(8, triton=True) == (
+        "dense", "FlexAttention takes heads of at least 16 on a GPU, these have 8",
+    )  # fmt: skip
+    assert backend_on_gpu(64, triton=False) == (
+        "dense", "this GPU has no Triton to compile FlexAttention with",
+    )  # fmt: skip
 
 
 def test_several_timesteps_per_ar_step():

@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -51,8 +53,30 @@ def test_a_signal_during_the_last_step_is_not_a_stop(tiny_run, signalled):
 def test_the_command_has_an_exit_code_for_it(tmp_path, signalled, capsys):
     settings = ["--codec.patch-size=4", "--model.hidden-size=32", "--model.depth=1", "--model.num-heads=2",
                 "--train.batch-size=8", "--train.evaluate-every=0", "--device=cpu"]  # fmt: skip
-    assert cli.run(["train", *settings, f"--out={tmp_path / 'run'}"]) == 3
+    assert cli.run(["train", "--config=digits", *settings, f"--out={tmp_path / 'run'}"]) == 3
     assert capsys.readouterr().err.endswith("the same command goes on from there\n")
+
+
+TALK = """
+import signal, sys
+from causalfusion.progress import ProgressLine, tell
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+line = ProgressLine(9, 0, seconds_between=0.0)
+for number in range(2000):
+    tell("a line that nobody reads " * 9)
+    line.show(number, "nor this")
+sys.exit(3)
+"""
+
+
+def test_work_goes_on_when_nobody_reads_it():
+    """The terminal is gone, or `| head` has seen enough."""
+    read, write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", TALK], stdout=write, stderr=write)
+    os.close(write)
+    os.read(read, 10)
+    os.close(read)
+    assert process.wait(timeout=30) == 3
 
 
 def test_ignored_signals_stay_ignored():

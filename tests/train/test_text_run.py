@@ -67,9 +67,9 @@ def test_few_lengths_change_nothing(shapes_run, monkeypatch):
     """Losses to rounding; and all micro-batches of a step have one length, a multiple, or all positions."""
     seen = set()
 
-    def lengths(sequence: PackedSequence, backend: AttentionBackend = "auto") -> Attend:
+    def lengths(sequence: PackedSequence, backend: AttentionBackend, head_dim: int) -> Attend:
         seen.add(next(s.num_tokens for s in sequence.segments if s.kind == "text"))
-        return select_attend(sequence, backend)
+        return select_attend(sequence, backend, head_dim)
 
     monkeypatch.setattr("causalfusion.model.transformer.select_attend", lengths)
     losses, found = [], []
@@ -152,9 +152,15 @@ def test_a_changed_tokenizer_is_refused(shapes_run):
     assert "\n" not in str(caught.value)
     path.write_text(content)
     assert int(run(shapes_run(train={"images": 72})).name) == 72
-    for other in ("", "elsewhere.json"):
-        with pytest.raises(UserError, match=r"begun with text\.tokenizer = 'train', now it is"):
-            run(shapes_run(text={"tokenizer": other}, train={"images": 80}))
+    other = path.parents[3] / "other.json"
+    other.write_text(train_tokenizer(["another one"], 300).to_json())
+    for name, said in (
+        ("", r"begun with text\.tokenizer = 'train', now it is ''"),
+        ("elsewhere.json", "there is no tokenizer at 'elsewhere.json'"),
+        (str(other), r"is not the one that .* was begun with \(train\); give that one"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(shapes_run(text={"tokenizer": name}, train={"images": 80}))
 
 
 def test_a_resumed_run_keeps_its_tokenizer(shapes_run, monkeypatch, tmp_path):

@@ -26,6 +26,10 @@ SEGMENTS_PAY = 0.5
 kernel on all of them, from 100 to 1400 tokens (`python -m benchmarks.attention`)."""
 
 
+FLEX_MIN_HEAD = 16
+"""On a GPU the products that FlexAttention is compiled to take no narrower heads."""
+
+
 class Attend(Protocol):
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
@@ -65,21 +69,25 @@ class FlexAttend:
         return flex_attention(q, k, v, block_mask=mask)  # pyright: ignore[reportReturnType]
 
 
-def select_attend(sequence: PackedSequence, backend: AttentionBackend = "auto") -> Attend:
+def select_attend(
+    sequence: PackedSequence, backend: AttentionBackend = "auto", head_dim: int = FLEX_MIN_HEAD
+) -> Attend:
     """The way to attend within this sequence; `auto` chooses by device, precision and shape."""
     if backend == "auto":
-        return automatic_attend(sequence)[0]
-    if backend == "flex" and _device(sequence).type == "cpu" and torch.is_grad_enabled():
+        return automatic_attend(sequence, head_dim)[0]
+    device = _device(sequence).type
+    if backend == "flex" and device == "cpu" and torch.is_grad_enabled():
         raise UserError("attention backend flex has no backward on the CPU; use segments or dense there")
+    if backend == "flex" and device == "cuda" and head_dim < FLEX_MIN_HEAD:
+        raise UserError(f"attention backend flex {_too_narrow(head_dim)}; use auto or dense")
     return _MAKERS[backend](sequence)
 
 
-def automatic_attend(sequence: PackedSequence) -> tuple[Attend, str]:
+def automatic_attend(sequence: PackedSequence, head_dim: int = FLEX_MIN_HEAD) -> tuple[Attend, str]:
     """What `auto` stands for, and why."""
     if _device(sequence).type == "cuda":
-        if has_triton():
-            return FlexAttend(sequence), "on a GPU it skips the blocks of pairs that nobody sees"
-        return DenseAttend(sequence), "this GPU has no Triton to compile FlexAttention with"
+        name, reason = backend_on_gpu(head_dim, triton=has_triton())
+        return _MAKERS[name](sequence), reason
     segments = SegmentAttend(sequence)
     if torch.is_autocast_enabled("cpu"):
         return segments, "torch's own attention is slow in bfloat16 on a CPU"
@@ -89,9 +97,22 @@ def automatic_attend(sequence: PackedSequence) -> tuple[Attend, str]:
     return DenseAttend(sequence), reason
 
 
-def choose_backend(sequence: PackedSequence) -> tuple[str, str]:
+def backend_on_gpu(head_dim: int, *, triton: bool) -> tuple[str, str]:
+    """The name of the backend that `auto` stands for on a GPU, and why."""
+    if not triton:
+        return "dense", "this GPU has no Triton to compile FlexAttention with"
+    if head_dim < FLEX_MIN_HEAD:
+        return "dense", f"FlexAttention {_too_narrow(head_dim)}"
+    return "flex", "on a GPU it skips the blocks of pairs that nobody sees"
+
+
+def _too_narrow(head_dim: int) -> str:
+    return f"takes heads of at least {FLEX_MIN_HEAD} on a GPU, these have {head_dim}"
+
+
+def choose_backend(sequence: PackedSequence, head_dim: int = FLEX_MIN_HEAD) -> tuple[str, str]:
     """The name of the backend that `auto` stands for, and why."""
-    attend, reason = automatic_attend(sequence)
+    attend, reason = automatic_attend(sequence, head_dim)
     return next(name for name, maker in _MAKERS.items() if isinstance(attend, maker)), reason
 
 

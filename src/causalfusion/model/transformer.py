@@ -142,7 +142,7 @@ class Transformer(nn.Module):
     ) -> Predictions:
         """Predictions for the noised tokens. `attend` defaults to the mask of the sequence by itself;
         a `KVCache` gives the one of new tokens in generation."""
-        attend = attend or select_attend(sequence, backend)
+        attend = attend or select_attend(sequence, backend, self.config.head_dim)
         x = torch.cat([self._embed(s) for s in sequence.segments if s.num_tokens], dim=1)
         rotation, modulation = self._rotation(sequence), self._modulation(sequence)
         for layer, block in enumerate(self.blocks):

@@ -22,9 +22,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from causalfusion.codec.tokenizer import Tokenizer
-from causalfusion.errors import UserError
+from causalfusion.config_json import from_dict, read_json
+from causalfusion.errors import UserError, check
 from causalfusion.saved import (
     SAMPLING_FILE,
     ModelSpec,
@@ -36,9 +38,11 @@ from causalfusion.saved import (
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import load_optimizer
 from causalfusion.train.sharding import share
+from causalfusion.train.soundness import check_tensors
 
 _HIDDEN = ".partial-"
-OPTIMIZER_FILE, SHARDED_FOLDER = "optimizer.safetensors", "sharded"
+OPTIMIZER_FILE, SHARDED_FOLDER, DATA_FILE = "optimizer.safetensors", "sharded", "data.json"
+REMEDY = "delete the checkpoint {} to resume from the one before"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,24 @@ class Progress:
     pending_losses: tuple[tuple[float, float], ...] = ()
     """Image and text losses of the steps since the last log line."""
 
+    def __post_init__(self) -> None:
+        for name in ("images_seen", "train_step", "skipped_steps", "skipped_in_a_row", "seconds"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        possible = self.skipped_in_a_row <= self.skipped_steps <= self.train_step
+        check(possible, "skipped_steps", self.skipped_steps, "at most train_step")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a resumed run compares its data with."""
+
+    class_names: list[str]
+    images: int
+    fingerprint: str
+    """Of the source, or of the cache's source."""
+    autoencoder: str = ""
+    """Hash of its weights; empty for pixels."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -63,6 +85,7 @@ class Snapshot:
     run_config: dict[str, Any]
     progress: Progress
     tokenizer: Tokenizer | None
+    data: DataFacts
     sampling: str = ""
     """The run's settings of generation, TOML: what its grids are drawn with."""
     ema: dict[str, Tensor] = field(default_factory=dict)
@@ -81,9 +104,10 @@ def partial_folder(final: Path) -> Path:
     return final.with_name(f"{_HIDDEN}{final.name}")
 
 
-def remove_leftovers(final: Path) -> None:
-    """What processes that were killed have left half written."""
-    for leftover in final.parent.glob(f"{_HIDDEN}*"):
+def remove_partial_checkpoints(run: Path) -> None:
+    """Remove what killed processes have left half written, or half removed. Only for the main process, which
+    holds the run's folder."""
+    for leftover in (run / "checkpoints").glob(f"{_HIDDEN}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -97,6 +121,7 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
         save_file(snapshot.optimizer, state / OPTIMIZER_FILE)
     (state / "run.json").write_text(json.dumps(snapshot.run_config, indent=2))
     (state / "progress.json").write_text(json.dumps(vars(snapshot.progress)))
+    (state / DATA_FILE).write_text(json.dumps(vars(snapshot.data), indent=2))
 
 
 def commit(final: Path) -> None:
@@ -109,8 +134,8 @@ def commit(final: Path) -> None:
     _flush(final.parent)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Drop the oldest checkpoints beyond `keep`."""
+def remove_oldest(run: Path, keep: int) -> None:
+    """Remove the oldest checkpoints beyond `keep`."""
     for old in checkpoints_of(run)[:-keep]:
         _discard(old)
 
@@ -133,21 +158,51 @@ def _discard(checkpoint: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put weights, EMA and optimizer back as they were; of a sharded model, this process's share of them."""
-    load_shares(model, load_weights(folder, "raw"), str(folder / "raw.safetensors"))
-    ema.load_state_dict(load_weights(folder, "ema"))
+def read_progress(folder: Path) -> Progress:
+    """How far a checkpoint's run is. Raises UserError, one line, for anything but what a save writes."""
+    path = folder / "state" / "progress.json"
+    values = read_json(path, "training state")
+    if not isinstance(values, dict):
+        raise UserError(f"training state: {path} holds a {type(values).__name__}, expected an object")
+    for name in ("images_seen", "train_step", "skipped_steps", "skipped_in_a_row", "pending_losses"):
+        if name not in values:
+            raise UserError(f"training state: {path} lacks {name}")
+    try:
+        progress = from_dict(Progress, values)
+    except UserError as error:
+        raise UserError(f"training state: {path}: {error}") from None
+    if f"{progress.images_seen:012d}" != folder.name:
+        raise UserError(f"training state: {path} images_seen is {progress.images_seen}, not {folder.name}")
+    return progress
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, *, with_text: bool
+) -> Progress:
+    """Put weights, EMA and optimizer back as they were; of a sharded model, this process's share of them.
+
+    Raises UserError, one line that names the file and the tensor, for a state that is not whole.
+    """
     state = folder / "state"
     try:
-        values = json.loads((state / "progress.json").read_text())
-        load_optimizer(model, optimizer, state / OPTIMIZER_FILE, state / SHARDED_FOLDER)
-        pending = tuple((image, text) for image, text in values["pending_losses"])
-        return Progress(**{**values, "pending_losses": pending})
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        progress = read_progress(folder)
+        raw, averages = load_weights(folder, "raw"), load_weights(folder, "ema")
+        check_tensors(raw, model.state_dict(), str(folder / "raw.safetensors"))
+        check_tensors(averages, ema.state_dict(), str(folder / "model.safetensors"))
+        # Earlier versions wrote no state of parameters that no step had touched.
+        earlier = not (state / DATA_FILE).is_file()
+        gaps = earlier and (with_text or progress.train_step == progress.skipped_steps)
+        load_optimizer(model, optimizer, state / OPTIMIZER_FILE, state / SHARDED_FOLDER, gaps=gaps)
+    except UserError as error:
+        raise UserError(f"{error}; {REMEDY.format(folder)}") from error
+    except (OSError, SafetensorError, CheckpointException) as error:
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise UserError(
-            f"training state in {state} cannot be read ({error}); "
-            "delete this checkpoint folder to resume from the one before"
+            f"training state in {state} cannot be read ({cause}); {REMEDY.format(folder)}"
         ) from error
+    load_shares(model, raw, str(folder / "raw.safetensors"))
+    ema.load_state_dict(averages)
+    return progress
 
 
 def load_shares(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

@@ -11,9 +11,10 @@ from causalfusion.config import RunConfig
 from causalfusion.distributed import World
 from causalfusion.estimate.show import announce
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.progress import ProgressLine
+from causalfusion.progress import ProgressLine, tell
+from causalfusion.train.clock import Clock
 from causalfusion.train.feed import TrainingData
-from causalfusion.train.trainer import Clock, StepResult
+from causalfusion.train.trainer import StepResult
 
 
 class Display:
@@ -54,7 +55,7 @@ class Display:
         """A line of its own."""
         if self.on_screen:
             self.line.close()
-            print(text, flush=True)
+            tell(text)
 
 
 def beginning(

@@ -8,68 +8,110 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from causalfusion.files import write_whole
+
+_NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "train": {"loss": (int, float, type(None))},
+    "evaluation": {"mean": (int, float, type(None)), "by_timestep": list, "by_progress": dict},
+}
+"""Fields that charts and reports read of a kind of record."""
+
 
 class RunLog:
+    """The log of a run that goes on from `images_seen` images. What cannot be written does not end the run by
+    itself: `failure` says what to tell the user, and nothing more is written."""
+
     def __init__(self, run: Path, images_seen: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self.path = run / "log.jsonl"
+        self.path, self.board_path = run / "log.jsonl", run / "tensorboard"
+        self.failure = ""
         self._keep_until(images_seen)
-        self._file = self.path.open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=images_seen + 1)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self.board_path), purge_step=images_seen + 1)
 
     def _keep_until(self, images_seen: int) -> None:
         if not self.path.exists():
             return
         kept = [r for r in read_log(self.path) if r["images_seen"] <= images_seen]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        os.replace(temporary, self.path)
+        write_whole(self.path, "".join(map(_line, kept)))
 
     def write(self, kind: str, images_seen: int, values: dict[str, Any]) -> None:
+        if self.failure:
+            return
         record = {"kind": kind, "images_seen": images_seen, **values}
-        self._file.write(json.dumps(_without_nan(record)) + "\n")
-        self._file.flush()
-        for name, value in _scalars(values, kind):
-            self._board.add_scalar(name, value, images_seen)
+        writing = self.path
+        try:
+            self._file.write(_line(record))
+            self._file.flush()
+            writing = self.board_path
+            for name, value in _scalars(values, kind):
+                self._board.add_scalar(name, value, images_seen)
+        except OSError as error:
+            self.failure = f"{writing} could not be written ({error.strerror or error})"
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        """Raises nothing: after a failure, what is left in the buffers cannot be written either."""
+        for writing, part in ((self.path, self._file), (self.board_path, self._board)):
+            try:
+                part.close()
+            except OSError as error:
+                self.failure = self.failure or f"{writing} could not be written ({error.strerror or error})"
 
 
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON: a bucket without tokens is null."""
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(_finite(record)) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities are no JSON: a bucket without tokens, or an infinite gradient norm, is null."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(values: Any, name: str) -> Iterator[tuple[str, float]]:
-    """Every number inside, under its path."""
+    """Every finite number inside, under its path."""
     if isinstance(values, dict):
         for key, item in values.items():
             yield from _scalars(item, f"{name}/{key}")
     elif isinstance(values, list):
         for index, item in enumerate(values):
             yield from _scalars(item, f"{name}/{index:02d}")
-    elif isinstance(values, int | float) and not math.isnan(values):
+    elif isinstance(values, int | float) and math.isfinite(values):
         yield name, values
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a last line cut short by a kill is left out."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    """The whole records of a log. Damaged lines are left out, and counted in a warning; a last line cut short
+    by a kill is not worth one."""
+    *lines, last = path.read_bytes().split(b"\n")
+    parsed = [_record(line) for line in lines if line.strip()]
+    damaged = parsed.count(None)
+    if damaged:
+        text = f"{path}: {damaged} of {len(parsed)} lines are damaged and left out"
+        warnings.warn(text, stacklevel=2)
+    return [record for record in (*parsed, _record(last)) if record is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A record; None where the line holds none, or one with values of other types than charts need."""
+    try:
+        record = json.loads(line.decode("utf-8"), parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    seen = record.get("images_seen")
+    if not isinstance(seen, int) or isinstance(seen, bool) or seen < 0:
+        return None
+    needed = _NEEDED.get(record["kind"], {})
+    fits = all(name in record and isinstance(record[name], kind) for name, kind in needed.items())
+    return record if fits else None

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from causalfusion.config import TrainConfig
-from causalfusion.train.sharding import share
+from causalfusion.errors import UserError
+from causalfusion.train.sharding import local_part, share
+from causalfusion.train.share_file import ShareReader
+from causalfusion.train.soundness import check_layout, first_not_finite
+
+_FIELDS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter."""
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
@@ -28,48 +35,86 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments and step counts by `parameter/field`, laid out as the parameters are."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    """The moments and step counts by `parameter/field`, laid out as the parameters are: of every parameter
+    that is trained. One that no step has touched yet has zeros, as the optimizer would begin with."""
+    tensors = {}
+    for name, parameter in _trained(model):
+        state = optimizer.state.get(parameter) or {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(parameter.detach()),
+            "exp_avg_sq": torch.zeros_like(parameter.detach()),
+        }
+        tensors |= {f"{name}/{field}": torch.as_tensor(value) for field, value in state.items()}
+    return tensors
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path, folder: Path) -> None:
-    """Put the state back from a file of whole tensors, or from a folder of shares if there is one."""
-    named = dict(model.named_parameters())
+def load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, file: Path, folder: Path, *, gaps: bool
+) -> None:
+    """Put the state back from a file of whole tensors, or from a folder of shares if there is one.
+
+    `gaps`: parameters may be missing, as no step had touched them when an earlier version wrote the file.
+    Raises UserError for a state that is not that of this model's parameters, or not finite.
+    """
+    named = dict(_trained(model))
+    expected: dict[str, Tensor] = {}
+    for name, parameter in named.items():
+        expected |= {f"{name}/{field}": parameter.detach() for field in _FIELDS[1:]}
+        expected[f"{name}/step"] = torch.zeros(())
     if folder.is_dir():
-        tensors = _load_shares(named, folder)
+        tensors, where = load_sharded(expected, folder, gaps=gaps), folder
     else:
-        whole = load_file(file)
-        tensors = {k: v if k.endswith("/step") else share(v, named[_parameter(k)]) for k, v in whole.items()}
+        tensors, where = _read(file), file
+        check_layout(tensors, _without_gaps(expected, tensors) if gaps else expected, str(file))
+        tensors = {key: share(value, expected[key]) for key, value in tensors.items()}
+    wrong = first_not_finite(tensors.items()) or _first_negative(tensors)
+    if wrong:
+        raise UserError(f"{where}: {wrong} holds values that are not finite or not possible")
     for key, value in tensors.items():
-        parameter, field = named[_parameter(key)], key.rsplit("/", 1)[1]
+        name, field = key.rsplit("/", 1)
+        parameter = named[name]
         on_host = field == "step" and not optimizer.defaults.get("capturable") and not parameter.is_cuda
         optimizer.state[parameter][field] = value if on_host else value.to(parameter.device)
 
 
-def _load_shares(named: dict[str, nn.Parameter], folder: Path) -> dict[str, Tensor]:
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read ({error}); it is damaged or cut short") from error
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _first_negative(tensors: Mapping[str, Tensor]) -> str:
+    """Name of a step count or a second moment below zero."""
+    names = (name for name in tensors if name.endswith(("/step", "/exp_avg_sq")))
+    return next((name for name in names if bool((local_part(tensors[name]) < 0).any())), "")
+
+
+def _without_gaps(expected: dict[str, Tensor], stored: Iterable[str]) -> dict[str, Tensor]:
+    """Only the parameters of which something is stored."""
+    kept = {key.rsplit("/", 1)[0] for key in stored}
+    return {key: value for key, value in expected.items() if key.rsplit("/", 1)[0] in kept}
+
+
+def load_sharded(expected: dict[str, Tensor], folder: Path, *, gaps: bool) -> dict[str, Tensor]:
+    """This process's part of the tensors in a folder of shares, laid out as the expected ones are."""
     import torch.distributed as dist
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = FileSystemReader(folder)
-    stored = reader.read_metadata().state_dict_metadata
-    tensors: dict[str, Tensor] = {
-        key: torch.zeros(()) if key.endswith("/step") else torch.zeros_like(named[_parameter(key)].detach())
-        for key in stored
-    }
-    if not tensors:
+    reader = ShareReader(folder)
+    stored = reader.layout()
+    expected = _without_gaps(expected, stored) if gaps else expected
+    check_layout(stored, expected, str(folder))
+    if not expected:
         return {}
+    tensors = {name: torch.zeros_like(value) for name, value in expected.items()}
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that one process is but one
         load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
-
-
-def _parameter(key: str) -> str:
-    return key.rsplit("/", 1)[0]
 
 
 def learning_rate(config: TrainConfig, images_seen: int) -> float:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from causalfusion.codec.autoencoder import fingerprint
+from causalfusion.codec.cache import LatentCache
+from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat, read_json, to_dict
+from causalfusion.config_json import flat, read_json, read_record, to_dict
 from causalfusion.earlier_settings import rename_settings
-from causalfusion.errors import UserError, check
+from causalfusion.errors import UserError
+from causalfusion.train.checkpoint import DATA_FILE, REMEDY, DataFacts
+from causalfusion.train.feed import TrainingData
 
 MAY_CHANGE = (
     "out", "data.path", "data.num_workers", "train.images", "train.epochs", "train.minutes",
@@ -22,6 +28,8 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Settings that a resumed run may change; with lr_schedule = cosine, train.images changes later rates."""
 
+MAY_MOVE = ("data.cache", "codec.autoencoder", "text.tokenizer")
+"""Settings that say where something lies: it may lie elsewhere, if its contents are the same."""
 
 LATER = {"train.ema_schedule": "constant"}
 """Settings that came with a default other than what runs did before, which they go on doing."""
@@ -48,25 +56,109 @@ def micro_batches_of(checkpoint: Path) -> int:
 
 def _stored(checkpoint: Path) -> dict[str, Any]:
     """The settings that the run of a checkpoint began with, under the names that they have now."""
-    remedy = "delete this checkpoint folder to resume from the one before"
+    path = checkpoint / "state" / "run.json"
     try:
-        values = read_json(checkpoint / "state" / "run.json", "training state")
-        check(isinstance(values, dict), "run.json", values, "a table of settings")
+        values = read_json(path, "training state")
+        if not isinstance(values, dict):
+            raise UserError(f"training state: {path} holds a {type(values).__name__}, expected settings")
+        return rename_settings(values)
     except UserError as error:
-        raise UserError(f"training state in {checkpoint} cannot be read ({error}); {remedy}") from error
-    return rename_settings(values)
+        raise UserError(f"{error}; {REMEDY.format(checkpoint)}") from error
 
 
-def check_same_run(config: RunConfig, checkpoint: Path) -> None:
-    """A run can only go on with the settings it began with, but for those in MAY_CHANGE."""
+def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> None:
+    """A run can only go on with the settings it began with, but for those in MAY_CHANGE, and with its data.
+
+    Raises UserError that says what changed; files that changed are said in a warning.
+    """
     before = {**LATER, **flat(_stored(checkpoint))}
+    path = checkpoint / "state" / DATA_FILE
+    try:
+        kept = read_record(DataFacts, path, "training state") if path.is_file() else None
+    except UserError as error:
+        raise UserError(f"{error}; {REMEDY.format(checkpoint)}") from error
+    if kept is not None:
+        _check_data(config, kept, facts_of(data), is_main=data.world.is_main)
+    elif config.codec.autoencoder != before.get("codec.autoencoder", "") and data.world.is_main:
+        warnings.warn(
+            f"{config.out} was begun by an earlier version, with the autoencoder "
+            f"{before.get('codec.autoencoder')}; whether {config.codec.autoencoder} is the same is not known",
+            stacklevel=2,
+        )
     now = flat(to_dict(config))
     before = {**flat(to_dict(RunConfig())), **before}  # settings that came later did what their default does
     for name in sorted(before.keys() | now.keys()):
         free = any(name == key or name.startswith(key + ".") for key in MAY_CHANGE)
-        if not free and before.get(name) != now.get(name):
+        moved = name in MAY_MOVE and before.get(name) and now.get(name)
+        if not (free or moved) and before.get(name) != now.get(name):
             raise UserError(
                 f"{config.out} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
-                f"give the value it began with, or begin a new run from its weights: another --out and "
-                f"--train.init {config.out}"
+                f"give the value it began with, or {_new_run(config)}"
             )
+    _check_tokenizer(config, before["text.tokenizer"], data.tokenizer)
+
+
+def facts_of(data: TrainingData) -> DataFacts:
+    """What a later sitting compares its data with."""
+    source, autoencoder = data.source, data.codec.autoencoder
+    in_cache = isinstance(source, LatentCache)
+    return DataFacts(
+        class_names=list(data.class_names),
+        images=len(source),
+        fingerprint=source.manifest["source"] if in_cache else source.fingerprint(),
+        autoencoder="" if autoencoder is None else fingerprint(autoencoder),
+    )
+
+
+def _new_run(config: RunConfig) -> str:
+    return f"begin a new run from its weights: another --out, and --train.init {config.out}"
+
+
+def _check_data(config: RunConfig, kept: DataFacts, found: DataFacts, *, is_main: bool) -> None:
+    where = config.data.cache or config.data.path or config.data.source
+    if kept.class_names != found.class_names:
+        raise UserError(
+            f"the classes of {where} are not those that {config.out} was begun with: "
+            f"{_class_changes(kept.class_names, found.class_names)}; go on with the data it began with, or "
+            f"{_new_run(config)}"
+        )
+    if kept.images != found.images:
+        raise UserError(
+            f"{where} has {found.images} images, {config.out} was begun with {kept.images}; go on with the "
+            f"data it began with, or {_new_run(config)}"
+        )
+    if kept.autoencoder != found.autoencoder:
+        raise UserError(
+            f"the weights of the autoencoder {config.codec.autoencoder} are not those that {config.out} was "
+            f"begun with (hash {found.autoencoder or 'none'}, was {kept.autoencoder or 'none'}); give "
+            f"that one, or {_new_run(config)}"
+        )
+    if kept.fingerprint != found.fingerprint and is_main:
+        warnings.warn(
+            f"files of {where} have changed since {config.out} was begun; it goes on with them as they are",
+            stacklevel=2,
+        )
+
+
+def _class_changes(before: list[str], now: list[str]) -> str:
+    gone = [name for name in before if name not in set(now)]
+    new = [name for name in now if name not in set(before)]
+    parts = [f"{_few(gone)} missing"] * bool(gone) + [f"{_few(new)} new"] * bool(new)
+    return ", ".join(parts) or "they have another order"
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more + (" are" if len(names) > 1 else " is")
+
+
+def _check_tokenizer(config: RunConfig, before: str, tokenizer: Tokenizer | None) -> None:
+    """The run has its tokenizer with it; one that is given anew has to be the same."""
+    name = config.text.tokenizer
+    if tokenizer is None or name == before:
+        return
+    if name == "train" or open_tokenizer(name).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"the tokenizer {name} is not the one that {config.out} was begun with ({before}); give that "
+            f"one, or {_new_run(config)}"
+        )

@@ -16,18 +16,20 @@ from causalfusion.distributed import World, join_world
 from causalfusion.errors import STOPPED, TrainingStopped, UserError
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
+from causalfusion.progress import tell
 from causalfusion.runtime import compute_dtype, measure_gemm_rate, tune_allocator
 from causalfusion.saved import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
+from causalfusion.train.clock import Clock
 from causalfusion.train.display import Display, beginning
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.grids import CAPTIONS, Interval, save_grid
 from causalfusion.train.log import RunLog
 from causalfusion.train.loss_map import loss_map
 from causalfusion.train.parallel import fit_to_memory
-from causalfusion.train.resume import check_same_run, micro_batches_of, with_earlier_behaviour
+from causalfusion.train.resume import check_same_run, facts_of, micro_batches_of, with_earlier_behaviour
 from causalfusion.train.step import TokenBatch
 from causalfusion.train.stopping import StopRequest, run_in_use
-from causalfusion.train.trainer import Clock, StepResult, Trainer
+from causalfusion.train.trainer import StepResult, Trainer
 
 _STOP, _OVER, _GRID, _CHECKPOINT = 8, 4, 2, 1
 """What may be wanted after a step; a request to stop is the largest, and comes first."""
@@ -70,7 +72,7 @@ class _Run:
         self.data: TrainingData = open_training_data(config, world, tokenizer)
         self.config = self.data.config
         if checkpoints:
-            check_same_run(self.config, checkpoints[-1])
+            check_same_run(self.config, checkpoints[-1], self.data)
         if config.train.sample_every or config.train.sample_minutes:
             check_settings(self.config.sample, self.config.model, self.config.diffusion)
         begun = micro_batches_of(checkpoints[-1]) if checkpoints else 1
@@ -89,7 +91,9 @@ class _Run:
         self.stop = StopRequest()
         self.over = False
         """The training time that was asked for is used up."""
+        self.facts = facts_of(self.data)
         self.last_saved = self.trainer.progress.images_seen if checkpoints else -1
+        self.save_due = False
 
     def go(self) -> Path:
         progress, train = self.trainer.progress, self.config.train
@@ -97,7 +101,7 @@ class _Run:
         show = self.show
         if not self.unfinished:
             if show:
-                print(self._finished(), flush=True)
+                tell(self._finished())
             return checkpoints_of(self.folder)[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.peak = measure_gemm_rate(compute_dtype(train.precision), self.world.device)
@@ -117,6 +121,12 @@ class _Run:
             self.display.line.close()
             if self.log is not None:
                 self.log.close()
+        if self.log is not None and self.log.failure:
+            seen = self.trainer.progress.images_seen
+            raise UserError(
+                f"{self.log.failure}; the run is saved at {seen} images, without that record; free some "
+                "space and run again"
+            )
         return checkpoints_of(self.folder)[-1]
 
     def _finished(self) -> str:
@@ -156,7 +166,8 @@ class _Run:
 
     def _wanted(self) -> int:
         """What time and signals ask for, alike on all processes: the main one's clock counts."""
-        wanted = _STOP * self.stop.requested
+        log_failed = self.log is not None and bool(self.log.failure)
+        wanted = _STOP * (self.stop.requested or log_failed)
         if self.world.is_main:
             limit, seconds = self.config.train.minutes, self.trainer.progress.seconds
             wanted |= _OVER * (limit > 0 and seconds >= 60 * limit)
@@ -189,7 +200,8 @@ class _Run:
             self._evaluate()
         if _due(step, train.sample_every) or wanted & _GRID:
             self._sample()
-        if _due(step, train.checkpoint_every) or wanted & _CHECKPOINT:
+        self.save_due |= _due(step, train.checkpoint_every) or bool(wanted & _CHECKPOINT)
+        if self.save_due and not self.trainer.progress.skipped_in_a_row:  # later, if the run recovers
             self._save()
 
     def _log(self, result: StepResult) -> None:
@@ -249,7 +261,8 @@ class _Run:
     def _save(self, *, finish: bool = False) -> None:
         begin = time.monotonic()
         if self.trainer.progress.images_seen != self.last_saved:
-            self.trainer.save(self.spec, self.folder)
+            self.trainer.save(self.spec, self.facts, self.folder)
+            self.save_due = False
             self.last_saved = self.trainer.progress.images_seen
         if finish:
             self.trainer.finish_saving()

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from causalfusion.distributed import World
+from causalfusion.distributed import NO_TIMEOUT, World
 from causalfusion.train.checkpoint import (
     SHARDED_FOLDER,
     Snapshot,
@@ -27,8 +27,8 @@ from causalfusion.train.checkpoint import (
     folder_of,
     not_written,
     partial_folder,
-    prune,
-    remove_leftovers,
+    remove_oldest,
+    remove_partial_checkpoints,
     write_snapshot,
 )
 
@@ -42,12 +42,14 @@ class Saver:
     def __init__(self, run: Path, world: World, *, keep: int, background: bool, sharded: bool) -> None:
         self.run, self.world, self.keep, self.sharded = run, world, keep, sharded
         # The background has its own group: its messages must not mix with those of training.
-        self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if sharded else None
+        group = dist.new_group(backend="gloo", timeout=NO_TIMEOUT) if sharded else None
+        self.group = cast("dist.ProcessGroup | None", group)
         self.threads = ThreadPoolExecutor(1, "checkpoint") if background else None
         self.pending: Future[None] | None = None
 
-    def save(self, snapshot: Snapshot, shares: dict[str, Tensor]) -> None:
-        """All processes together: the snapshot is the main one's, the shares are each one's."""
+    def save(self, snapshot: Snapshot, shares: dict[str, Tensor], *, prune: bool = True) -> None:
+        """All processes together: the snapshot is the main one's, the shares are each one's. Earlier ones
+        beyond those to keep are removed once it is whole, unless `prune` is off."""
         self.finish()
         final = folder_of(self.run, snapshot.progress)
         if self.world.is_main:
@@ -55,10 +57,10 @@ class Saver:
         self.world.barrier()
         written = self._write_shares(final, shares)
         if self.threads is None:
-            self._complete(final, snapshot, written)
+            self._complete(final, snapshot, written, prune)
             self.world.barrier()
         else:
-            self.pending = self.threads.submit(self._complete, final, snapshot, written)
+            self.pending = self.threads.submit(self._complete, final, snapshot, written, prune)
 
     def finish(self) -> None:
         """Wait until what is being written is whole."""
@@ -73,7 +75,7 @@ class Saver:
             self.threads.shutdown(wait=True)
 
     def _begin(self, final: Path) -> None:
-        remove_leftovers(final)
+        remove_partial_checkpoints(self.run)
         state = partial_folder(final) / "state"
         try:
             (state / SHARDED_FOLDER if self.sharded else state).mkdir(parents=True)
@@ -91,7 +93,7 @@ class Saver:
         assert isinstance(future, Future), "the writer copies the shares before this returns"
         return future.result
 
-    def _complete(self, final: Path, snapshot: Snapshot, written: Wait) -> None:
+    def _complete(self, final: Path, snapshot: Snapshot, written: Wait, prune: bool) -> None:
         try:
             if self.world.is_main:
                 write_snapshot(final, snapshot)
@@ -103,5 +105,5 @@ class Saver:
             raise not_written(final, cause) from error
         except (OSError, SafetensorError) as error:
             raise not_written(final, error) from error
-        if self.world.is_main:
-            prune(self.run, self.keep)
+        if self.world.is_main and prune:
+            remove_oldest(self.run, self.keep)

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from causalfusion.distributed import World
+from causalfusion.distributed import World, wait_without_limit
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 
@@ -58,7 +58,10 @@ def _mesh(world: World, replicas: int) -> DeviceMesh:
     if replicas == 1:
         return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
     shape = (replicas, world.size // replicas)
-    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    for group in mesh.get_all_groups():
+        wait_without_limit(group)
+    return mesh
 
 
 def materialise(model: Transformer, device: torch.device, generator: torch.Generator) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.distributed import World
-from causalfusion.files import in_use
+from causalfusion.files import in_use, remove_leftovers
+from causalfusion.train.checkpoint import remove_partial_checkpoints
 
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
@@ -53,7 +54,8 @@ class StopRequest:
 
 @contextmanager
 def run_in_use(folder: Path, world: World) -> Iterator[None]:
-    """The main process holds the run's folder, for all processes of the run.
+    """The main process holds the run's folder, for all processes of the run, and clears it of what killed
+    ones have left there.
 
     Raises UserError where another run does.
     """
@@ -61,4 +63,6 @@ def run_in_use(folder: Path, world: World) -> Iterator[None]:
         yield
         return
     with in_use(folder, "the run"):
+        remove_leftovers(folder)
+        remove_partial_checkpoints(folder)
         yield

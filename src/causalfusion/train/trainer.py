@@ -8,8 +8,7 @@ same command goes on as if nothing had happened.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +25,14 @@ from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 from causalfusion.runtime import autocast, compute_dtype
-from causalfusion.saved import ModelSpec, load_weights
-from causalfusion.train.checkpoint import Progress, Snapshot, load_checkpoint, load_shares
+from causalfusion.saved import ModelSpec, checkpoints_of, load_weights
+from causalfusion.train.checkpoint import DataFacts, Progress, Snapshot, load_checkpoint, load_shares
 from causalfusion.train.ema import EMA, ema_decay
 from causalfusion.train.optimizer import learning_rate, make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model, data_parallel, gradient_sync
 from causalfusion.train.saver import Saver
 from causalfusion.train.sharding import UnusedParameters, gather, is_sharded, let_go, whole
+from causalfusion.train.soundness import first_not_finite
 from causalfusion.train.step import (
     Draws,
     TokenBatch,
@@ -43,6 +43,11 @@ from causalfusion.train.step import (
     token_errors,
     training_loss,
 )  # fmt: skip
+
+_LOWER_RATE = (
+    "a new run with a lower train.lr can begin from the weights of an earlier checkpoint (--train.init), or "
+    "check the data"
+)
 
 
 @dataclass(frozen=True)
@@ -196,12 +201,28 @@ class Trainer:
     def _not_finite(self, batch: TokenBatch, result: StepResult) -> str:
         bad = (~torch.isfinite(batch.tokens).flatten(1).all(1)).nonzero().flatten().cpu()
         inputs = f"input samples {batch.sample_indices[bad].tolist()[:8]}" if len(bad) else "no input"
+        name = self._first_not_finite()
+        blame = "these steps left the weights as they were"
+        if name:
+            blame = f"an earlier step made {name} not finite"
         return (
             f"training stopped: {self.progress.skipped_in_a_row} steps in a row were not finite, the last at "
             f"{self.progress.images_seen} images (loss {result.loss}, gradient norm {result.grad_norm}, "
             f"learning rate {result.learning_rate:g}, {len(result.split)} AR steps; {inputs} not finite); "
-            "the weights were not touched and the last checkpoint is whole; lower train.lr or check the data"
+            f"{blame}, and {self._last_saved()}; {_LOWER_RATE}"
         )
+
+    def _last_saved(self) -> str:
+        """By all processes together."""
+        self.finish_saving()
+        before = checkpoints_of(Path(self.config.out))
+        return f"the last checkpoint, {before[-1]}, is whole" if before else "there is no checkpoint yet"
+
+    def _first_not_finite(self) -> str:
+        """Name of a weight, average or moment that is not finite on this process; empty where all are."""
+        state = optimizer_tensors(self.model, self.optimizer)
+        averages = {f"the average of {name}": value for name, value in self.ema.state_dict().items()}
+        return first_not_finite([*self.model.state_dict().items(), *averages.items(), *state.items()])
 
     # --- weights --------------------------------------------------------------------------------------
 
@@ -218,9 +239,19 @@ class Trainer:
                 let_go(self.model)
                 self.model.train()
 
-    def save(self, spec: ModelSpec, run: Path) -> None:
-        """A checkpoint, by all processes together; written by the time this returns, or in the background."""
+    def save(self, spec: ModelSpec, data: DataFacts, run: Path) -> None:
+        """A checkpoint, by all processes together; written by the time this returns, or in the background.
+
+        While steps are being skipped, no earlier checkpoint is removed for it. Raises UserError, and writes
+        nothing, where the state is not finite.
+        """
         train, world = self.config.train, self.world
+        name = self._first_not_finite()
+        if world.any(bool(name)):
+            raise UserError(
+                f"training stopped at {self.progress.images_seen} images: {name or 'a weight'} is not "
+                f"finite, nothing was saved, and {self._last_saved()}; {_LOWER_RATE}"
+            )
         background = train.async_checkpoint
         if self.saver is None:
             self.saver = Saver(
@@ -229,12 +260,13 @@ class Trainer:
         state = optimizer_tensors(self.model, self.optimizer)
         snapshot = Snapshot(
             replace(spec, images_seen=self.progress.images_seen), to_dict(self.config), self.progress,
-            self.tokenizer, to_toml(self.config.sample),
+            self.tokenizer, data, to_toml(self.config.sample),
             ema=gather(self.ema.state_dict(), world, copy=background),
             raw=gather(self.model.state_dict(), world, copy=background),
             optimizer=None if self.sharded else gather(state, world, copy=background),
         )  # fmt: skip
-        self.saver.save(snapshot, state if self.sharded else {})
+        healthy = not self.progress.skipped_in_a_row
+        self.saver.save(snapshot, state if self.sharded else {}, prune=healthy)
 
     def finish_saving(self) -> None:
         """Wait for a checkpoint that is being written."""
@@ -253,39 +285,6 @@ class Trainer:
         self.ema.load_state_dict(weights)
 
     def restore(self, checkpoint: Path) -> None:
-        self.progress = load_checkpoint(checkpoint, self.model, self.ema, self.optimizer)
-
-
-class Clock:
-    """Rates since the last reading, of work and of waiting for data."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-        self.images, self.flops, self.waited = 0, 0.0, 0.0
-
-    def timed(self, feed: Iterator[TokenBatch]) -> Generator[TokenBatch]:
-        while True:
-            begin = time.monotonic()
-            batch = next(feed, None)
-            self.waited += time.monotonic() - begin
-            if batch is None:
-                return
-            yield batch
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What is done meanwhile is not training time."""
-        begin = time.monotonic()
-        yield
-        self.start += time.monotonic() - begin
-
-    def add(self, images: int, flops: float) -> None:
-        self.images += images
-        self.flops += flops
-
-    def read(self) -> tuple[float, float, float]:
-        """(images/s, FLOP/s, share of the time spent waiting for data), and start again."""
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        rates = (self.images / seconds, self.flops / seconds, self.waited / seconds)
-        self.__init__()
-        return rates
+        self.progress = load_checkpoint(
+            checkpoint, self.model, self.ema, self.optimizer, with_text=self.tokenizer is not None
+        )
