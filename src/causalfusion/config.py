@@ -8,7 +8,7 @@ saved model carries the filled-in `ModelConfig`, `CodecConfig` and `DiffusionCon
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf
 from typing import Literal
 
 from causalfusion.config_generation import OrderName, SampleConfig, SamplerName
@@ -91,14 +91,24 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check_finite(self, "codec")
-        check(self.patch_size >= 1, "codec.patch_size", self.patch_size, "at least 1")
+        check(1 <= self.patch_size <= 4096, "codec.patch_size", self.patch_size, "1 to 4096")
+        for name in ("image_height", "image_width", "image_channels", "latent_channels", "downsample"):
+            check(0 <= getattr(self, name) <= 65536, f"codec.{name}", getattr(self, name), "0 to 65536")
         check(0 < self.scale < inf, "codec.scale", self.scale, "a positive number")
-        check(isfinite(self.shift), "codec.shift", self.shift, "a finite number")
 
     @property
     def kind(self) -> Literal["pixels", "autoencoder"]:
         """What the tokens are patches of."""
         return "autoencoder" if self.autoencoder else "pixels"
+
+
+_BOUNDS = {
+    "hidden_size": (1, 65_536), "depth": (1, 1_000), "num_heads": (1, 4_096),
+    "num_class_tokens": (0, 65_536), "class_token_repeats": (1, 65_536), "num_classes": (0, 10_000_000),
+    "token_dim": (0, 10_000_000), "vocab_size": (0, 10_000_000), "max_text_tokens": (1, 10_000_000),
+    "max_images": (1, 1_000_000), "grid_height": (0, 16_384), "grid_width": (0, 16_384),
+}  # fmt: skip
+"""Least and largest values of a model's sizes; a damaged file may ask for what no machine holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +149,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_finite(self, "model")
-        for name in (
-            "hidden_size", "depth", "num_heads", "class_token_repeats", "max_text_tokens", "max_images",
-        ):  # fmt: skip
-            check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            check(least <= value <= most, f"model.{name}", value, f"{least} to {most}")
         check(
             self.hidden_size % self.num_heads == 0,
             "model.num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size}",
         )  # fmt: skip
         check(self.hidden_size % 4 == 0, "model.hidden_size", self.hidden_size, "a multiple of 4")
-        check(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "a positive number")
-        check(self.num_class_tokens >= 0, "model.num_class_tokens", self.num_class_tokens, "0 or more")
+        check(0 < self.mlp_ratio <= 64, "model.mlp_ratio", self.mlp_ratio, "a positive number, at most 64")
         check(
             self.conditioning == "in_context" or not self.vocab_size,
             "model.conditioning", self.conditioning, "in_context, for a model with text",
@@ -204,7 +212,10 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         check_finite(self, "diffusion")
         check(self.snr_limit > 0, "diffusion.snr_limit", self.snr_limit, "a positive number")
-        check(self.num_timesteps >= 1, "diffusion.num_timesteps", self.num_timesteps, "at least 1")
+        check(
+            1 <= self.num_timesteps <= 1_000_000,
+            "diffusion.num_timesteps", self.num_timesteps, "1 to 1000000",
+        )  # fmt: skip
         check(
             0 < self.beta_start <= self.beta_end < 1,
             "diffusion.beta_start, beta_end", (self.beta_start, self.beta_end), "0 < start <= end < 1",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from causalfusion import __version__
-from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.codec.codec import Codec
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import FactorizationConfig, ModelConfig, SampleConfig
 from causalfusion.documents import Image, Text, lay_out, pack_context
@@ -29,7 +29,7 @@ from causalfusion.model.attention import AttentionBackend, choose_backend
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.presets import load_layer
 from causalfusion.runtime import autocast, compute_dtype
-from causalfusion.saved import ModelSpec, load_model, load_tokenizer
+from causalfusion.saved import FORMAT, ModelSpec, load_model, load_tokenizer, open_model_codec, read_spec
 from causalfusion.sequence import PackedSequence, class_segment, image_segment, pack_training
 
 PAPER_PARAMETERS = {"L": "368M", "XL": "676M", "H": "about 1B"}
@@ -70,11 +70,14 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
     yield Finding("cached against masked, random model", *_judge(_cached_difference(model, device)))
 
 
-def check_model(folder: Path, device: torch.device) -> Iterator[Finding]:
+def check_model(folder: Path, device: torch.device, autoencoder: str = "") -> Iterator[Finding]:
     """Cached against masked, parameter count, null class, codec round trip."""
     model, spec = load_model(folder, device=device)
     config = model.config
     yield Finding("model", f"{folder}, {spec.images_seen:,} images seen" + _origin(spec))
+    filled = read_spec(folder)[1]
+    if filled:
+        yield Finding("earlier format", f"read as {FORMAT}; filled in: {', '.join(filled)}")
     yield Finding("parameters", _parameters(config, count_parameters(_trainable(model))))
     yield Finding(
         "tokens", f"{config.grid_height}x{config.grid_width} of {config.token_dim} numbers, "
@@ -87,7 +90,7 @@ def check_model(folder: Path, device: torch.device) -> Iterator[Finding]:
     yield Finding("attention in training", *_choice(config, device))
     yield Finding("cached against masked", *_judge(_cached_difference(model, device)))
     try:
-        codec = open_codec(spec.codec, image_shape=None).to(device)
+        codec = open_model_codec(folder, spec, autoencoder).to(device)
     except UserError as error:
         yield Finding("codec", str(error), False)
         return

@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from causalfusion.codec.autoencoder import fingerprint, save_autoencoder
+from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
 from causalfusion.codec.tokenizer import Tokenizer, check_fits, open_tokenizer
 from causalfusion.config import (
@@ -28,15 +31,19 @@ from causalfusion.config import (
     ModelConfig,
     TextConfig,
 )
-from causalfusion.config_json import from_dict, to_dict
-from causalfusion.earlier_settings import rename_settings
+from causalfusion.config_json import from_dict, read_json, to_dict
+from causalfusion.earlier_formats import FORMAT_1, fill_format_1
 from causalfusion.errors import UserError
+from causalfusion.files import remove_leftovers, temporary_name
 from causalfusion.model.transformer import Transformer
+from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
 
-FORMAT = "causalfusion-1"
+FORMAT = "causalfusion-2"
 SAMPLING_FILE = "sample.toml"
 """In a model's folder: how it is best sampled, beneath all that the user says."""
 WeightsName = Literal["ema", "raw"]
+AUTOENCODER_FOLDER = "autoencoder"
+"""In a model folder: the autoencoder that it needs, where the folder is complete in itself."""
 _FILES: dict[WeightsName, str] = {"ema": "model.safetensors", "raw": "raw.safetensors"}
 
 
@@ -53,6 +60,8 @@ class ModelSpec:
     """Likewise; but what text sees of an image is the model's for good."""
     tokenizer_fingerprint: str = ""
     """Of the tokenizer that lies beside the weights; empty for a model without text."""
+    autoencoder_fingerprint: str = ""
+    """Hash of the weights of the autoencoder whose latents the model knows; empty for pixels, or unknown."""
     class_names: list[str] = field(default_factory=list)
     class_dropout: float | None = None
     """How often training left the class out: 0 means that "no class", which guidance needs, was never
@@ -68,9 +77,17 @@ def save_model(
     weights: dict[str, Tensor],
     raw: dict[str, Tensor] | None = None,
     tokenizer: Tokenizer | None = None,
+    autoencoder: Any = None,
 ) -> None:
-    """Write a model folder. Not atomic by itself: a checkpoint writes into a folder that it renames."""
+    """Write a model folder; with `autoencoder`, that goes inside. Not atomic by itself: a checkpoint writes
+    into a folder that it renames."""
     folder.mkdir(parents=True, exist_ok=True)
+    if autoencoder is not None:
+        save_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
+        spec = replace(
+            spec, autoencoder_fingerprint=fingerprint(autoencoder),
+            codec=replace(spec.codec, autoencoder=AUTOENCODER_FOLDER),
+        )  # fmt: skip
     if tokenizer is not None:
         (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
         spec = replace(spec, tokenizer_fingerprint=tokenizer.fingerprint)
@@ -89,14 +106,15 @@ def replace_model(
     weights: dict[str, Tensor],
     raw: dict[str, Tensor] | None = None,
     tokenizer: Tokenizer | None = None,
+    autoencoder: Any = None,
 ) -> None:
     """Write a model folder whole or not at all; it may take the place of another model, of nothing else."""
     if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} holds other things than a model; give another --out")
-    temporary = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_name(folder)
+    remove_leftovers(folder.parent)
     try:
-        save_model(temporary, spec, weights, raw, tokenizer)
+        save_model(temporary, spec, weights, raw, tokenizer, autoencoder)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -105,18 +123,32 @@ def replace_model(
 
 
 def load_spec(folder: Path) -> ModelSpec:
+    return read_spec(folder)[0]
+
+
+def read_spec(folder: Path) -> tuple[ModelSpec, list[str]]:
+    """The settings of a model folder, and what an earlier format lacked and was filled in.
+
+    Every key is required in the current format. Raises UserError.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
             f"{folder} is not a model: no config.json there; give a folder made by train or convert"
         )
+    values = read_json(path, "model")
+    if not isinstance(values, dict) or values.get("format") not in (FORMAT, FORMAT_1):
+        raise UserError(
+            f"{path} is not in the format {FORMAT} or {FORMAT_1}; give a folder made by train or convert, or "
+            "install a newer version"
+        )
+    filled: list[str] = []
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); the model folder is damaged") from error
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is not in the format {FORMAT}; give a folder made by train or convert")
-    return from_dict(ModelSpec, rename_settings(values))
+        if values.pop("format") == FORMAT_1:
+            values, filled = fill_format_1(values)
+        return from_dict(ModelSpec, values, complete=True), filled
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer | None:
@@ -133,41 +165,59 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer | None:
     return tokenizer
 
 
+def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Codec:
+    """The codec of a model folder, with the autoencoder that is given, or that lies in the folder, or where
+    the model was trained with it. Raises UserError for an autoencoder of other weights than the model's."""
+    if not spec.codec.autoencoder:
+        if autoencoder:
+            raise UserError(f"{folder} is a model of pixels; it takes no autoencoder, {autoencoder}")
+        return open_codec(spec.codec, image_shape=None)
+    place = autoencoder or _autoencoder_place(folder, spec.codec.autoencoder)
+    try:
+        codec = open_codec(replace(spec.codec, autoencoder=place), image_shape=None)
+    except UserError as error:
+        remedy = "" if autoencoder else f"; the model {folder} needs it: give its place as --autoencoder PATH"
+        raise UserError(f"{error}{remedy}") from None
+    found, expected = codec.autoencoder_fingerprint, spec.autoencoder_fingerprint
+    sizes = (codec.grid_height, codec.grid_width, codec.token_dim)
+    fits = sizes == (spec.model.grid_height, spec.model.grid_width, spec.model.token_dim)
+    if not fits or (expected and found != expected):
+        why = f"its weights' hash is {found[:16]}, expected {expected[:16]}" if fits else "its latents differ"
+        raise UserError(
+            f"{place} is not the autoencoder that the model {folder} was trained with ({why}); give that one "
+            "as --autoencoder PATH"
+        )
+    return codec
+
+
+def _autoencoder_place(folder: Path, recorded: str) -> str:
+    """Inside the model's folder, else as recorded: relative to that folder, or to where we are."""
+    for place in (folder / AUTOENCODER_FOLDER, folder / recorded):
+        if place.exists():
+            return str(place)
+    return recorded
+
+
 def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:
+    """As they are stored. Raises UserError where they are missing, damaged or not finite."""
+    return read_weights(_weights_file(folder, name))
+
+
+def _weights_file(folder: Path, name: WeightsName) -> Path:
     path = folder / _FILES[name]
     if not path.is_file():
         raise UserError(f"{folder} has no {_FILES[name]}; it holds no {name} weights")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
-    for key, value in weights.items():
-        if not bool(torch.isfinite(value).all()):
-            raise UserError(
-                f"{path}: {key} holds values that are not finite; take another checkpoint, the training that "
-                "wrote this one had diverged"
-            )
-    return weights
+    return path
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
     """Load all weights or none: a missing, unexpected or misshapen key is an error that names it."""
-    expected = model.state_dict()
-    for word, keys in (
-        ("lacks", sorted(expected.keys() - weights.keys())),
-        ("has the unexpected", sorted(weights.keys() - expected.keys())),
-    ):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise UserError(
-                f"{where} {word} weight {keys[0]}{more}; the weights do not fit the model's config"
-            )
-    for key, value in weights.items():
-        if value.shape != expected[key].shape:
-            raise UserError(
-                f"{where}: {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
-            )
+    require_same_shapes(_shapes(weights), _shapes(model.state_dict()), where)
     model.load_state_dict(weights, assign=assign)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in weights.items()}
 
 
 def load_model(
@@ -175,8 +225,15 @@ def load_model(
 ) -> tuple[Transformer, ModelSpec]:
     """The model in evaluation mode, and what it needs to be used."""
     spec = load_spec(folder)
+    shapes = read_shapes(_weights_file(folder, name))
+    blocks = count_blocks(shapes)
+    if blocks != spec.model.depth:  # before so many are built
+        raise UserError(
+            f"{folder}: config.json says model.depth {spec.model.depth}, its weights have {blocks} blocks"
+        )
     with torch.device("meta"):  # nothing is drawn only to be overwritten
         model = Transformer(spec.model)
+    require_same_shapes(shapes, _shapes(model.state_dict()), str(folder))  # before memory is taken
     weights = {key: value.float() for key, value in load_weights(folder, name).items()}  # some are float16
     load_strictly(model, weights, str(folder), assign=True)
     if spec.model.position_embedding != "learnable":

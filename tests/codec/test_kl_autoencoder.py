@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,23 @@ def test_checkpoint_file_equals_saved_folder(tmp_path: Path) -> None:
         )
 
 
+def test_checkpoints_as_training_leaves_them(tmp_path: Path) -> None:
+    """With the command line in a Namespace, under DistributedDataParallel's names, or the average alone."""
+    weights = generated_weights(_small_shapes())
+    expected = fingerprint(_opened(tmp_path / "bare.pt", weights))
+    args = Namespace(lr=1e-4, data="images")
+    assert fingerprint(_opened(tmp_path / "args.pt", {"model": weights, "args": args})) == expected
+    parallel = {f"module.{name}": value for name, value in weights.items()}
+    for name in ("ema", "model_ema"):
+        content = {name: parallel, "args": args, "optimizer": {"state": {}}}
+        assert fingerprint(_opened(tmp_path / f"{name}.pt", content)) == expected
+
+
+def _opened(file: Path, content: object) -> torch.nn.Module:
+    torch.save(content, file)
+    return open_autoencoder(str(file))[0]
+
+
 def test_fingerprint_sees_one_number(tmp_path: Path) -> None:
     weights = generated_weights(_small_shapes())
     save_file(weights, tmp_path / "a.safetensors")
@@ -176,7 +194,7 @@ def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / f"junk.{suffix}").write_bytes(b"not weights at all")
         assert "damaged" in message(tmp_path / f"junk.{suffix}")
     torch.save({"model": Path("x")}, tmp_path / "objects.pt")
-    assert "never executed" in message(tmp_path / "objects.pt")
+    assert "nothing was executed" in message(tmp_path / "objects.pt")
     torch.save({"epoch": 3}, tmp_path / "other.pt")
     assert "holds no weights" in message(tmp_path / "other.pt")
     torch.save(weights | {"quant_conv.weight": torch.zeros(8, 9, 1, 1)}, tmp_path / "shape.pt")

@@ -122,7 +122,7 @@ def test_a_full_checkpoint_gives_ema_raw_weights_and_facts(tmp_path: Path, small
     ema = {key: value if key == "pos_embed" else value / 2 for key, value in small.items()}
     path = tmp_path / "0000700.pt"
     torch.save(checkpoint(small, ema, global_batch_size=256, num_classes=10), path)
-    spec, weights, raw, _ = convert_official(path, vae="kl16.ckpt")
+    spec, weights, raw, _ = convert_official(path, autoencoder="kl16.ckpt")
     assert raw is not None
     assert torch.equal(weights["image_in.weight"], small["x_proj.weight"] / 2)
     assert torch.equal(raw["image_in.weight"], small["x_proj.weight"])
@@ -169,7 +169,7 @@ def test_settings_in_the_checkpoint_or_given_decide_the_patch_size(tmp_path: Pat
     assert spec.codec.patch_size == 1
     assert any("--patch-size" in note for note in notes)
     assert any("--autoencoder" in note for note in notes)
-    spec, _, _, notes = convert_official(tmp_path / "bare.pt", patch_size=2, vae="sd")
+    spec, _, _, notes = convert_official(tmp_path / "bare.pt", patch_size=2, autoencoder="sd")
     assert (spec.codec.patch_size, spec.codec.latent_channels, spec.codec.scale) == (2, 4, 0.18215)
     assert spec.codec.image_height == 4 * 2 * 8
     assert notes == []

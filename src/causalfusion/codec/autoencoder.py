@@ -7,15 +7,14 @@ used: the codec's settings are the only home of a scale.
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from causalfusion.errors import UserError
+from causalfusion.weight_files import read_pickle
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -51,6 +50,11 @@ def fingerprint(autoencoder: torch.nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def save_autoencoder(autoencoder: Any, folder: Path) -> None:
+    """Write it as a diffusers folder."""
+    autoencoder.save_pretrained(folder)
 
 
 def _from_folder(folder: Path) -> Any:
@@ -138,20 +142,15 @@ def _from_checkpoint(file: Path) -> Any:
     return autoencoder
 
 
-def _read_file(file: Path) -> dict[str, Tensor] | Any:
+def _read_file(file: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if file.suffix != ".safetensors":
+        return read_pickle(file)
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file} cannot be read as plain weights: it is damaged, or holds other objects, which are never "
-            "executed; save its state dict alone"
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read ({_brief(error)}); it is damaged or cut short") from error
 
 

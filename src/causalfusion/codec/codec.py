@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ class Codec:
     def __init__(self, config: CodecConfig, autoencoder: Any = None) -> None:
         self.config, self.autoencoder = config, autoencoder
         self.device = torch.device("cpu")
+
+    @cached_property
+    def autoencoder_fingerprint(self) -> str:
+        """Hash of the autoencoder's weights, the same wherever it lies; empty for pixels."""
+        if self.autoencoder is None:
+            return ""
+        from causalfusion.codec.autoencoder import fingerprint
+
+        return fingerprint(self.autoencoder)
 
     def to(self, device: torch.device | str) -> Codec:
         self.device = torch.device(device)

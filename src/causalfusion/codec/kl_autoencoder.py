@@ -6,6 +6,7 @@ All sizes follow from the shapes, except the 32 groups of GroupNorm, which are t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,10 @@ from causalfusion.errors import UserError
 
 GROUPS = 32
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+WEIGHTS = ("model", "state_dict", "ema", "model_ema", "ema_state_dict")
+"""Names under which checkpoints hold a state dict."""
+_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
+"""What DistributedDataParallel and torch.compile put before every name."""
 _TRAINING_ONLY = "loss."
 """Prefix of the perceptual loss and the discriminator, which some checkpoints carry along."""
 
@@ -137,12 +142,12 @@ def _attention(original: str, target: str) -> Iterator[tuple[str, str]]:
 
 
 def unwrap_checkpoint(content: Any, where: str) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint file holds: itself, or under `model` or `state_dict`."""
-    for name in ("model", "state_dict"):
+    """The state dict in what a checkpoint file holds: itself, or the first table of WEIGHTS that it has."""
+    for name in WEIGHTS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict) or not content or not all(torch.is_tensor(v) for v in content.values()):
         raise UserError(
-            f"{where} holds no weights; expected a state dict, bare or under `model` or `state_dict`"
+            f"{where} holds no weights; expected a state dict, bare or under `{'`, `'.join(WEIGHTS)}`"
         )
-    return content
+    return {_PREFIXES.sub("", str(name)): value for name, value in content.items()}

@@ -5,7 +5,16 @@ from typing import Annotated
 
 from cyclopts import App
 
-from causalfusion.commands.common import Device, Model, Precision, SamplingFiles, Seed, Settings, Weights
+from causalfusion.commands.common import (
+    Autoencoder,
+    Device,
+    Model,
+    Precision,
+    SamplingFiles,
+    Seed,
+    Settings,
+    Weights,
+)
 from causalfusion.config import WriteConfig
 
 app = App(name="caption", result_action="return_value")
@@ -22,6 +31,7 @@ def caption(
     seed: Seed = 0,
     weights: Weights = "ema",
     precision: Precision = "float32",
+    autoencoder: Autoencoder = "",
     device: Device = "auto",
     config: SamplingFiles = [],  # noqa: B006
     write: Annotated[WriteConfig, Settings] = WriteConfig(),  # noqa: B008
@@ -43,7 +53,7 @@ def caption(
 
     request = CaptionRequest(
         images=files, model=model, out=out, batch_size=batch_size, seed=seed, weights=weights,
-        precision=precision, device=device, write=write,
+        precision=precision, device=device, autoencoder=autoencoder, write=write,
     )  # fmt: skip
     caption_images(request)
     return 0

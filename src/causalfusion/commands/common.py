@@ -15,6 +15,13 @@ Weights = Annotated[
     Literal["ema", "raw"],
     Parameter(help="ema: the average of the weights over training; raw: those of the last step."),
 ]
+Autoencoder = Annotated[
+    str,
+    Parameter(
+        help="Where the model's autoencoder lies now, if neither in its folder nor where it was in training: "
+        "a diffusers folder, a hub id, or an original checkpoint."
+    ),
+]
 BatchSize = Annotated[int, Parameter(help="Images generated together.")]
 Precision = Annotated[Literal["float32", "bfloat16"], Parameter(help="Number format of the computation.")]
 Device = Annotated[str, Parameter(help="auto (a GPU where there is one), cpu, cuda, cuda:N, mps or xpu.")]

@@ -5,7 +5,16 @@ from typing import Annotated
 
 from cyclopts import App
 
-from causalfusion.commands.common import Device, Model, Precision, SamplingFiles, Seed, Settings, Weights
+from causalfusion.commands.common import (
+    Autoencoder,
+    Device,
+    Model,
+    Precision,
+    SamplingFiles,
+    Seed,
+    Settings,
+    Weights,
+)
 from causalfusion.config import SampleConfig, WriteConfig
 
 app = App(name="complete", result_action="return_value")
@@ -23,6 +32,7 @@ def complete(
     seed: Seed = 0,
     weights: Weights = "ema",
     precision: Precision = "float32",
+    autoencoder: Autoencoder = "",
     device: Device = "auto",
     config: SamplingFiles = [],  # noqa: B006
     write: Annotated[WriteConfig, Settings] = WriteConfig(),  # noqa: B008
@@ -45,7 +55,8 @@ def complete(
 
     request = CompleteRequest(
         prompt=prompt, model=model, num_elements=elements, candidates=candidates, out=out, seed=seed,
-        weights=weights, precision=precision, device=device, write=write, settings=settings,
+        weights=weights, precision=precision, device=device, autoencoder=autoencoder,
+        write=write, settings=settings,
     )  # fmt: skip
     complete_to_folder(request)
     return 0

@@ -4,11 +4,21 @@ from pathlib import Path
 
 from cyclopts import App
 
-app = App(name="convert", help="Bring released weights into this format.", result_action="return_value")
+from causalfusion.commands.common import Autoencoder, Model
+
+app = App(name="convert", help="Bring models into this format.", result_action="return_value")
 
 
 @app.command
-def official(checkpoint: Path, /, *, out: Path, autoencoder: str = "", patch_size: int = 0) -> int:
+def official(
+    checkpoint: Path,
+    /,
+    *,
+    out: Path,
+    autoencoder: str = "",
+    include_autoencoder: bool = False,
+    patch_size: int = 0,
+) -> int:
     """Convert the weights that the paper's authors released.
 
     Parameters
@@ -20,14 +30,18 @@ def official(checkpoint: Path, /, *, out: Path, autoencoder: str = "", patch_siz
     autoencoder
         The autoencoder its latents belong to: a diffusers folder, a hub id, or the 16-channel KL
         autoencoder's original checkpoint. Stored in the model's config.
+    include_autoencoder
+        Put the autoencoder into the model's folder, which is then complete in itself.
     patch_size
         Only where the checkpoint does not tell it.
     """
+    from causalfusion.interop.bundle import with_autoencoder
     from causalfusion.interop.official import convert_official
     from causalfusion.saved import replace_model
 
-    spec, weights, raw, notes = convert_official(checkpoint, vae=autoencoder, patch_size=patch_size)
-    replace_model(out, spec, weights, raw)
+    spec, weights, raw, notes = convert_official(checkpoint, autoencoder=autoencoder, patch_size=patch_size)
+    spec, inside = with_autoencoder(spec, include=include_autoencoder)
+    replace_model(out, spec, weights, raw, autoencoder=inside)
     model = spec.model
     count = sum(w.numel() for w in weights.values())
     print(
@@ -36,4 +50,23 @@ def official(checkpoint: Path, /, *, out: Path, autoencoder: str = "", patch_siz
     )
     for note in notes:
         print(f"note: {note}")
+    return 0
+
+
+@app.command
+def bundle(*, model: Model, out: Path, autoencoder: Autoencoder = "") -> int:
+    """Make a model folder that is complete in itself.
+
+    In the current format, with the weights to generate with, tokenizer, settings, and the autoencoder inside:
+    it can be moved, published and used wherever it lies.
+
+    Parameters
+    ----------
+    out
+        Folder for the model.
+    """
+    from causalfusion.interop.bundle import bundle_model
+
+    source = bundle_model(model, out, autoencoder)
+    print(f"{out}: {source}, complete in itself")
     return 0

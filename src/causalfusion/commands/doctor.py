@@ -4,13 +4,19 @@ from pathlib import Path
 
 from cyclopts import App
 
-from causalfusion.commands.common import Device, Model
+from causalfusion.commands.common import Autoencoder, Device, Model
 
 app = App(name="doctor", result_action="return_value")
 
 
 @app.default
-def doctor(*, model: Model | None = None, reference: Path | None = None, device: Device = "auto") -> int:
+def doctor(
+    *,
+    model: Model | None = None,
+    reference: Path | None = None,
+    autoencoder: Autoencoder = "",
+    device: Device = "auto",
+) -> int:
     """Check this installation, a model, or a recording of the reference code.
 
     Exit code 1: something is off.
@@ -41,7 +47,7 @@ def doctor(*, model: Model | None = None, reference: Path | None = None, device:
     chosen = select_device(device)
     findings = list(check_machine(chosen))
     if model is not None:
-        findings += check_model(latest_model(model), chosen)
+        findings += check_model(latest_model(model), chosen, autoencoder)
     table = Table(show_header=False, box=None)
     for finding in findings:
         mark = {None: "", True: "[green]ok", False: "[red]FAILED"}[finding.ok]

@@ -5,7 +5,16 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from causalfusion.commands.common import Device, Model, Precision, SamplingFiles, Seed, Settings, Weights
+from causalfusion.commands.common import (
+    Autoencoder,
+    Device,
+    Model,
+    Precision,
+    SamplingFiles,
+    Seed,
+    Settings,
+    Weights,
+)
 from causalfusion.config import SampleConfig
 
 app = App(name="edit", result_action="return_value")
@@ -28,6 +37,7 @@ def edit(
     seed: Seed = 0,
     weights: Weights = "ema",
     precision: Precision = "float32",
+    autoencoder: Autoencoder = "",
     device: Device = "auto",
     config: SamplingFiles = [],  # noqa: B006
     settings: Annotated[SampleConfig, Settings] = SampleConfig(),  # noqa: B008
@@ -64,7 +74,7 @@ def edit(
     request = EditRequest(
         image=image, model=model, class_name=class_, prompt=prompt, mask=mask, region=region, out=out,
         variants=variants, candidates=candidates, paste=paste, seed=seed, weights=weights,
-        precision=precision, device=device, settings=settings,
+        precision=precision, device=device, autoencoder=autoencoder, settings=settings,
     )  # fmt: skip
     edit_to_folder(request)
     return 0

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from causalfusion.commands.common import Device, Model, Precision, SamplingFiles, Seed, Settings
+from causalfusion.commands.common import Autoencoder, Device, Model, Precision, SamplingFiles, Seed, Settings
 from causalfusion.config import SampleConfig
 from causalfusion.planner.sweep import Sweep
 
@@ -25,6 +25,7 @@ def plan(
     out: Path = Path("plan"),
     sweep: Annotated[Sweep, Settings] = Sweep(),  # noqa: B008
     precision: Precision = "float32",
+    autoencoder: Autoencoder = "",
     device: Device = "auto",
     config: SamplingFiles = [],  # noqa: B006
     sample: Annotated[SampleConfig, Parameter(show=False, consume_multiple=True)] = SampleConfig(),  # noqa: B008
@@ -56,7 +57,7 @@ def plan(
     request = Request(
         model=model, budget=read_time(budget), reference=reference, features=features, images=images,
         batch_size=batch_size, seed=seed, out=out, sweep=sweep, base=sample, precision=precision,
-        device=device,
+        device=device, autoencoder=autoencoder,
     )  # fmt: skip
     best = make_plan(request)
     quality = f"Fréchet distance {best.frechet:.4g}"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from causalfusion.commands.common import (
+    Autoencoder,
     BatchSize,
     Device,
     Model,
@@ -40,14 +41,14 @@ def sample(
     output: Annotated[list[Output], Parameter(consume_multiple=True)] = ["png", "grid"],  # noqa: B006
     precision: Precision = "float32",
     compile: Literal["auto", "always", "never"] = "auto",
+    autoencoder: Autoencoder = "",
     device: Device = "auto",
     config: SamplingFiles = [],  # noqa: B006
     settings: Annotated[SampleConfig, Settings] = SampleConfig(),  # noqa: B008
 ) -> int:
     """Generate images, of classes or of prompts.
 
-    Image i depends on the seed and i alone: not on the batch size, nor on how many processes (`torchrun`)
-    share the work.
+    Image i depends on the seed and i alone, however many images and processes (`torchrun`) share the work.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def sample(
         model=model, out=out, num=images, classes=classes, prompts=prompt,
         prompts_file=prompts_file, candidates=candidates, first=first, batch_size=batch_size, seed=seed,
         weights=weights, output=output, precision=precision, compile=compile, device=device,
-        settings=settings,
+        autoencoder=autoencoder, settings=settings,
     )  # fmt: skip
     sample_to_folder(request)
     return 0

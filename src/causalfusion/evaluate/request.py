@@ -56,6 +56,8 @@ class EvaluateRequest:
     """Image i depends on the seed and i alone."""
     weights: Literal["ema", "raw"] = "ema"
     """ema: the average of the weights over training; raw: those of the last step."""
+    autoencoder: str = ""
+    """Where the model's autoencoder lies now, if neither in its folder nor where it was in training."""
     image_size: int = 0
     """Crop and scale images that are read (--samples) to this side; 0: as they are."""
     reference_images: int | None = None
@@ -86,7 +88,7 @@ class EvaluateRequest:
         if self.samples is not None:
             generating = {
                 "--model": self.model, "--classes": self.classes, "--classes-file": self.classes_file,
-                "--prompts-file": self.prompts_file,
+                "--prompts-file": self.prompts_file, "--autoencoder": self.autoencoder,
             }  # fmt: skip
             given = [flag for flag, value in generating.items() if value]
             if given:

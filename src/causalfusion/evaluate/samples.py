@@ -59,7 +59,7 @@ def open_origin(request: EvaluateRequest, world: World) -> Origin:
         labelled = next(images.batches(1)).labels is not None
         return Origin(request.samples, len(images), images.shape, images.class_names, labelled, read=images)
     model = request.model or DEFAULT_MODEL
-    pipeline, folder = load_pipeline(model, request.weights, request.precision, world)
+    pipeline, folder = load_pipeline(model, request.weights, request.precision, world, request.autoencoder)
     task = SampleTask(
         images=request.images or DEFAULT_IMAGES,
         settings=request.settings,

@@ -39,6 +39,8 @@ class CaptionRequest:
     precision: str
     device: str
     write: WriteConfig
+    autoencoder: str = ""
+    """Where the model's autoencoder lies now, if neither in its folder nor where it was in training."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -53,7 +55,9 @@ def caption_images(request: CaptionRequest) -> list[str]:
         if world.size > 1:
             raise UserError("caption runs in one process; start it without torchrun")
         files = image_files(request.images)
-        pipeline, _ = load_pipeline(request.model, request.weights, request.precision, world)
+        pipeline, _ = load_pipeline(
+            request.model, request.weights, request.precision, world, request.autoencoder
+        )
         pipeline.with_text()
         for file in files if len(files) > request.batch_size else ():
             read_model_image(pipeline, file)  # a damaged one is refused before the first is captioned

@@ -58,6 +58,8 @@ class CompleteRequest:
     device: str
     write: WriteConfig
     settings: SampleConfig
+    autoencoder: str = ""
+    """Where the model's autoencoder lies now, if neither in its folder nor where it was in training."""
 
     def __post_init__(self) -> None:
         if self.num_elements is not None and self.num_elements < 1:
@@ -71,7 +73,9 @@ def complete_to_folder(request: CompleteRequest) -> Path:
         if world.size > 1:
             raise UserError("complete runs in one process; start it without torchrun")
         _check_files(request.prompt)
-        pipeline, folder = load_pipeline(request.model, request.weights, request.precision, world)
+        pipeline, folder = load_pipeline(
+            request.model, request.weights, request.precision, world, request.autoencoder
+        )
         pipeline.with_text()
         check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
         prompt = [

@@ -59,6 +59,8 @@ class EditRequest:
     precision: str
     device: str
     settings: SampleConfig
+    autoencoder: str = ""
+    """Where the model's autoencoder lies now, if neither in its folder nor where it was in training."""
 
     def __post_init__(self) -> None:
         if (self.mask is None) == (not self.region):
@@ -76,7 +78,9 @@ def edit_to_folder(request: EditRequest) -> Path:
     with join_world(request.device) as world:
         if world.size > 1:
             raise UserError("edit runs in one process; start it without torchrun")
-        pipeline, folder = load_pipeline(request.model, request.weights, request.precision, world)
+        pipeline, folder = load_pipeline(
+            request.model, request.weights, request.precision, world, request.autoencoder
+        )
         label, prompts = _condition(pipeline, request)
         config = pipeline.codec.config
         height, width = config.image_height, config.image_width

@@ -41,10 +41,14 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
     write_whole(path, png_of(pixels))
 
 
-def load_pipeline(model: Path, weights: WeightsName, precision: str, world: World) -> tuple[Pipeline, Path]:
+def load_pipeline(
+    model: Path, weights: WeightsName, precision: str, world: World, autoencoder: str = ""
+) -> tuple[Pipeline, Path]:
     folder = latest_model(model)
-    dtype = compute_dtype(precision)
-    pipeline = Pipeline.load(folder, weights=weights, device=world.device, autocast_dtype=dtype)
+    pipeline = Pipeline.load(
+        folder, weights=weights, device=world.device, autocast_dtype=compute_dtype(precision),
+        autoencoder=autoencoder,
+    )  # fmt: skip
     return pipeline, folder
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.codec.codec import Codec
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.diffusion.schedule import NoiseSchedule
@@ -29,7 +29,14 @@ from causalfusion.generate.tokens import Context, Watcher, generate_tokens, pref
 from causalfusion.generate.write import TokenWatcher, write_texts
 from causalfusion.model.transformer import Transformer
 from causalfusion.runtime import autocast
-from causalfusion.saved import ModelSpec, WeightsName, latest_model, load_model, load_tokenizer
+from causalfusion.saved import (
+    ModelSpec,
+    WeightsName,
+    latest_model,
+    load_model,
+    load_tokenizer,
+    open_model_codec,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -58,8 +65,10 @@ class Pipeline:
         weights: WeightsName = "ema",
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype = torch.float32,
+        autoencoder: str = "",
     ) -> Pipeline:
-        """From a model folder, a training run (its last checkpoint), or the name of a packaged model:
+        """From a model folder, a training run (its last checkpoint), or the name of a packaged model;
+        `autoencoder`: its place, if neither in the folder nor where it was in training:
 
         pipeline = Pipeline.load("shapes")
         images = pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))
@@ -67,7 +76,7 @@ class Pipeline:
         """
         path = latest_model(Path(folder))
         model, spec = load_model(path, weights, device)
-        codec = open_codec(spec.codec, image_shape=None).to(device)
+        codec = open_model_codec(path, spec, autoencoder).to(device)
         schedule = NoiseSchedule.from_config(spec.diffusion)
         return cls(model, codec, spec, schedule, autocast_dtype, load_tokenizer(path, spec))
 

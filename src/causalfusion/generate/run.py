@@ -67,6 +67,8 @@ class Request:
     compile: CompileChoice
     device: str
     settings: SampleConfig
+    autoencoder: str = ""
+    """Where the model's autoencoder lies now, if neither in its folder nor where it was in training."""
 
     def __post_init__(self) -> None:
         positive = {"--images": self.num, "--batch-size": self.batch_size, "--candidates": self.candidates}
@@ -104,7 +106,9 @@ class Task:
 def sample_to_folder(request: Request) -> Path:
     """Generate the images of a request; the processes of a world take batches in turn."""
     with join_world(request.device) as world, ExitStack() as stack:
-        pipeline, folder = load_pipeline(request.model, request.weights, request.precision, world)
+        pipeline, folder = load_pipeline(
+            request.model, request.weights, request.precision, world, request.autoencoder
+        )
         task = _task(pipeline, request)
         check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
         if world.is_main:

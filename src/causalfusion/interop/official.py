@@ -59,12 +59,12 @@ def official_name(name: str) -> str:
     return _OFFICIAL_NAMES.get(name, name)
 
 
-def convert_official(path: Path, *, vae: str = "", patch_size: int = 0) -> Converted:
+def convert_official(path: Path, *, autoencoder: str = "", patch_size: int = 0) -> Converted:
     """Read a released checkpoint: a dict with `ema` and `model`, or a bare state dict, .pt or .safetensors.
 
-    `vae` is the autoencoder that the model's latents come from. `patch_size` is needed only where neither
-    the checkpoint's own settings nor the token dimension tell it (0: not given). Raises UserError for
-    anything that is not such a checkpoint, naming the weight that is missing, unknown or misshapen.
+    `autoencoder`: where that of its latents lies. `patch_size` is needed only where neither the settings in
+    the checkpoint nor the token dimension tell it (0: not given). Raises UserError for anything that is not
+    such a checkpoint, naming the weight that is missing, unknown or misshapen.
     """
     file = read_official(path)
     states = [state for state in (file.ema, file.model) if state is not None]
@@ -85,7 +85,7 @@ def convert_official(path: Path, *, vae: str = "", patch_size: int = 0) -> Conve
         raise UserError(
             f"{path}: its ema and model weights are of different sizes; the checkpoint is damaged"
         )
-    codec, notes = infer_codec(config, file.settings, vae=vae, patch_size=patch_size)
+    codec, notes = infer_codec(config, file.settings, autoencoder=autoencoder, patch_size=patch_size)
     if states[0][CLASS_TABLE].shape[0] == config.num_classes:
         notes.append("trained without label dropout: the null class is zero, so guidance has no meaning")
     spec = ModelSpec(model=config, codec=codec, images_seen=_images_seen(file), origin=_origin(path, file))
@@ -176,7 +176,7 @@ def infer_config(
 
 
 def infer_codec(
-    config: ModelConfig, settings: Mapping[str, Any], *, vae: str = "", patch_size: int = 0
+    config: ModelConfig, settings: Mapping[str, Any], *, autoencoder: str = "", patch_size: int = 0
 ) -> tuple[CodecConfig, list[str]]:
     """The autoencoder's facts by its latent channels, and what had to be assumed.
 
@@ -205,10 +205,10 @@ def infer_codec(
             f"no autoencoder with {channels} channels is known: set codec.scale and codec.downsample"
         )
     path, scale, downsample = _AUTOENCODERS.get(channels, ("autoencoder", 1.0, 8))
-    if not vae:
+    if not autoencoder:
         notes.append(f"no autoencoder given: {path} stands for it in config.json; give --autoencoder PATH")
     codec = CodecConfig(
-        autoencoder=vae or path,
+        autoencoder=autoencoder or path,
         patch_size=patch,
         scale=scale,
         image_height=config.grid_height * patch * downsample,

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from causalfusion.errors import UserError
+from causalfusion.weight_files import read_pickle
 
 _PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -41,7 +38,7 @@ def read_official(path: Path) -> OfficialFile:
         tensors, metadata = read_safetensors(path)
         settings = parse_json(metadata.get("config", "{}"), f"{path}: metadata config")
         return OfficialFile(ema=None, model=_state_dict(tensors, str(path)), settings=settings)
-    content = _load_pickle(path)
+    content = read_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a checkpoint or a state dict")
     nested = {name: content[name] for name in ("ema", "model") if isinstance(content.get(name), dict)}
@@ -76,28 +73,6 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{where} is {text[:40]!r}; expected a JSON object")
     return values
-
-
-def _load_pickle(path: Path) -> object:
-    try:
-        # Mapped: the optimizer's state, two thirds of a checkpoint, is then never read.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused:
-            raise UserError(
-                f"{path} wants to run {refused[1]} when it is read; only tensors, plain values and "
-                "argparse.Namespace are: it was refused and nothing was executed"
-            ) from error
-        raise _damaged(path, error) from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    return UserError(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or of another kind")
 
 
 def _state_dict(values: Mapping[Any, Any], where: str) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ class Request:
     base: SampleConfig
     precision: str
     device: str
+    autoencoder: str = ""
 
     def __post_init__(self) -> None:
         for flag, value, least in (("--images", self.images, 2), ("--batch-size", self.batch_size, 1)):
@@ -57,7 +58,12 @@ class Request:
 def plan(request: Request) -> Tried:
     """Writes `plan.json`, `plan.md` and `plan.png`; what is measured already is not measured again."""
     device, folder = select_device(request.device), latest_model(request.model)
-    pipeline = Pipeline.load(folder, device=device, autocast_dtype=compute_dtype(request.precision))
+    pipeline = Pipeline.load(
+        folder,
+        device=device,
+        autocast_dtype=compute_dtype(request.precision),
+        autoencoder=request.autoencoder,
+    )
     settings = request.sweep.settings(request.base, pipeline.model.config.num_tokens)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")

@@ -86,6 +86,7 @@ class _Run:
             model=self.config.model, codec=self.config.codec, diffusion=self.config.diffusion,
             factorization=self.config.factorization, text=self.config.text,
             class_names=self.data.class_names, class_dropout=self.config.train.class_dropout,
+            autoencoder_fingerprint=self.data.codec.autoencoder_fingerprint,
         )  # fmt: skip
         self.show = show_progress and world.is_main
         self.stop = StopRequest()

@@ -1,0 +1,106 @@
+"""Files of weights: read whole, finite and of a floating type, and compared with a model before they are."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from causalfusion.errors import UserError
+
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+"""Types that weights are stored in, by their names in safetensors."""
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes from the file's header alone. Raises UserError for a file that is damaged or holds
+    other types than DTYPES."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                dtype = part.get_dtype()
+                if dtype not in DTYPES:
+                    raise UserError(
+                        f"{path}: {name} is stored as {dtype}; expected one of "
+                        f"{', '.join(DTYPES.values())}: convert the weights"
+                    )
+                shapes[name] = tuple(part.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
+    return shapes
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors, as they are stored. Raises UserError as `read_shapes` does, and for one not finite."""
+    read_shapes(path)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
+    for name, value in weights.items():
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(
+                f"{path}: {name} holds values that are not finite; take another checkpoint, the training "
+                "that wrote this one had diverged"
+            )
+    return weights
+
+
+def count_blocks(names: Mapping[str, object]) -> int:
+    """Blocks that weights of these names are of."""
+    return max((int(match[1]) + 1 for match in map(_BLOCK.match, names) if match), default=0)
+
+
+def require_same_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """A missing, unexpected or misshapen weight is an error that names it."""
+    for word, keys in (
+        ("lacks", sorted(expected.keys() - found.keys())),
+        ("has the unexpected", sorted(found.keys() - expected.keys())),
+    ):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise UserError(
+                f"{where} {word} weight {keys[0]}{more}; the weights do not fit the model's config"
+            )
+    for key, shape in found.items():
+        if shape != expected[key]:
+            raise UserError(f"{where}: {key} has shape {shape}, expected {expected[key]}")
+
+
+def read_pickle(path: Path) -> object:
+    """The content of a file of torch.save: tensors, plain values and argparse.Namespace; nothing is executed.
+
+    Raises UserError for a file that is damaged or wants to run something.
+    """
+    try:
+        # Mapped: the optimizer's state, two thirds of a checkpoint, is then never read.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise UserError(
+                f"{path} wants to run {refused[1]} when it is read; only tensors, plain values and "
+                "argparse.Namespace are: it was refused and nothing was executed"
+            ) from error
+        raise _damaged(path, error) from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return UserError(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or of another kind")
