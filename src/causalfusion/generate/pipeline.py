@@ -71,8 +71,7 @@ class Pipeline:
         `autoencoder`: its place, if neither in the folder nor where it was in training:
 
         pipeline = Pipeline.load("shapes")
-        images = pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))
-        images[0].save("circle.png")
+        pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
         """
         path = latest_model(Path(folder))
         model, spec = load_model(path, weights, device)
