@@ -19,7 +19,7 @@ from causalfusion.config_json import to_dict
 from causalfusion.distributed import World
 from causalfusion.evaluate.sample_set import SampleSet, missing, open_for_writing, write_part
 from causalfusion.files import hash_of
-from causalfusion.generate.output import describe, uses_classes
+from causalfusion.generate.output import describe, uses_classes, warn_of_untrained_null
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
 from causalfusion.generate.run import task_of
@@ -60,9 +60,10 @@ def make_samples(
 ) -> SampleSet:
     """The set in `out`, with all its images: those that are there, and those made now. A set of other
     settings is refused."""
-    task_of(pipeline, task.classes, task.prompts, range(1))  # refuse before any work is done
+    labels = task_of(pipeline, task.classes, task.prompts, range(1)).labels  # refuse before any work is done
     check_settings(task.settings, pipeline.model.config, pipeline.spec.diffusion)
     if world.is_main:
+        warn_of_untrained_null(pipeline, task.settings, labels)
         codec, spec = pipeline.codec.config, pipeline.spec
         facts = {
             "image_shape": [codec.image_height, codec.image_width, codec.image_channels],

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from causalfusion.config import SampleConfig, SplitName, WriteConfig
 from causalfusion.data.drawing import Figure, Scene, draw_scene
@@ -21,7 +22,7 @@ from causalfusion.evaluate.frechet import frechet_distance
 from causalfusion.evaluate.scenes import caption_truth, matches, read_scene, scene_accuracy
 from causalfusion.generate.layout import batches_of
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.generate.rank import generate_best
+from causalfusion.generate.rank import best_of, generate_best
 from causalfusion.generate.read import to_float
 from causalfusion.generate.regions import region_mask
 
@@ -116,6 +117,7 @@ def measure_edits(
     count: int,
     sample: SampleConfig,
     *,
+    candidates: int = 1,
     seed: int = 0,
     batch_size: int = 100,
     progress: Progress | None = None,
@@ -127,15 +129,12 @@ def measure_edits(
     for batch in batches_of(count, batch_size):
         before = np.stack([edits[i][0] for i in batch])
         mask = region_mask("right", *before.shape[1:3])
-        after = pipeline.edit(
-            to_float(before),
-            mask,
-            None,
-            sample,
-            prompts=[edits[i][1] for i in batch],
-            seed=seed,
-            paste=False,
-        )
+        prompts, originals = [edits[i][1] for i in batch], to_float(before)
+
+        def draw(seed: int, *, o: Tensor = originals, m: Tensor = mask, p: list[str] = prompts) -> Tensor:
+            return pipeline.edit(o, m, None, sample, prompts=p, seed=seed, paste=False)
+
+        after = best_of(draw, pipeline, prompts, candidates, seed)
         pixels = pipeline.codec.to_uint8(after)
         outside = ~mask.numpy()
         for image, original, index in zip(pixels, before, batch, strict=True):
