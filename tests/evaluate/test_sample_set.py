@@ -104,8 +104,10 @@ def test_a_set_that_is_none(tmp_path):
 def test_names_of_images(tmp_path):
     (tmp_path / "images.npz").write_bytes(b"")
     (tmp_path / "list.jsonl").write_text("")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.png").touch()
     expected = {
-        "digits": "digits", "shapes": "shapes", str(tmp_path): "folder", "a/*.tar": "webdataset",
+        "digits": "digits", "shapes": "shapes", str(tmp_path / "photos"): "folder", "a/*.tar": "webdataset",
         "x-{000..003}.tar.gz": "webdataset", str(tmp_path / "images.npz"): "npz",
         str(tmp_path / "list.jsonl"): "jsonl",
     }  # fmt: skip

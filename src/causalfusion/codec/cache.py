@@ -47,11 +47,9 @@ class LatentCache:
         self.folder, self.manifest = folder, manifest
         self.class_names: list[str] = manifest["class_names"]
         self._statistics: dict[str, float] = manifest["statistics"]
-        self.labels: np.ndarray = np.load(folder / "labels.npy", allow_pickle=False)
+        self.labels: np.ndarray = np.array(_mapped(folder / "labels.npy"))
         self.shard_size: int = manifest["shard_size"]
-        self._shards = [
-            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in manifest["shards"]
-        ]
+        self._shards = [_mapped(folder / name) for name in manifest["shards"]]
         check_arrays(manifest, self.labels, self._shards)
 
     @property
@@ -112,8 +110,8 @@ class LatentCache:
         if not self.has_captions:
             return [()] * len(indices)
         try:
-            return [tuple(json.loads(self._caption_lines[index])) for index in indices.tolist()]
-        except (OSError, ValueError, TypeError) as error:
+            return [_captions_of_line(self._caption_lines[index]) for index in indices.tolist()]
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{self.folder / CAPTIONS} cannot be read ({error}); it is damaged: encode again"
             ) from error
@@ -135,6 +133,18 @@ class LatentCache:
         """These settings with the sizes of the images that were encoded."""
         sizes = {name: self.manifest[name] for name in ("image_height", "image_width", "image_channels")}
         return replace(config, **sizes)
+
+
+def _mapped(file: Path) -> np.ndarray:
+    # Mapped: a header that lies about the size is refused, instead of memory being taken for it.
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+def _captions_of_line(line: bytes) -> tuple[str, ...]:
+    captions = json.loads(line)
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError("a line is no list of captions")
+    return tuple(captions)
 
 
 def open_cache(path: str) -> LatentCache:

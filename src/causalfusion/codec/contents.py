@@ -44,7 +44,7 @@ def require_same_data(folder: Path, manifest: dict[str, Any], source: ImageSourc
             f"the cache {folder} was made with {setting} (hash of the data) = {manifest['source']}, the run "
             f"has {found}; {remedy}"
         )
-    kept = np.load(folder / CONTENTS, allow_pickle=False)
+    kept = np.load(folder / CONTENTS, mmap_mode="r", allow_pickle=False)
     if kept.shape != (len(source), 16) or kept.dtype != np.uint8:
         raise UserError(f"{folder / CONTENTS} is {kept.dtype} of shape {kept.shape}; it is damaged")
     known = cache_folder("same-data") / hash_of([kept.tobytes().hex(), found])

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from causalfusion.config_json import from_dict, read_json, to_dict
 from causalfusion.data.loader import Batch
 from causalfusion.data.reader import allowed_unreadable
 from causalfusion.errors import UserError
@@ -91,11 +92,27 @@ class Shard:
         write_whole(self.note_file, lambda stream: stream.write(json.dumps(note).encode()))
 
 
+@dataclass(frozen=True)
+class _Note:
+    """The fields of a note and their types."""
+
+    content: dict[str, Any]
+    """The identity of the cache."""
+    bytes: int
+    replaced: int
+    labels: list[int]
+    captions: list[list[str]]
+    sum: float
+    squares: float
+    variances: float
+    contents: str = ""
+    """Hashes of contents, in hexadecimal; earlier versions kept none."""
+
+
 def read_note(file: Path) -> dict[str, Any] | None:
-    """A shard's note; None where there is none, or something else."""
+    """A shard's note; None where there is none, or something else: the shard is then made again."""
     try:
-        note = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+        values = read_json(file, "a note")
+        return to_dict(from_dict(_Note, values)) if isinstance(values, dict) else None
+    except UserError:
         return None
-    whole = isinstance(note, dict) and isinstance(note.get("content"), dict) and "bytes" in note
-    return note if whole else None

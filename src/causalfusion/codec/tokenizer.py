@@ -147,7 +147,10 @@ def open_tokenizer(name: str) -> Tokenizer:
             raise UserError(f"{name} holds no {FILE_NAME}; expected a folder with one, such as a model's")
         path = path / FILE_NAME
     if path.is_file():
-        return _from_text(path.read_bytes(), str(path))
+        try:
+            return _from_text(path.read_bytes(), str(path))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); check the file") from None
     if path.suffix == ".json" or not _HUB_ID.fullmatch(name):
         raise UserError(f"there is no tokenizer at {name!r}; expected a {FILE_NAME}, its folder, or a hub id")
     return _from_text(_hub_file(name).read_bytes(), name)
@@ -164,7 +167,7 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
 
 def _from_text(content: bytes, where: str) -> Tokenizer:
     try:
-        return Tokenizer(content.decode())
+        return Tokenizer(content.decode("utf-8-sig"))
     except ValueError as error:  # UnicodeDecodeError is one
         raise UserError(f"{where} is not a {FILE_NAME} of Hugging Face tokenizers: {error}") from None
 

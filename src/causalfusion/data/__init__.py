@@ -6,6 +6,7 @@ import os
 
 from causalfusion.config import DataConfig
 from causalfusion.data.guess import guess_source, one_path
+from causalfusion.data.names import find_path
 from causalfusion.data.source import Example, ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 
@@ -27,7 +28,7 @@ def open_source(config: DataConfig) -> ImageSource:
         from causalfusion.data.shapes import Shapes
 
         return Shapes(config.split, side=config.image_size or 32)
-    path = os.path.expanduser(config.path)
+    path = find_path(os.path.expanduser(config.path))
     if config.source == "folder":
         from causalfusion.data.folder import ImageFolder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from causalfusion.config import SourceName
-from causalfusion.data.names import is_hidden, is_image
+from causalfusion.data.names import find_path, is_hidden, is_image
 from causalfusion.errors import UserError, printable
 
 EXPECTED = (
@@ -30,7 +30,7 @@ def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
             one_path(path)
             return "webdataset"
         path = path[0] if path else ""
-    place = Path(path).expanduser()
+    place = Path(find_path(os.path.expanduser(path)))
     shown = printable(path)
     if place.is_dir():
         return _in_folder(place, shown)

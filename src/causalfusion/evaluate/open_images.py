@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
-from causalfusion.config import DataConfig, SourceName, SplitName
-from causalfusion.data import open_source
-from causalfusion.errors import UserError
+from causalfusion.config import DataConfig, SplitName
+from causalfusion.config_json import read_json
+from causalfusion.data import guess_source, open_source
+from causalfusion.errors import UserError, printable
 from causalfusion.evaluate.images import ImageSet, SourceImages
 from causalfusion.evaluate.sample_set import SETTINGS, SampleSet, is_sample_set
 from causalfusion.evaluate.sampled_folder import SampledFolder
@@ -58,16 +58,14 @@ def data_config(name: str, image_size: int = 0) -> DataConfig:
         return DataConfig(source="shapes", split=chosen, image_size=image_size)
     if name == "digits":
         return DataConfig(source="digits")
-    source: SourceName
-    if path.is_dir():
-        source = "folder"
-    elif ".tar" in name or name.endswith(".tgz") or any(sign in name for sign in "*?{"):
-        source = "webdataset"
-    elif path.is_file() and path.suffix in (".npz", ".jsonl"):
-        source = "npz" if path.suffix == ".npz" else "jsonl"
-    else:
-        what = "is of no kind that is known" if path.exists() else "does not exist"
-        raise UserError(f"{name} {what}; {EXPECTED}")
+    try:
+        source = guess_source(str(path))
+    except UserError as error:
+        if path.exists():
+            raise
+        raise UserError(f"{printable(name)} does not exist; {EXPECTED}") from error
+    if source == "cache":
+        raise UserError(f"{printable(name)} holds latents; {EXPECTED}")
     return DataConfig(source=source, path=str(path))
 
 
@@ -82,9 +80,6 @@ def _settings_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for place in (folder, folder / "samples"):
         path = place / SETTINGS
         if path.is_file():
-            try:
-                settings = json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path} is not valid JSON ({error}); remove or repair it") from None
+            settings = read_json(path, f"the images in {printable(place)}")
             return (place, settings) if isinstance(settings, dict) else None
     return None

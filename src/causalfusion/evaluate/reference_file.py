@@ -10,15 +10,14 @@ Shape letters: N images, D numbers in a pooled feature, d in a spatial one.
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from causalfusion.errors import UserError
+from causalfusion.data.npz_file import NpzFile
+from causalfusion.errors import UserError, printable
 from causalfusion.evaluate.gaussian import GaussianStatistics
 from causalfusion.files import write_whole
 
@@ -59,19 +58,19 @@ def write_reference(path: Path, reference: ReferenceFile) -> None:
 
 def read_reference(path: Path) -> ReferenceFile | None:
     """None for a file without statistics: of images, say. Raises UserError for a damaged one."""
+    file = NpzFile(path)
+    if "mu" not in file:
+        return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile) or "mu" not in file.files:
-                return None
-            about = json.loads(str(file["about"])) if "about" in file.files else None
-            names = [name for name in ("mu", "sigma", "mu_s", "sigma_s", "features") if name in file.files]
-            arrays = {name: file[name] for name in names}
-            has_images = "arr_0" in file.files
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as .npz ({reason}); it is damaged, cut short or no .npz"
-        ) from None
+        about = json.loads(str(file["about"])) if "about" in file else None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{printable(path)}: `about` is not valid JSON ({error}); it is damaged") from None
+    arrays = {
+        name: np.array(file[name]) for name in ("mu", "sigma", "mu_s", "sigma_s", "features") if name in file
+    }
+    has_images = "arr_0" in file
+    if about is not None and not isinstance(about, dict):
+        raise UserError(f"{printable(path)}: `about` is no JSON object; it is damaged")
     if about is not None and (about.get("format") != FORMAT or not about.keys() >= _ABOUT):
         raise UserError(f"{path} is a reference of another format than {FORMAT}; make it anew")
     count = _UNKNOWN_COUNT if about is None else int(about["count"])
@@ -94,6 +93,8 @@ def _gaussian(
             f"{path}: {mean_name} has shape {mean.shape}, {covariance_name} {covariance.shape}; expected "
             "(D,) and (D, D)"
         )
+    if mean.dtype.kind not in "fiu" or covariance.dtype.kind not in "fiu":
+        raise UserError(f"{path}: {mean_name} or {covariance_name} holds no numbers; the file is damaged")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path}: {mean_name} or {covariance_name} is not finite; the file is damaged")
     return GaussianStatistics.from_covariance(count, mean, covariance)
