@@ -21,8 +21,6 @@ from causalfusion.vocabulary.options import command_of
 from causalfusion.vocabulary.read import Line, read_line, whole_number
 from causalfusion.vocabulary.words import OLD, OLD_POSITIONAL, POSITIONAL, words_of_options
 
-TRAIN_FIELDS_OF_OTHERS = {"--train.ema-decay", "--train.log-every", "--train.checkpoint-every"}
-
 
 def read(text: str | list[str]) -> Line:
     tokens = text.split() if isinstance(text, str) else text
@@ -67,6 +65,8 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     ("typed", "meant"),
     [
         ("train --lr 0.1", {"--train.lr": ["0.1"]}),
+        ("train --epochs 3", {"--train.epochs": ["3"]}),
+        ("train --num_train_epochs 3", {"--train.epochs": ["3"]}),
         ("train --learning-rate 0.1", {"--train.lr": ["0.1"]}),
         ("train --batch-size 8", {"--train.batch-size": ["8"]}),
         ("train --batch_size=8", {"--train.batch-size": ["8"]}),
@@ -208,7 +208,7 @@ def test_every_word_means_an_option_of_some_command():
         for option in (POSITIONAL.get(known.name), OLD_POSITIONAL.get(known.name)):
             assert option is None or option in known.names()
     assert set(OLD.values()) <= names
-    assert set(words_of_options()) - names <= {"--train.epochs"}
+    assert set(words_of_options()) <= names
 
 
 @pytest.mark.parametrize(
@@ -354,8 +354,7 @@ def test_each_command_has_one_line_in_the_list():
 def test_each_option_has_its_meaning(command):
     arguments = chosen(command)[1].assemble_argument_collection(parse_docstring=True)
     listed = [a for a in arguments if a.show and not a.children]
-    without = {a.names[0] for a in listed if not a.parameter.help} - {"--train.evaluate-every"}
-    assert without <= TRAIN_FIELDS_OF_OTHERS
+    assert not [a.names[0] for a in listed if not a.parameter.help]
 
 
 def test_help_lists_what_the_command_uses_and_nothing_empty():
@@ -441,3 +440,25 @@ def test_what_goes_wrong_is_one_line(monkeypatch, capsys):
 def test_control_characters_never_reach_the_terminal(capsys):
     assert "\\x1b" in refused(capsys, "train", "--config", "a\x1b[31mb")
     assert "\\x1b" in refused(capsys, "sample", "--model", "a\x1b]0;title\x07b")
+
+
+def test_a_study_takes_recipes(tmp_path, monkeypatch):
+    requests = []
+    monkeypatch.setattr("causalfusion.study.run.run_study", requests.append)
+    own = tmp_path / "own.toml"
+    own.write_text("[train]\nimages = 640\n[codec]\npatch_size = 4\n")
+    assert cli.run(["study", "decay", "--config", str(own), "--config=tiny", "--out", str(tmp_path)]) == 0
+    (request,) = requests
+    assert request.ground.settings["train"]["images"] == 640
+    assert request.ground.settings["codec"]["patch_size"] == 4
+    assert request.ground.settings["model"]["depth"] == load_config("tiny").model.depth
+
+
+def test_an_estimate_takes_recipes_and_settings_in_any_spelling(capsys):
+    common = ["--gpu", "h100", "--json"]
+    assert cli.run(["estimate", "--config", "imagenet256", "--config=L", *common, "--batch_size", "1e3"]) == 0
+    now = capsys.readouterr()
+    assert cli.run(["estimate", "imagenet256", "L", "--train.batch-size=1000", *common]) == 0
+    before = capsys.readouterr()
+    assert now.out == before.out and not now.err
+    assert "estimate --config imagenet256 --config L" in before.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 def say(text: str, kind: str = "note: ") -> None:
-    """One line, whatever is in the text."""
+    """One line, whatever is in the text. Of several processes (`torchrun`) the first says notes for all."""
+    if kind == "note: " and os.environ.get("RANK", "0") != "0":
+        return
     line = printable(" ".join(str(text).split()))
     start = "\r\x1b[K" if sys.stderr.isatty() else ""  # over a line of progress
     print(f"{start}{kind}{line}", file=sys.stderr, flush=True)
