@@ -17,6 +17,7 @@ from causalfusion.config import RunConfig
 from causalfusion.errors import UserError
 from causalfusion.presets import load_config
 from causalfusion.runtime import select_device
+from causalfusion.vocabulary.data_path import settle_data
 from causalfusion.vocabulary.options import command_of
 from causalfusion.vocabulary.read import Line, read_line, whole_number
 from causalfusion.vocabulary.words import OLD, OLD_POSITIONAL, POSITIONAL, words_of_options
@@ -187,7 +188,8 @@ def test_old_spellings_work_with_one_note(typed, now):
         ("sample --qqqq 2", "see causalfusion sample --help"),
         ("encode --out x --train.lr 3", "encode has no option --train.lr"),
         ("doctor a b", "doctor takes one model"),
-        ("demo here", "demo takes options only"),
+        ("demo here", "unexpected 'here'; demo takes options only"),
+        ("edit a.png --classes 3 4", "unexpected '4'; edit takes one value"),
         ("study decay --train.images 3", "--config FILE.toml"),
     ],
 )
@@ -275,6 +277,7 @@ def test_the_source_follows_from_the_path(configs, photos, tmp_path, capsys):
     assert [(c.data.source, c.data.path) for c in configs] == [("folder", str(photos))] * 3
     assert configs[2].train == load_config("cifar10").train
     assert "does not exist" in refused(capsys, "train", str(tmp_path / "nothing"))
+    assert "data.path is ''; expected a folder" in refused(capsys, "train", "--data.path=")
     file = tmp_path / "own.toml"
     file.write_text(f'[data]\npath = "{photos}"\n')
     assert cli.run(["train", "--config", str(file)]) == 0
@@ -462,3 +465,21 @@ def test_an_estimate_takes_recipes_and_settings_in_any_spelling(capsys):
     before = capsys.readouterr()
     assert now.out == before.out and not now.err
     assert "estimate --config imagenet256 --config L" in before.err
+
+
+def test_a_cache_says_itself_which_images_it_was_made_of(photos, tmp_path, capsys):
+    cache = tmp_path / "latents"
+    assert (
+        cli.run(["encode", str(photos), "--data.image-size", "4", "--out", str(cache), "--device", "cpu"])
+        == 0
+    )
+    given = read(["train", str(cache)])
+    settle_data(given, {})
+    assert given.given == {
+        "--data.cache": [str(cache)],
+        "--data.source": ["folder"],
+        "--data.split": ["train"],
+        "--data.image-size": ["4"],
+    }
+    capsys.readouterr()
+    assert "holds latents" in refused(capsys, "encode", str(cache), "--out", str(tmp_path / "again"))

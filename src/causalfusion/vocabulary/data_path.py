@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from causalfusion.config_json import read_json
 from causalfusion.errors import UserError
 from causalfusion.vocabulary.read import Line
 
+IMAGES_OF_CACHE = ("source", "split", "image_size")
+"""Settings that say which images a cache was made of."""
+
 
 def settle_data(line: Line, layers: dict[str, Any]) -> None:
-    """Put one `data.path`, and the source that it leads to, among the options of a line. A source on the
-    command line counts; so does that of the file which names the path. Raises UserError for a path that is no
-    data."""
-    if line.command.get("--data.path") is None:
-        return
+    """Put one `data.path`, and the source that it leads to, among the options of a line; of a cache, the
+    settings that it was made with. Raises UserError for a path that is no data."""
+    if line.command.get("--data.path") is not None:
+        _settle_source(line, layers.get("data", {}))
+        _settle_cache(line, layers.get("data", {}))
+
+
+def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
+    """A source on the command line counts; so does that of the file which names the path."""
     from causalfusion.data import guess_source, one_path
 
-    beneath = layers.get("data", {})
     named = beneath.get("path") or ""
     paths = line.given.get("--data.path") or ([named] if named and "source" not in beneath else [])
-    if not paths:
-        return
+    known = "source" in beneath or "--data.cache" in line.given
     if "--data.path" in line.given:
         line.given["--data.path"] = [one_path(paths)]
-    if "--data.source" in line.given:
+    if not paths or "--data.source" in line.given:
+        return
+    if not any(paths):
+        if not known:
+            raise UserError("data.path is ''; expected a folder, shards, a .jsonl or an .npz file")
         return
     try:
         kind = guess_source(paths)
     except UserError:
-        if "source" in beneath or "--data.cache" in line.given or line.command.name == "estimate":
+        if known or line.command.name == "estimate":
             return  # the source itself says what is wrong with its path
         raise
     if kind != "cache":
@@ -38,3 +49,21 @@ def settle_data(line: Line, layers: dict[str, Any]) -> None:
         line.given["--data.cache"] = [one_path(paths)]
     else:
         raise UserError(f"{paths[0]} holds latents, written by causalfusion encode; expected images")
+
+
+def _settle_cache(line: Line, beneath: dict[str, Any]) -> None:
+    """The settings of a cache's images are those that it was made with, where nobody says others."""
+    cache = line.value("--data.cache")
+    if not cache or line.command.name != "train":
+        return
+    try:
+        manifest = read_json(Path(cache) / "manifest.json", "cache")
+    except UserError:  # training says what is wrong with it
+        return
+    made = manifest.get("data") if isinstance(manifest, dict) else None
+    if not isinstance(made, dict):
+        return
+    for name in IMAGES_OF_CACHE:
+        option = f"--data.{name}".replace("_", "-")
+        if name in made and name not in beneath and option not in line.given:
+            line.given[option] = [str(made[name])]

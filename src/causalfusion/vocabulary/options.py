@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -44,7 +45,8 @@ class Command:
     name: str
     options: dict[str, Option]
     handed_on: dict[str, Option]
-    takes_positional: bool
+    most_positional: float
+    """Values that it takes without an option's name, at most."""
 
     def get(self, name: str) -> Option | None:
         return self.options.get(name) or self.handed_on.get(name)
@@ -56,13 +58,14 @@ class Command:
 def command_of(name: str, app: App) -> Command:
     """The command that `app` runs."""
     options: dict[str, Option] = {}
-    takes_positional = False
+    most = 0.0
     for argument in app.assemble_argument_collection():
-        takes_positional |= argument.index is not None
+        if argument.index is not None:
+            most += argument.token_count()[0] if not argument.token_count()[1] else math.inf
         label = argument.names[0] if argument.names else ""
         if label.startswith("--") and not argument.children and label not in options:
             options[label] = option(label, argument.hint)
-    return Command(name, options, dict(run_options()) if name == "estimate" else {}, takes_positional)
+    return Command(name, options, dict(run_options()) if name == "estimate" else {}, most)
 
 
 def run_options() -> Iterable[tuple[str, Option]]:

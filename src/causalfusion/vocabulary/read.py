@@ -206,8 +206,10 @@ def _place_positional(line: Line) -> None:
             f"{command.name} {' '.join(values)} is now {command.name} "
             f"{' '.join(f'{old} {value}' for value in values)}; the old spelling goes with the next release"
         )
-    elif not command.takes_positional:
-        raise UserError(f"unexpected {line.positional[0]!r}; {command.name} takes options only")
+    elif len(line.positional) > command.most_positional:
+        unexpected = line.positional[int(command.most_positional)]
+        takes = "one value without an option's name" if command.most_positional else "options only"
+        raise UserError(f"unexpected {unexpected!r}; {command.name} takes {takes}")
 
 
 def _refuse_recipe(line: Line) -> None:
