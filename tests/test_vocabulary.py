@@ -58,6 +58,7 @@ def photos(tmp_path: Path) -> Path:
 def configs(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that the train command hands on, instead of training."""
     seen: list[RunConfig] = []
+    monkeypatch.setattr(cli, "_with_choices", lambda prepared, _: prepared)  # nothing is chosen for the data
     monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
     return seen
 
@@ -329,7 +330,7 @@ def test_a_device_that_is_not_there_is_one_line(name):
 def test_devices_are_refused_on_the_command_line(capsys, tmp_path, photos):
     for command in (
         ["sample", "a red circle", "--out", str(tmp_path / "s")],
-        ["train", "--out", str(tmp_path / "t")],
+        ["train", "--config", "digits", "--out", str(tmp_path / "t")],
         ["encode", str(photos), "--out", str(tmp_path / "e")],
         ["caption", str(photos)],
         ["doctor"],
@@ -413,7 +414,7 @@ def test_warnings_of_the_package_are_notes_said_once(monkeypatch, capsys):
 
     monkeypatch.setattr("causalfusion.train.run.train", warn)
     before = warnings.showwarning
-    assert cli.run(["train"]) == 0
+    assert cli.run(["train", "--config", "digits"]) == 0
     assert capsys.readouterr().err.splitlines() == ["note: seven files were left out", "note: \\x1b[31mred"]
     assert warnings.showwarning is before
 
@@ -435,7 +436,7 @@ def test_what_goes_wrong_is_one_line(monkeypatch, capsys):
             raise error
 
         monkeypatch.setattr("causalfusion.train.run.train", fail)
-        assert cli.run(["train"]) == code
+        assert cli.run(["train", "--config", "digits"]) == code
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line and "\x1b" not in line
 
