@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -232,9 +233,14 @@ def test_a_latent_cache_gives_the_same_batches(shapes_run, tmp_path):
 
 def test_long_captions_are_cut_to_the_room(shapes_run):
     data = opened(shapes_run(model={"max_text_tokens": 9}))
-    captions = next(data.batches(0)).captions
+    with pytest.warns(UserWarning, match=r"longer than the 4 tokens .* and cut: 8 of the first 8") as said:
+        captions = next(data.batches(0)).captions
     whole = next(opened(shapes_run()).batches(0)).captions
     assert captions is not None and whole is not None and max(map(len, whole)) > 4
+    room = re.search(r"model\.max_text_tokens (\d+) makes room", str(said[0].message))
+    assert room is not None
+    roomy = next(opened(shapes_run(model={"max_text_tokens": int(room[1])})).batches(0)).captions
+    assert roomy == whole and data.cut_captions == {"seen": 8, "cut": 8}
     assert list(captions) == [ids[:4] for ids in whole]
     config = shapes_run(model={"max_text_tokens": 9}, train={"images": 8})
     run(config)
