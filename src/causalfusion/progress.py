@@ -52,12 +52,16 @@ class ProgressLine:
 def tell(text: str, *, end: str = "\n", stream: TextIO | None = None) -> None:
     """Print a line, to standard output by default. Work does not end because nobody reads it any longer:
     where the terminal or the reader of a pipe is gone, nothing more is printed."""
-    stream = stream or sys.stdout
+    target = sys.stdout if stream is None else stream
     try:
-        print(text, end=end, file=stream, flush=True)
+        print(text, end=end, file=target, flush=True)
     except (OSError, ValueError):
-        with suppress(OSError, ValueError):  # what is left in the buffer has to go somewhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        with suppress(OSError, ValueError, AttributeError):  # what is left in the buffer has to go somewhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), _descriptor(target))
+
+
+def _descriptor(stream: TextIO) -> int:
+    return stream.fileno()
 
 
 def duration(seconds: float) -> str:

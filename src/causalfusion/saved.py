@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -38,6 +38,7 @@ from causalfusion.files import remove_leftovers, temporary_name
 from causalfusion.model.transformer import Transformer
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
 
+T = TypeVar("T")
 FORMAT = "causalfusion-2"
 SAMPLING_FILE = "sample.toml"
 """In a model's folder: how it is best sampled, beneath all that the user says."""
@@ -241,6 +242,15 @@ def load_model(
     return model.to(device).eval().requires_grad_(False), spec
 
 
+def load_parts(
+    folder: Path, name: WeightsName, device: torch.device | str, autoencoder: str
+) -> tuple[Transformer, ModelSpec, Codec, Tokenizer | None]:
+    """All that a model folder holds for generation; `autoencoder` as in `open_model_codec`."""
+    model, spec = load_model(folder, name, device)
+    codec = open_model_codec(folder, spec, autoencoder).to(device)
+    return model, spec, codec, load_tokenizer(folder, spec)
+
+
 def checkpoints_of(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     folder = run / "checkpoints"
@@ -270,3 +280,15 @@ def latest_model(path: Path) -> Path:
         f"{path} holds no model: expected a folder with config.json, a run with checkpoints, or the name of "
         f"a packaged model ({', '.join(packaged) or 'there is none in this installation'})"
     )
+
+
+def read_latest(path: Path, read: Callable[[Path], T]) -> tuple[T, Path]:
+    """What is read of the latest model of `path`, and its folder. Where a run that is training removes that
+    checkpoint meanwhile, having written another, it is the newest one that counts."""
+    while True:
+        folder = latest_model(path)
+        try:
+            return read(folder), folder
+        except (UserError, OSError):
+            if folder.is_dir() or folder == path:
+                raise

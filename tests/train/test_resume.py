@@ -84,6 +84,13 @@ def test_the_same_data_elsewhere_are_the_same(go_on, began, tmp_path):
         assert go_on(tmp_path / "moved").name == "000000000024"
 
 
+def test_files_of_other_times_and_equal_contents_are_the_same(go_on, tmp_path):
+    photos = draw_folder(tmp_path / "photos", "abc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert go_on(photos).name == "000000000024"
+
+
 def test_a_file_that_changed_is_said(go_on, tmp_path):
     photos = draw_folder(tmp_path / "photos", "abc")
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(photos / "a" / "0.png")

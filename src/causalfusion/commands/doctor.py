@@ -42,12 +42,12 @@ def doctor(
     from causalfusion.doctor import check_machine, check_model
     from causalfusion.errors import printable
     from causalfusion.runtime import select_device
-    from causalfusion.saved import latest_model
+    from causalfusion.saved import read_latest
 
     chosen = select_device(device)
     findings = list(check_machine(chosen))
     if model is not None:
-        findings += check_model(latest_model(model), chosen, autoencoder)
+        findings += read_latest(model, lambda folder: list(check_model(folder, chosen, autoencoder)))[0]
     table = Table(show_header=False, box=None)
     for finding in findings:
         mark = {None: "", True: "[green]ok", False: "[red]FAILED"}[finding.ok]

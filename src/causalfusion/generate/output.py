@@ -26,7 +26,7 @@ from causalfusion.generate.store import png_of
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.model.compiled import compile_blocks
 from causalfusion.runtime import compute_dtype
-from causalfusion.saved import WeightsName, latest_model
+from causalfusion.saved import WeightsName, read_latest
 
 _UNTRAINED = (
     "guidance leads away from images without a {0}; this model was trained with {1}: it never saw one, "
@@ -44,12 +44,13 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 def load_pipeline(
     model: Path, weights: WeightsName, precision: str, world: World, autoencoder: str = ""
 ) -> tuple[Pipeline, Path]:
-    folder = latest_model(model)
-    pipeline = Pipeline.load(
-        folder, weights=weights, device=world.device, autocast_dtype=compute_dtype(precision),
-        autoencoder=autoencoder,
-    )  # fmt: skip
-    return pipeline, folder
+    def load(folder: Path) -> Pipeline:
+        return Pipeline.load(
+            folder, weights=weights, device=world.device, autocast_dtype=compute_dtype(precision),
+            autoencoder=autoencoder,
+        )  # fmt: skip
+
+    return read_latest(model, load)
 
 
 def compile_for(pipeline: Pipeline, images: int, choice: CompileChoice = "auto") -> None:

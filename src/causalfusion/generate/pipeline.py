@@ -29,14 +29,7 @@ from causalfusion.generate.tokens import Context, Watcher, generate_tokens, pref
 from causalfusion.generate.write import TokenWatcher, write_texts
 from causalfusion.model.transformer import Transformer
 from causalfusion.runtime import autocast
-from causalfusion.saved import (
-    ModelSpec,
-    WeightsName,
-    latest_model,
-    load_model,
-    load_tokenizer,
-    open_model_codec,
-)
+from causalfusion.saved import ModelSpec, WeightsName, load_parts, read_latest
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -73,11 +66,10 @@ class Pipeline:
         pipeline = Pipeline.load("shapes")
         pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
         """
-        path = latest_model(Path(folder))
-        model, spec = load_model(path, weights, device)
-        codec = open_model_codec(path, spec, autoencoder).to(device)
+        parts, _ = read_latest(Path(folder), lambda path: load_parts(path, weights, device, autoencoder))
+        model, spec, codec, tokenizer = parts
         schedule = NoiseSchedule.from_config(spec.diffusion)
-        return cls(model, codec, spec, schedule, autocast_dtype, load_tokenizer(path, spec))
+        return cls(model, codec, spec, schedule, autocast_dtype, tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -25,7 +25,7 @@ from causalfusion.planner.picture import save_picture
 from causalfusion.planner.sweep import Sweep, Tried, choose, frontier, in_time
 from causalfusion.progress import ProgressLine
 from causalfusion.runtime import autocast, compute_dtype, select_device
-from causalfusion.saved import latest_model
+from causalfusion.saved import read_latest
 
 BEYOND = 2.0
 """Settings that take up to so many times the budget are measured too: the frontier does not end at it."""
@@ -57,13 +57,13 @@ class Request:
 
 def plan(request: Request) -> Tried:
     """Writes `plan.json`, `plan.md` and `plan.png`; what is measured already is not measured again."""
-    device, folder = select_device(request.device), latest_model(request.model)
-    pipeline = Pipeline.load(
-        folder,
-        device=device,
-        autocast_dtype=compute_dtype(request.precision),
-        autoencoder=request.autoencoder,
-    )
+    device = select_device(request.device)
+
+    def load(folder: Path) -> Pipeline:
+        dtype = compute_dtype(request.precision)
+        return Pipeline.load(folder, device=device, autocast_dtype=dtype, autoencoder=request.autoencoder)
+
+    pipeline, folder = read_latest(request.model, load)
     settings = request.sweep.settings(request.base, pipeline.model.config.num_tokens)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")

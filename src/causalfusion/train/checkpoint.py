@@ -75,6 +75,8 @@ class DataFacts:
     """Of the source, or of the cache's source."""
     autoencoder: str = ""
     """Hash of its weights; empty for pixels."""
+    contents: str = ""
+    """Hash of all that is read of it, of data of few images; else empty."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from causalfusion.codec.autoencoder import fingerprint
 from causalfusion.codec.cache import LatentCache
 from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat, read_json, read_record, to_dict
+from causalfusion.config_json import flat, from_dict, read_json, to_dict
+from causalfusion.data.source import TracedSource, content_hashes, digest
 from causalfusion.earlier_settings import rename_settings
 from causalfusion.errors import UserError
 from causalfusion.train.checkpoint import DATA_FILE, REMEDY, DataFacts
@@ -30,6 +31,9 @@ MAY_CHANGE = (
 
 MAY_MOVE = ("data.cache", "codec.autoencoder", "text.tokenizer")
 """Settings that say where something lies: it may lie elsewhere, if its contents are the same."""
+
+COMPARED_IMAGES = 2000
+"""Of data of up to so many images the contents decide whether they changed; else sizes and times of files."""
 
 LATER = {"train.ema_schedule": "constant"}
 """Settings that came with a default other than what runs did before, which they go on doing."""
@@ -66,19 +70,17 @@ def _stored(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{error}; {REMEDY.format(checkpoint)}") from error
 
 
-def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> None:
-    """A run can only go on with the settings it began with, but for those in MAY_CHANGE, and with its data.
+def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> DataFacts:
+    """A run can only go on with the settings it began with, but for those in MAY_CHANGE, and with its data;
+    returns what is to be known of these the next time.
 
     Raises UserError that says what changed; files that changed are said in a warning.
     """
     before = {**LATER, **flat(_stored(checkpoint))}
-    path = checkpoint / "state" / DATA_FILE
-    try:
-        kept = read_record(DataFacts, path, "training state") if path.is_file() else None
-    except UserError as error:
-        raise UserError(f"{error}; {REMEDY.format(checkpoint)}") from error
+    kept = _stored_facts(checkpoint)
+    facts = facts_of(data, kept)
     if kept is not None:
-        _check_data(config, kept, facts_of(data), is_main=data.world.is_main)
+        _check_data(config, kept, facts, is_main=data.world.is_main)
     elif config.codec.autoencoder != before.get("codec.autoencoder", "") and data.world.is_main:
         warnings.warn(
             f"{config.out} was begun by an earlier version, with the autoencoder "
@@ -96,17 +98,42 @@ def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> N
                 f"give the value it began with, or {_new_run(config)}"
             )
     _check_tokenizer(config, before["text.tokenizer"], data.tokenizer)
+    return facts
 
 
-def facts_of(data: TrainingData) -> DataFacts:
-    """What a later sitting compares its data with."""
+def _stored_facts(checkpoint: Path) -> DataFacts | None:
+    """What the run's data were; None of a run that an earlier version began."""
+    path = checkpoint / "state" / DATA_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = read_json(path, "training state")
+        if not isinstance(values, dict):
+            raise UserError(f"training state: {path} holds a {type(values).__name__}, expected an object")
+        return from_dict(DataFacts, values, f"{path}: ")
+    except UserError as error:
+        raise UserError(f"{error}; {REMEDY.format(checkpoint)}") from error
+
+
+def facts_of(data: TrainingData, kept: DataFacts | None = None) -> DataFacts:
+    """What a later sitting compares its data with. Contents are read where files are not known to be those of
+    an earlier sitting, and by the main process alone."""
     source, autoencoder = data.source, data.codec.autoencoder
-    in_cache = isinstance(source, LatentCache)
+    contents = ""
+    if isinstance(source, LatentCache):
+        found = str(source.manifest["source"])
+    else:
+        found = source.fingerprint()
+        if kept is not None and kept.fingerprint == found:
+            contents = kept.contents
+        elif data.world.is_main and isinstance(source, TracedSource) and len(source) <= COMPARED_IMAGES:
+            contents = digest(content_hashes(source, range(len(source))).tobytes()).hex()
     return DataFacts(
         class_names=list(data.class_names),
         images=len(source),
-        fingerprint=source.manifest["source"] if in_cache else source.fingerprint(),
+        fingerprint=found,
         autoencoder="" if autoencoder is None else fingerprint(autoencoder),
+        contents=contents,
     )
 
 
@@ -133,7 +160,8 @@ def _check_data(config: RunConfig, kept: DataFacts, found: DataFacts, *, is_main
             f"begun with (hash {found.autoencoder or 'none'}, was {kept.autoencoder or 'none'}); give "
             f"that one, or {_new_run(config)}"
         )
-    if kept.fingerprint != found.fingerprint and is_main:
+    same = kept.fingerprint == found.fingerprint or (kept.contents and kept.contents == found.contents)
+    if is_main and not same:
         warnings.warn(
             f"files of {where} have changed since {config.out} was begun; it goes on with them as they are",
             stacklevel=2,

@@ -72,7 +72,9 @@ class _Run:
         self.data: TrainingData = open_training_data(config, world, tokenizer)
         self.config = self.data.config
         if checkpoints:
-            check_same_run(self.config, checkpoints[-1], self.data)
+            self.facts = check_same_run(self.config, checkpoints[-1], self.data)
+        else:
+            self.facts = facts_of(self.data)
         if config.train.sample_every or config.train.sample_minutes:
             check_settings(self.config.sample, self.config.model, self.config.diffusion)
         begun = micro_batches_of(checkpoints[-1]) if checkpoints else 1
@@ -92,7 +94,6 @@ class _Run:
         self.stop = StopRequest()
         self.over = False
         """The training time that was asked for is used up."""
-        self.facts = facts_of(self.data)
         self.last_saved = self.trainer.progress.images_seen if checkpoints else -1
         self.save_due = False
 
