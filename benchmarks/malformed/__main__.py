@@ -43,13 +43,14 @@ def fault_of(outcome: Outcome, marker: Path) -> str:
         return f"ended by signal {outcome.code - 100}"
     if outcome.code not in (0, 1, 2, 3):
         return f"exit code {outcome.code}"
-    if outcome.code == 2 and not (last and last[-1].startswith("causalfusion: ")):
-        return "exit code 2 without a line that says why"
+    refusals = [line for line in last if line.startswith("causalfusion: ")]
+    if outcome.code == 2 and len(refusals) != 1:
+        return f"exit code 2 with {len(refusals)} lines that say why"
     control = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x9b]", outcome.output)
     if control:
         near = outcome.output[max(control.start() - 60, 0) : control.end() + 20]
         return f"control characters in what is printed: {near!r}"
-    if outcome.code == 2 and len(last[-1]) > 1500:
+    if outcome.code == 2 and len(refusals[0]) > 1500:
         return "a line of more than 1,500 characters"
     if outcome.growth > GROWTH:
         return f"memory: {outcome.growth / 2**30:.1f} GiB"
