@@ -148,6 +148,7 @@ def test_other_formats_are_refused(folder, name):
         ({"model__depth": 900}, "config.json says model.depth 900, its weights have 2 blocks"),
         ({"model__hidden_size": 40_000_000}, "model.hidden_size is 40000000; expected 1 to 65536"),
         ({"model__hidden_size": 65_536}, "has shape"),
+        ({"codec__image_height": 48}, "the codec makes (rows, columns, numbers in a token)"),
         ({"model__num_classes": 9_999_999}, "has shape"),
         ({"model__num_classes": -1}, "model.num_classes is -1; expected 0 to"),
         ({"model__mlp_ratio": 1e300}, "model.mlp_ratio is 1e+300"),

@@ -172,7 +172,15 @@ def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Co
     if not spec.codec.autoencoder:
         if autoencoder:
             raise UserError(f"{folder} is a model of pixels; it takes no autoencoder, {autoencoder}")
-        return open_codec(spec.codec, image_shape=None)
+        codec = open_codec(spec.codec, image_shape=None)
+        makes = (codec.grid_height, codec.grid_width, codec.token_dim)
+        takes = (spec.model.grid_height, spec.model.grid_width, spec.model.token_dim)
+        if makes != takes:
+            raise UserError(
+                f"{folder / 'config.json'}: the codec makes (rows, columns, numbers in a token) {makes}, the "
+                f"model takes {takes}; it is damaged"
+            )
+        return codec
     place = autoencoder or _autoencoder_place(folder, spec.codec.autoencoder)
     try:
         codec = open_codec(replace(spec.codec, autoencoder=place), image_shape=None)

@@ -269,6 +269,19 @@ def test_captions_of_the_training_images(monkeypatch: pytest.MonkeyPatch) -> Non
     assert some != found[:7]  # drawn from all of the data
 
 
+def test_ids_far_beyond_the_number_of_tokens_are_refused(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(train_tokenizer(["a b"], 300).to_json())
+    values["model"]["vocab"]["a"] = 10**6
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="one of them has the id 1,000,000"):
+        open_tokenizer(str(path))
+    path.write_text(json.dumps(values | {"model": "x" * 100_000}))
+    with pytest.raises(UserError) as found:
+        open_tokenizer(str(path))
+    assert len(str(found.value)) < 1000
+
+
 def test_a_recipe_reaches_a_command_within_a_command(tmp_path, capsys):
     assert run(["tokenizer", "train", "--out", str(tmp_path / "t.json"), "--config", "digits"]) == 2
     assert "digits has no captions" in capsys.readouterr().err

@@ -393,3 +393,12 @@ def test_compressed_arrays_are_bounded_and_plain_ones_are_not_read_into_memory(t
 def test_workers_are_bounded():
     with pytest.raises(UserError, match=r"data\.num_workers is 100000; expected 0 to 512"):
         DataConfig(num_workers=100_000)
+
+
+def test_an_array_whose_header_is_no_python_is_refused(tmp_path):
+    header = b"{'descr': '|u1', 'shape': (8, \n((("
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(100)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("images.npy", content)
+    with pytest.raises(UserError, match=r"x\.npz cannot be read as \.npz"):
+        NpzImages(str(tmp_path / "x.npz"))

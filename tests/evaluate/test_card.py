@@ -1,6 +1,7 @@
 """Figures and cards: names, round trips, and which figures are possible."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -99,6 +100,35 @@ def test_a_card_comes_back_as_it_was(tmp_path):
             load_card(tmp_path / "broken.json")
     with pytest.raises(UserError, match="does not exist"):
         load_card(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"figures": {"fid_50k": {"quantity": "frechet", "value": "2"}}}, "value is '2'"),
+        ({"figures": {"fid_50k": 3}}, "fid_50k is 3; expected a table"),
+        ({"references": [{"name": ["digits"]}]}, "name is"),
+        ({"references": [{"name": "digits", "mean_norm": "far"}]}, "mean_norm is 'far'"),
+        ({"features": [{"fingerprint": "f"}]}, "name is missing"),
+        ({"samples": {"count": "many"}}, "count is 'many'"),
+        ({"warnings": [1]}, "warnings is 1"),
+        ({"preset": 3}, "preset is 3"),
+    ],
+)
+def test_a_card_of_other_types_is_one_line(tmp_path, change, said):
+    one = figure()
+    Card(figures={one.name: one}, samples={}, references=[], features=[]).save(tmp_path / "card.json")
+    values = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(values | change))
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_card(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_a_card_nested_without_end_is_one_line(tmp_path, text):
+    (tmp_path / "card.json").write_text(text)
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_card(tmp_path)
 
 
 def test_every_figure_of_a_classifier_with_a_reference():

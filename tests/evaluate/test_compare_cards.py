@@ -8,6 +8,7 @@ from causalfusion.errors import UserError
 from causalfusion.evaluate.card import Card
 from causalfusion.evaluate.compare import compare_cards, to_markdown
 from causalfusion.evaluate.figure import Figure
+from causalfusion.evaluate.show import show_comparison
 
 REFERENCE = {
     "name": "imagenet", "features": "inception", "fingerprint": "r", "statistics_hash": "h", "mean_norm": 8.0,
@@ -119,6 +120,22 @@ def test_markdown():
     assert lines[0] == "| figure | c0 | c1 | best |"
     assert lines[2] == "| fid_50k | 5 | **3 (-2)** | c1 is best (no interval) |"
     assert "| seed | 0 | 1 |" in lines
+
+
+HOSTILE = "a|b\x1b[2J<script>x</script>\n| [c](d) `e`"
+
+
+def test_texts_of_a_card_stay_texts_in_markdown():
+    lines = to_markdown(compared(card(5.0, prompts=HOSTILE), card(3.0, warnings=(HOSTILE,)))).splitlines()
+    said = "a\\|b\\x1b\\[2J&lt;script&gt;x&lt;/script&gt;\\n\\| \\[c\\](d) \\`e\\`"
+    assert f"| prompts | {said} | - |" in lines
+    assert lines[-1] == f"- c1: {said}"
+
+
+def test_texts_of_a_card_stay_texts_on_a_terminal(capsys):
+    show_comparison(compared(card(5.0, prompts=HOSTILE), card(3.0, warnings=(HOSTILE,))))
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err and "\\x1b[2J" in said.err
 
 
 def test_one_card_is_not_compared():

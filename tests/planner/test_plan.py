@@ -54,6 +54,17 @@ def test_what_is_beyond_the_budget_is_not_measured(command, capsys, monkeypatch)
     assert "not measured: 2" in ((planner_run.Path(command[-1]) / "plan.md").read_text())
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", '{"facts": {}, "settings": {"a": 3}}', '{"facts": {}}', "\x00"]
+)
+def test_a_damaged_plan_is_one_line(command, tmp_path, capsys, text):
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "plan.json").write_text(text)
+    assert run([*command, "--budget", "30s"]) == 2
+    assert "plan.json" in capsys.readouterr().err
+    assert (tmp_path / "plan" / "plan.json").read_text() == text
+
+
 def test_bad_input_is_one_line(command, tmp_path, capsys):
     def refused(**options):
         changed = list(command)

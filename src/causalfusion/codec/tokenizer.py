@@ -26,6 +26,8 @@ MIN_VOCAB_SIZE = 256 + len(MARKERS)
 """Every byte is a token, so that any text has ids."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_MAX_GAPS = 16
+"""Ids for each token that a vocabulary with gaps may have."""
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -56,9 +58,12 @@ class Tokenizer:
         self._base.no_padding()
         self._base.encode_special_tokens = True
         # Not their number: the ids of a vocabulary may have gaps.
-        self.base_size = max(self._base.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        ids = self._base.get_vocab(with_added_tokens=True).values()
+        self.base_size = max(ids, default=-1) + 1
         if self.base_size == 0:
             raise ValueError("its vocabulary is empty")
+        if self.base_size > _MAX_GAPS * len(ids) + 2**16:  # each id has a row of embeddings
+            raise ValueError(f"it has {len(ids):,} tokens, and one of them has the id {self.base_size - 1:,}")
         first = self.base_size
         self.markers = Markers(*range(first, first + len(MARKERS)))
         self.vocab_size = first + len(MARKERS)
@@ -169,7 +174,9 @@ def _from_text(content: bytes, where: str) -> Tokenizer:
     try:
         return Tokenizer(content.decode("utf-8-sig"))
     except ValueError as error:  # UnicodeDecodeError is one
-        raise UserError(f"{where} is not a {FILE_NAME} of Hugging Face tokenizers: {error}") from None
+        raise UserError(
+            f"{where} is not a {FILE_NAME} of Hugging Face tokenizers: {str(error)[:300]}"
+        ) from None
 
 
 def _hub_file(name: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -138,7 +139,8 @@ class NpzFile:
             raise
         except (
             OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, OverflowError,
-            MemoryError, SyntaxError, TypeError, struct.error, zipfile.BadZipFile, zlib.error,
+            MemoryError, SyntaxError, TypeError, struct.error, tokenize.TokenError, zipfile.BadZipFile,
+            zlib.error,
         ) as error:  # fmt: skip
             reason = str(error) or type(error).__name__
             raise UserError(

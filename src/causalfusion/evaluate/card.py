@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from causalfusion.errors import UserError
+from causalfusion.config_json import from_dict, read_json
+from causalfusion.errors import UserError, check
 from causalfusion.evaluate.figure import Figure, number
 from causalfusion.files import write_whole
 
@@ -51,41 +52,52 @@ class Card:
         return str(self.samples.get("name", "?"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """What every description of a reference or of features has, beside other facts."""
+
+    name: str
+    features: str = ""
+    fingerprint: str = ""
+    mean_norm: float = 0.0
+    covariance_trace: float = 0.0
+    statistics_hash: str = ""
+
+
 def load_card(path: Path) -> Card:
     """A card from its file, or from the folder of an evaluation."""
     file = path / FILE_NAME if path.is_dir() else path
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist; expected a {FILE_NAME} made by evaluate") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); expected a card made by evaluate") from None
+    if not file.exists():
+        raise UserError(f"{file} does not exist; expected a {FILE_NAME} made by evaluate")
+    values = read_json(file, "card")
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UserError(f"{file} is not a result card ({FORMAT}); expected one made by evaluate")
     try:
-        figures = {name: Figure(**figure) for name, figure in values.pop("figures").items()}
-        card = Card(figures=figures, **values)
-        _check_types(card)
-    except (TypeError, KeyError, AttributeError) as error:
+        card = from_dict(Card, values)
+        for described in (*card.references, *card.features):
+            from_dict(_Named, {k: v for k, v in described.items() if k in _Named.__dataclass_fields__})
+        from_dict(_Origin, {k: v for k, v in card.samples.items() if k in _Origin.__dataclass_fields__})
+        _check_counts(card)
+    except UserError as error:
         raise UserError(f"{file} is not a whole result card ({error}); make it anew") from None
-    for name, figure in figures.items():
+    for name, figure in card.figures.items():
         if figure.name != name:
             raise UserError(f"{file}: {name} says of itself that it is {figure.name}; the card was changed")
     return card
 
 
-def _check_types(card: Card) -> None:
-    """Raises TypeError: JSON can hold anything anywhere."""
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """What `samples` has, beside other facts."""
+
+    name: str = "?"
+    count: int = 0
+    hash: str = ""
+
+
+def _check_counts(card: Card) -> None:
     for name, figure in card.figures.items():
-        numbers = (figure.value, figure.low, figure.high, figure.standard_error)
-        if not isinstance(figure.count, int) or any(not isinstance(n, float | int | None) for n in numbers):
-            raise TypeError(f"{name} has no number where one belongs")
-    for name, kind in (("samples", dict), ("references", list), ("features", list), ("left_out", dict),
-                       ("warnings", list), ("run", dict)):  # fmt: skip
-        if not isinstance(getattr(card, name), kind):
-            raise TypeError(f"{name} is not a {kind.__name__}")
-    if not all(isinstance(part, dict) for part in [*card.references, *card.features]):
-        raise TypeError("references or features are not described")
+        check(0 < figure.count < 2**53, f"{name}: count", figure.count, "a number of images")
 
 
 def figure_rows(card: Card) -> list[tuple[str, str, str]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from causalfusion.config_json import flat
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, printable
 from causalfusion.evaluate.card import Card
 from causalfusion.evaluate.figure import Figure, count_word, number
 
@@ -190,7 +192,7 @@ def to_markdown(comparison: Comparison) -> str:
             "",
             *_markdown_table(["setting", *comparison.names], [[n, *v] for n, v in comparison.differences]),
         ]
-    lines += ["", *(f"- {note}" for note in comparison.notes)] if comparison.notes else []
+    lines += ["", *(f"- {_in_markdown(note)}" for note in comparison.notes)] if comparison.notes else []
     return "\n".join(lines) + "\n"
 
 
@@ -199,5 +201,12 @@ def _marked(row: Row) -> list[str]:
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    lines = [list(map(_in_markdown, header)), ["---"] * len(header)]
+    lines += [[_in_markdown(cell) for cell in row] for row in rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _in_markdown(text: str) -> str:
+    """A text of a card, which may come from anywhere: one line, no HTML, no links, no cells of its own."""
+    text = html.escape(printable(text), quote=False)
+    return re.sub(r"([|\[\]`])", r"\\\1", text)

@@ -16,13 +16,14 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from causalfusion.config_json import flat
-from causalfusion.errors import UserError
+from causalfusion.config_json import flat, from_dict, read_json
+from causalfusion.errors import UserError, check
 from causalfusion.evaluate.images import ImageBatch, Shape
 from causalfusion.files import hash_of, write_whole
 
@@ -114,15 +115,30 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a sample set: there is no {SETTINGS}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); the sample set is damaged") from None
+    if not path.exists():
+        raise UserError(f"{folder} is not a sample set: there is no {SETTINGS}")
+    settings = read_json(path, "sample set")
     if not is_sample_set(settings):
         raise UserError(f"{path} is not of a sample set ({FORMAT}); give a folder made by evaluate")
+    try:
+        from_dict(_Needed, {name: settings[name] for name in _Needed.__dataclass_fields__})
+    except UserError as error:
+        raise UserError(f"{path}: {error}; the sample set is damaged") from None
     return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Needed:
+    """What every set says, beside other facts."""
+
+    identity: dict[str, Any]
+    images: int
+    image_shape: tuple[int, int, int]
+    class_names: list[str]
+
+    def __post_init__(self) -> None:
+        fits = all(0 < side < 2**24 for side in self.image_shape)
+        check(fits, "image_shape", self.image_shape, "(height, width, channels)")
 
 
 def is_sample_set(settings: object) -> bool:

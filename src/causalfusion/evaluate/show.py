@@ -10,8 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from causalfusion.errors import printable
 from causalfusion.evaluate.card import FILE_NAME, Card, figure_rows
 from causalfusion.evaluate.compare import Comparison
+
+
+def _plain(text: str) -> str:
+    """A text of a card, which may come from anywhere: no markup, no control characters."""
+    return escape(printable(text))
 
 
 def show_card(card: Card, out: Path) -> None:
@@ -21,15 +27,15 @@ def show_card(card: Card, out: Path) -> None:
     for heading in ("figure", "value", "95 % interval, or ± its standard error"):
         table.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
     for row in figure_rows(card):
-        table.add_row(*row)
+        table.add_row(*map(_plain, row))
     against = ", ".join(dict.fromkeys(reference["name"] for reference in card.references)) or "nothing"
     console.print(
-        escape(f"{card.samples['count']:,} images of {card.title} against {against}"), highlight=False
+        _plain(f"{card.samples['count']:,} images of {card.title} against {against}"), highlight=False
     )
     console.print(table)
     for line in card.warnings:
-        print(f"warning: {line}", file=sys.stderr)
-    console.print(escape(f"{out / FILE_NAME} says all that these depend on"), highlight=False, soft_wrap=True)
+        print(f"warning: {printable(line)}", file=sys.stderr)
+    console.print(_plain(f"{out / FILE_NAME} says all that these depend on"), highlight=False, soft_wrap=True)
 
 
 def show_comparison(comparison: Comparison) -> None:
@@ -37,23 +43,23 @@ def show_comparison(comparison: Comparison) -> None:
     console = Console()
     table = Table(box=None, pad_edge=False)
     for heading in ("figure", *comparison.names, "best"):
-        table.add_column(escape(heading), overflow="fold", no_wrap=heading == "figure")
+        table.add_column(_plain(heading), overflow="fold", no_wrap=heading == "figure")
     for row in comparison.rows:
-        cells = [escape(cell) for cell in row.cells()]
+        cells = [_plain(cell) for cell in row.cells()]
         if row.best is not None:
             cells[row.best] = f"[bold green]{cells[row.best]}[/]"
-        table.add_row(row.name, *cells, escape(row.verdict))
+        table.add_row(_plain(row.name), *cells, _plain(row.verdict))
     console.print(table)
     if comparison.differences:
         settings = Table(box=None, pad_edge=False)
         for heading in ("setting", *comparison.names):
-            settings.add_column(escape(heading), overflow="fold")
+            settings.add_column(_plain(heading), overflow="fold")
         for name, values in comparison.differences:
-            settings.add_row(escape(name), *map(escape, values))
+            settings.add_row(_plain(name), *map(_plain, values))
         console.print()
         console.print(settings)
     for note in comparison.notes:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
 
 
 def card_names(paths: Sequence[Path]) -> list[str]:

@@ -68,7 +68,7 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     """A JSON object, such as the metadata of the recordings hold."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({error}); the file is damaged") from error
     if not isinstance(values, dict):
         raise UserError(f"{where} is {text[:40]!r}; expected a JSON object")

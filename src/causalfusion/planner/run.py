@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from causalfusion.config import DataConfig, SampleConfig
-from causalfusion.config_json import from_dict, to_dict
+from causalfusion.config_json import from_dict, read_record, to_dict
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
 from causalfusion.evaluate.open_images import data_config
@@ -97,6 +97,14 @@ def prompts_for(pipeline: Pipeline, data: DataConfig) -> list[str] | None:
     return prompts
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """`plan.json`."""
+
+    facts: dict[str, Any]
+    settings: dict[str, Tried]
+
+
 class _Known:
     """`plan.json`: what was measured before, of the same model, on the same device, in the same way."""
 
@@ -114,17 +122,17 @@ class _Known:
         if not path.exists():
             return cls(path, facts, {})
         try:
-            before = json.loads(path.read_text())
-            said, settings = dict(before["facts"]), dict(before["settings"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it, or give another --out") from None
+            before = read_record(_Record, path, "plan")
+        except UserError as error:
+            raise UserError(f"{error}; delete it, or give another --out") from None
+        said = before.facts
         changed = [name for name, value in facts.items() if said.get(name) != value]
         if changed:
             raise UserError(
                 f"{path} was measured with {changed[0]} {said.get(changed[0])!r}, now it is "
                 f"{facts[changed[0]]!r}; give another --out"
             )
-        return cls(path, facts, settings)
+        return cls(path, facts, {key: to_dict(tried) for key, tried in before.settings.items()})
 
     def get(self, settings: SampleConfig) -> Tried | None:
         found = self.found.get(hash_of([to_dict(settings)]))

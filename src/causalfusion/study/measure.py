@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from causalfusion.config import DataConfig, SampleConfig
-from causalfusion.config_json import to_dict
+from causalfusion.config_json import from_dict, read_json, to_dict
 from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
-from causalfusion.files import hash_of
+from causalfusion.files import hash_of, write_whole
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.runtime import select_device
 from causalfusion.saved import checkpoints_of
@@ -42,9 +43,7 @@ def measure_job(job: Job, ground: Ground, device: str) -> None:
         if found.accuracy is not None:
             figures["accuracy"] = found.accuracy
         path = job.folder / FILE
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({**_read(path), _key(settings, ground): figures}, indent=1) + "\n")
-        part.replace(path)
+        write_whole(path, json.dumps({**_read(path), _key(settings, ground): figures}, indent=1) + "\n")
 
 
 @lru_cache(maxsize=1)
@@ -58,4 +57,13 @@ def _key(settings: SampleConfig, ground: Ground) -> str:
 
 
 def _read(path: Path) -> Mapping[str, dict[str, float]]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return from_dict(_Known, {"figures": read_json(path, "figures of a run")}).figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What was measured before, by what it depends on."""
+
+    figures: dict[str, dict[str, float]]
