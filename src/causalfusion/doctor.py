@@ -27,12 +27,11 @@ from causalfusion.generate.tokens import prefill
 from causalfusion.generate.write import append_tokens
 from causalfusion.model.attention import AttentionBackend, choose_backend
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.presets import load_layer
+from causalfusion.presets import paper_size
 from causalfusion.runtime import autocast, compute_dtype
 from causalfusion.saved import FORMAT, ModelSpec, load_model, load_tokenizer, open_model_codec, read_spec
 from causalfusion.sequence import PackedSequence, class_segment, image_segment, pack_training
 
-PAPER_PARAMETERS = {"L": "368M", "XL": "676M", "H": "about 1B"}
 BACKENDS: tuple[AttentionBackend, ...] = ("dense", "segments", "flex")
 TOLERANCE = 1e-5
 _SENTENCE = " Fünf grüne\tSterne ★ left of <image> "
@@ -78,7 +77,7 @@ def check_model(folder: Path, device: torch.device, autoencoder: str = "") -> It
     filled = read_spec(folder)[1]
     if filled:
         yield Finding("earlier format", f"read as {FORMAT}; filled in: {', '.join(filled)}")
-    yield Finding("parameters", _parameters(config, count_parameters(_trainable(model))))
+    yield Finding("parameters", f"{count_parameters(_trainable(model)):,}{paper_size(config)}")
     yield Finding(
         "tokens", f"{config.grid_height}x{config.grid_width} of {config.token_dim} numbers, "
         f"{config.num_condition_tokens} condition tokens"
@@ -196,14 +195,6 @@ def _cached_text_difference(
     sequence = pack_context(layout, labels, config.num_condition_tokens, tokens, context)
     masked = model(sequence, backend="dense").text[:, -len(logits) :]
     return _relative(torch.stack(logits, dim=1), masked)
-
-
-def _parameters(config: ModelConfig, count: int) -> str:
-    for size, paper in PAPER_PARAMETERS.items():
-        named = load_layer(size)["model"]
-        if all(getattr(config, key) == value for key, value in named.items()):
-            return f"{count:,} (the paper's {size}: {paper} with 64 class tokens and 1000 classes)"
-    return f"{count:,}"
 
 
 def _null_class(model: Transformer) -> tuple[str, bool]:

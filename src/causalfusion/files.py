@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 
 from causalfusion.errors import UserError
 
+LOCK_FILE = ".lock"
+"""In a folder in use: the number of the process that uses it."""
 _HOST = re.sub(r"[^\w]", "-", socket.gethostname())[:40]
 _TEMPORARY = re.compile(r"\.partial-.*\.(?P<host>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]{8}")
 """Name of what is being written, with the process that writes it: so others can tell when it is left over."""
@@ -97,7 +99,7 @@ def in_use(folder: Path, what: str) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -112,11 +114,11 @@ def in_use(folder: Path, what: str) -> Iterator[None]:
         yield
         return
     try:
-        (folder / ".lock").write_text(f"{os.getpid()}\n")
+        (folder / LOCK_FILE).write_text(f"{os.getpid()}\n")
         yield
     finally:
         if made and os.listdir(folder) == [".lock"]:
-            (folder / ".lock").unlink()
+            (folder / LOCK_FILE).unlink()
         lock.release()  # else the file stays: removing it could let two processes in at once
         with suppress(OSError):  # one of them holds something
             for path in made:

@@ -15,12 +15,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from causalfusion.config import RunConfig
+from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.config_json import from_dict, parse_toml
 from causalfusion.earlier_settings import rename_settings
 from causalfusion.errors import UserError, check
 
 FACTS = "facts"
+PAPER_PARAMETERS = {
+    "L": "368M", "XL": "676M, but its sizes give 714M with 64 class tokens and 1000 classes", "H": "about 1B",
+}  # fmt: skip
 SIZES = ("tiny", "S", "B", "L", "XL", "H", "H48")
 
 
@@ -108,3 +111,13 @@ def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
             else:
                 merged[key] = value
     return merged
+
+
+def paper_size(model: ModelConfig) -> str:
+    """What the paper says of the parameters of a model of this size, to follow their number; empty for sizes
+    that it has not."""
+    for size, said in PAPER_PARAMETERS.items():
+        named = load_layer(size)["model"]
+        if all(getattr(model, key) == value for key, value in named.items()):
+            return f" (size {size}: the paper says {said})"
+    return ""

@@ -20,6 +20,7 @@ from causalfusion.evaluate.card import Card, load_card
 from causalfusion.evaluate.request import EvaluateRequest
 from causalfusion.evaluate.run import evaluate, request_of_preset
 from causalfusion.evaluate.sample_set import SampleSet, parts_of
+from causalfusion.files import in_use
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved import ModelSpec, save_model
@@ -130,10 +131,51 @@ def test_what_is_read_measures_like_what_was_generated(request_of, model, tmp_pa
     assert cli.run(["sample", "--model", str(model), "--out", out, *options, *outputs]) == 0
     for samples in (str(tmp_path / "out"), out, f"{out}/samples.npz"):
         asked = {"features": ["digits"], "images": None, "measures": ["frechet", "class_accuracy"]}
+        asked["settings"] = SampleConfig()
         read = evaluated(request_of("read", model=None, samples=samples, **asked))
         assert values(read) == pytest.approx(values(made), rel=1e-2)
         assert read.samples["count"] == 60
     assert read.samples.get("sample") is None, "an .npz does not say how it was made"
+
+
+def test_a_reference_that_changed_is_measured_anew(request_of, tmp_path):
+    """Its features are kept: never for other pictures under the same names."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)
+
+    def write(images) -> None:
+        for i, one in enumerate(images):
+            Image.fromarray(one).save(folder / f"{i:02d}.png")
+
+    def figure() -> float:
+        card = evaluated(request_of(reference=str(folder), images=20, measures=["frechet"]))
+        return next(iter(values(card).values()))
+
+    write(pixels)
+    before = figure()
+    assert figure() == before
+    write(pixels // 4)
+    assert abs(figure() - before) > 0.01 * before
+    write(pixels)
+    assert figure() == pytest.approx(before)
+
+
+def test_options_that_would_change_nothing_are_refused(request_of, tmp_path):
+    """Images that are read do not depend on how others are made."""
+    for change, option in (
+        ({"seed": 3}, "--seed"), ({"weights": "raw"}, "--weights"),
+        ({"settings": SETTINGS}, "--num-ar-steps, --diffusion-steps"),
+    ):  # fmt: skip
+        asked = {"settings": SampleConfig()} | change
+        with pytest.raises(UserError, match=f"{option} would change nothing"):
+            request_of(model=None, samples="digits", **asked)
+
+
+def test_two_evaluations_do_not_share_a_folder(request_of, tmp_path):
+    with in_use(tmp_path / "out", "the evaluation"), pytest.raises(UserError, match="is in use by process"):
+        evaluate(request_of())
+    assert not (tmp_path / "out" / "samples").exists()
 
 
 def test_given_classes_stand_in_turn(request_of, tmp_path):

@@ -12,6 +12,7 @@ from causalfusion.arithmetic import Flops
 from causalfusion.config import RunConfig
 from causalfusion.estimate.cost import Cost, estimate
 from causalfusion.estimate.devices import USABLE, unmeasured_device
+from causalfusion.presets import paper_size
 from causalfusion.progress import duration
 
 
@@ -25,7 +26,7 @@ def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> 
     again = f"; checkpointing adds {cost.recomputed:.0%} arithmetic" if cost.recomputed else ""
     shared = f" (shared by {cost.sharded_over})" if cost.sharded_over > 1 else ""
     rows = [
-        ("model", f"{cost.parameters:,} parameters"),
+        ("model", f"{cost.parameters:,} parameters{paper_size(model)}"),
         (
             "sequence",
             f"{model.num_tokens:,} image tokens of {model.token_dim}, {conditions}; "

@@ -19,6 +19,7 @@ from causalfusion.evaluate.features import Extractor, open_extractor
 from causalfusion.evaluate.frechet import frechet_distance_of
 from causalfusion.evaluate.gaussian import GaussianStatistics
 from causalfusion.evaluate.images import SourceImages
+from causalfusion.evaluate.reference import reference_of
 from causalfusion.generate.output import uses_classes
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.runtime import select_device
@@ -48,8 +49,35 @@ def open_judge(features: str, data: DataConfig, image_size: int, device: str) ->
     extractor = open_extractor(features, str(select_device(device)))
     source = open_source(data)
     images = SourceImages(source, image_size=image_size, count=min(len(source), REFERENCE_IMAGES))
-    found = [GaussianStatistics.of(extractor(batch.pixels).pool) for batch in images.batches(BATCH)]
-    return Judge(extractor, merged(found))
+    return Judge(extractor, reference_of(images, extractor, BATCH).statistics)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A batch, and how long it took."""
+
+    pixels: np.ndarray
+    """(B, H, W, C) uint8."""
+    labels: list[int] | None
+    """Classes in turn; None where the model has none, or is told by prompts."""
+    seconds: float
+
+
+def generate_batch(
+    pipeline: Pipeline, settings: SampleConfig, indices: Sequence[int], *,
+    prompts: Sequence[str] | None = None, seed: int = 0,
+) -> Generated:  # fmt: skip
+    """Images of all classes in turn, or of the prompts in turn."""
+    labels = texts = None
+    if prompts is not None:
+        texts = [prompts[i % len(prompts)] for i in indices]
+    elif uses_classes(pipeline):
+        labels = [i % pipeline.model.config.num_classes for i in indices]
+    told = labels or ([pipeline.model.config.null_label] * len(indices) if texts is None else None)
+    begin = time.perf_counter()
+    images = pipeline.generate(told, settings, prompts=texts, seed=seed, image_indices=indices)
+    pixels = pipeline.codec.to_uint8(images)
+    return Generated(pixels, labels, time.perf_counter() - begin)
 
 
 def measure_quality(
@@ -65,29 +93,18 @@ def measure_quality(
     """Of `count` images: all classes in turn, or the prompts in turn."""
     if count < 2:
         raise UserError(f"{count} images are too few for a Fréchet distance; expected at least 2")
-    with_classes = prompts is None and uses_classes(pipeline)
-    found, right, seconds, knows_classes = [], 0, 0.0, False
+    whole: GaussianStatistics | None = None
+    right, seconds, judged = 0, 0.0, False
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
-        labels = [i % pipeline.model.config.num_classes for i in indices] if with_classes else None
-        texts = None if prompts is None else [prompts[i % len(prompts)] for i in indices]
-        if labels is None and texts is None:
-            labels = [pipeline.model.config.null_label] * len(indices)
-        begin = time.perf_counter()
-        images = pipeline.generate(labels, settings, prompts=texts, seed=seed, image_indices=indices)
-        pixels = pipeline.codec.to_uint8(images)
-        seconds += time.perf_counter() - begin
-        features = judge.extractor(pixels)
-        found.append(GaussianStatistics.of(features.pool))
-        if with_classes and features.logits is not None:
-            right += int((features.logits.argmax(1) == np.array(labels)).sum())
-        knows_classes = features.logits is not None
-    distance = frechet_distance_of(merged(found), judge.reference)
-    return Quality(distance, right / count if with_classes and knows_classes else None, seconds / count)
-
-
-def merged(statistics: Sequence[GaussianStatistics]) -> GaussianStatistics:
-    whole = statistics[0]
-    for part in statistics[1:]:
-        whole = whole.merged(part)
-    return whole
+        batch = generate_batch(pipeline, settings, indices, prompts=prompts, seed=seed)
+        seconds += batch.seconds
+        features = judge.extractor(batch.pixels)
+        part = GaussianStatistics.of(features.pool)
+        whole = part if whole is None else whole.merged(part)
+        judged = batch.labels is not None and features.logits is not None
+        if batch.labels is not None and features.logits is not None:
+            right += int((features.logits.argmax(1) == np.array(batch.labels)).sum())
+    assert whole is not None, "there are images"
+    distance = frechet_distance_of(whole, judge.reference)
+    return Quality(distance, right / count if judged else None, seconds / count)

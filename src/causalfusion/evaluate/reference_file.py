@@ -16,15 +16,31 @@ from typing import Any
 
 import numpy as np
 
+from causalfusion.config_json import from_dict
 from causalfusion.data.npz_file import NpzFile
-from causalfusion.errors import UserError, printable
+from causalfusion.errors import UserError, check, printable
 from causalfusion.evaluate.gaussian import GaussianStatistics
 from causalfusion.files import write_whole
 
 FORMAT = "causalfusion-reference-1"
-_ABOUT = {"name", "fingerprint", "features", "features_fingerprint", "image_shape"}
 _UNKNOWN_COUNT = 2
 """Stands for a number of images that a file does not tell: the covariance is then the scatter itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What a file of ours says of itself."""
+
+    format: str
+    count: int
+    name: str
+    fingerprint: str
+    features: str
+    features_fingerprint: str
+    image_shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        check(2 <= self.count < 2**53, "count", self.count, "2 or more")
 
 
 @dataclass(frozen=True)
@@ -63,17 +79,18 @@ def read_reference(path: Path) -> ReferenceFile | None:
         return None
     try:
         about = json.loads(str(file["about"])) if "about" in file else None
+        of_others = "about" not in file
     except (ValueError, RecursionError) as error:
         raise UserError(f"{printable(path)}: `about` is not valid JSON ({error}); it is damaged") from None
     arrays = {
         name: np.array(file[name]) for name in ("mu", "sigma", "mu_s", "sigma_s", "features") if name in file
     }
     has_images = "arr_0" in file
-    if about is not None and not isinstance(about, dict):
-        raise UserError(f"{printable(path)}: `about` is no JSON object; it is damaged")
-    if about is not None and (about.get("format") != FORMAT or not about.keys() >= _ABOUT):
-        raise UserError(f"{path} is a reference of another format than {FORMAT}; make it anew")
-    count = _UNKNOWN_COUNT if about is None else int(about["count"])
+    count = _UNKNOWN_COUNT if of_others else _check_about(about, path).count
+    if "features" in arrays:
+        pool = arrays["features"]
+        if pool.ndim != 2 or pool.dtype.kind != "f" or not np.isfinite(pool).all():
+            raise UserError(f"{printable(path)}: features are no rows of finite numbers; it is damaged")
     return ReferenceFile(
         about=about,
         statistics=_gaussian(arrays, "mu", "sigma", count, path),
@@ -81,6 +98,17 @@ def read_reference(path: Path) -> ReferenceFile | None:
         pool=arrays.get("features"),
         has_images=has_images,
     )
+
+
+def _check_about(about: object, path: Path) -> _About:
+    if not isinstance(about, dict):
+        raise UserError(f"{printable(path)}: `about` is no JSON object; it is damaged")
+    if about.get("format") != FORMAT:
+        raise UserError(f"{printable(path)} is a reference of another format than {FORMAT}; make it anew")
+    try:
+        return from_dict(_About, about)
+    except UserError as error:
+        raise UserError(f"{printable(path)}: about.{error}; make it anew") from None
 
 
 def _gaussian(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,6 +93,7 @@ class EvaluateRequest:
             given = [flag for flag, value in generating.items() if value]
             if given:
                 raise UserError(f"--samples and {given[0]} are both given; expected one of them")
+            self._refuse_unused()
         elif self.image_size:
             raise UserError("--image-size is for samples that are read; a model's images have a size")
         if self.classes and self.classes_file is not None:
@@ -102,6 +103,19 @@ class EvaluateRequest:
         for flag, values in (("--features", self.features), ("--measures", self.measures)):
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise UserError(f"{flag} is {list(values)}; expected one or more, each once")
+
+    def _refuse_unused(self) -> None:
+        """Images that are read do not depend on how others are generated. A preset may well say it."""
+        if self.preset is not None:
+            return
+        own = ("candidates", "seed", "weights", "precision")
+        defaults = {one.name: one.default for one in fields(self)}
+        unused = [name for name in own if getattr(self, name) != defaults[name]]
+        plain = SampleConfig()
+        unused += [n for n, value in vars(self.settings).items() if value != getattr(plain, n)]
+        if unused:
+            options = ", ".join("--" + name.replace("_", "-") for name in unused)
+            raise UserError(f"--samples reads images: {options} would change nothing; leave it out")
 
     @property
     def extractors(self) -> Sequence[str]:

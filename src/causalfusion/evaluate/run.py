@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from causalfusion.evaluate.images import ImageSet
 from causalfusion.evaluate.reference import ReferenceFeatures, open_reference
 from causalfusion.evaluate.request import EvaluateRequest
 from causalfusion.evaluate.samples import Origin, open_origin, sample_facts
+from causalfusion.files import LOCK_FILE, in_use
 from causalfusion.generate.read import to_float
 from causalfusion.pictures import framed, to_image_grid
 
@@ -39,16 +40,18 @@ def evaluate(request: EvaluateRequest) -> Card | None:
     """The card, written to `out` as well; under `torchrun` on the main process, elsewhere None."""
     is_new = not request.out.exists()
     try:
-        return _evaluate(request)
+        with join_world(request.device) as world:
+            return _evaluate(request, world)
     except UserError:
         if is_new:
             with suppress(OSError):  # what is not empty, stays
+                (request.out / LOCK_FILE).unlink(missing_ok=True)
                 request.out.rmdir()
         raise
 
 
-def _evaluate(request: EvaluateRequest) -> Card | None:
-    with join_world(request.device) as world:
+def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
+    with in_use(request.out, "the evaluation") if world.is_main else nullcontext():
         start = time.monotonic()
         extractors = _open_extractors(request.extractors, world)
         origin = open_origin(request, world)

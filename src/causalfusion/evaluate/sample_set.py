@@ -12,17 +12,17 @@ Shape letters: B images, H, W, C pixels and channels.
 from __future__ import annotations
 
 import json
+import math
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from causalfusion.config_json import flat, from_dict, read_json
+from causalfusion.data.npz_file import NpzFile
 from causalfusion.errors import UserError, check
 from causalfusion.evaluate.images import ImageBatch, Shape
 from causalfusion.files import hash_of, write_whole
@@ -30,6 +30,24 @@ from causalfusion.files import hash_of, write_whole
 FORMAT = "causalfusion-samples-1"
 SETTINGS = "settings.json"
 _PART = re.compile(r"part-(\d+)-(\d+)\.npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What the settings of every set say; they may say more."""
+
+    images: int
+    identity: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    class_names: list[str]
+    model: str = ""
+    images_seen: int = 0
+
+    def __post_init__(self) -> None:
+        height, width, channels = self.image_shape
+        possible = 0 < height <= 65_536 and 0 < width <= 65_536 and channels in (1, 3)
+        check(possible, "image_shape", list(self.image_shape), "height, width, and 1 or 3 channels")
+        check(self.images > 0, "images", self.images, "a positive number")
 
 
 class SampleSet:
@@ -120,25 +138,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     settings = read_json(path, "sample set")
     if not is_sample_set(settings):
         raise UserError(f"{path} is not of a sample set ({FORMAT}); give a folder made by evaluate")
+    known = {one.name for one in fields(_Settings)}
     try:
-        from_dict(_Needed, {name: settings[name] for name in _Needed.__dataclass_fields__})
+        from_dict(_Settings, {key: value for key, value in settings.items() if key in known})
     except UserError as error:
         raise UserError(f"{path}: {error}; the sample set is damaged") from None
     return settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Needed:
-    """What every set says, beside other facts."""
-
-    identity: dict[str, Any]
-    images: int
-    image_shape: tuple[int, int, int]
-    class_names: list[str]
-
-    def __post_init__(self) -> None:
-        fits = all(0 < side < 2**24 for side in self.image_shape)
-        check(fits, "image_shape", self.image_shape, "(height, width, channels)")
 
 
 def is_sample_set(settings: object) -> bool:
@@ -149,7 +154,8 @@ def is_sample_set(settings: object) -> bool:
 def parts_of(folder: Path) -> list[tuple[int, int, Path]]:
     """(start, stop, file) of every part, in order."""
     matches = [(_PART.fullmatch(path.name), path) for path in folder.iterdir()]
-    return sorted((int(match[1]), int(match[2]), path) for match, path in matches if match)
+    parts = sorted((int(match[1]), int(match[2]), path) for match, path in matches if match)
+    return [part for part in parts if part[0] < part[1]]
 
 
 def missing(folder: Path, count: int) -> list[range]:
@@ -179,13 +185,19 @@ def read_part(path: Path, shape: Shape) -> ImageBatch:
     """A part's images, its own places as indices."""
     start, stop = (int(number) for number in path.stem.split("-")[1:])
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            pixels = arrays["images"]
-            labels = arrays["labels"] if "labels" in arrays.files else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error) or type(error).__name__
+        file = NpzFile(path)
+        wrong = [name for name in ("images", "seconds") if name not in file]
+        check(not wrong, "its arrays", file.names, "images and seconds among them")
+        pixels = file["images"]
+        labels = file["labels"] if "labels" in file.names else None
+        seconds = file["seconds"]
+        check(seconds.shape == () and seconds.dtype.kind in "fiu", "seconds", seconds.tolist(), "a number")
+        if labels is not None:
+            fits = labels.shape == (stop - start,) and labels.dtype == np.int64
+            check(fits, "labels", f"{labels.dtype} {labels.shape}", f"int64 ({stop - start},)")
+    except UserError as error:
         raise UserError(
-            f"{path} cannot be read ({reason}); it is damaged: remove it and run again to make it anew"
+            f"{path} cannot be read ({error}); it is damaged: remove it and run again to make it anew"
         ) from None
     if pixels.shape != (stop - start, *shape) or pixels.dtype != np.uint8:
         raise UserError(
@@ -196,8 +208,8 @@ def read_part(path: Path, shape: Shape) -> ImageBatch:
 
 
 def _seconds(path: Path) -> float:
-    with np.load(path, allow_pickle=False) as arrays:
-        return float(arrays["seconds"])
+    seconds = float(NpzFile(path)["seconds"])
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _last_stop(folder: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +11,20 @@ from typing import Any
 import torch
 
 from causalfusion.config import DataConfig, SampleConfig
-from causalfusion.config_json import from_dict, read_record, to_dict
+from causalfusion.config_json import read_record, to_dict
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
+from causalfusion.evaluate.make_samples import file_hash
 from causalfusion.evaluate.open_images import data_config
-from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
-from causalfusion.files import hash_of, write_whole
+from causalfusion.evaluate.quality import Judge, generate_batch, measure_quality, open_judge
+from causalfusion.files import hash_of, in_use, write_whole
 from causalfusion.generate.output import check_prompts, uses_classes
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
 from causalfusion.planner.picture import save_picture
 from causalfusion.planner.sweep import Sweep, Tried, choose, frontier, in_time
 from causalfusion.progress import ProgressLine
-from causalfusion.runtime import autocast, compute_dtype, select_device
+from causalfusion.runtime import compute_dtype, select_device
 from causalfusion.saved import read_latest
 
 BEYOND = 2.0
@@ -72,12 +72,13 @@ def plan(request: Request) -> Tried:
     data = data_config(request.reference)
     prompts = prompts_for(pipeline, data)
     judge = open_judge(request.features, data, pipeline.codec.config.image_height, request.device)
-    request.out.mkdir(parents=True, exist_ok=True)
-    known = _Known.open(request, folder, str(device))
-    tried = _timed(pipeline, settings, prompts, request, known)
-    tried = _judged(pipeline, tried, judge, prompts, request, known)
-    best = choose(tried, request.budget)
-    _write(request, tried)
+    fingerprint = open_source(data).fingerprint()
+    with in_use(request.out, "the plan"):
+        known = _Known.open(request, folder, str(device), fingerprint)
+        tried = _timed(pipeline, settings, prompts, request, known)
+        tried = _judged(pipeline, tried, judge, prompts, request, known)
+        best = choose(tried, request.budget)
+        _write(request, tried)
     return best
 
 
@@ -97,50 +98,56 @@ def prompts_for(pipeline: Pipeline, data: DataConfig) -> list[str] | None:
     return prompts
 
 
+_LATER = ("weights", "reference_fingerprint")
+"""Facts that files of earlier versions do not tell."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Record:
+class _File:
     """`plan.json`."""
 
-    facts: dict[str, Any]
+    facts: dict[str, str | int]
     settings: dict[str, Tried]
 
 
 class _Known:
     """`plan.json`: what was measured before, of the same model, on the same device, in the same way."""
 
-    def __init__(self, path: Path, facts: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, path: Path, facts: dict[str, Any], found: dict[str, Tried]) -> None:
         self.path, self.facts, self.found = path, facts, found
 
     @classmethod
-    def open(cls, request: Request, folder: Path, device: str) -> _Known:
+    def open(cls, request: Request, folder: Path, device: str, fingerprint: str) -> _Known:
+        """`fingerprint`: of the reference's images."""
         path = request.out / "plan.json"
         facts = {
             "model": str(folder.resolve()), "device": device, "threads": torch.get_num_threads(),
             "precision": request.precision, "batch_size": request.batch_size, "images": request.images,
             "seed": request.seed, "features": request.features, "reference": request.reference,
+            "weights": file_hash(folder / "model.safetensors"), "reference_fingerprint": fingerprint,
         }  # fmt: skip
         if not path.exists():
             return cls(path, facts, {})
         try:
-            before = read_record(_Record, path, "plan")
+            before = read_record(_File, path, "plan")
         except UserError as error:
             raise UserError(f"{error}; delete it, or give another --out") from None
-        said = before.facts
-        changed = [name for name, value in facts.items() if said.get(name) != value]
+        said = {**dict.fromkeys(_LATER), **before.facts}
+        changed = [n for n, value in facts.items() if said.get(n) != value and (n not in _LATER or said[n])]
         if changed:
             raise UserError(
                 f"{path} was measured with {changed[0]} {said.get(changed[0])!r}, now it is "
                 f"{facts[changed[0]]!r}; give another --out"
             )
-        return cls(path, facts, {key: to_dict(tried) for key, tried in before.settings.items()})
+        return cls(path, facts, before.settings)
 
     def get(self, settings: SampleConfig) -> Tried | None:
-        found = self.found.get(hash_of([to_dict(settings)]))
-        return None if found is None else from_dict(Tried, found)
+        return self.found.get(hash_of([to_dict(settings)]))
 
     def add(self, tried: Tried) -> None:
-        self.found[hash_of([to_dict(tried.settings)])] = to_dict(tried)
-        write_whole(self.path, json.dumps({"facts": self.facts, "settings": self.found}, indent=1) + "\n")
+        self.found[hash_of([to_dict(tried.settings)])] = tried
+        values = {"facts": self.facts, "settings": {key: to_dict(one) for key, one in self.found.items()}}
+        write_whole(self.path, json.dumps(values, indent=1) + "\n")
 
 
 def _timed(
@@ -169,15 +176,7 @@ def _seconds(
     pipeline: Pipeline, settings: SampleConfig, prompts: Sequence[str] | None, batch_size: int
 ) -> float:
     """An image's share of a batch."""
-    count = pipeline.model.config.num_classes if uses_classes(pipeline) else 0
-    labels = [i % count for i in range(batch_size)] if count else None
-    texts = None if prompts is None else [prompts[i % len(prompts)] for i in range(batch_size)]
-    if labels is None and texts is None:
-        labels = [pipeline.model.config.null_label] * batch_size
-    begin = time.perf_counter()
-    with autocast(pipeline.device, pipeline.autocast_dtype):
-        pipeline.codec.to_uint8(pipeline.generate(labels, settings, prompts=texts))
-    return (time.perf_counter() - begin) / batch_size
+    return generate_batch(pipeline, settings, range(batch_size), prompts=prompts).seconds / batch_size
 
 
 def _judged(

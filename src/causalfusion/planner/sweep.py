@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from causalfusion.config import SampleConfig, SamplerName
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,12 @@ class Tried:
     seconds_per_image: float
     frechet: float | None = None
     accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self.seconds_per_image > 0, "seconds_per_image", self.seconds_per_image, "a positive number")
+        check(
+            self.accuracy is None or 0 <= self.accuracy <= 1, "accuracy", self.accuracy, "a share in [0, 1]"
+        )
 
     def in_words(self) -> str:
         s = self.settings

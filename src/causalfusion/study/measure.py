@@ -10,6 +10,7 @@ from pathlib import Path
 
 from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config_json import from_dict, read_json, to_dict
+from causalfusion.errors import UserError, check
 from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
 from causalfusion.files import hash_of, write_whole
 from causalfusion.generate.pipeline import Pipeline
@@ -56,14 +57,31 @@ def _key(settings: SampleConfig, ground: Ground) -> str:
     return hash_of([to_dict(settings), ground.count, ground.features])
 
 
-def _read(path: Path) -> Mapping[str, dict[str, float]]:
-    if not path.exists():
-        return {}
-    return from_dict(_Known, {"figures": read_json(path, "figures of a run")}).figures
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    frechet: float
+    accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        check(
+            self.accuracy is None or 0 <= self.accuracy <= 1, "accuracy", self.accuracy, "a share in [0, 1]"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Known:
-    """What was measured before, by what it depends on."""
+class _File:
+    figures: dict[str, _Figures]
+    """By what they depend on."""
 
-    figures: dict[str, dict[str, float]]
+
+def _read(path: Path) -> Mapping[str, dict[str, float]]:
+    if not path.exists():
+        return {}
+    try:
+        found = from_dict(_File, {"figures": read_json(path, "figures")})
+    except UserError as error:
+        raise UserError(f"{path}: {error}; delete the file, and the figures are measured again") from None
+    return {
+        key: {name: value for name, value in vars(one).items() if value is not None}
+        for key, one in found.figures.items()
+    }
