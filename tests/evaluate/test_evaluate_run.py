@@ -140,24 +140,26 @@ def test_what_is_read_measures_like_what_was_generated(request_of, model, tmp_pa
 
 def test_a_reference_that_changed_is_measured_anew(request_of, tmp_path):
     """Its features are kept: never for other pictures under the same names."""
-    folder = tmp_path / "real"
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
 
-    def write(images) -> None:
+    def write(folder: Path, images: np.ndarray) -> str:
+        folder.mkdir(exist_ok=True)
         for i, one in enumerate(images):
-            Image.fromarray(one).save(folder / f"{i:02d}.png")
+            Image.fromarray(one).save(folder / f"{i:02d}.bmp")  # all of one size, whatever they show
+        return str(folder)
+
+    samples, real = write(tmp_path / "samples", pixels // 2), write(tmp_path / "real", pixels)
 
     def figure() -> float:
-        card = evaluated(request_of(reference=str(folder), images=20, measures=["frechet"]))
+        asked = {"samples": samples, "reference": real, "images": None, "settings": SampleConfig()}
+        card = evaluated(request_of(model=None, measures=["frechet"], **asked))
         return next(iter(values(card).values()))
 
-    write(pixels)
     before = figure()
     assert figure() == before
-    write(pixels // 4)
+    write(tmp_path / "real", pixels // 4)
     assert abs(figure() - before) > 0.01 * before
-    write(pixels)
+    write(tmp_path / "real", pixels)
     assert figure() == pytest.approx(before)
 
 

@@ -30,7 +30,7 @@ def show_card(card: Card, out: Path) -> None:
         table.add_row(*map(_plain, row))
     against = ", ".join(dict.fromkeys(reference["name"] for reference in card.references)) or "nothing"
     console.print(
-        _plain(f"{card.samples['count']:,} images of {card.title} against {against}"), highlight=False
+        _plain(f"{card.samples.get('count', 0):,} images of {card.title} against {against}"), highlight=False
     )
     console.print(table)
     for line in card.warnings:
