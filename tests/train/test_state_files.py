@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from causalfusion.presets import load_config
 from causalfusion.saved import load_model
 from causalfusion.train.checkpoint import Progress, read_progress
 from causalfusion.train.run import train
+from causalfusion.train.share_file import ShareReader
 from causalfusion.train.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -281,3 +283,27 @@ def test_parameters_that_no_step_touches_have_a_state(trained):
     assert len(tensors) == 12 and tensors["used.weight/step"] == 1
     assert tensors["unused.weight/step"] == 0 and not tensors["unused.weight/exp_avg_sq"].any()
     assert len(load_file(checkpoint / OPTIMIZER)) % 3 == 0
+
+
+class Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", pickle.dumps([1]), pickle.dumps({"a": 1}), None])
+def test_the_index_of_a_sharded_state_is_an_index(tmp_path, content):
+    """And executes nothing."""
+    target = tmp_path / "executed"
+    content = pickle.dumps(Hostile(target)) if content is None else content
+    (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(UserError, match=r"\.metadata is no index of a training state") as caught:
+        ShareReader(tmp_path).layout()
+    assert "\n" not in str(caught.value) and not target.exists()
+
+
+def test_a_sharded_state_without_an_index_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"\.metadata is missing"):
+        ShareReader(tmp_path).layout()
