@@ -82,8 +82,9 @@ def test_a_standard_error_is_an_interval():
 def test_a_card_comes_back_as_it_was(tmp_path):
     one = figure(standard_error=0.1, reference="r", warning="few")
     card = Card(
-        figures={one.name: one}, samples={"name": "model", "count": 50_000}, references=[{"name": "digits"}],
-        features=[{"name": "inception"}], warnings=["few"], run={"seconds": {"samples": 1.5}},
+        figures={one.name: one}, samples={"name": "model", "count": 50_000},
+        references=[{"name": "digits", "features": "inception"}],
+        features=[{"name": "inception", "fingerprint": "f"}], warnings=["few"], run={"seconds": {"samples": 1.5}},
     )  # fmt: skip
     card.save(tmp_path / "card.json")
     assert load_card(tmp_path) == load_card(tmp_path / "card.json") == card

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,11 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Named:
-    """What every description of a reference or of features has, beside other facts."""
+class _Reference:
+    """What every description of a reference has, beside other facts."""
 
     name: str
-    features: str = ""
+    features: str
     fingerprint: str = ""
     mean_norm: float = 0.0
     covariance_trace: float = 0.0
@@ -74,9 +74,11 @@ def load_card(path: Path) -> Card:
         raise UserError(f"{file} is not a result card ({FORMAT}); expected one made by evaluate")
     try:
         card = from_dict(Card, values)
-        for described in (*card.references, *card.features):
-            from_dict(_Named, {k: v for k, v in described.items() if k in _Named.__dataclass_fields__})
-        from_dict(_Origin, {k: v for k, v in card.samples.items() if k in _Origin.__dataclass_fields__})
+        for reference in card.references:
+            _check_known(_Reference, reference)
+        for features in card.features:
+            _check_known(_Features, features)
+        _check_known(_Origin, card.samples)
         _check_counts(card)
     except UserError as error:
         raise UserError(f"{file} is not a whole result card ({error}); make it anew") from None
@@ -84,6 +86,18 @@ def load_card(path: Path) -> Card:
         if figure.name != name:
             raise UserError(f"{file}: {name} says of itself that it is {figure.name}; the card was changed")
     return card
+
+
+def _check_known(kind: type, facts: dict[str, Any]) -> None:
+    """Those facts that `kind` knows."""
+    known = {one.name for one in fields(kind)}
+    from_dict(kind, {name: value for name, value in facts.items() if name in known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Features:
+    name: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
