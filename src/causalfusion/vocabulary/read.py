@@ -28,6 +28,9 @@ TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 DEFAULT_BATCH = 128
 
 
+PATHS = ("--out", "--model", "--mask", "--samples", "--reference", "--prompts-file", "--classes-file")
+
+
 @dataclass
 class Line:
     """One command line, read."""
@@ -73,6 +76,9 @@ def read_line(command: Command, tokens: Sequence[str]) -> Line:
         option, negated = find(line, word.replace("_", "-"), ahead, rest)
         _take(line, option, negated, value if equals else None, rest)
     _place_positional(line)
+    for name, values in line.given.items():
+        if name in PATHS and "" in values:  # an empty path would be the current folder
+            raise UserError(f"{name} is empty; expected a path (is a variable of the shell not set?)")
     return line
 
 
