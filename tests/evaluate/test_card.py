@@ -84,7 +84,8 @@ def test_a_card_comes_back_as_it_was(tmp_path):
     card = Card(
         figures={one.name: one}, samples={"name": "model", "count": 50_000},
         references=[{"name": "digits", "features": "inception"}],
-        features=[{"name": "inception", "fingerprint": "f"}], warnings=["few"], run={"seconds": {"samples": 1.5}},
+        features=[{"name": "inception", "fingerprint": "f"}], warnings=["few"],
+        run={"seconds": {"samples": 1.5}},
     )  # fmt: skip
     card.save(tmp_path / "card.json")
     assert load_card(tmp_path) == load_card(tmp_path / "card.json") == card

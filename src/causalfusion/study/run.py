@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from causalfusion.errors import UserError
+from causalfusion.files import in_use
 from causalfusion.runtime import select_device
 from causalfusion.saved import checkpoints_of, load_spec
 from causalfusion.study.grid import Job, jobs_of
@@ -42,16 +43,21 @@ def run_study(request: Request) -> Path:
     jobs = jobs_of(request.study, request.ground, request.seeds, request.out)
     check_before(jobs, request.ground)
     folder = request.out / request.name
-    folder.mkdir(parents=True, exist_ok=True)
+    with in_use(request.out, "the study's folder"):  # its runs are shared by all studies there
+        _train_and_measure(jobs, request)
+        figures = {(job.variant, job.seed): _figures(job, request.ground) for job in jobs}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_results(folder, request.study, request.ground, request.ground_name, request.seeds, figures)
+    print((folder / "results.md").read_text("utf-8"))
+    return folder
+
+
+def _train_and_measure(jobs: Sequence[Job], request: Request) -> None:
     for name, work, done in (("train", _train, _is_trained), ("measure", _measure, _is_measured)):
         left = _without_doubles([job for job in jobs if not done(job, request.ground)])
         if left:
             print(f"{request.name}: {len(left)} of {len(jobs)} runs to {name}", flush=True)
             _in_parallel(work, left, request)
-    figures = {(job.variant, job.seed): _figures(job, request.ground) for job in jobs}
-    write_results(folder, request.study, request.ground, request.ground_name, request.seeds, figures)
-    print((folder / "results.md").read_text())
-    return folder
 
 
 def check_before(jobs: Sequence[Job], ground: Ground) -> None:
