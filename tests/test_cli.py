@@ -270,3 +270,9 @@ def test_help_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--train.lr" in done.stdout
+
+
+def test_a_value_without_end_is_cut_in_a_message(capsys):
+    assert cli.run(["sample", "--classes", "x" * 100_000, "--out", "nowhere"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and 100 < len(said[0]) < 1500 and said[0].startswith("causalfusion: ")

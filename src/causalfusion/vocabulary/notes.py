@@ -15,11 +15,17 @@ from causalfusion.errors import printable
 PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
+MAX_LINE = 1200
+"""Characters."""
+
+
 def say(text: str, kind: str = "note: ") -> None:
     """One line, whatever is in the text. Of several processes (`torchrun`) the first says notes for all."""
     if kind == "note: " and os.environ.get("RANK", "0") != "0":
         return
     line = printable(" ".join(str(text).split()))
+    if len(line) > MAX_LINE:  # a value that was given back; what to do about it stands at the end
+        line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 4 :]}"
     start = "\r\x1b[K" if sys.stderr.isatty() else ""  # over a line of progress
     print(f"{start}{kind}{line}", file=sys.stderr, flush=True)
 
