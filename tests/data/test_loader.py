@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from causalfusion.config import DataConfig
 from causalfusion.data.loader import Batch, Loader, load_indices, split_holdout, stream
+from causalfusion.data.reader import Reader
 from causalfusion.data.source import Example, UnreadableImage
 from causalfusion.errors import UserError
 
@@ -193,3 +195,22 @@ def test_load_indices_reads_exactly_these_and_replaces_the_damaged():
 def test_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(UserError, match="a batch of 12 cannot be shared by 5 processes"):
         Loader(Ramp(50), DataConfig(), seed=0, batch_size=12, world_size=5)
+
+
+class CountedRamp(Ramp):
+    reads = 0
+
+    def read(self, index: int) -> Example:
+        CountedRamp.reads += 1
+        return super().read(index)
+
+
+def test_small_sets_are_decoded_once():
+    reader = Reader(CountedRamp(10), 4, np.arange(10))
+    samples = stream(np.arange(10), np.arange(10), seed=0, flip=False)
+    first, second = reader.read(samples), reader.read(samples)
+    assert CountedRamp.reads == 10
+    assert np.array_equal(first.pixels, second.pixels) and first.pixels.shape[1:3] == (4, 4)
+    there = pickle.loads(pickle.dumps(reader))
+    assert np.array_equal(there.read(samples).pixels, first.pixels)
+    assert CountedRamp.reads == 20, "another process reads for itself"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -24,6 +24,8 @@ FEW_UNREADABLE = 5
 """So many may be unreadable of a small set too, if they are no more than a quarter of it."""
 MIN_READ = 100
 """Images to read before their unreadable share says anything; replacements to try before giving up."""
+KEPT_BYTES = 2**28
+"""Cropped images of one set that stay in memory, at most."""
 _HOPELESS = 0.1
 """Unreadable share at which a run stops before it has met MAX_UNREADABLE of all images."""
 
@@ -58,11 +60,21 @@ class Reads:
 
 
 class Reader(Dataset):
-    """Reads images of `source`. An unreadable one is replaced by one of `pool` that depends on its index
-    alone: the same whoever reads it."""
+    """Reads images of `source`, cropped to `image_size` (0: as they are). An unreadable one is replaced by
+    one of `pool` that depends on its index alone: the same whoever reads it.
+
+    Small sets stay in memory once they are cropped: large photographs take far longer to decode than a small
+    model takes to train on them.
+    """
 
     def __init__(self, source: ImageSource, image_size: int, pool: np.ndarray) -> None:
         self.source, self.image_size, self.pool = source, image_size, pool
+        self._keeps = 0 < 3 * image_size**2 * len(pool) <= KEPT_BYTES
+        self._kept: dict[int, Example] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process reads for itself."""
+        return {**self.__dict__, "_kept": {}}
 
     def __getitem__(self, samples: Samples) -> Reads | UserError:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
@@ -75,10 +87,9 @@ class Reader(Dataset):
         found, examples, images = [], [], []
         for index, mirror in zip(samples.indices.tolist(), samples.mirrored.tolist(), strict=True):
             used, example = self._read(index, failures)
-            image = center_crop(example.image, self.image_size) if self.image_size else example.image
             found.append(used)
             examples.append(example)
-            images.append(image[:, ::-1] if mirror else image)
+            images.append(example.image[:, ::-1] if mirror else example.image)
         return Reads(
             pixels=_stack(images, found),
             labels=np.array([example.label or 0 for example in examples], np.int64),
@@ -93,7 +104,7 @@ class Reader(Dataset):
         current = index
         for attempt in range(MIN_READ):
             try:
-                return current, self.source.read(current)
+                return current, self._example(current)
             except UnreadableImage as error:
                 failures.append((current, str(error)))
             # Anywhere in the data, as damage comes in runs; the next one might be as far as a shard away.
@@ -101,6 +112,17 @@ class Reader(Dataset):
         raise UserError(
             f"none of {MIN_READ} images tried can be read, the last: {failures[-1][1]}; repair the data"
         )
+
+    def _example(self, index: int) -> Example:
+        """Raises UnreadableImage."""
+        if index in self._kept:
+            return self._kept[index]
+        example = self.source.read(index)
+        if self.image_size:
+            example = replace(example, image=center_crop(example.image, self.image_size))
+        if self._keeps:
+            self._kept[index] = example
+        return example
 
 
 class Health:
