@@ -31,7 +31,7 @@ GRID = {"cpu": 8, "cuda": 16}
 MODEL = {"cpu": {"hidden_size": 256, "depth": 6, "num_heads": 4}, "cuda": {"hidden_size": 384, "depth": 12}}
 SMALL_MODEL = {"hidden_size": 128, "depth": 6, "num_heads": 4}
 """For grey images of at most 16 pixels, on a CPU."""
-BATCH = {"cpu": 64, "cuda": 256}
+BATCH = {"cpu": 32, "cuda": 256}
 MANY_IMAGES = 1_000_000_000
 """More than is reached: the training time ends the run."""
 
@@ -115,7 +115,7 @@ def settings_from(facts: DataFacts, given: RunConfig, device: str, *, low_precis
             **(SMALL_MODEL if tiny else MODEL[device]),
             "num_class_tokens": 4 * (facts.num_classes > 1),
         },
-        "diffusion": {"prediction_type": "v_prediction"},
+        "diffusion": {"prediction_type": "sample", "loss_weight": "min_snr"},
         "factorization": {"decay": 0.8},
         "train": {
             "images": MANY_IMAGES,
