@@ -70,9 +70,9 @@ def test_the_commands_in_the_report_are_ones_that_the_program_knows(quick: bool)
 
 def test_training_time_adds_up_over_the_sittings(tmp_path: Path) -> None:
     records = [
-        {"kind": "train", "images_seen": 100, "images_per_second": 50.0},
-        {"kind": "evaluation", "images_seen": 100},
-        {"kind": "train", "images_seen": 400, "images_per_second": 100.0},
+        {"kind": "train", "images_seen": 100, "loss": 1.0, "images_per_second": 50.0},
+        {"kind": "evaluation", "images_seen": 100, "mean": 1.0, "by_timestep": [], "by_progress": {}},
+        {"kind": "train", "images_seen": 400, "loss": 1.0, "images_per_second": 100.0},
     ]
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps(r) + "\n" for r in records))

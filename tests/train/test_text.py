@@ -291,7 +291,7 @@ def trainer_of(config: RunConfig, tokenizer: Tokenizer, world: World = ALONE) ->
     trainer = Trainer(config, world, tokenizer)
     generator = torch.Generator().manual_seed(1)
     torch.nn.init.normal_(trainer.model.image_out.weight, std=0.1, generator=generator)
-    trainer.ema.update()
+    trainer.ema.update(config.train.ema_decay)
     return trainer
 
 
