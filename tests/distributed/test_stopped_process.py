@@ -35,7 +35,8 @@ sys.exit(cli.run(sys.argv[1:]))
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SETTINGS = [
-    "--config=digits", "--train.images=600", "--train.batch-size=12", "--train.log-every=1", "--train.checkpoint-every=4",
+    "--config=digits",
+    "--train.images=600", "--train.batch-size=12", "--train.log-every=1", "--train.checkpoint-every=4",
     "--train.evaluate-every=0", "--train.parallel=fsdp", "--train.async-checkpoint", "--data.num-workers=1",
     "--model.hidden-size=32", "--model.depth=2", "--model.num-heads=2", "--codec.patch-size=2",
 ]  # fmt: skip
