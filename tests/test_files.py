@@ -11,7 +11,7 @@ import pytest
 
 from causalfusion.config_json import read_record
 from causalfusion.errors import UserError
-from causalfusion.files import hash_of, in_use, remove_leftovers, temporary_name, write_whole
+from causalfusion.files import hash_of, in_use, map_array, remove_leftovers, temporary_name, write_whole
 
 
 def test_a_failed_write_leaves_the_file_as_it_was_and_nothing_else(tmp_path):
@@ -83,6 +83,19 @@ def test_a_folder_in_which_nothing_was_put_goes_again(tmp_path):
     with in_use(tmp_path / "runs" / "mine", "the run"):
         (tmp_path / "runs" / "mine" / "log").write_text("")
     assert sorted(p.name for p in (tmp_path / "runs" / "mine").iterdir()) == [".lock", "log"]
+
+
+def test_headers_of_arrays_that_are_none_are_value_errors(tmp_path):
+    for header in (
+        b"{'descr': '|u1', 'shape': (8, \n(((",
+        b"{'descr': 3, 'shape': 'x'}",
+        b"((((",
+        b"\x00" * 20,
+    ):
+        length = len(header).to_bytes(2, "little")
+        (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + length + header + bytes(100))
+        with pytest.raises((ValueError, OSError)):
+            map_array(tmp_path / "a.npy")
 
 
 def test_hashes_take_names_that_are_not_unicode():

@@ -8,10 +8,11 @@ import re
 import secrets
 import shutil
 import socket
+import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -123,6 +124,17 @@ def in_use(folder: Path, what: str) -> Iterator[None]:
         with suppress(OSError):  # one of them holds something
             for path in made:
                 path.rmdir()
+
+
+def map_array(file: str | os.PathLike[str]) -> Any:
+    """The array of an .npy file, mapped: a header that lies about the size is refused, and no memory taken for
+    it. Raises ValueError or OSError for a damaged file."""
+    import numpy as np
+
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (SyntaxError, TypeError, OverflowError, EOFError, tokenize.TokenError) as error:  # of its header
+        raise ValueError(f"{file} is no array: {error}") from None
 
 
 def cache_folder(name: str) -> Path:

@@ -159,7 +159,7 @@ def test_workers_hand_over_arrays(tmp_path):
     [
         ("count", -1), ("count", 5), ("count", "4"), ("statistics", {}), ("latent_shape", [3, 4]),
         ("shards", []), ("class_names", [1]), ("files", {"../x": 3}), ("dtype", "object"),
-        ("class_names", []),
+        ("class_names", []), ("data", {"source": "folder"}), ("data", {"split": 3}),
     ],
 )  # fmt: skip
 def test_a_manifest_that_does_not_fit_is_one_line(tmp_path, key, value):

@@ -197,3 +197,16 @@ def test_both_stores_give_the_same_arrays(tmp_path):
 def test_runs_have_no_gaps():
     assert list(runs_of([0, 1, 2, 5, 6, 7, 8], 3)) == [range(3), range(5, 8), range(8, 9)]
     assert list(runs_of([], 3)) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00\x04\x00((((", None])
+def test_a_damaged_part_of_a_stopped_run_is_one_line(tmp_path, content):
+    parts = PartStore(tmp_path)
+    parts.write(range(4), np.zeros((4, 2, 2, 3), np.uint8))
+    (path,) = tmp_path.iterdir()
+    if content is None:
+        np.save(path, np.zeros((3, 2, 2, 3)))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged: remove it"):
+        parts.read(range(2))

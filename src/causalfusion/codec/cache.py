@@ -38,6 +38,7 @@ from causalfusion.data.captions import draw_caption
 from causalfusion.data.labels import Classes
 from causalfusion.data.lines import LineFile
 from causalfusion.errors import UserError, printable
+from causalfusion.files import map_array
 
 
 class LatentCache:
@@ -47,9 +48,9 @@ class LatentCache:
         self.folder, self.manifest = folder, manifest
         self.class_names: list[str] = manifest["class_names"]
         self._statistics: dict[str, float] = manifest["statistics"]
-        self.labels: np.ndarray = np.array(_mapped(folder / "labels.npy"))
+        self.labels: np.ndarray = np.array(map_array(folder / "labels.npy"))
         self.shard_size: int = manifest["shard_size"]
-        self._shards = [_mapped(folder / name) for name in manifest["shards"]]
+        self._shards = [map_array(folder / name) for name in manifest["shards"]]
         check_arrays(manifest, self.labels, self._shards)
 
     @property
@@ -133,11 +134,6 @@ class LatentCache:
         """These settings with the sizes of the images that were encoded."""
         sizes = {name: self.manifest[name] for name in ("image_height", "image_width", "image_channels")}
         return replace(config, **sizes)
-
-
-def _mapped(file: Path) -> np.ndarray:
-    # Mapped: a header that lies about the size is refused, instead of memory being taken for it.
-    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def _captions_of_line(line: bytes) -> tuple[str, ...]:

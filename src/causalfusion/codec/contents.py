@@ -11,7 +11,7 @@ import numpy as np
 from causalfusion.codec.manifest import CONTENTS, OLD_FORMAT
 from causalfusion.data.source import ImageSource, TracedSource, content_hashes
 from causalfusion.errors import UserError, printable
-from causalfusion.files import cache_folder, hash_of, write_whole
+from causalfusion.files import cache_folder, hash_of, map_array, write_whole
 from causalfusion.progress import ProgressLine
 
 _AT_ONCE = 64
@@ -44,7 +44,12 @@ def require_same_data(folder: Path, manifest: dict[str, Any], source: ImageSourc
             f"the cache {folder} was made with {setting} (hash of the data) = {manifest['source']}, the run "
             f"has {found}; {remedy}"
         )
-    kept = np.load(folder / CONTENTS, mmap_mode="r", allow_pickle=False)
+    try:
+        kept = map_array(folder / CONTENTS)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{folder / CONTENTS} cannot be read ({error}); it is damaged: encode again"
+        ) from None
     if kept.shape != (len(source), 16) or kept.dtype != np.uint8:
         raise UserError(f"{folder / CONTENTS} is {kept.dtype} of shape {kept.shape}; it is damaged")
     known = cache_folder("same-data") / hash_of([kept.tobytes().hex(), found])

@@ -28,6 +28,15 @@ class _Statistics:
 
 
 @dataclass(frozen=True)
+class _Data:
+    """The settings of the data that a run is compared with, beside others."""
+
+    source: str
+    split: str
+    image_size: int
+
+
+@dataclass(frozen=True)
 class _Manifest:
     """The fields and their types; the rest of the package takes them from the JSON object itself."""
 
@@ -65,6 +74,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     values.setdefault("class_numbers", None)
     try:
         kept = from_dict(_Manifest, values, complete=True)
+        compared = {name: kept.data[name] for name in _Data.__dataclass_fields__ if name in kept.data}
+        from_dict(_Data, compared, "data.", complete=True)
     except UserError as error:
         raise UserError(f"{where} cannot be read ({error}); it is damaged: encode again") from None
     shards = -(-kept.count // kept.shard_size) if kept.shard_size > 0 else 0

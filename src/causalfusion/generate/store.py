@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from causalfusion.errors import UserError
-from causalfusion.files import replace_file, write_whole
+from causalfusion.files import map_array, replace_file, write_whole
 from causalfusion.generate.out_folder import PART, image_name
 
 TAG = "causalfusion"
@@ -97,13 +97,26 @@ class PartStore:
         for held, path in self._parts():
             wanted = range(max(held.start, indices.start), min(held.stop, indices.stop))
             if len(wanted):
-                part = np.load(path, mmap_mode="r", allow_pickle=False)
+                part = _part(path, len(held))
                 rows |= {index: np.array(part[index - held.start]) for index in wanted}
         return np.stack([rows[index] for index in indices])
 
     def close(self) -> None:
         for _, path in self._parts():
             path.unlink(missing_ok=True)
+
+
+def _part(path: Path, count: int) -> np.ndarray:
+    """`count` images (count, H, W, C) uint8 that an earlier command left."""
+    try:
+        part = map_array(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); it is damaged: remove it and run again") from None
+    if part.ndim != 4 or len(part) != count or part.dtype != np.uint8:
+        raise UserError(
+            f"{path} is {part.dtype} of shape {part.shape}; it is damaged: remove it and run again"
+        )
+    return part
 
 
 def runs_of(indices: Iterable[int], batch_size: int) -> Iterator[range]:
