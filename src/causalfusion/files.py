@@ -127,8 +127,8 @@ def in_use(folder: Path, what: str) -> Iterator[None]:
 
 
 def map_array(file: str | os.PathLike[str]) -> Any:
-    """The array of an .npy file, mapped: a header that lies about the size is refused, and no memory taken for
-    it. Raises ValueError or OSError for a damaged file."""
+    """The array of an .npy file, mapped: a header that lies about the size is refused, and no memory is taken
+    for it. Raises ValueError or OSError for a damaged file."""
     import numpy as np
 
     try:
