@@ -23,8 +23,10 @@ class TrainingStopped(Exception):
         self.run, self.images_seen, self.images = run, images_seen, images
 
     def __str__(self) -> str:
+        # A run that its time ends has a number of images beyond reach.
+        whole = f" of {self.images}" if self.images < 10**9 else ""
         return (
-            f"stopped at {self.images_seen} of {self.images} images, saved in {self.run}; the same command "
+            f"stopped at {self.images_seen}{whole} images, saved in {self.run}; the same command "
             "goes on from there"
         )
 

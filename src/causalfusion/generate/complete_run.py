@@ -107,7 +107,7 @@ def complete_to_folder(request: CompleteRequest) -> Path:
             save_png(np.asarray(_draw_story([*prompt, *made], len(prompt))), request.out / "story.png")
             seconds = seconds_of_command(time.monotonic() - start)
             finish(request.out, {**settings, "seconds": round(seconds, 3)})
-        say(f"{len(made)} elements in {seconds:.1f} s in {request.out}")
+        say(f"{len(made)} element{'s' * (len(made) != 1)} in {seconds:.1f} s in {request.out}")
     return request.out
 
 

@@ -48,7 +48,7 @@ def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True
     if run.unfinished:
         if not world.is_main:
             raise SystemExit(STOPPED)
-        raise TrainingStopped(config.out, run.trainer.progress.images_seen, config.train.images)
+        raise TrainingStopped(config.out, run.trainer.progress.images_seen, run.config.train.images)
     return folder
 
 
