@@ -11,7 +11,14 @@ import pytest
 
 from causalfusion.config_json import read_record
 from causalfusion.errors import UserError
-from causalfusion.files import hash_of, in_use, map_array, remove_leftovers, temporary_name, write_whole
+from causalfusion.files import (
+    hash_of,
+    holds_anything,
+    in_use,
+    map_array,
+    temporary_name,
+    write_whole,
+)
 
 
 def test_a_failed_write_leaves_the_file_as_it_was_and_nothing_else(tmp_path):
@@ -61,7 +68,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     busy, others = temporary_name(tmp_path / "new"), tmp_path / ".partial-download"
     busy.write_text("mine")
     others.write_text("not ours")
-    remove_leftovers(tmp_path)
+    assert holds_anything(tmp_path), "two of the three are somebody's"
     assert sorted(os.listdir(tmp_path)) == sorted([busy.name, others.name])
 
 
@@ -143,3 +150,11 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     file = tmp_path / "r.json"
     file.write_text(json.dumps(GOOD))
     assert read_record(Record, file, "the record") == Record("a", 3, 1.0, [(1, 2)], None)
+
+
+def test_a_lock_and_leftovers_are_nothing(tmp_path):
+    assert not holds_anything(tmp_path / "missing")
+    (tmp_path / ".lock").write_text("1")
+    assert not holds_anything(tmp_path)
+    (tmp_path / "photo.png").write_text("mine")
+    assert holds_anything(tmp_path)

@@ -79,6 +79,14 @@ def remove_leftovers(folder: Path) -> None:
             Path(entry.path).unlink(missing_ok=True)
 
 
+def holds_anything(folder: Path) -> bool:
+    """Whether a folder holds more than a lock and what killed processes left, which is removed."""
+    if not folder.is_dir():
+        return False
+    remove_leftovers(folder)
+    return any(entry.name != LOCK_FILE for entry in os.scandir(folder))
+
+
 def is_running(process: int) -> bool:
     """Whether this machine has a process of this number."""
     try:

@@ -34,7 +34,7 @@ from causalfusion.config import (
 from causalfusion.config_json import from_dict, read_json, to_dict
 from causalfusion.earlier_formats import FORMAT_1, fill_format_1
 from causalfusion.errors import UserError
-from causalfusion.files import remove_leftovers, temporary_name
+from causalfusion.files import holds_anything, remove_leftovers, temporary_name
 from causalfusion.model.transformer import Transformer
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
 
@@ -110,7 +110,7 @@ def replace_model(
     autoencoder: Any = None,
 ) -> None:
     """Write a model folder whole or not at all; it may take the place of another model, of nothing else."""
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+    if not (folder / "config.json").is_file() and holds_anything(folder):
         raise UserError(f"{folder} holds other things than a model; give another --out")
     temporary = temporary_name(folder)
     remove_leftovers(folder.parent)

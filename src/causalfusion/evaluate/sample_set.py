@@ -25,7 +25,7 @@ from causalfusion.config_json import flat, from_dict, read_json
 from causalfusion.data.npz_file import NpzFile
 from causalfusion.errors import UserError, check
 from causalfusion.evaluate.images import ImageBatch, Shape
-from causalfusion.files import hash_of, write_whole
+from causalfusion.files import hash_of, holds_anything, write_whole
 
 FORMAT = "causalfusion-samples-1"
 SETTINGS = "settings.json"
@@ -112,7 +112,7 @@ def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, An
         check_same(settings["identity"], identity, folder)
         if settings["images"] >= count:
             return
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif holds_anything(folder):
         raise UserError(f"{folder} holds other things than samples; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     values = {"format": FORMAT, "images": count, "identity": identity, **facts}
