@@ -82,7 +82,7 @@ def make_data(base: Path) -> None:
             content = (folder / f"{index}.png").read_bytes()
             about = json.dumps({"label": index % 2, "caption": caption}).encode()
             parts = {"png": content, "cls": b"%d" % (index % 2), "txt": caption.encode(), "json": about}
-            for ending in ("png", "json") if index % 2 else ("png", "cls", "txt"):
+            for ending in ("png", "cls", "txt", "json"):
                 member = tarfile.TarInfo(f"{index:04d}.{ending}")
                 member.size = len(parts[ending])
                 tar.addfile(member, io.BytesIO(parts[ending]))
@@ -108,8 +108,8 @@ def _checkpoint(path: Path) -> None:
     torch.save({"ema": weights, "model": weights, "args": {"model": "S"}}, path)
 
 
-def good_commands() -> list[list[str]]:
-    """What makes the other files, in a folder with the data."""
+def good_commands(base: Path) -> list[list[str]]:
+    """What makes the other files, in the folder with the data."""
     run = f"train {TINY} {PHOTOS} photos --train.images 16 --train.log-every 1"
     commands = [
         f"{run} --out run --text.tokenizer train {TEXT}",
@@ -117,7 +117,7 @@ def good_commands() -> list[list[str]]:
         f"encode {CODEC} {PHOTOS} photos --out cache",
         f"sample --model labelled --images 8 {FEW} --output png npz",
         f"evaluate --samples out --reference photos {EVALUATE} --out evaluation",
-        f"plan labelled --reference photos {PLAN}",
+        f"plan {base}/labelled --reference {base}/photos {PLAN}",
     ]
     return [command.split() for command in commands]
 
@@ -133,6 +133,11 @@ class Kind:
     """None: pickles."""
     command: str
     """{file} is the damaged file, {base} the folder of the good ones."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the good file is, too: a checkpoint of others with weights that are not theirs."""
+        return self.mutation is None
 
 
 _SAMPLE = f"sample --images 2 {FEW} --model"
@@ -166,7 +171,6 @@ _FILES = {
     "mask": ("mask.png", damage_picture, f"edit {{base}}/photos/a/0.png --mask {{file}} {_EDIT}"),
     "prompts": ("prompts.txt", damage_text, f"{_SAMPLE} {{base}}/run --prompts-file {{file}}"),
     "sampling recipe": ("sample.toml", damage_text, f"{_SAMPLE} {{base}}/labelled --config {{file}}"),
-    "training recipe": ("recipe.toml", damage_text, "estimate {file} --gpu h100"),
     "reference statistics": (
         "reference.npz",
         damage_npz,
@@ -195,6 +199,13 @@ KINDS = [
         (f"run/{_STEP}/tokenizer.json",),
         damage_json,
         f"{_BEGIN} {PHOTOS} {{base}}/photos {TEXT} --text.tokenizer {{file}}",
+    ),
+    Kind(
+        "training recipe",
+        ("photos", "recipe.toml"),
+        ("recipe.toml",),
+        damage_text,
+        "estimate {file} --gpu h100",
     ),
     Kind(
         "jsonl",
