@@ -104,6 +104,7 @@ def refused(capsys, *tokens: str) -> str:
         (["train", "--train.lr", "-1"], "train.lr is -1.0; expected a positive number"),
         (["train", "--model.num-heads", "5"], "model.num_heads is 5; expected a divisor"),
         (["train"], "train needs data: give the path of images"),
+        (["estimate", "--config", "digits", "--train.batch-size", "1000000000000"], "train.batch_size is"),
         (["train", "--config", "S"], "train needs data"),
         (["train", "--config", "nope"], "neither a file nor a recipe; the recipes are B, H"),
         (["train", "--config"], "--config"),

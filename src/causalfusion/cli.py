@@ -17,7 +17,7 @@ from causalfusion import __version__
 from causalfusion.config import RunConfig
 from causalfusion.config_json import flat
 from causalfusion.earlier_settings import rename_options
-from causalfusion.errors import STOPPED, TrainingStopped, UserError
+from causalfusion.errors import STOPPED, TrainingStopped, UserError, printable
 from causalfusion.presets import merge
 from causalfusion.vocabulary.data_path import settle_data
 from causalfusion.vocabulary.layers import READ_BY_COMMAND, layers_for
@@ -177,7 +177,7 @@ def run(tokens: Sequence[str]) -> int:
             for note in dict.fromkeys(prepared.notes):
                 say(note)
             for text in prepared.said:
-                print(text)
+                print(printable(text))
             app.config = prepared.config()
             result = app(prepared.tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()

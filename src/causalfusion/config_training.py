@@ -102,6 +102,7 @@ class TrainConfig:
                      "weight_decay", "epochs", "minutes", "micro_batch", "checkpoint_minutes",
                      "sample_minutes"):  # fmt: skip
             check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        check(self.batch_size <= 1_000_000, "train.batch_size", self.batch_size, "at most 1000000")
         check(0 < self.lr <= 1, "train.lr", self.lr, "a positive number, at most 1 (1e-4 is usual)")
         for name in ("eps", "max_grad_norm"):
             check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")

@@ -282,6 +282,19 @@ def test_ids_far_beyond_the_number_of_tokens_are_refused(tmp_path):
     assert len(str(found.value)) < 1000
 
 
+def test_a_library_that_gives_up_is_one_line(tmp_path, monkeypatch):
+    class Panic(BaseException):
+        """What a panic of Rust arrives as."""
+
+    def from_str(json: str) -> None:
+        raise Panic("range end index 9 out of range")
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr("tokenizers.Tokenizer.from_str", from_str, raising=False)
+    with pytest.raises(UserError, match="range end index 9"):
+        open_tokenizer(str(tmp_path))
+
+
 def test_a_recipe_reaches_a_command_within_a_command(tmp_path, capsys):
     assert run(["tokenizer", "train", "--out", str(tmp_path / "t.json"), "--config", "digits"]) == 2
     assert "digits has no captions" in capsys.readouterr().err

@@ -51,7 +51,9 @@ class Tokenizer:
 
         try:
             self._base = tokenizers.Tokenizer.from_str(json)
-        except Exception as error:  # its errors are bare `Exception`s
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # its errors are bare `Exception`s, and its panics not even that
             raise ValueError(str(error)) from None
         # What some files ask for would cut texts off, lengthen them, or read a text's words as commands.
         self._base.no_truncation()
