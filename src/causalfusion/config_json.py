@@ -73,13 +73,19 @@ def parse_toml(content: bytes, what: str) -> dict[str, Any]:
         raise UserError(f"{what} is not valid TOML: {error}") from None
 
 
-def read_record(cls: type[T], path: Path, what: str) -> T:
-    """A dataclass from a JSON file that holds all its fields, each of its type. Raises UserError, one line
-    that begins with `what` and names the file and the field."""
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError as `read_json` does, and for any other content."""
     values = read_json(path, what)
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise UserError(f"{what}: {path} holds a JSON {kind}, expected an object; it is damaged")
+    return values
+
+
+def read_record(cls: type[T], path: Path, what: str) -> T:
+    """A dataclass from a JSON file that holds all its fields, each of its type. Raises UserError, one line
+    that begins with `what` and names the file and the field."""
+    values = read_object(path, what)
     try:
         return from_dict(cls, values, complete=True)
     except UserError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -71,6 +74,20 @@ def tune_allocator() -> bool:
     libc = ctypes.CDLL(None)
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28))
     return all(libc.mallopt(name, value) == 1 for name, value in settings)
+
+
+def available_memory() -> float:
+    """Bytes of main memory that this process can still take: what is free, at most the control group's limit;
+    endless where the system does not say."""
+    limits = [math.inf]
+    with suppress(OSError, ValueError, AttributeError):
+        limits.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    with suppress(OSError, ValueError):  # another system, or "max"
+        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min(limits)
 
 
 def measure_gemm_rate(

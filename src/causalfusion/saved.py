@@ -173,8 +173,7 @@ def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Co
         if autoencoder:
             raise UserError(f"{folder} is a model of pixels; it takes no autoencoder, {autoencoder}")
         codec = open_codec(spec.codec, image_shape=None)
-        makes = (codec.grid_height, codec.grid_width, codec.token_dim)
-        takes = (spec.model.grid_height, spec.model.grid_width, spec.model.token_dim)
+        makes, takes = _token_sizes(codec), _token_sizes(spec.model)
         if makes != takes:
             raise UserError(
                 f"{folder / 'config.json'}: the codec makes (rows, columns, numbers in a token) {makes}, the "
@@ -188,8 +187,7 @@ def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Co
         remedy = "" if autoencoder else f"; the model {folder} needs it: give its place as --autoencoder PATH"
         raise UserError(f"{error}{remedy}") from None
     found, expected = codec.autoencoder_fingerprint, spec.autoencoder_fingerprint
-    sizes = (codec.grid_height, codec.grid_width, codec.token_dim)
-    fits = sizes == (spec.model.grid_height, spec.model.grid_width, spec.model.token_dim)
+    fits = _token_sizes(codec) == _token_sizes(spec.model)
     if not fits or (expected and found != expected):
         why = f"its weights' hash is {found[:16]}, expected {expected[:16]}" if fits else "its latents differ"
         raise UserError(
@@ -197,6 +195,11 @@ def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Co
             "as --autoencoder PATH"
         )
     return codec
+
+
+def _token_sizes(of: Codec | ModelConfig) -> tuple[int, int, int]:
+    """Rows and columns of tokens in an image, and numbers in a token."""
+    return of.grid_height, of.grid_width, of.token_dim
 
 
 def _autoencoder_place(folder: Path, recorded: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -62,19 +62,24 @@ def count_blocks(names: Mapping[str, object]) -> int:
     return max((int(match[1]) + 1 for match in map(_BLOCK.match, names) if match), default=0)
 
 
+def require_same_names(
+    found: Collection[str], expected: Collection[str], where: str, what: str, remedy: str = ""
+) -> None:
+    """The first missing or unexpected name, of a `what`, is an error; `remedy` ends its message."""
+    for word, names in (
+        ("lacks", sorted(set(expected) - set(found))),
+        ("has the unexpected", sorted(set(found) - set(expected))),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{where} {word} {what} {names[0]}{more}{remedy}")
+
+
 def require_same_shapes(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
     """A missing, unexpected or misshapen weight is an error that names it."""
-    for word, keys in (
-        ("lacks", sorted(expected.keys() - found.keys())),
-        ("has the unexpected", sorted(found.keys() - expected.keys())),
-    ):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise UserError(
-                f"{where} {word} weight {keys[0]}{more}; the weights do not fit the model's config"
-            )
+    require_same_names(found, expected, where, "weight", "; the weights do not fit the model's config")
     for key, shape in found.items():
         if shape != expected[key]:
             raise UserError(f"{where}: {key} has shape {shape}, expected {expected[key]}")

@@ -77,3 +77,10 @@ def test_messages_carry_no_control_characters():
     assert printable(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
     assert printable("\u202egnp.exe") == "\\u202egnp.exe"
     assert printable("café Жук 👨\u200d👩") == "café Жук 👨\u200d👩"
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip"])
+def test_every_archive_that_is_read_or_refused_by_name_is_known_as_shards(tmp_path, ending):
+    (tmp_path / f"a{ending}").write_bytes(b"any")
+    assert guess_source(str(tmp_path / f"a{ending}")) == "webdataset"
+    assert guess_source(str(tmp_path)) == "webdataset"

@@ -10,11 +10,12 @@ from PIL import Image
 
 from causalfusion.config import CodecConfig, DataConfig, RunConfig
 from causalfusion.config_json import from_dict
+from causalfusion.data import open_source
 from causalfusion.estimate import devices
 from causalfusion.presets import merge
-from causalfusion.train.auto import DataFacts, settings_for, settings_from, stored_settings
+from causalfusion.train.auto import DataSummary, as_begun, look_at, settings_for, settings_from
 
-PHOTOS = DataFacts("folder", 2000, 10, False, [375, 480, 600], one_size=False)
+PHOTOS = DataSummary("folder", 2000, 10, False, [375, 480, 600], one_size=False)
 CPU = torch.device("cpu")
 
 
@@ -96,10 +97,22 @@ def test_a_run_that_has_begun_keeps_what_it_began_with(tmp_path):
     state.mkdir(parents=True)
     (state / "run.json").write_text(json.dumps({"train": {"batch_size": 32, "minutes": 10.0}}))
     chosen = {"train": {"batch_size": 64, "minutes": 7.0, "lr": 1.0}}
-    assert stored_settings(tmp_path, chosen) == {"train": {"batch_size": 32, "minutes": 7.0, "lr": 1.0}}
-    assert stored_settings(tmp_path / "new", chosen) == chosen
+    assert as_begun(tmp_path, chosen) == {"train": {"batch_size": 32, "minutes": 7.0, "lr": 1.0}}
+    assert as_begun(tmp_path / "new", chosen) == chosen
 
 
 def test_a_cache_says_itself_what_it_holds(tmp_path):
     settings, lines = settings_for(RunConfig(data=DataConfig(cache=str(tmp_path / "latents"))), CPU)
     assert settings == {"out": "runs/latents"} and lines == []
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_accelerators_without_settings_of_their_own_take_those_of_gpus(photos, kind):
+    given = RunConfig(data=DataConfig(source="folder", path=str(photos)))
+    settings, _ = settings_for(given, torch.device(kind))
+    assert settings == settings_from_gpu(given)
+
+
+def settings_from_gpu(given: RunConfig) -> dict:
+    facts = look_at(open_source(given.data), "folder")
+    return {"out": "runs/photos", **settings_from(facts, given, "cuda", low_precision=False)}

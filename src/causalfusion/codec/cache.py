@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causalfusion.codec.autoencoder import fingerprint
 from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.codec.contents import require_same_data
 from causalfusion.codec.manifest import CAPTIONS, check_arrays, read_manifest
@@ -198,7 +197,7 @@ def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Cod
             require_same_data(cache.folder, kept, open_source(data), setting)
     opened = open_codec(cache.codec_config(codec), image_shape=None)
     if opened.autoencoder is not None:
-        weights = fingerprint(opened.autoencoder)
+        weights = opened.autoencoder_fingerprint
         require_same(cache, "codec.autoencoder (hash of the weights)", kept["autoencoder"], weights)
     return opened
 

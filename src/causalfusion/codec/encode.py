@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from causalfusion.codec.autoencoder import fingerprint
 from causalfusion.codec.cache import LatentCache, open_cache, require_same, require_same_images
 from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.codec.contents import fingerprint_like, require_same_data
@@ -171,7 +170,7 @@ def _identity(
     return {
         "format": version,
         "kind": used.kind,
-        "autoencoder": None if codec.autoencoder is None else fingerprint(codec.autoencoder),
+        "autoencoder": codec.autoencoder_fingerprint or None,
         "latents": used.latents,
         "image_height": used.image_height,
         "image_width": used.image_width,

@@ -10,13 +10,14 @@ from typing import Literal
 
 from causalfusion.config import SourceName
 from causalfusion.data.names import find_path, is_hidden, is_image
+from causalfusion.data.shards import PACKED, UNSUPPORTED
 from causalfusion.errors import UserError, printable
 
 EXPECTED = (
     "expected a folder of images or of class folders, shards (*.tar, *.tar.gz), a .jsonl file, an .npz file, "
     "or a folder written by causalfusion encode"
 )
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip")
+SHARD_SUFFIXES = (".tar", *PACKED, *UNSUPPORTED)
 """Archives that hold images; `find_shards` says which of them can be read."""
 _MAX_LOOKED_AT = 20_000
 """Entries to look at before a folder is believed to hold no image."""

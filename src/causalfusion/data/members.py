@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from causalfusion.data.names import is_hidden
+from causalfusion.data.names import IMAGE_SUFFIXES, is_hidden
 from causalfusion.data.tar import Member
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "tif", "tiff", "gif")
-"""Of a key with several images, the first of these is used unless `data.image_suffix` says otherwise."""
 _FIELDS = {"cls": "label", "txt": "text", "json": "record"}
 
 

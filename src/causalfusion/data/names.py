@@ -9,7 +9,10 @@ from collections.abc import Mapping
 
 from causalfusion.errors import printable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "tif", "tiff", "gif")
+"""Of a key of a shard with several images, the first of these is used unless `data.image_suffix` says
+otherwise."""
+SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 """Endings of image files, in any case."""
 _MACHINE_MADE = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "__pycache__"} | {
     "thumbs.db",

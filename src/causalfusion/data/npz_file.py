@@ -102,10 +102,12 @@ class NpzFile:
             return np.memmap(
                 self.path, member.dtype, "r", self._place(info) + member.start, member.shape, order
             )
-        available = _available_memory()
+        from causalfusion.runtime import available_memory  # with it comes torch
+
+        available = available_memory()
         if info.file_size > available:
             raise UserError(
-                f"{printable(self.path)}: {name} unpacks to {info.file_size:,} bytes, {available:,} of "
+                f"{printable(self.path)}: {name} unpacks to {info.file_size:,} bytes, {available:,.0f} of "
                 "memory are free; save it uncompressed, with numpy.savez: it is then read where it lies"
             )
         with zipfile.ZipFile(self.path) as archive, archive.open(info) as stream:
@@ -147,14 +149,3 @@ class NpzFile:
                 f"{printable(self.path)} cannot be read as .npz ({printable(reason)}); it is damaged, cut "
                 "short or no .npz"
             ) from error
-
-
-def _available_memory() -> int:
-    """Bytes that a process may still take; endless where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return 2**62

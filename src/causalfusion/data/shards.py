@@ -21,7 +21,8 @@ from causalfusion.errors import UserError, printable
 from causalfusion.files import cache_folder, hash_of, remove_leftovers, temporary_name
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_UNSUPPORTED = (".zip", ".tar.lz4", ".7z", ".rar")
+UNSUPPORTED = (".zip", ".tar.lz4", ".7z", ".rar")
+"""Archives that are refused by name."""
 _MAX_SHARDS = 1_000_000
 _MAX_RATIO = 100
 _SMALL = 2**28
@@ -42,7 +43,7 @@ def find_shards(pattern: str) -> list[Path]:
     if place.is_dir():
         inside = [path for path in place.iterdir() if not path.name.startswith(".")]
         found = [path for path in inside if path.name.endswith((".tar", *PACKED))]
-        found = found or [path for path in inside if path.name.endswith(_UNSUPPORTED)]
+        found = found or [path for path in inside if path.name.endswith(UNSUPPORTED)]
     elif place.exists():
         found = [place]
     else:
@@ -55,7 +56,7 @@ def find_shards(pattern: str) -> list[Path]:
     if not found:
         raise UserError(f"no shards match data.path {printable(pattern)}; expected .tar or .tar.gz files")
     for path in found:
-        if path.name.endswith(_UNSUPPORTED):
+        if path.name.endswith(UNSUPPORTED):
             raise UserError(
                 f"shard {printable(path)} is not supported: it is no tar; unpack it into a folder, or pack "
                 "the files as .tar"

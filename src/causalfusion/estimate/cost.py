@@ -77,7 +77,8 @@ def estimate(
 ) -> Cost:
     """The cost of the rest of a run whose settings that follow from the data are filled in."""
     train, model = config.train, config.model
-    shards = _sharded_over(train, device, count, parameters_of(model)[0])
+    parameters, _ = parameters_of(model)
+    shards = _sharded_over(train, device, count, parameters)
     accumulation = micro_batches(config, device, count, shards=shards, text_tokens=text_tokens)
     micro_batch = train.batch_size // (count * accumulation)
     form = form_of(config, text_tokens)
@@ -85,7 +86,6 @@ def estimate(
     of_image = expected_train_flops(config, micro_batch, text_tokens)
     every = CHECKPOINT_EVERY[train.activation_checkpointing]
     recomputed = 0.0 if not every else -(-model.depth // every) / model.depth / 3
-    parameters, _ = parameters_of(model)
     images = max(train.images - images_seen, 0)
     arithmetic = train.batch_size / count * of_image.needed * (1 + recomputed) / (device.rate * device.share)
     if device.is_gpu:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from causalfusion.errors import UserError
-from causalfusion.runtime import compute_dtype, measure_copy_rate, measure_gemm_rate
+from causalfusion.runtime import available_memory, compute_dtype, measure_copy_rate, measure_gemm_rate
 
 GPU_SHARE = 0.4
 """Of a GPU's data-sheet rate that training is assumed to reach. Not measured: good transformer trainers get
@@ -78,16 +76,14 @@ def this_device(
 ) -> Device:
     """This machine, measured in less than a second; its matrix `rate`, if that is known already."""
     on_gpu = device.type == "cuda"
+    threads = torch.get_num_threads()
+    name = f"this CPU ({threads} thread{'s' * (threads > 1)})"
     if on_gpu:
-        properties = torch.cuda.get_device_properties(device)
-        name, memory = properties.name, float(properties.total_memory)
-    else:
-        threads = torch.get_num_threads()
-        name, memory = f"this CPU ({threads} thread{'s' * (threads > 1)})", available_memory()
+        name = torch.cuda.get_device_properties(device).name
     return Device(
         name,
         measure_gemm_rate(compute_dtype(precision), device, repeats=1) if rate is None else rate,
-        memory,
+        _memory_of(device),
         measure_copy_rate(device, repeats=1),
         share or (GPU_SHARE if on_gpu else CPU_SHARE[precision]),
         is_gpu=on_gpu,
@@ -99,11 +95,17 @@ def unmeasured_device(device: torch.device) -> Device:
     """This machine with its memory alone, shared by the processes that torchrun started on it: enough to say
     what fits."""
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        memory = float(torch.cuda.get_device_properties(device).total_memory)
-    else:
-        memory = available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    memory = _memory_of(device)
+    if not on_gpu:
+        memory /= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Device(str(device), 1.0, memory, 1.0, 1.0, is_gpu=on_gpu, measured=True)
+
+
+def _memory_of(device: torch.device) -> float:
+    """Bytes of a GPU, or those of main memory that are free."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return available_memory()
 
 
 def faster_in_bfloat16(device: torch.device) -> bool:
@@ -113,14 +115,3 @@ def faster_in_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     low, full = (measure_gemm_rate(dtype, device, repeats=1) for dtype in (torch.bfloat16, torch.float32))
     return low > 1.3 * full
-
-
-def available_memory() -> float:
-    """Bytes that this process can still take: what is free, at most the control group's limit."""
-    limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
-    with suppress(OSError, ValueError):  # another system, or "max"
-        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return min(limits)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from causalfusion.codec.autoencoder import fingerprint as autoencoder_fingerprint
 from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
 from causalfusion.config import SampleConfig
 from causalfusion.config_json import to_dict
@@ -133,7 +132,7 @@ def identity_of(
     if tokenizer.is_file():
         parts.append(spec.tokenizer_fingerprint)
     if pipeline.codec.autoencoder is not None:
-        parts.append(autoencoder_fingerprint(pipeline.codec.autoencoder))
+        parts.append(pipeline.codec.autoencoder_fingerprint)
     return {
         "checkpoint_sha256": file_hash(model_folder / _WEIGHTS[weights]),
         "config_hash": hash_of([json.dumps(parts, sort_keys=True)]),

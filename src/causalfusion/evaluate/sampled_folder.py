@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from causalfusion.config_json import from_dict
-from causalfusion.data.source import Example, UnreadableImage, decode_image
+from causalfusion.data.picture import UnreadableImage, decode_native, read_file
+from causalfusion.data.source import Example
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of, stamp
 from causalfusion.generate.out_folder import image_name
@@ -70,9 +70,10 @@ class SampledFolder:
 
         file = self._folder / self._name(index)
         try:
-            image = decode_image(file.read_bytes(), str(file))
-            with Image.open(file, formats=["PNG"]) as opened:
-                is_grey, identity = opened.mode == "L", opened.info.get(TAG, "")
+            content = read_file(file)
+            image = decode_native(content, str(file))
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as opened:
+                identity = opened.info.get(TAG, "")
         except OSError as error:
             raise UnreadableImage(str(file), error) from error
         if identity and identity != self._told.identity:
@@ -80,8 +81,6 @@ class SampledFolder:
                 f"{file} was made by another `sample` than {self._folder / 'settings.json'} says: the folder "
                 "holds images of two runs; run `sample` again"
             )
-        if is_grey:
-            image = np.ascontiguousarray(image[..., :1])
         return Example(image, self._told.labels[index] if self.class_names else None)
 
     def fingerprint(self) -> str:

@@ -22,7 +22,7 @@ from causalfusion.errors import UserError
 from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.prompts import Prompts, image_documents
-from causalfusion.generate.read import image_of, read_image
+from causalfusion.generate.read import image_of, read_image, to_picture
 from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.generate.settings import check_label, parse_classes, step_sizes
 from causalfusion.generate.tokens import Context, Watcher, generate_tokens, prefill
@@ -77,10 +77,7 @@ class Pipeline:
 
     def to_pil(self, images: Tensor) -> list[Picture]:
         """Pillow's pictures of images (B, C, H, W) in [-1, 1], as `generate` and `edit` return them."""
-        from PIL import Image as PillowImage
-
-        pixels = self.codec.to_uint8(images)
-        return [PillowImage.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+        return [to_picture(pixels) for pixels in self.codec.to_uint8(images)]
 
     def to_tensor(self, images: Images) -> Tensor:
         """(B, C, H, W) in [-1, 1] of pictures or image files, cropped and scaled as in training."""

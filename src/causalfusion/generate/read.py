@@ -65,6 +65,13 @@ def fitted(pixels: np.ndarray, height: int, width: int, channels: int, name: str
     return to_float(pixels.reshape(1, height, width, channels))[0]
 
 
+def to_picture(pixels: np.ndarray) -> Picture:
+    """Pillow's picture of one image (H, W, 1 or 3) uint8."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def to_float(images: np.ndarray) -> Tensor:
     """(n, C, H, W) in [-1, 1] from (n, H, W, C) uint8."""
     return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1

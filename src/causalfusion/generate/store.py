@@ -18,6 +18,7 @@ import numpy as np
 from causalfusion.errors import UserError
 from causalfusion.files import map_array, replace_file, write_whole
 from causalfusion.generate.out_folder import PART, image_name
+from causalfusion.generate.read import to_picture
 
 TAG = "causalfusion"
 """The text of a PNG that says of which set it is."""
@@ -136,15 +137,13 @@ def runs_of(indices: Iterable[int], batch_size: int) -> Iterator[range]:
 
 def png_of(pixels: np.ndarray, identity: str = "") -> bytes:
     """One image (H, W, 1 or 3) uint8 as a PNG; `identity` says of which set it is."""
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     if identity:
         info.add_text(TAG, identity)
     stream = io.BytesIO()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    image.save(stream, "PNG", pnginfo=info)
+    to_picture(pixels).save(stream, "PNG", pnginfo=info)
     return stream.getvalue()
 
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat, read_json
+from causalfusion.config_json import flat
 from causalfusion.data import ImageSource, UnreadableImage, open_source
 from causalfusion.errors import UserError, printable
 from causalfusion.estimate.devices import faster_in_bfloat16
 from causalfusion.saved import checkpoints_of
+from causalfusion.train.resume import stored_settings
 
 LOOKED_AT = 24
 """Images that are opened to learn their sizes."""
@@ -37,7 +38,7 @@ MANY_IMAGES = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class DataSummary:
     """What the settings follow from."""
 
     source: str
@@ -54,17 +55,14 @@ class DataFacts:
 
     def describe(self) -> str:
         low, high = min(self.sides), max(self.sides)
-        size = (
-            f"{low}x{low}"
-            if self.one_size
-            else f"{low if low == high else f'{low} to {high}'} pixels and more"
-        )
+        sides = f"{low}" if low == high else f"{low} to {high}"
+        size = f"{low}x{low}" if self.one_size else f"{sides} pixels and more"
         classes = f" in {self.num_classes} classes" if self.num_classes > 1 else ""
         captions = ", with captions" if self.has_captions else ""
         return f"{self.source}, {self.num_images:,} images of {size}{classes}{captions}"
 
 
-def look_at(source: ImageSource, kind: str) -> DataFacts:
+def look_at(source: ImageSource, kind: str) -> DataSummary:
     """Facts from some images, spread evenly over the source."""
     places = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)).tolist()
     shapes, words, in_colour = [], 0, False
@@ -79,7 +77,7 @@ def look_at(source: ImageSource, kind: str) -> DataFacts:
     if not shapes:
         raise UserError(f"none of {len(places)} images of {source.name} can be read; expected image files")
     one_size = len(set(shapes)) == 1 and shapes[0][0] == shapes[0][1]
-    return DataFacts(
+    return DataSummary(
         source=kind,
         num_images=len(source),
         num_classes=len(source.class_names),
@@ -95,7 +93,9 @@ def _is_coloured(image: np.ndarray) -> bool:
     return image.shape[-1] == 3 and int(np.ptp(image.astype(np.int16), axis=2).max()) > 16
 
 
-def settings_from(facts: DataFacts, given: RunConfig, device: str, *, low_precision: bool) -> dict[str, Any]:
+def settings_from(
+    facts: DataSummary, given: RunConfig, device: str, *, low_precision: bool
+) -> dict[str, Any]:
     """Tables of settings, as in a recipe. `given`: what the user said, defaults elsewhere; `device`: cpu or
     cuda; `low_precision`: bfloat16 is the faster one there."""
     median = facts.sides[len(facts.sides) // 2]
@@ -107,7 +107,6 @@ def settings_from(facts: DataFacts, given: RunConfig, device: str, *, low_precis
     batch = BATCH[device]
     while batch > 8 and batch > facts.num_images:
         batch //= 2
-    minutes = MINUTES[device]
     chosen: dict[str, Any] = {
         "data": {"image_size": side, "flip": facts.in_colour and not facts.has_captions},
         "codec": {"patch_size": patch},
@@ -119,7 +118,7 @@ def settings_from(facts: DataFacts, given: RunConfig, device: str, *, low_precis
         "factorization": {"decay": 0.8},
         "train": {
             "images": MANY_IMAGES,
-            "minutes": minutes,
+            "minutes": MINUTES[device],
             "batch_size": batch,
             "lr": 1e-3 if device == "cpu" else 3e-4,
             "warmup_images": 50 * batch,
@@ -135,7 +134,7 @@ def settings_from(facts: DataFacts, given: RunConfig, device: str, *, low_precis
     if facts.num_images < 40:
         chosen["data"]["holdout"] = 0.0
     if given.codec.autoencoder:  # its latents are small already
-        del chosen["codec"], chosen["data"]["image_size"]
+        del chosen["codec"]
         chosen["data"]["image_size"] = given.data.image_size or min(median // 16 * 16, 256)
     if facts.has_captions:
         chosen["text"] = {"tokenizer": "train", "vocab_size": 2048}
@@ -145,16 +144,13 @@ def settings_from(facts: DataFacts, given: RunConfig, device: str, *, low_precis
     return chosen
 
 
-def stored_settings(out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+def as_begun(out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     """The same settings with the values that the run in this folder began with, where there is one. How long
     it trains is asked for anew each time."""
     checkpoints = checkpoints_of(out)
     if not checkpoints:
         return chosen
-    stored = read_json(checkpoints[-1] / "state" / "run.json", "training state")
-    if not isinstance(stored, dict):
-        return chosen
-    values = flat(stored)
+    values = flat(stored_settings(checkpoints[-1]))
     anew = ("train.minutes",)
     return {
         table: {
@@ -176,9 +172,9 @@ def settings_for(
     if given.data.cache:
         return {"out": out}, []
     facts = look_at(open_source(given.data), given.data.source)
-    low_precision = faster_in_bfloat16(device)
-    chosen = settings_from(facts, given, device.type, low_precision=low_precision)
-    chosen = stored_settings(Path(os.path.expanduser(out)), chosen)
+    kind = "cpu" if device.type == "cpu" else "cuda"  # other accelerators have no settings of their own
+    chosen = settings_from(facts, given, kind, low_precision=faster_in_bfloat16(device))
+    chosen = as_begun(Path(os.path.expanduser(out)), chosen)
     lines = [f"{printable(path)}: {facts.describe()}"]
     lines.append("chosen for these data and this machine (options and recipes override it):")
     return {"out": out, **chosen}, lines + _in_lines({**chosen, "out": out}, decided)
@@ -211,10 +207,6 @@ def _in_lines(chosen: dict[str, Any], decided: Collection[str]) -> list[str]:
 def _as_option(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from causalfusion.codec.tokenizer import Tokenizer
-from causalfusion.config_json import from_dict, read_json
+from causalfusion.config_json import from_dict, read_object
 from causalfusion.errors import UserError, check
 from causalfusion.saved import (
     SAMPLING_FILE,
@@ -66,7 +66,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class DataRecord:
     """What a resumed run compares its data with."""
 
     class_names: list[str]
@@ -87,7 +87,7 @@ class Snapshot:
     run_config: dict[str, Any]
     progress: Progress
     tokenizer: Tokenizer | None
-    data: DataFacts
+    data: DataRecord
     sampling: str = ""
     """The run's settings of generation, TOML: what its grids are drawn with."""
     ema: dict[str, Tensor] = field(default_factory=dict)
@@ -163,9 +163,7 @@ def _discard(checkpoint: Path) -> None:
 def read_progress(folder: Path) -> Progress:
     """How far a checkpoint's run is. Raises UserError, one line, for anything but what a save writes."""
     path = folder / "state" / "progress.json"
-    values = read_json(path, "training state")
-    if not isinstance(values, dict):
-        raise UserError(f"training state: {path} holds a {type(values).__name__}, expected an object")
+    values = read_object(path, "training state")
     for name in ("images_seen", "train_step", "skipped_steps", "skipped_in_a_row", "pending_losses"):
         if name not in values:
             raise UserError(f"training state: {path} lacks {name}")

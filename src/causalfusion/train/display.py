@@ -36,7 +36,7 @@ class Display:
         """Print a line if it is time for one: the mean loss since the last line, rate, memory, time left."""
         if not (self.line.due() or (force and self.on_screen)) or not self.recent:
             return
-        images_per_second, rate, waiting = self.clock.read()
+        images_per_second, rate, _ = self.clock.read()
         count = len(self.recent)
         if self.has_text:
             text = sum(r.text_loss for r in self.recent) / count
@@ -45,8 +45,6 @@ class Display:
             shown = f"loss {sum(r.loss for r in self.recent) / count:.4f}"
         share = rate / (self.peak * self.world.size)
         shown += f"  {images_per_second:,.0f} images/s  {share:.0%} of peak FLOP/s"
-        if waiting > 0.2:
-            shown += f"  {waiting:.0%} waiting for data"
         shown += f"  {memory_in_use(self.world.device) / 1e9:.1f} GB"
         self.line.show(images_seen, shown, force=force, limit=seconds_left)
         self.recent.clear()

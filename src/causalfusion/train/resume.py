@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from causalfusion.codec.autoencoder import fingerprint
 from causalfusion.codec.cache import LatentCache
 from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat, from_dict, read_json, to_dict
+from causalfusion.config_json import flat, from_dict, read_object, to_dict
 from causalfusion.data.source import TracedSource, content_hashes, digest
 from causalfusion.earlier_settings import rename_settings
 from causalfusion.errors import UserError
-from causalfusion.train.checkpoint import DATA_FILE, REMEDY, DataFacts
+from causalfusion.train.checkpoint import DATA_FILE, REMEDY, DataRecord
 from causalfusion.train.feed import TrainingData
 
 MAY_CHANGE = (
@@ -41,7 +40,7 @@ LATER = {"train.ema_schedule": "constant"}
 
 def with_earlier_behaviour(config: RunConfig, checkpoint: Path) -> RunConfig:
     """The settings for a run that began before some of them existed."""
-    stored = flat(_stored(checkpoint))
+    stored = flat(stored_settings(checkpoint))
     earlier: dict[str, Any] = {}
     for name, value in LATER.items():
         if name not in stored:
@@ -54,29 +53,25 @@ def with_earlier_behaviour(config: RunConfig, checkpoint: Path) -> RunConfig:
 def micro_batches_of(checkpoint: Path) -> int:
     """How many micro-batches a train step of the run was last computed in: going on with as many, it is the
     same run to the bit."""
-    number = flat(_stored(checkpoint)).get("train.grad_accumulation")
+    number = flat(stored_settings(checkpoint)).get("train.grad_accumulation")
     return number if isinstance(number, int) and number >= 1 else 1
 
 
-def _stored(checkpoint: Path) -> dict[str, Any]:
+def stored_settings(checkpoint: Path) -> dict[str, Any]:
     """The settings that the run of a checkpoint began with, under the names that they have now."""
-    path = checkpoint / "state" / "run.json"
     try:
-        values = read_json(path, "training state")
-        if not isinstance(values, dict):
-            raise UserError(f"training state: {path} holds a {type(values).__name__}, expected settings")
-        return rename_settings(values)
+        return rename_settings(read_object(checkpoint / "state" / "run.json", "training state"))
     except UserError as error:
         raise UserError(f"{error}; {REMEDY.format(checkpoint)}") from error
 
 
-def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> DataFacts:
+def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> DataRecord:
     """A run can only go on with the settings it began with, but for those in MAY_CHANGE, and with its data;
     returns what is to be known of these the next time.
 
     Raises UserError that says what changed; files that changed are said in a warning.
     """
-    before = {**LATER, **flat(_stored(checkpoint))}
+    before = {**LATER, **flat(stored_settings(checkpoint))}
     kept = _stored_facts(checkpoint)
     facts = facts_of(data, kept)
     if kept is not None:
@@ -101,25 +96,21 @@ def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> D
     return facts
 
 
-def _stored_facts(checkpoint: Path) -> DataFacts | None:
+def _stored_facts(checkpoint: Path) -> DataRecord | None:
     """What the run's data were; None of a run that an earlier version began."""
     path = checkpoint / "state" / DATA_FILE
     if not path.is_file():
         return None
     try:
-        values = read_json(path, "training state")
-        if not isinstance(values, dict):
-            raise UserError(f"training state: {path} holds a {type(values).__name__}, expected an object")
-        return from_dict(DataFacts, values, f"{path}: ")
+        return from_dict(DataRecord, read_object(path, "training state"), f"{path}: ")
     except UserError as error:
         raise UserError(f"{error}; {REMEDY.format(checkpoint)}") from error
 
 
-def facts_of(data: TrainingData, kept: DataFacts | None = None) -> DataFacts:
+def facts_of(data: TrainingData, kept: DataRecord | None = None) -> DataRecord:
     """What a later sitting compares its data with. Contents are read where files are not known to be those of
     an earlier sitting, and by the main process alone."""
-    source, autoencoder = data.source, data.codec.autoencoder
-    contents = ""
+    source, contents = data.source, ""
     if isinstance(source, LatentCache):
         found = str(source.manifest["source"])
     else:
@@ -128,11 +119,11 @@ def facts_of(data: TrainingData, kept: DataFacts | None = None) -> DataFacts:
             contents = kept.contents
         elif data.world.is_main and isinstance(source, TracedSource) and len(source) <= COMPARED_IMAGES:
             contents = digest(content_hashes(source, range(len(source))).tobytes()).hex()
-    return DataFacts(
+    return DataRecord(
         class_names=list(data.class_names),
         images=len(source),
         fingerprint=found,
-        autoencoder="" if autoencoder is None else fingerprint(autoencoder),
+        autoencoder=data.codec.autoencoder_fingerprint,
         contents=contents,
     )
 
@@ -141,7 +132,7 @@ def _new_run(config: RunConfig) -> str:
     return f"begin a new run from its weights: another --out, and --train.init {config.out}"
 
 
-def _check_data(config: RunConfig, kept: DataFacts, found: DataFacts, *, is_main: bool) -> None:
+def _check_data(config: RunConfig, kept: DataRecord, found: DataRecord, *, is_main: bool) -> None:
     where = config.data.cache or config.data.path or config.data.source
     if kept.class_names != found.class_names:
         raise UserError(

@@ -6,7 +6,6 @@ import math
 import time
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from math import nan
 from pathlib import Path
 
@@ -100,15 +99,15 @@ class _Run:
     def go(self) -> Path:
         progress, train = self.trainer.progress, self.config.train
         self.over = train.minutes > 0 and progress.seconds >= 60 * train.minutes
-        show = self.show
         if not self.unfinished:
-            if show:
+            if self.show:
                 tell(self._finished())
             return checkpoints_of(self.folder)[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.peak = measure_gemm_rate(compute_dtype(train.precision), self.world.device)
-        self.display = Display(self.config, self.world, progress.images_seen, show=show, peak=self.peak)
-        for line in beginning(self.folder, self.data, self.trainer.model, self.world, progress.images_seen):
+        seen = progress.images_seen
+        self.display = Display(self.config, self.world, seen, show=self.show, peak=self.peak)
+        for line in beginning(self.folder, self.data, self.trainer.model, self.world, seen):
             self.display.say(line)
         self.clock = Clock()
         self.begun = time.monotonic()
@@ -181,8 +180,9 @@ class _Run:
         flops = train_step_flops(
             self.config.model, result.split, len(batch.labels), self._copies(), result.text_tokens
         )
-        for counter in (self.clock.add, partial(self.display.after_step, result)):
-            counter(train.batch_size, flops.needed * self.world.size)
+        needed = flops.needed * self.world.size
+        self.clock.add(train.batch_size, needed)
+        self.display.after_step(result, train.batch_size, needed)
         done = not self.unfinished
         if result.skipped:
             loss, norm = result.loss, result.grad_norm

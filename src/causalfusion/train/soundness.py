@@ -9,6 +9,7 @@ from torch import Tensor
 
 from causalfusion.errors import UserError
 from causalfusion.train.sharding import local_part
+from causalfusion.weight_files import require_same_names
 
 
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -29,13 +30,7 @@ def check_tensors(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
 
 def check_layout(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
     """Names, shapes and kinds of numbers alone."""
-    for word, names in (
-        ("lacks", sorted(expected.keys() - stored.keys())),
-        ("has the unexpected", sorted(stored.keys() - expected.keys())),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{where} {word} tensor {names[0]}{more}")
+    require_same_names(stored, expected, where, "tensor")
     for name, tensor in stored.items():
         found, wanted = (f"{str(t.dtype)[6:]} {tuple(t.shape)}" for t in (tensor, expected[name]))
         if found != wanted:

@@ -26,7 +26,7 @@ from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 from causalfusion.runtime import autocast, compute_dtype
 from causalfusion.saved import ModelSpec, checkpoints_of, load_weights
-from causalfusion.train.checkpoint import DataFacts, Progress, Snapshot, load_checkpoint, load_shares
+from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
 from causalfusion.train.ema import EMA, ema_decay
 from causalfusion.train.optimizer import learning_rate, make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model, data_parallel, gradient_sync
@@ -108,6 +108,7 @@ class Trainer:
             self.unused.drop()
         losses = self.world.mean(losses)
         loss = float(self._total(losses))
+        image_loss, text_loss = losses.tolist()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = float(whole(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm, foreach=True)))
         rate = learning_rate(train, progress.images_seen)
@@ -124,12 +125,11 @@ class Trainer:
             train_step=progress.train_step + 1,
             skipped_steps=progress.skipped_steps + (not finite),
             skipped_in_a_row=0 if finite else progress.skipped_in_a_row + 1,
-            pending_losses=progress.pending_losses + ((losses[0].item(), losses[1].item()),) * finite,
+            pending_losses=progress.pending_losses + ((image_loss, text_loss),) * finite,
         )
         split = torch.bincount(draws.plan.ar_step[0])[1:].tolist()
         captions = batch.captions or ()
         text_tokens = sum(len(c) + 4 for c in captions) // max(len(captions), 1)
-        image_loss, text_loss = losses.tolist()
         result = StepResult(loss, norm, rate, not finite, split, image_loss, text_loss, text_tokens)
         if self.progress.skipped_in_a_row >= train.max_skipped_steps:
             raise UserError(self._not_finite(batch, result))
@@ -239,7 +239,7 @@ class Trainer:
                 let_go(self.model)
                 self.model.train()
 
-    def save(self, spec: ModelSpec, data: DataFacts, run: Path) -> None:
+    def save(self, spec: ModelSpec, data: DataRecord, run: Path) -> None:
         """A checkpoint, by all processes together; written by the time this returns, or in the background.
 
         While steps are being skipped, no earlier checkpoint is removed for it. Raises UserError, and writes
