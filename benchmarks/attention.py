@@ -33,7 +33,7 @@ LAYERS, TURNS = 6, 5
 
 def sequence_of(sizes: list[int], batch_size: int, class_tokens: int) -> PackedSequence:
     total = sum(sizes)
-    plan = Plan(torch.arange(total).expand(batch_size, -1), ar_step_of(sizes)[None])
+    plan = Plan(torch.arange(total).expand(batch_size, -1), ar_step_of(sizes)[None], total)
     labels = torch.zeros(batch_size, dtype=torch.int64)
     tokens = torch.zeros(batch_size, total, 4)
     return pack_training(labels, class_tokens, tokens, tokens, plan, labels[:, None])

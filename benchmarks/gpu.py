@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.gpu_checks import FACTORIZATION, SCHEDULE, check, draws_for, generate
+from benchmarks.gpu_checks import batch_for, check, generate, objective_of
 from benchmarks.reference import QUICK, REFERENCE
 from causalfusion.arithmetic import generation_flops, split_facts, train_step_flops
 from causalfusion.config import ModelConfig, RunConfig, SampleConfig, TrainConfig
@@ -31,7 +31,6 @@ from causalfusion.presets import load_layer
 from causalfusion.runtime import measure_copy_rate, measure_gemm_rate
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import make_optimizer
-from causalfusion.train.step import Draws, token_errors, training_loss
 
 
 def main() -> int:
@@ -116,17 +115,15 @@ def _train_steps(
     optimizer = make_optimizer(model.parameters(), TrainConfig())
     ema = EMA(model.named_parameters())
     splits = _scaled_splits(config.num_tokens)
-    batches = [tuple(x.to(device) for x in draws_for(config, split, batch_size)) for split in splits]
+    objective = objective_of(config, backend)
+    pieces = [objective.arrange(*batch_for(config, split, batch_size)).to(device) for split in splits]
 
     def steps() -> None:
-        for tokens, labels, draws in batches:
+        for piece in pieces:
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16):
-                errors = token_errors(
-                    model, config, SCHEDULE, "epsilon", cast(Tensor, tokens), cast(Tensor, labels),
-                    cast(Draws, draws), backend,
-                )  # fmt: skip
-            training_loss(errors, cast(Draws, draws).plan, FACTORIZATION).backward()
+                errors = objective.errors(model, piece)
+            objective.image_loss(errors.image, piece).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
             optimizer.step()
             ema.update(0.9999)

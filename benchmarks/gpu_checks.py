@@ -14,13 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.reference import Reference, build_model
 from causalfusion.codec.tokenizer import Markers
-from causalfusion.config import (
-    DiffusionConfig,
-    FactorizationConfig,
-    ModelConfig,
-    SampleConfig,
-)
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.config import DiffusionConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Image, Text, lay_out, pack_documents
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.generate.noise import ImageNoise
@@ -29,10 +24,10 @@ from causalfusion.generate.tokens import generate_tokens, prefill
 from causalfusion.model.attention import AttentionBackend
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_generator
-from causalfusion.train.step import Draws, token_errors, training_loss
+from causalfusion.train.draws import Draws
+from causalfusion.train.step import Objective, TokenBatch
 
-SCHEDULE = NoiseSchedule.from_config(DiffusionConfig())
-FACTORIZATION = FactorizationConfig()
+PROCESS = make_process(DiffusionConfig())
 CPU = torch.device("cpu")
 IMAGES = 4
 Add = Callable[[str, Tensor, Tensor, float], None]
@@ -77,8 +72,12 @@ def _check_training(reference: Reference, device: torch.device, add: Add) -> Non
         add(f"{key}, compiled blocks", result[key], expected[key], tolerance)
 
 
-def draws_for(config: ModelConfig, sizes: tuple[int, ...], batch_size: int) -> tuple[Tensor, Tensor, Draws]:
-    """Clean tokens, labels and draws from a fixed seed, on the CPU."""
+def objective_of(config: ModelConfig, backend: AttentionBackend) -> Objective:
+    return Objective(RunConfig(model=config, train=TrainConfig(attention=backend)), PROCESS)
+
+
+def batch_for(config: ModelConfig, sizes: tuple[int, ...], batch_size: int) -> tuple[TokenBatch, Draws]:
+    """A batch and its draws from a fixed seed, on the CPU."""
     generator = torch.Generator().manual_seed(0)
     order = torch.stack([torch.randperm(config.num_tokens, generator=generator) for _ in range(batch_size)])
     shape = (batch_size, config.num_tokens, config.token_dim)
@@ -86,8 +85,9 @@ def draws_for(config: ModelConfig, sizes: tuple[int, ...], batch_size: int) -> t
     labels = torch.randint(config.num_classes, (batch_size,), generator=generator)
     timesteps = torch.randint(1000, (batch_size, 1), generator=generator)
     noise = torch.randn(batch_size, 1, *shape[1:], generator=generator)
-    plan = Plan(order, ar_step_of(sizes)[None])
-    return tokens, labels, Draws(plan, timesteps, noise, torch.zeros(batch_size, dtype=torch.bool))
+    plan = Plan(order, ar_step_of(sizes)[None], config.grid_width)
+    batch = TokenBatch(tokens, labels, torch.arange(batch_size))
+    return batch, Draws(plan, timesteps, noise, torch.zeros(batch_size, dtype=torch.bool))
 
 
 def _training_pass(
@@ -102,14 +102,14 @@ def _training_pass(
     if compiled:
         for block in model.blocks:
             block.compile(backend="inductor" if device.type == "cuda" else "aot_eager")
-    tokens, labels, draws = draws_for(reference.model, reference.splits[-1], IMAGES)
-    tokens, labels, draws = tokens.to(device), labels.to(device), draws.to(device)
+    objective = objective_of(reference.model, backend)
+    piece = objective.arrange(*batch_for(reference.model, reference.splits[-1], IMAGES)).to(device)
     seen: list[Tensor] = []
     handle = model.register_forward_hook(lambda module, args, output: seen.append(output.image.detach()))
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        errors = token_errors(model, reference.model, SCHEDULE, "epsilon", tokens, labels, draws, backend)
+        errors = objective.errors(model, piece)
     handle.remove()
-    training_loss(errors, draws.plan, FACTORIZATION).backward()
+    objective.image_loss(errors.image, piece).backward()
     return {"predictions": seen[0].float().cpu(), "gradients": _gradients(model)}
 
 
@@ -134,12 +134,11 @@ def _document_pass(
 ) -> dict[str, Tensor]:
     config, sizes = reference.model, reference.splits[-1]
     model = build_model(reference, False).to(device)
-    tokens, labels, draws = draws_for(config, sizes, 2)
+    piece = objective_of(config, backend).arrange(*batch_for(config, sizes, 2)).to(device)
     documents = [[Text((9, 10, 11)), Image(0)], [Image(1), Text((12, 13))]]
     layout = lay_out(documents, Markers(0, 1, 2, 3, 4), [len(sizes)] * 2, ended=True).to(device)
-    draws, tokens = draws.to(device), tokens.to(device)
-    noised = tokens + draws.noise[:, 0]
-    sequence = pack_documents(layout, labels.to(device), 0, tokens, noised, draws.plan, draws.timesteps)
+    noised, timesteps = piece.tokens + piece.noise[:, 0], PROCESS.timesteps(piece.levels)
+    sequence = pack_documents(layout, piece.labels, 0, piece.tokens, noised, piece.plan, timesteps)
     found = model(sequence, backend=backend)
     assert found.text is not None
     valid = torch.arange(found.text.shape[1], device=device) < layout.text_lengths[:, None]
@@ -161,4 +160,4 @@ def generate(model: Transformer, config: SampleConfig, batch_size: int, device: 
     noise = ImageNoise(0, range(batch_size), total, model.config.token_dim)
     context = prefill(model, labels, config)
     sizes = step_sizes(config, total, 0)
-    return generate_tokens(model, SCHEDULE, "epsilon", config, context, order, sizes, noise).cpu()
+    return generate_tokens(model, PROCESS, config, context, order, sizes, noise).cpu()

@@ -20,12 +20,12 @@ from causalfusion.config import (
     SampleConfig,
     TrainConfig,
 )
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import make_process
 from causalfusion.factorization import Plan, ar_step_of, loss_weights
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import diffusion_steps, step_sizes
 from causalfusion.generate.tokens import generate_tokens, prefill
-from causalfusion.losses import squared_error, weighted_mean
+from causalfusion.losses import weighted_mean
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import pack_training
 from causalfusion.train.ema import EMA
@@ -45,7 +45,7 @@ class Reference:
 
     def sample_flops(self) -> Flops:
         sizes = step_sizes(self.sample, self.model.num_tokens, 0)
-        steps = diffusion_steps(self.sample, len(sizes), DiffusionConfig().num_timesteps)
+        steps = diffusion_steps(self.sample, len(sizes), make_process(DiffusionConfig()))
         guided = self.sample.guidance_scale != 1
         return generation_flops(self.model, sizes, steps, guided) * self.batch_size
 
@@ -109,9 +109,8 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             prediction = self.model(sequence).image
-        loss = weighted_mean(
-            squared_error(prediction, target), loss_weights(plan.ar_step, FactorizationConfig())
-        )
+        errors = (prediction.float() - target).square()
+        loss = weighted_mean(errors, loss_weights(plan.ar_step, FactorizationConfig()))
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=not self.naive)
         self.optimizer.step()
@@ -125,7 +124,7 @@ class TrainingStep:
         model, rows = self.reference.model, self.reference.batch_size
         generator = torch.Generator().manual_seed(index)
         order = torch.stack([torch.randperm(model.num_tokens, generator=generator) for _ in range(rows)])
-        plan = Plan(order, ar_step_of(sizes)[None])
+        plan = Plan(order, ar_step_of(sizes)[None], model.grid_width)
         shape = (rows, model.num_tokens, model.token_dim)
         clean, noise = (torch.randn(shape, generator=generator) for _ in range(2))
         labels = torch.randint(model.num_classes, (rows,), generator=generator)
@@ -140,7 +139,7 @@ class Sampling:
     def __init__(self, reference: Reference, dtype: torch.dtype, naive: bool) -> None:
         self.reference, self.dtype, self.naive = reference, dtype, naive
         self.model = build_model(reference, naive).eval()
-        self.schedule = NoiseSchedule.from_config(DiffusionConfig())
+        self.process = make_process(DiffusionConfig())
 
     @torch.no_grad()
     def __call__(self, index: int) -> float:
@@ -157,8 +156,7 @@ class Sampling:
                 context = replace(context, cache=cache)
             images = generate_tokens(
                 self.model,
-                self.schedule,
-                "epsilon",
+                self.process,
                 reference.sample,
                 context,
                 order,

@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from causalfusion.config import DiffusionConfig, ModelConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.config import ModelConfig, RunConfig
+from causalfusion.diffusion.process import make_process
 from causalfusion.estimate.memory import STATE_BYTES
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.presets import load_layer
+from causalfusion.train.draws import Draws
 from causalfusion.train.parallel import checkpoint_activations
-from causalfusion.train.step import Draws, token_errors
+from causalfusion.train.step import Objective, TokenBatch
 
 Which = Literal["none", "selective", "full"]
 SIZES = ("L", "XL", "H")
@@ -68,12 +69,14 @@ def kept_by(config: ModelConfig, which: Which, images: int) -> int:
     length = config.num_tokens
     tokens, noise = torch.randn(images, length, 16), torch.randn(images, 1, length, 16)
     order = torch.stack([torch.randperm(length) for _ in range(images)])
-    plan = Plan(order, ar_step_of([length // 4] * 4)[None])
+    plan = Plan(order, ar_step_of([length // 4] * 4)[None], config.grid_width)
     draws = Draws(plan, torch.randint(1000, (images, 1)), noise, torch.zeros(images, dtype=torch.bool))
-    schedule = NoiseSchedule.from_config(DiffusionConfig())
-    labels = torch.zeros(images, dtype=torch.long)
+    batch = TokenBatch(tokens, torch.zeros(images, dtype=torch.long), torch.arange(images))
+    run = RunConfig(model=config)
+    objective = Objective(run, make_process(run.diffusion))
+    piece = objective.arrange(batch, draws)
     with Kept() as kept, torch.autocast("cpu", torch.bfloat16):
-        errors = token_errors(model, config, schedule, "epsilon", tokens, labels, draws)
+        errors = objective.errors(model, piece)
     held = kept.num_bytes
     del errors
     return held

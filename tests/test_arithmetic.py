@@ -27,7 +27,7 @@ from causalfusion.arithmetic import (
 )
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig, SampleConfig, TextConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Image, Text, lay_out, pack_documents
 from causalfusion.factorization import Plan, ar_step_of, draw_split
 from causalfusion.generate.noise import ImageNoise
@@ -47,7 +47,7 @@ SIZES = [5, 1, 7, 3]
 
 def _sequence(sizes: list[int], config: ModelConfig, copies: int = 1, levels: int = 1) -> PackedSequence:
     total = sum(sizes)
-    plan = Plan(torch.arange(total)[None], ar_step_of(sizes)[None])
+    plan = Plan(torch.arange(total)[None], ar_step_of(sizes)[None], config.grid_width)
     clean = torch.zeros(1, total, config.token_dim)
     timesteps = torch.zeros(1, levels, dtype=torch.int64)
     labels = torch.zeros(1, dtype=torch.int64)
@@ -107,7 +107,7 @@ def test_needed_counts_the_pairs_of_the_mask(sizes: list[int], copies: int):
 def test_needed_counts_the_pairs_of_a_prompt_and_its_image(context: Any):
     config = replace(MODEL, vocab_size=11)
     sizes = SIZES if context == "clean" else [16]
-    plan = Plan(torch.arange(16)[None], ar_step_of(sizes)[None])
+    plan = Plan(torch.arange(16)[None], ar_step_of(sizes)[None], config.grid_width)
     layout = lay_out([[Text((4, 5, 6)), Image(0)]], Markers(0, 1, 2, 3, 4), [len(sizes)])
     tokens = torch.zeros(1, 16, 6)
     labels, timesteps = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
@@ -189,7 +189,7 @@ def test_generation_counts_what_the_model_executes(guided: bool, monkeypatch: py
     with _counting() as counter:
         context = prefill(model, torch.zeros(1, dtype=torch.int64), config)
         generate_tokens(
-            model, NoiseSchedule.from_config(RunConfig().diffusion), "epsilon", config, context, order,
+            model, make_process(RunConfig().diffusion), config, context, order,
             [10, 6], ImageNoise(0, [0], 16, 6),
         )  # fmt: skip
     counted = generation_flops(MODEL, [10, 6], [3, 3], guided)

@@ -31,8 +31,8 @@ from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import PackedSequence, pack_training
 
 MARKERS = Markers(text=90, text_end=91, image=92, image_end=93, end=94)
-NUM_TOKENS = 4
-"""L of the oracle's images."""
+NUM_TOKENS, GRID_WIDTH = 4, 2
+"""L of the oracle's images, and how many of them stand in a row."""
 
 
 # --- who sees whom: the order of the elements against the mask ------------------------------------------
@@ -116,7 +116,7 @@ def cases(draw: st.DrawFn, whole_images: bool = False) -> Case:
     orders = [draw(st.permutations(range(NUM_TOKENS))) for _ in range(num_images)]
     order = torch.tensor(orders, dtype=torch.int64).view(num_images, NUM_TOKENS)
     copies = 1 if whole_images else draw(st.integers(1, 3))
-    return Case(documents, Plan(order, ar_step), copies, draw(st.sampled_from([0, 2])))
+    return Case(documents, Plan(order, ar_step, GRID_WIDTH), copies, draw(st.sampled_from([0, 2])))
 
 
 def pack(case: Case, context: Literal["clean", "noised"] = "clean") -> PackedSequence:
@@ -146,7 +146,7 @@ def tokens_of(case: Case, sequence: PackedSequence, context: str) -> list[list[T
             else:
                 role = "clean" if context == "noised" else segment.role
                 num_present = len(place_of) * NUM_TOKENS * (case.copies if role == "noised" else 1)
-                assert segment.positions is not None and segment.image_index is not None
+                assert segment.places is not None and segment.image_index is not None
                 for n, value in enumerate(segment.values[b, :, 0].long().tolist()):
                     if n >= num_present:
                         row.append(Token("fill"))
@@ -155,7 +155,8 @@ def tokens_of(case: Case, sequence: PackedSequence, context: str) -> list[list[T
                     plan_row = image if len(case.plan.ar_step) > 1 else 0
                     step = int(case.plan.ar_step[plan_row, j])
                     row.append(Token(role, place_of[image], 0, False, step, value // 1000))
-                    assert int(segment.positions[b, n]) == int(case.plan.order[image, j])
+                    at = divmod(int(case.plan.order[image, j]), GRID_WIDTH)
+                    assert tuple(segment.places[b, n].tolist()) == at
                     nth = sorted(place_of.values()).index(place_of[image])
                     assert int(segment.image_index.expand(len(rows) + 1, -1)[-1, n]) == nth
                     if segment.timesteps is not None:
@@ -309,7 +310,7 @@ def random_case(shapes: list[list[int | str]], copies: int, own_plans: bool = Tr
     splits = [[1, 3], [2, 1, 1], [4], [1, 1, 1, 1], [3, 1]]
     ar_step = torch.stack([ar_step_of(splits[i % 5]) for i in range(row if own_plans else 1)])
     order = torch.stack([torch.randperm(4, generator=generator) for _ in range(row)])
-    return Case(documents, Plan(order, ar_step), copies, 2)
+    return Case(documents, Plan(order, ar_step, GRID_WIDTH), copies, 2)
 
 
 @dataclass(frozen=True)
@@ -349,7 +350,7 @@ SHAPES: list[list[int | str]] = [
 def case_for(context: str) -> Case:
     case = random_case(SHAPES, copies=1 if context == "noised" else 2)
     if context == "noised":
-        case = replace(case, plan=Plan(case.plan.order, torch.ones(1, 4, dtype=torch.int64)))
+        case = replace(case, plan=replace(case.plan, ar_step=torch.ones(1, 4, dtype=torch.int64)))
     return case
 
 
@@ -367,7 +368,8 @@ def test_a_document_does_not_depend_on_its_batch(context, positions):
         rows = [e.row for e in document if isinstance(e, Image)]
         numbered = [Image(rows.index(e.row)) if isinstance(e, Image) else e for e in document]
         steps = case.plan.ar_step if len(case.plan.ar_step) == 1 else case.plan.ar_step[rows]
-        alone = Case([numbered], Plan(case.plan.order[rows], steps), case.copies, 2)
+        plan = Plan(case.plan.order[rows], steps, GRID_WIDTH)
+        alone = Case([numbered], plan, case.copies, 2)
         x = Inputs(inputs.clean[rows], inputs.noised[rows], inputs.timesteps[rows], inputs.labels[b : b + 1])
         with torch.no_grad():
             found = model(packed(alone, x, context))
@@ -395,6 +397,7 @@ def test_backends_agree_on_documents(context):
     plan = Plan(
         torch.stack([torch.randperm(80, generator=generator) for _ in range(3)]),
         torch.stack([ar_step_of(s) for s in splits]),
+        grid_width=10,
     )
     case = replace(small, plan=plan)
     clean, noised = (torch.randn(3, 80, 3, generator=generator) for _ in range(2))
@@ -443,12 +446,13 @@ def test_an_image_without_text_is_class_conditional_training(copies, own_plans):
 def test_context_for_generation_is_the_training_view():
     """Text after an image of one AR step predicts the same whether the image is context or was trained on."""
     case = random_case([[2, "image", 3], ["image", 4]], copies=1)
-    case = replace(case, plan=Plan(torch.arange(4).expand(2, -1), torch.ones(1, 4, dtype=torch.int64)))
+    plan = Plan(torch.arange(4).expand(2, -1), torch.ones(1, 4, dtype=torch.int64), GRID_WIDTH)
+    case = replace(case, plan=plan)
     x, model = Inputs.of(case), model_of()
     noised = replace(x, timesteps=torch.zeros(2, 1, dtype=torch.int64), noised=x.clean)
     with torch.no_grad():
         for context in ("clean", "noised"):
             trained = model(packed(case, noised, context)).text
             layout = case.layout()
-            given = model(pack_context(layout, x.labels, 2, x.clean, context)).text
+            given = model(pack_context(layout, x.labels, 2, x.clean, GRID_WIDTH, context)).text
             assert trained.shape == given.shape and torch.allclose(trained, given, atol=1e-5)

@@ -29,8 +29,9 @@ from causalfusion.estimate.show import announce
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.sequence import pack_training
+from causalfusion.train.draws import Draws
 from causalfusion.train.parallel import fit_to_memory
-from causalfusion.train.step import TokenBatch
+from causalfusion.train.step import Objective, TokenBatch
 from causalfusion.train.trainer import Trainer
 
 MODEL = ModelConfig(
@@ -52,13 +53,13 @@ def _peak_of_step(config: RunConfig, sizes: list[int], monkeypatch: pytest.Monke
     count, model = config.train.batch_size, config.model
     with Allocated() as allocated:
         trainer = Trainer(config, CPU)
-        drawn = trainer._draw
+        drawn = trainer.objective.draw
 
-        def draw(batch: TokenBatch) -> Any:
-            draws = drawn(batch)
-            return replace(draws, plan=Plan(draws.plan.order, ar_step_of(sizes)[None]))
+        def draw(objective: Objective, batch: TokenBatch, **places: int) -> Draws:
+            draws = drawn(batch, **places)
+            return replace(draws, plan=replace(draws.plan, ar_step=ar_step_of(sizes)[None]))
 
-        monkeypatch.setattr(trainer, "_draw", draw)
+        monkeypatch.setattr(Objective, "draw", draw)
         tokens = torch.randn(count, model.num_tokens, model.token_dim)
         batch = TokenBatch(tokens, torch.zeros(count, dtype=torch.int64), torch.arange(count))
         trainer.step(batch)
@@ -128,7 +129,7 @@ def _kept_bytes(model: torch.nn.Module, found: list[int]) -> Iterator[None]:
 def _kept(config: ModelConfig, sizes: list[int], dtype: torch.dtype, autocast: bool, gpu_like: bool) -> int:
     model, total = Transformer(config).to(dtype), sum(sizes)
     clean = torch.zeros(2, total, config.token_dim, dtype=dtype)
-    plan = Plan(torch.arange(total)[None].expand(2, -1), ar_step_of(sizes)[None])
+    plan = Plan(torch.arange(total)[None].expand(2, -1), ar_step_of(sizes)[None], config.grid_width)
     labels, timesteps = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)
     sequence = pack_training(labels, config.num_condition_tokens, clean, clean, plan, timesteps)
     if gpu_like:  # the path of GPUs; float64 takes it on a CPU too

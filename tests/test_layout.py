@@ -7,9 +7,9 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "causalfusion"
 ORDER = (
-    "errors", "files", "rng", "config_generation", "config_text", "config_training", "config",
-    "config_json", "earlier_settings", "presets", "runtime", "progress", "watch", "distributed", "data",
-    "weight_files", "codec", "factorization", "sequence", "documents", "mask", "model", "arithmetic",
+    "errors", "files", "rng", "config_diffusion", "config_generation", "config_text", "config_training",
+    "config", "config_json", "earlier_settings", "presets", "runtime", "progress", "watch", "distributed",
+    "data", "weight_files", "codec", "factorization", "sequence", "documents", "mask", "model", "arithmetic",
     "estimate", "diffusion", "losses", "earlier_formats", "saved", "fonts", "pictures", "generate",
     "process_picture", "text_pictures", "train", "charts", "evaluate", "study", "planner", "interop",
     "doctor", "report", "demo_report", "demo_text", "demo", "commands", "vocabulary", "cli", "__main__",

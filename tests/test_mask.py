@@ -16,7 +16,7 @@ SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=6)
 
 def sequence_of(sizes, copies=1, num_class_tokens=3, batch_size=2):
     total = sum(sizes)
-    plan = Plan(torch.arange(total).expand(batch_size, -1), ar_step_of(sizes)[None])
+    plan = Plan(torch.arange(total).expand(batch_size, -1), ar_step_of(sizes)[None], total)
     tokens = torch.zeros(batch_size, total, 1)
     timesteps = torch.zeros(batch_size, 1, dtype=torch.int64)
     noised = tokens.repeat(1, copies, 1)
@@ -56,7 +56,8 @@ def test_block_mask_equals_the_dense_one(splits):
     """For a shared plan and for one per image, and for the last queries alone."""
     total = max(map(sum, splits))
     splits = [[*s, total - sum(s)] if sum(s) < total else s for s in splits]
-    plan = Plan(torch.arange(total).expand(len(splits), -1), torch.stack([ar_step_of(s) for s in splits]))
+    ar_step = torch.stack([ar_step_of(s) for s in splits])
+    plan = Plan(torch.arange(total).expand(len(splits), -1), ar_step, total)
     tokens = torch.zeros(len(splits), total, 1)
     labels = torch.zeros(len(splits), dtype=torch.int64)
     sequence = pack_training(labels, 2, tokens, tokens, plan, labels[:, None])

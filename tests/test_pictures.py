@@ -11,7 +11,7 @@ from PIL import Image
 
 from causalfusion.charts import _smoothed, save_loss_curve
 from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.pipeline import draw_orders, to_raster
@@ -127,9 +127,9 @@ def recorded() -> tuple[ProcessRecorder, torch.Tensor]:
     context = prefill(model, torch.tensor([0, 1]), sample)
     order = draw_orders(sample, 2, 4, 0, [0, 1])
     recorder = ProcessRecorder(8, 4, rows=4, image=1)
-    schedule = NoiseSchedule.from_config(DiffusionConfig())
+    process = make_process(DiffusionConfig())
     tokens = generate_tokens(
-        model, schedule, "epsilon", sample, context, order, [3, 3, 2], ImageNoise(0, [0, 1], 8, 4), recorder
+        model, process, sample, context, order, [3, 3, 2], ImageNoise(0, [0, 1], 8, 4), recorder
     )
     return recorder, to_raster(tokens, order)[1]
 

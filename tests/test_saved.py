@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -16,7 +17,7 @@ from causalfusion.codec.autoencoder import fingerprint, open_autoencoder, save_a
 from causalfusion.config import CodecConfig, ModelConfig, SampleConfig
 from causalfusion.config_json import flat, to_dict
 from causalfusion.doctor import check_model
-from causalfusion.earlier_formats import LATER_IN_1, fill_format_1
+from causalfusion.earlier_formats import FORMAT_1, FORMAT_2, LATER_IN_1, bring_forward
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.interop.bundle import bundle_model
@@ -84,7 +85,7 @@ def refused(folder: Path) -> str:
 
 def test_every_key_is_required(folder):
     whole = json.loads((folder / "config.json").read_text())
-    assert whole["format"] == FORMAT == "causalfusion-2"
+    assert whole["format"] == FORMAT == "causalfusion-3"
     for name in flat({key: value for key, value in whole.items() if key != "format"}):
         (folder / "config.json").write_text(json.dumps(whole))
         change(folder, **{name.replace(".", "__"): None})
@@ -127,16 +128,27 @@ def test_what_an_earlier_folder_lacks_means_what_it_meant_then():
         table, _, key = name.partition(".")
         if key and isinstance(earlier.get(table), dict):
             earlier[table] = {k: v for k, v in earlier[table].items() if k != key}
-    complete, filled = fill_format_1(earlier)
+    complete, filled = bring_forward(FORMAT_1, earlier)
     assert {line.partition(" = ")[0] for line in filled} == LATER_IN_1
     assert complete["diffusion"]["loss_weight"] == "none" and complete["model"]["vocab_size"] == 0
     assert flat(complete).keys() == flat(now).keys()
 
 
-@pytest.mark.parametrize("name", ["causalfusion-3", 2, None])
+def test_a_folder_of_format_2_has_the_noise_that_it_had():
+    now = to_dict(load_spec(packaged_models()["shapes"]))
+    kept = {"num_timesteps", "beta_start", "beta_end", "prediction_type", "loss_weight", "snr_limit"}
+    earlier = copy.deepcopy(now)
+    earlier["diffusion"] = {k: v for k, v in now["diffusion"].items() if k in kept}
+    del earlier["model"]["predicts_variance"]
+    complete, filled = bring_forward(FORMAT_2, earlier)
+    assert flat(complete) == flat(now) and not filled, "nothing that its own format let it leave out"
+    assert (complete["diffusion"]["path"], complete["diffusion"]["beta_schedule"]) == ("ddpm", "linear")
+
+
+@pytest.mark.parametrize("name", ["causalfusion-4", 2, None])
 def test_other_formats_are_refused(folder, name):
     change(folder, format=name)
-    assert "is not in the format causalfusion-2 or causalfusion-1" in refused(folder)
+    assert "is not in the format causalfusion-3, causalfusion-2 or causalfusion-1" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def image_flops(config: ModelConfig, split: SplitFacts, form: Form) -> Flops:
     size, text, noised = config.hidden_size, form.text_tokens, form.copies * split.num_tokens
     clean, context, context_squared = _clean_rows(split, form)
     pairs = visible_pairs(config, split, form)
-    ends = _linear(noised, size, config.token_dim) + _linear(text, size, config.vocab_size)
+    ends = _linear(noised, size, config.prediction_dim) + _linear(text, size, config.vocab_size)
     ends += _levels(config, form.timestep_rows, others=1 if context else 0)
     others = config.num_condition_tokens + text + noised
     length_squared = others**2 + 2 * others * context + context_squared
@@ -253,7 +253,7 @@ def generation_flops(
         pairs = tokens * (condition + start + tokens)
         ends = _linear(tokens, config.token_dim, size)
         step = config.depth * _block(config, tokens, tokens, pairs) + ends + _levels(config, 1)
-        step += _linear(tokens, size, config.token_dim)
+        step += _linear(tokens, size, config.prediction_dim)
         total += Flops(step, step) * (steps + (doubled[index] if guided else 0))
         if index + 1 < len(sizes):
             total += (_context(config, tokens, pairs, pairs) + Flops(ends, ends)) * rows

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
+from causalfusion.config_diffusion import DiffusionConfig, PredictionType
 from causalfusion.config_generation import OrderName, SampleConfig, SamplerName
 from causalfusion.config_text import TextConfig, WriteConfig
 from causalfusion.config_training import TrainConfig
@@ -24,7 +25,6 @@ __all__ = [
 
 SourceName = Literal["digits", "shapes", "folder", "webdataset", "jsonl", "npz"]
 SplitName = Literal["train", "validation", "test", "compositional"]
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 MAX_WORKERS = 512
 
@@ -136,6 +136,8 @@ class ModelConfig:
     """Classes of the data; the null class of guidance is row `num_classes` of the table."""
     token_dim: int = 0
     """Numbers per image token, P."""
+    predicts_variance: bool = False
+    """The head gives a variance beside each number of a token; follows from diffusion.variance."""
     vocab_size: int = 0
     """Text tokens known, markers included; 0: a model without text."""
     max_text_tokens: int = 128
@@ -178,6 +180,11 @@ class ModelConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def prediction_dim(self) -> int:
+        """Numbers that the head gives for an image token."""
+        return self.token_dim * (2 if self.predicts_variance else 1)
+
+    @property
     def num_tokens(self) -> int:
         """L, image tokens per image."""
         return self.grid_height * self.grid_width
@@ -191,35 +198,6 @@ class ModelConfig:
     def null_label(self) -> int:
         """The label that means: no class. Always the row behind the classes."""
         return self.num_classes
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
-    num_timesteps: int = 1000
-    """Noise levels of the diffusion process."""
-    beta_start: float = 1e-4
-    """Noise added at the first timestep."""
-    beta_end: float = 0.02
-    """Noise added at the last timestep; linear between."""
-    prediction_type: PredictionType = "epsilon"
-    """What the model predicts: the noise, the velocity v, or the clean sample."""
-    loss_weight: Literal["none", "min_snr"] = "none"
-    """Of each noise level's squared errors: all alike (the paper), or as the error of x_0 times its signal to
-    noise ratio, that at most `snr_limit` (min-SNR, 2303.09556)."""
-    snr_limit: float = 5.0
-    """Largest weight of loss_weight min_snr."""
-
-    def __post_init__(self) -> None:
-        check_finite(self, "diffusion")
-        check(self.snr_limit > 0, "diffusion.snr_limit", self.snr_limit, "a positive number")
-        check(
-            1 <= self.num_timesteps <= 1_000_000,
-            "diffusion.num_timesteps", self.num_timesteps, "1 to 1000000",
-        )  # fmt: skip
-        check(
-            0 < self.beta_start <= self.beta_end < 1,
-            "diffusion.beta_start, beta_end", (self.beta_start, self.beta_end), "0 < start <= end < 1",
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +267,11 @@ class RunConfig:
             text.image_context == "clean" or one_block,
             "factorization", f"{plan.distribution}, {plan.num_ar_steps}",
             "distribution fixed, num_ar_steps 1 and one timestep, for text.image_context noised",
+        )  # fmt: skip
+        check(
+            text.image_context == "clean" or self.diffusion.timestep_from == "clean",
+            "diffusion.timestep_from", self.diffusion.timestep_from,
+            "clean, for text.image_context noised: finished images have timestep 0",
         )  # fmt: skip
         count = text.examples_per_sequence
         check(

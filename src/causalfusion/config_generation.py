@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from causalfusion.errors import check, check_finite
 
 OrderName = Literal["random", "raster", "block_raster", "dilated"]
-SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc"]
+SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +31,31 @@ class SampleConfig:
     diffusion_steps: list[int] = field(default_factory=lambda: [100])
     """Denoising steps of each AR step: one number for all, or one per AR step."""
     sampler: SamplerName = "ddpm"
-    """Update rule of the diffusion steps."""
+    """Update rule of the diffusion steps: ddpm and ddim for diffusion.path ddpm; euler, heun and sde for
+    rectified_flow; dpm++ and unipc for both."""
+    respacing: str = ""
+    """ddpm and ddim: the timesteps of the steps in another way than evenly: `10,15,20` has so many in each of
+    three equal sections, cleanest first; `ddim25` a whole stride. Overrides `diffusion_steps`."""
+    level_shift: float = 1.0
+    """rectified_flow: s in s l / (1 + (s - 1) l) for the levels l of the steps; above 1 more of them are
+    noisy."""
+    last_step: float = 0.04
+    """sde: the level from which the last step goes to clean data, without noise."""
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
     """DDPM's posterior variance."""
     eta: float = 0.0
     """DDIM: 0 is deterministic, 1 has DDPM's variance."""
     temperature: float = 1.0
-    """Factor on the noise that DDPM, or DDIM with eta > 0, adds in each step."""
+    """Factor on the noise that ddpm, sde, or ddim with eta > 0, adds in each step."""
     guidance_scale: float = 1.0
     """w in ε_u + w (ε_c - ε_u): 1 is no guidance, 0 ignores the class."""
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How w grows from 1 over the share of tokens that are done."""
-    guidance_interval: tuple[int, int] = (0, 1_000_000)
-    """Guide only at timesteps low <= t <= high; elsewhere the unconditional pass is not computed."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Guide only on this part of the path, where 0 is clean and 1 pure noise (numbers above 1: timesteps);
+    elsewhere the unconditional pass is not computed."""
+    guided_channels: int = 0
+    """Guide only the first channels of the latents (DiT, Large-DiT and FiTv2: 3); 0: all."""
 
     def __post_init__(self) -> None:
         check_finite(self, "sample")
@@ -59,9 +72,16 @@ class SampleConfig:
         )
         check(self.temperature >= 0, "sample.temperature", self.temperature, "0 or more")
         check(self.guidance_scale >= 0, "sample.guidance_scale", self.guidance_scale, "0 or more")
+        if self.guidance_interval == (0, 1_000_000):  # the default of earlier versions: everywhere
+            object.__setattr__(self, "guidance_interval", (0.0, 1.0))
         low, high = self.guidance_interval
-        check(low <= high, "sample.guidance_interval", self.guidance_interval, "low <= high")
-        adds_noise = self.sampler == "ddpm" or (self.sampler == "ddim" and self.eta > 0)
+        check(0 <= low <= high, "sample.guidance_interval", self.guidance_interval, "0 <= low <= high")
+        check(self.guided_channels >= 0, "sample.guided_channels", self.guided_channels, "0 or more")
+        check(self.level_shift > 0, "sample.level_shift", self.level_shift, "a positive number")
+        check(0 < self.last_step < 1, "sample.last_step", self.last_step, "a number in (0, 1)")
+        spaced = re.fullmatch(r"|[0-9]{1,7}(,[0-9]{1,7})*|ddim[0-9]{1,7}", self.respacing)
+        check(bool(spaced), "sample.respacing", self.respacing, "counts such as 10,15,20, or ddim25")
+        adds_noise = self.sampler in ("ddpm", "sde") or (self.sampler == "ddim" and self.eta > 0)
         check(
             adds_noise or self.temperature == 1,
             "sample.temperature", self.temperature, f"1, as the sampler {self.sampler} adds no noise",

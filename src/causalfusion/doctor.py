@@ -129,7 +129,7 @@ def _inputs(config: ModelConfig, device: torch.device) -> tuple[Plan, Tensor, Te
     )
     labels = torch.tensor([0, config.num_classes - 1], device=device)
     timesteps = torch.tensor([[100], [900]], device=device)
-    return Plan(plan.order.to(device), plan.ar_step.to(device)), clean, noised, labels, timesteps
+    return plan.to(device), clean, noised, labels, timesteps
 
 
 def _training_sequence(config: ModelConfig, device: torch.device) -> PackedSequence:
@@ -162,11 +162,11 @@ def _cached_difference(model: Transformer, device: torch.device) -> float:
     predictions = []
     for step in range(1, plan.num_ar_steps + 1):
         own = plan.ar_step[0] == step
-        ar_step, positions = plan.ar_step[:, own], plan.order[:, own]
-        tokens = image_segment("noised", noised[:, own], ar_step, positions, timesteps)
+        ar_step, places = plan.ar_step[:, own], plan.places[:, own]
+        tokens = image_segment("noised", noised[:, own], ar_step, places, timesteps)
         sequence = PackedSequence((class_segment(labels, 0), tokens))
         predictions.append(model(sequence, cache.attend(sequence)).image)
-        tokens = image_segment("clean", clean[:, own], ar_step, positions)
+        tokens = image_segment("clean", clean[:, own], ar_step, places)
         sequence = PackedSequence((class_segment(labels, 0), tokens))
         model(sequence, cache.attend(sequence))
         cache.commit(sequence)
@@ -192,7 +192,7 @@ def _cached_text_difference(
     for place, token in enumerate(ids):
         logits.append(append_tokens(model, cached, torch.tensor([token], device=device), place))
     layout = lay_out([[Image(0), Text(ids, open=True)]], markers, [1]).to(device)
-    sequence = pack_context(layout, labels, config.num_condition_tokens, tokens, context)
+    sequence = pack_context(layout, labels, config.num_condition_tokens, tokens, config.grid_width, context)
     masked = model(sequence, backend="dense").text[:, -len(logits) :]
     return _relative(torch.stack(logits, dim=1), masked)
 

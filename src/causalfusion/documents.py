@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from causalfusion.codec.tokenizer import Markers
-from causalfusion.factorization import Plan
+from causalfusion.factorization import Plan, places_of
 from causalfusion.sequence import (
     PackedSequence,
+    Role,
     Segment,
     ar_steps_of_copies,
     class_segment,
@@ -83,6 +84,20 @@ class Layout:
     def to(self, device: torch.device) -> Layout:
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
 
+    def filled(self, num_text: int) -> Layout:
+        """The same with rows of text of `num_text` tokens at least."""
+        missing = num_text - self.text_ids.shape[1]
+        if missing <= 0:
+            return self
+
+        def longer(rows: Tensor, value: int) -> Tensor:
+            return torch.nn.functional.pad(rows, (0, missing), value=value)
+
+        return replace(
+            self, text_ids=longer(self.text_ids, 0), text_ar_step=longer(self.text_ar_step, UNSEEN),
+            text_targets=longer(self.text_targets, NO_TARGET),
+        )  # fmt: skip
+
     @property
     def place_of_image(self) -> Tensor:
         """(images used,): b * I + i of each image that stands in a document, in the order of their rows."""
@@ -133,11 +148,9 @@ def lay_out(
     ar_steps: Sequence[int],
     *,
     ended: bool = False,
-    num_text: int = 0,
 ) -> Layout:
     """`ar_steps` (N,): how many AR steps each of the batch's images takes, noised copies counted. `ended`:
-    the documents are whole and end with their marker. Rows of text are filled up to the longest one,
-    and to `num_text` tokens at least."""
+    the documents are whole and end with their marker. Rows of text are filled up to the longest one."""
     rows = []
     for document in documents:
         row, learn = _Row(), True
@@ -148,9 +161,9 @@ def lay_out(
             row.token(markers.end, learn)
         rows.append(row)
     return Layout(
-        text_ids=_filled([r.ids for r in rows], 0, num_text),
-        text_ar_step=_filled([r.ar_step for r in rows], UNSEEN, num_text),
-        text_targets=_filled([r.targets for r in rows], NO_TARGET, num_text),
+        text_ids=_filled([r.ids for r in rows], 0),
+        text_ar_step=_filled([r.ar_step for r in rows], UNSEEN),
+        text_targets=_filled([r.targets for r in rows], NO_TARGET),
         text_lengths=torch.tensor([len(r.ids) for r in rows]),
         image_row=_filled([[image for image, _ in r.images] for r in rows], -1),
         image_base=_filled([[base for _, base in r.images] for r in rows], UNSEEN),
@@ -158,9 +171,8 @@ def lay_out(
     )
 
 
-def _filled(rows: list[list[int]], value: int, at_least: int = 0) -> Tensor:
+def _filled(rows: list[list[int]], value: int) -> Tensor:
     longest = max((len(row) for row in rows), default=0)
-    longest = max(longest, at_least)
     filled = [row + [value] * (longest - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.int64).view(len(rows), longest)
 
@@ -170,12 +182,18 @@ def _images_of(layout: Layout, values: Tensor) -> Tensor:
     return values[layout.image_row.clamp(min=0)]
 
 
-def _image_tokens(
-    layout: Layout, tokens: Tensor, within: Tensor, order: Tensor, timesteps: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """Values, AR steps, positions, timesteps and image indices of all images of a row, one after another.
+def _images(
+    role: Role,
+    layout: Layout,
+    tokens: Tensor,
+    within: Tensor,
+    places: Tensor,
+    timesteps: Tensor | None = None,
+) -> Segment:
+    """All images of each row, one after another.
 
-    `tokens` (N, m, P), `within` (1 or N, m) AR steps counted from 1 at the image's first, `order` (N, m).
+    `tokens` (N, m, P), `within` (1 or N, m) AR steps counted from 1 at the image's first, `places` (1 or N,
+    m, 2).
     """
     count, length = layout.image_row.shape[1], tokens.shape[1]
     within = within.expand(len(tokens), -1)
@@ -186,18 +204,19 @@ def _image_tokens(
         if count != 1:
             timesteps = timesteps.expand(-1, -1, length)
         timesteps = timesteps.flatten(1)
-    return (
+    return image_segment(
+        role,
         _images_of(layout, tokens).flatten(1, 2),
         steps.flatten(1),
-        _images_of(layout, order.expand(len(tokens), -1)).flatten(1),
+        _images_of(layout, places.expand(len(tokens), -1, -1)).flatten(1, 2),
         timesteps,
         torch.arange(count, device=tokens.device).repeat_interleave(length)[None],
     )
 
 
 def _text(layout: Layout) -> Segment:
-    positions = torch.arange(layout.text_ids.shape[1], device=layout.text_ids.device)[None]
-    return text_segment(layout.text_ids, layout.text_ar_step, positions)
+    places = torch.arange(layout.text_ids.shape[1], device=layout.text_ids.device)[None]
+    return text_segment(layout.text_ids, layout.text_ar_step, places)
 
 
 def pack_documents(
@@ -217,21 +236,14 @@ def pack_documents(
     `image_context = "noised"` (Transfusion) there are none: an image is one block, whose noised tokens play
     the clean role, so that what follows sees them.
     """
-    copies = noised_tokens.shape[1] // plan.order.shape[1]
+    copies, places = noised_tokens.shape[1] // plan.order.shape[1], plan.places
     segments = [class_segment(class_labels, num_class_tokens)]
     if image_context == "noised":
-        tokens, steps, positions, times, index = _image_tokens(
-            layout, noised_tokens, plan.ar_step, plan.order, timesteps
-        )
-        segments += [_text(layout), image_segment("clean", tokens, steps, positions, times, index)]
-        return PackedSequence(tuple(segments))
+        images = _images("clean", layout, noised_tokens, plan.ar_step, places, timesteps)
+        return PackedSequence((*segments, _text(layout), images))
     clean_step, noised_step = ar_steps_of_copies(plan.ar_step, copies)
-    tokens, steps, positions, _, index = _image_tokens(layout, clean_tokens, clean_step, plan.order, None)
-    clean = image_segment("clean", tokens, steps, positions, None, index)
-    tokens, steps, positions, times, index = _image_tokens(
-        layout, noised_tokens, noised_step, plan.order.repeat(1, copies), timesteps
-    )
-    noised = image_segment("noised", tokens, steps, positions, times, index)
+    clean = _images("clean", layout, clean_tokens, clean_step, places)
+    noised = _images("noised", layout, noised_tokens, noised_step, places.repeat(1, copies, 1), timesteps)
     return PackedSequence((*segments, clean, _text(layout), noised))
 
 
@@ -240,6 +252,7 @@ def pack_context(
     class_labels: Tensor,
     num_class_tokens: int,
     tokens: Tensor,
+    grid_width: int,
     image_context: Literal["clean", "noised"] = "clean",
 ) -> PackedSequence:
     """What generation starts from: the documents with their images (N, L, P), in raster order, clean and
@@ -248,8 +261,6 @@ def pack_context(
     if layout.image_row.shape[1]:
         order = torch.arange(tokens.shape[1], device=tokens.device)[None]
         timesteps = tokens.new_zeros(len(tokens), 1, dtype=torch.int64) if image_context == "noised" else None
-        values, steps, positions, times, index = _image_tokens(
-            layout, tokens, torch.ones_like(order), order, timesteps
-        )
-        segments.append(image_segment("clean", values, steps, positions, times, index))
+        places = places_of(order, grid_width)
+        segments.append(_images("clean", layout, tokens, torch.ones_like(order), places, timesteps))
     return PackedSequence((*segments, _text(layout)))

@@ -12,6 +12,7 @@ from typing import Any
 from causalfusion.earlier_settings import rename_settings
 
 FORMAT_1 = "causalfusion-1"
+FORMAT_2 = "causalfusion-2"
 
 _DEFAULTS_1: dict[str, Any] = {
     "model": {
@@ -52,13 +53,32 @@ LATER_IN_1 = frozenset({
 """Keys that came while causalfusion-1 was the format: folders from before have a right to lack them."""
 
 
-def fill_format_1(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A causalfusion-1 `config.json`, without its `format`, as the current format has it; and what was filled
-    in, such as "diffusion.loss_weight = none". Keys that are not known are left for the reader to refuse."""
-    values = rename_settings(values)
+_ADDED_IN_3: dict[str, Any] = {
+    "model": {"predicts_variance": False},
+    "diffusion": {
+        "path": "ddpm", "beta_schedule": "linear", "cosine_offset": 0.008, "variance": "fixed",
+        "error_in": "prediction", "least_level": 0.05, "level_distribution": "uniform", "level_mean": 0.0,
+        "level_std": 1.0, "level_shift": 1.0, "level_range": [0.0, 1.0], "timestep_scale": 1000.0,
+        "timestep_from": "clean",
+    },
+}  # fmt: skip
+"""What came with causalfusion-3, as models of earlier formats behave."""
+
+
+def bring_forward(format_: str, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A `config.json` of an earlier format, without its `format`, as the current one has it; and what its own
+    format allowed it to leave out and was filled in, such as "diffusion.loss_weight = none". Keys that are
+    not known, and keys that its format required, are left for the reader to refuse."""
+    filled: list[str] = []
+    if format_ == FORMAT_1:
+        values, filled = _filled(rename_settings(values), _DEFAULTS_1)
+    return _filled(values, _ADDED_IN_3)[0], filled
+
+
+def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     filled: list[str] = []
     complete = dict(values)
-    for key, default in _DEFAULTS_1.items():
+    for key, default in defaults.items():
         if not isinstance(default, dict):
             if key not in values:
                 complete[key] = copy.deepcopy(default)

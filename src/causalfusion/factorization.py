@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -28,6 +28,21 @@ class Plan:
     """(B, L) int64: order[b, j] is the raster index of the token that comes j-th."""
     ar_step: Tensor
     """(1 or B, L) int64, non-decreasing from 1: the AR step of the j-th token."""
+    grid_width: int
+    """Tokens in a row of the image."""
+
+    @property
+    def places(self) -> Tensor:
+        """(B, L, 2) int64: row and column of the token that comes j-th."""
+        return places_of(self.order, self.grid_width)
+
+    def to(self, device: torch.device) -> Plan:
+        return replace(self, order=self.order.to(device), ar_step=self.ar_step.to(device))
+
+    def images(self, rows: slice | Tensor) -> Plan:
+        """The plan of some of the images."""
+        shared = len(self.ar_step) == 1
+        return replace(self, order=self.order[rows], ar_step=self.ar_step if shared else self.ar_step[rows])
 
     @property
     def num_ar_steps(self) -> int:
@@ -39,6 +54,11 @@ class Plan:
         """V: clean tokens that some image of the batch can attend to, L - min |κ_S|."""
         last_step = self.ar_step == self.ar_step[:, -1:]
         return self.ar_step.shape[1] - int(last_step.sum(1).min())
+
+
+def places_of(raster: Tensor, grid_width: int) -> Tensor:
+    """(..., 2) int64: row and column of raster indices (...)."""
+    return torch.stack([raster // grid_width, raster % grid_width], dim=-1)
 
 
 def ar_step_of(step_sizes: Sequence[int]) -> Tensor:
@@ -150,7 +170,7 @@ def plan_batch(
     if config.split == "per_batch":
         sizes = draw_split(num_tokens, config, derive_generator(seed, "split", split_index))
         splits.append(ar_step_of(sizes))
-    return Plan(order=torch.stack(orders), ar_step=torch.stack(splits))
+    return Plan(torch.stack(orders), torch.stack(splits), grid_width)
 
 
 def loss_weights(ar_step: Tensor, config: FactorizationConfig) -> Tensor:

@@ -10,11 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """(B, R*L, P) float32, whatever precision the model ran in."""
-    return (prediction.float() - target.float()).square()
-
-
 def weighted_mean(error: Tensor, weights: Tensor) -> Tensor:
     """mean(error * w): error (B, R*L, P), AR weights (1 or B, L) in the plan's order."""
     copies = error.shape[1] // weights.shape[1]

@@ -32,14 +32,14 @@ from causalfusion.config import (
     TextConfig,
 )
 from causalfusion.config_json import from_dict, read_json, to_dict
-from causalfusion.earlier_formats import FORMAT_1, fill_format_1
+from causalfusion.earlier_formats import FORMAT_1, FORMAT_2, bring_forward
 from causalfusion.errors import UserError
 from causalfusion.files import holds_anything, remove_leftovers, temporary_name
 from causalfusion.model.transformer import Transformer
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
 
 T = TypeVar("T")
-FORMAT = "causalfusion-2"
+FORMAT = "causalfusion-3"
 SAMPLING_FILE = "sample.toml"
 """In a model's folder: how it is best sampled, beneath all that the user says."""
 WeightsName = Literal["ema", "raw"]
@@ -138,15 +138,16 @@ def read_spec(folder: Path) -> tuple[ModelSpec, list[str]]:
             f"{folder} is not a model: no config.json there; give a folder made by train or convert"
         )
     values = read_json(path, "model")
-    if not isinstance(values, dict) or values.get("format") not in (FORMAT, FORMAT_1):
+    if not isinstance(values, dict) or values.get("format") not in (FORMAT, FORMAT_2, FORMAT_1):
         raise UserError(
-            f"{path} is not in the format {FORMAT} or {FORMAT_1}; give a folder made by train or convert, or "
-            "install a newer version"
+            f"{path} is not in the format {FORMAT}, {FORMAT_2} or {FORMAT_1}; give a folder made by train or "
+            "convert, or install a newer version"
         )
     filled: list[str] = []
     try:
-        if values.pop("format") == FORMAT_1:
-            values, filled = fill_format_1(values)
+        written_in = values.pop("format")
+        if written_in != FORMAT:
+            values, filled = bring_forward(written_in, values)
         return from_dict(ModelSpec, values, complete=True), filled
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

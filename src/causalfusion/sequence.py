@@ -31,10 +31,11 @@ class Segment:
     """(1 or B, n) int64."""
     values: Tensor
     """class: labels (B,) int64; text: token ids (B, n) int64; image: tokens (B, n, P)."""
-    positions: Tensor | None = None
-    """image: raster index of each token; text: place in its row's text; (1 or B, n) int64."""
+    places: Tensor | None = None
+    """image: (1 or B, n, 2) int64, row and column of each token; text: (1 or B, n) int64, index in its row's
+    text."""
     timesteps: Tensor | None = None
-    """Tokens with noise in them: noise level index of each, (B, 1 or n) int64."""
+    """Tokens with noise in them: what the model is told of their noise levels, (B, 1 or n)."""
     image_index: Tensor | None = None
     """image: which image of its row each token belongs to, (1 or B, n) int64; None: the first."""
 
@@ -94,21 +95,21 @@ def class_segment(class_labels: Tensor, num_class_tokens: int) -> Segment:
     return Segment("class", "clean", ar_step, class_labels)
 
 
-def text_segment(ids: Tensor, ar_step: Tensor, positions: Tensor) -> Segment:
+def text_segment(ids: Tensor, ar_step: Tensor, places: Tensor) -> Segment:
     """Text tokens (B, n): clean, each in an AR step of its own (1 or B, n)."""
-    return Segment("text", "clean", ar_step, ids, positions)
+    return Segment("text", "clean", ar_step, ids, places)
 
 
 def image_segment(
     role: Role,
     tokens: Tensor,
     ar_step: Tensor,
-    positions: Tensor,
+    places: Tensor,
     timesteps: Tensor | None = None,
     image_index: Tensor | None = None,
 ) -> Segment:
-    """Image tokens (B, n, P) at raster `positions`; noised ones with their timesteps (B, 1 or n)."""
-    return Segment("image", role, ar_step, tokens, positions, timesteps, image_index)
+    """Image tokens (B, n, P) at `places` (1 or B, n, 2); noised ones with their timesteps (B, 1 or n)."""
+    return Segment("image", role, ar_step, tokens, places, timesteps, image_index)
 
 
 def ar_steps_of_copies(ar_step: Tensor, copies: int) -> tuple[Tensor, Tensor]:
@@ -142,11 +143,12 @@ def pack_training(
     num_context = _context_length(plan, num_class_tokens + noised_tokens.shape[1], length_multiple)
     context = slice(0, num_context)
     clean_step, noised_step = ar_steps_of_copies(plan.ar_step, copies)
-    noised = image_segment("noised", noised_tokens, noised_step, plan.order.repeat(1, copies), timesteps)
+    places = plan.places
+    noised = image_segment("noised", noised_tokens, noised_step, places.repeat(1, copies, 1), timesteps)
     segments = [class_segment(class_labels, num_class_tokens)]
     if num_context:
-        order = plan.order[:, context]
-        segments.append(image_segment("clean", clean_tokens[:, context], clean_step[:, context], order))
+        clean = clean_tokens[:, context]
+        segments.append(image_segment("clean", clean, clean_step[:, context], places[:, context]))
     return PackedSequence((*segments, noised))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,14 +12,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from causalfusion.config import DiffusionConfig, PredictionType, SampleConfig, SamplerName
-from causalfusion.diffusion.prediction import to_clean, training_target
-from causalfusion.diffusion.samplers import LinearSampler, Sampler, ddim, ddpm, make_sampler
-from causalfusion.diffusion.schedule import NoiseSchedule, respacing_timesteps
+from causalfusion.diffusion.ddpm import DDPM
+from causalfusion.diffusion.samplers import LinearSampler, Sampler
 from causalfusion.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 PARITY = Path(__file__).resolve().parents[2].parent / "shared" / "parity"
-SCHEDULE = NoiseSchedule.from_config(DiffusionConfig())
+PROCESS = DDPM(DiffusionConfig())
+SCHEDULE = PROCESS.schedule
+SAMPLERS = DDPM.samplers
 MEAN, STD = 0.7, 0.5
 """The data of the closed forms: every element is N(MEAN, STD²)."""
 
@@ -33,15 +34,25 @@ def exact_epsilon(noised: Tensor, timestep: int) -> Tensor:
 
 def exact_prediction(noised: Tensor, timestep: int, kind: PredictionType) -> Tensor:
     epsilon = exact_epsilon(noised, timestep)
-    timesteps = torch.full((len(noised),), timestep)
-    clean = to_clean(epsilon, noised, timesteps, SCHEDULE, "epsilon")
-    return training_target(clean, epsilon, timesteps, SCHEDULE, kind)
+    levels = torch.full((len(noised),), timestep)
+    clean = PROCESS.to_clean(epsilon, noised, levels)
+    return predicting(kind).target(clean, epsilon, levels)
+
+
+def predicting(kind: PredictionType) -> DDPM:
+    return DDPM(DiffusionConfig(prediction_type=kind))
+
+
+def linear(config: SampleConfig, num_steps: int) -> LinearSampler:
+    sampler = PROCESS.sampler(config, num_steps)
+    assert isinstance(sampler, LinearSampler)
+    return sampler
 
 
 def run(sampler: Sampler, start: Tensor, kind: PredictionType = "epsilon", seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     noised = start
-    for index, timestep in enumerate(sampler.timesteps):
+    for index, timestep in enumerate(map(int, sampler.timesteps)):
         noise = torch.randn(noised.shape, generator=generator, dtype=noised.dtype)
         prediction = exact_prediction(noised, timestep, kind)
         noised = sampler.step(index, noised, prediction, noise if sampler.needs_noise else None)
@@ -57,7 +68,7 @@ def exact_flow(start: Tensor) -> Tensor:
 def flow_error(name: SamplerName, num_steps: int) -> float:
     config = SampleConfig(sampler=name)
     start = torch.linspace(-2, 2, 64, dtype=torch.float64).reshape(2, 8, 4)
-    end = run(make_sampler(config, SCHEDULE, "epsilon", num_steps), start)
+    end = run(PROCESS.sampler(config, num_steps), start)
     return float((end - exact_flow(start)).abs().max())
 
 
@@ -72,15 +83,14 @@ def test_ancestral_sampling_replays_the_recorded_trajectory(case: str) -> None:
             name: file.get_tensor(name) for name in ("z", "eps_seq", "noise_seq", "xt_seq", "pred_x0_seq")
         }
         t_model = file.get_tensor("t_model").tolist()
-    schedule = SCHEDULE.select(respacing_timesteps(1000, respace))
-    sampler = ddpm(SampleConfig(), schedule, "epsilon")
+    sampler = PROCESS.sampler(SampleConfig(respacing=respace), len(t_model))
     assert sampler.timesteps == t_model
-    assert make_sampler(SampleConfig(), SCHEDULE, "epsilon", int(respace)) == sampler
+    assert PROCESS.sampler(SampleConfig(), int(respace)) == sampler
 
     noised = recorded["z"]
     for index, timestep in enumerate(sampler.timesteps):
         epsilon = recorded["eps_seq"][index]
-        clean = to_clean(epsilon, noised, torch.tensor(timestep), SCHEDULE, "epsilon")
+        clean = PROCESS.to_clean(epsilon, noised, torch.tensor(timestep))
         noised = sampler.step(index, noised, epsilon, recorded["noise_seq"][index])
         for actual, name in ((clean, "pred_x0_seq"), (noised, "xt_seq")):
             expected = recorded[name][index]
@@ -106,7 +116,7 @@ def test_ancestral_mean_and_variance_follow_the_textbook_recursion(
         var = slope**2 * var + sigma2
 
     config = SampleConfig(variance=variance)
-    sampler = make_sampler(config, SCHEDULE, "epsilon", num_steps)
+    sampler = PROCESS.sampler(config, num_steps)
     start = torch.randn(1, 100, 1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     end = run(sampler, start)
     error = (var / start.numel()) ** 0.5
@@ -134,24 +144,24 @@ def test_multistep_solvers_beat_ddim_at_few_steps(name: SamplerName) -> None:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("name", get_args(SamplerName))
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_the_prediction_type_does_not_change_the_samples(name: SamplerName, kind: PredictionType) -> None:
     config = SampleConfig(sampler=name)
     start = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    by_epsilon = run(make_sampler(config, SCHEDULE, "epsilon", 12), start)
-    by_kind = run(make_sampler(config, SCHEDULE, kind, 12), start, kind)
+    by_epsilon = run(PROCESS.sampler(config, 12), start)
+    by_kind = run(predicting(kind).sampler(config, 12), start, kind)
     tolerance = 2e-5 if name == "dpm++" else 1e-10  # diffusers' dpm++ computes in float32
     torch.testing.assert_close(by_kind, by_epsilon, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 14, 15, 49, 50])
-@pytest.mark.parametrize("name", get_args(SamplerName))
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_any_number_of_steps_is_finite_and_ends_on_the_last_predicted_clean_data(
     name: SamplerName, num_steps: int
 ) -> None:
     config = SampleConfig(sampler=name)
-    schedule = NoiseSchedule.from_config(DiffusionConfig(num_timesteps=50, beta_end=0.3))
-    sampler = make_sampler(config, schedule, "sample", num_steps)
+    process = DDPM(DiffusionConfig(num_timesteps=50, beta_end=0.3, prediction_type="sample"))
+    sampler = process.sampler(config, num_steps)
     timesteps = sampler.timesteps
     assert len(timesteps) == num_steps and timesteps[0] == 49
     assert timesteps == sorted(set(timesteps), reverse=True)
@@ -168,21 +178,21 @@ def test_any_number_of_steps_is_finite_and_ends_on_the_last_predicted_clean_data
 @pytest.mark.parametrize("num_steps", [2, 10, 250])
 def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance(num_steps: int) -> None:
     schedule = SCHEDULE.respace(num_steps)
-    stochastic = ddim(SampleConfig(sampler="ddim", eta=1.0), schedule, "epsilon")
-    ancestral = ddpm(SampleConfig(variance="fixed_small"), schedule, "epsilon")
+    stochastic = linear(SampleConfig(sampler="ddim", eta=1.0), num_steps)
+    ancestral = linear(SampleConfig(variance="fixed_small"), num_steps)
     for name in ("of_clean", "of_noised", "of_noise"):
         np.testing.assert_allclose(getattr(stochastic, name), getattr(ancestral, name), rtol=1e-9, atol=1e-14)
     # DDIM equation 16, written out.
     a, before = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
-    half = ddim(SampleConfig(sampler="ddim", eta=0.5), schedule, "epsilon")
+    half = linear(SampleConfig(sampler="ddim", eta=0.5), num_steps)
     sigma = 0.5 * np.sqrt((1 - before) / (1 - a)) * np.sqrt(1 - a / before)
     np.testing.assert_allclose(half.of_noise, sigma[::-1], rtol=1e-9, atol=1e-14)
 
 
 def test_temperature_scales_the_added_noise_only() -> None:
-    warm = make_sampler(SampleConfig(), SCHEDULE, "epsilon", 8)
-    cool = make_sampler(SampleConfig(temperature=0.5), SCHEDULE, "epsilon", 8)
-    frozen = make_sampler(SampleConfig(temperature=0.0), SCHEDULE, "epsilon", 8)
+    warm = PROCESS.sampler(SampleConfig(), 8)
+    cool = PROCESS.sampler(SampleConfig(temperature=0.5), 8)
+    frozen = PROCESS.sampler(SampleConfig(temperature=0.0), 8)
     assert isinstance(warm, LinearSampler) and isinstance(cool, LinearSampler)
     assert cool == replace(warm, of_noise=[0.5 * factor for factor in warm.of_noise])
     assert warm.of_noise[-1] == 0 and not frozen.needs_noise
@@ -192,18 +202,18 @@ def test_temperature_scales_the_added_noise_only() -> None:
 def test_multistep_steps_come_in_order_and_instances_share_nothing(name: SamplerName) -> None:
     config = SampleConfig(sampler=name)
     start = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(4))
-    used = make_sampler(config, SCHEDULE, "epsilon", 5)
+    used = PROCESS.sampler(config, 5)
     first = run(used, start)
     with pytest.raises(ValueError, match="in order"):
         used.step(0, start, start, None)
-    assert torch.equal(run(make_sampler(config, SCHEDULE, "epsilon", 5), start), first)
+    assert torch.equal(run(PROCESS.sampler(config, 5), start), first)
 
 
 def test_what_cannot_be_sampled_is_refused() -> None:
-    for name in get_args(SamplerName):
+    for name in SAMPLERS:
         with pytest.raises(UserError, match="1 to 1000"):
-            make_sampler(SampleConfig(sampler=name), SCHEDULE, "epsilon", 1001)
+            PROCESS.sampler(SampleConfig(sampler=name), 1001)
     with pytest.raises(UserError, match="eta"):
-        make_sampler(SampleConfig(sampler="ddim", eta=3.0), SCHEDULE, "epsilon", 10)
+        PROCESS.sampler(SampleConfig(sampler="ddim", eta=3.0), 10)
     with pytest.raises(ValueError, match="noise"):
-        make_sampler(SampleConfig(), SCHEDULE, "epsilon", 2).step(0, torch.ones(1), torch.ones(1), None)
+        PROCESS.sampler(SampleConfig(), 2).step(0, torch.ones(1), torch.ones(1), None)

@@ -27,9 +27,10 @@ def passes(which: str, folder) -> dict:
     for layer, block in enumerate(trainer.model.blocks):
         block.attn.register_forward_pre_hook(lambda *_, layer=layer: computed.append(layer))
     batch = next(data.batches(0))
-    draws, totals = trainer._draw(batch), torch.ones(2)
+    piece = trainer.objective.arrange(batch, trainer.objective.draw(batch, seed=0, split_index=0))
+    totals, num_text = trainer._totals([piece])
     with Kept() as kept:
-        loss = trainer._losses(batch, draws, totals, num_text=0)
+        loss = trainer._losses(piece, totals, num_text)
     held = kept.num_bytes
     trainer._total(loss).backward()
     return {

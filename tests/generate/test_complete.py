@@ -21,7 +21,7 @@ from causalfusion.config import (
     TextConfig,
     WriteConfig,
 )
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.generate.complete import MAX_ELEMENTS, Listener, complete
 from causalfusion.generate.pipeline import Pipeline
@@ -75,8 +75,7 @@ def make_pipeline(
     diffusion = DiffusionConfig(prediction_type="sample")  # so that few pixels are out of range
     of_text = TextConfig(image_context=image_context)
     spec = ModelSpec(model=model.config, codec=codec.config, diffusion=diffusion, text=of_text)
-    schedule = NoiseSchedule.from_config(DiffusionConfig())
-    return Pipeline(model, codec, spec, schedule, tokenizer=tokenizer)
+    return Pipeline(model, codec, spec, make_process(diffusion), tokenizer=tokenizer)
 
 
 def picture(seed: int = 0) -> Tensor:
@@ -145,7 +144,7 @@ def test_it_ends_where_there_is_no_room():
     lengths = []
     hook = pipeline.model.register_forward_pre_hook(
         lambda m, args: lengths.extend(
-            int(s.positions.max()) for s in args[0].segments if s.kind == "text" and s.num_tokens
+            int(s.places.max()) for s in args[0].segments if s.kind == "text" and s.num_tokens
         )
     )
     write = WriteConfig(max_tokens=20, text_temperature=1.0)

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.ddpm import DDPM
 from causalfusion.errors import UserError
-from causalfusion.factorization import Plan, ar_step_of
+from causalfusion.factorization import Plan, ar_step_of, places_of
+from causalfusion.generate.guidance import guidance_scales
 from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.regions import region_mask
-from causalfusion.generate.settings import diffusion_steps, guidance_scales, parse_class, step_sizes
+from causalfusion.generate.settings import diffusion_steps, parse_class, step_sizes
 from causalfusion.generate.tokens import generate_tokens, prefill
 from causalfusion.model.kv_cache import KVCache
 from causalfusion.model.transformer import Transformer
@@ -22,7 +23,7 @@ from causalfusion.sequence import PackedSequence, class_segment, image_segment, 
 
 CONFIG = ModelConfig(hidden_size=32, depth=3, num_heads=2, num_class_tokens=4, num_classes=5, token_dim=3,
                      grid_height=4, grid_width=4)  # fmt: skip
-SCHEDULE = NoiseSchedule.from_config(DiffusionConfig())
+PROCESS = DDPM(DiffusionConfig())
 
 
 def make_model(**changes) -> Transformer:
@@ -40,7 +41,7 @@ def generate(model, config, labels, *, indices=None, seed=7, watch=None):
     noise = ImageNoise(seed, indices, 16, 3)
     context = prefill(model, torch.as_tensor(labels), config)
     sizes = step_sizes(config, 16, seed)
-    tokens = generate_tokens(model, SCHEDULE, "epsilon", config, context, order, sizes, noise, watch)
+    tokens = generate_tokens(model, PROCESS, config, context, order, sizes, noise, watch)
     return to_raster(tokens, order)
 
 
@@ -58,7 +59,7 @@ def test_cached_generation_equals_the_masked_pass(sizes, conditioning, position)
     clean, noised = torch.randn(2, 2, 16, 3, generator=generator).unbind(0)
     order = torch.stack([torch.randperm(16, generator=generator) for _ in range(2)])
     labels, timesteps = torch.tensor([1, 4]), torch.tensor([[30], [800]])
-    plan = Plan(order, ar_step_of(sizes)[None])
+    plan = Plan(order, ar_step_of(sizes)[None], 4)
     num_condition = model.config.num_condition_tokens
     masked = model(
         pack_training(labels, num_condition, clean, noised, plan, timesteps), backend="dense"
@@ -68,11 +69,11 @@ def test_cached_generation_equals_the_masked_pass(sizes, conditioning, position)
     cache, start, predictions = context.cache, 0, []
     for step, size in enumerate(sizes, start=1):
         part = slice(start, start + size)
-        ar_step, positions = torch.full((1, size), step), order[:, part]
-        tail = image_segment("noised", noised[:, part], ar_step, positions, timesteps)
+        ar_step, places = torch.full((1, size), step), places_of(order[:, part], 4)
+        tail = image_segment("noised", noised[:, part], ar_step, places, timesteps)
         sequence = PackedSequence((class_segment(labels, 0), tail))
         predictions.append(model(sequence, cache.attend(sequence)).image)
-        context_tokens = image_segment("clean", clean[:, part], ar_step, positions)
+        context_tokens = image_segment("clean", clean[:, part], ar_step, places)
         sequence = PackedSequence((class_segment(labels, 0), context_tokens))
         model(sequence, cache.attend(sequence))
         cache.commit(sequence)
@@ -85,14 +86,14 @@ def test_several_steps_appended_in_one_call_equal_step_by_step():
     """The cache masks what is appended together; the released code's does not, and is 1e-3 off."""
     model = make_model()
     labels, tokens = torch.tensor([1, 4]), torch.randn(2, 10, 3, generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(10).expand(2, -1)
+    places = places_of(torch.arange(10).expand(2, -1), 4)
     caches = []
     for groups in ([(0, 4), (4, 7), (7, 10)], [(0, 10)]):
         cache = prefill(model, labels, SampleConfig()).cache
         whole_step = ar_step_of([4, 3, 3])[None]
         for start, end in groups:
             segment = image_segment(
-                "clean", tokens[:, start:end], whole_step[:, start:end], positions[:, start:end]
+                "clean", tokens[:, start:end], whole_step[:, start:end], places[:, start:end]
             )
             sequence = PackedSequence((segment,))
             model(sequence, cache.attend(sequence))
@@ -168,13 +169,13 @@ def test_temperature_zero_leaves_the_start_as_the_only_noise():
     config = SampleConfig(diffusion_steps=[5], temperature=0.0)
     order, context = torch.arange(16)[None], prefill(model, torch.tensor([1]), config)
     noise = ImageNoise(0, [0], 16, 3)
-    first = generate_tokens(model, SCHEDULE, "epsilon", config, context, order, [16], noise)
+    first = generate_tokens(model, PROCESS, config, context, order, [16], noise)
 
     class Other(ImageNoise):
         def during(self, ar_step, num_steps, positions):
             return 100 * super().during(ar_step, num_steps, positions)
 
-    second = generate_tokens(model, SCHEDULE, "epsilon", config, context, order, [16], Other(0, [0], 16, 3))
+    second = generate_tokens(model, PROCESS, config, context, order, [16], Other(0, [0], 16, 3))
     assert first.equal(second)
 
 
@@ -189,15 +190,15 @@ def test_kept_tokens_are_the_only_thing_an_edit_sees():
     context = prefill(
         model, torch.tensor([2]), config, kept_tokens=tokens[:, kept], kept_positions=kept[None]
     )
-    result = generate_tokens(model, SCHEDULE, "epsilon", config, context, changed[None], [9], noise)
+    result = generate_tokens(model, PROCESS, config, context, changed[None], [9], noise)
     start = noise.initial(0, changed[None])
-    plan = Plan(torch.cat([kept, changed])[None], ar_step_of([7, 9])[None])
+    plan = Plan(torch.cat([kept, changed])[None], ar_step_of([7, 9])[None], 4)
     noised = torch.cat([torch.zeros(1, 7, 3), start], dim=1)
     clean = torch.cat([tokens[:, kept], torch.full((1, 9, 3), 99.0)], dim=1)
     masked = model(pack_training(torch.tensor([2]), 4, clean, noised, plan, torch.tensor([[999]]))).image[
         :, 7:
     ]
-    level = SCHEDULE.alphas_cumprod[999]
+    level = PROCESS.schedule.alphas_cumprod[999]
     expected = (start - (1 - level) ** 0.5 * masked) / level**0.5
     assert torch.allclose(result, expected, rtol=1e-4, atol=1e-3)
 
@@ -216,15 +217,16 @@ def test_cache_is_never_reallocated():
     context = prefill(model, torch.tensor([1]), config)
     before = context.cache.k.data_ptr(), tuple(context.cache.k.shape)
     noise = ImageNoise(0, [0], 16, 3)
-    generate_tokens(model, SCHEDULE, "epsilon", config, context, torch.arange(16)[None], [4] * 4, noise)
+    generate_tokens(model, PROCESS, config, context, torch.arange(16)[None], [4] * 4, noise)
     assert (context.cache.k.data_ptr(), tuple(context.cache.k.shape)) == before
     assert context.cache.length == 4 + 12
 
 
 def test_a_noised_token_cannot_be_committed():
-    cache = KVCache(CONFIG, 1, 20, device=torch.device("cpu"), dtype=torch.float32)
-    segment = image_segment("noised", torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.int64),
-                            torch.arange(2)[None], torch.zeros(1, 1, dtype=torch.int64))  # fmt: skip
+    cache = KVCache.allocate(CONFIG, 1, 20, device=torch.device("cpu"), dtype=torch.float32)
+    ar_step, places = torch.ones(1, 2, dtype=torch.int64), places_of(torch.arange(2)[None], 4)
+    timesteps = torch.zeros(1, 1, dtype=torch.int64)
+    segment = image_segment("noised", torch.zeros(1, 2, 3), ar_step, places, timesteps)
     with pytest.raises(AssertionError, match="only clean tokens"):
         cache.commit(PackedSequence((segment,)))
 
@@ -243,9 +245,9 @@ def test_impossible_step_sizes(config, message):
 
 def test_impossible_diffusion_steps():
     with pytest.raises(UserError, match="has 2 numbers; expected one, or one for each of the 3"):
-        diffusion_steps(SampleConfig(diffusion_steps=[5, 6]), 3, 1000)
+        diffusion_steps(SampleConfig(diffusion_steps=[5, 6]), 3, PROCESS)
     with pytest.raises(UserError, match="1001"):
-        diffusion_steps(SampleConfig(diffusion_steps=[1001]), 1, 1000)
+        diffusion_steps(SampleConfig(diffusion_steps=[1001]), 1, PROCESS)
 
 
 def test_classes_by_number_and_name():

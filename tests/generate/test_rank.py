@@ -10,7 +10,7 @@ import torch
 from causalfusion.codec.codec import open_codec
 from causalfusion.codec.tokenizer import train_tokenizer
 from causalfusion.config import CodecConfig, DiffusionConfig, ModelConfig, SampleConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Image, Text
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
@@ -37,7 +37,7 @@ def pipeline() -> Pipeline:
     spec = ModelSpec(model=config, codec=codec, diffusion=DiffusionConfig(prediction_type="sample"))
     return Pipeline(
         model.eval().requires_grad_(False), open_codec(codec, image_shape=None), spec,
-        NoiseSchedule.from_config(spec.diffusion), tokenizer=tokenizer,
+        make_process(spec.diffusion), tokenizer=tokenizer,
     )  # fmt: skip
 
 

@@ -22,10 +22,11 @@ from causalfusion.config import (
     TextConfig,
     WriteConfig,
 )
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Document, Image, ImageToCome, Text, lay_out, pack_context, pack_documents
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, ar_step_of
+from causalfusion.generate.guidance import Guidance, guidance_of_steps
 from causalfusion.generate.layout import draw_orders
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.pipeline import Pipeline
@@ -39,7 +40,7 @@ VOCABULARY = 40
 MARKERS = Markers(*range(35, 40))
 CONFIG = ModelConfig(hidden_size=32, depth=3, num_heads=2, num_class_tokens=2, num_classes=5, token_dim=3,
                      grid_height=4, grid_width=4, vocab_size=VOCABULARY, max_text_tokens=48)  # fmt: skip
-SCHEDULE = NoiseSchedule.from_config(DiffusionConfig())
+PROCESS = make_process(DiffusionConfig())
 TOLERANCE = 1e-5
 
 VARIANTS = [
@@ -152,10 +153,10 @@ def assert_written_as_in_one_pass(
     layout = lay_out(written, MARKERS, [1] * len(tokens))
     num_class_tokens = model.config.num_class_tokens
     in_one_pass = model(
-        pack_context(layout, labels, num_class_tokens, tokens, image_context), backend="dense"
+        pack_context(layout, labels, num_class_tokens, tokens, 4, image_context), backend="dense"
     ).text
     # What training computes: other noised tokens beside them, which no text sees.
-    plan = Plan(torch.arange(16).expand(len(tokens), -1), torch.ones(1, 16, dtype=torch.int64))
+    plan = Plan(torch.arange(16).expand(len(tokens), -1), torch.ones(1, 16, dtype=torch.int64), 4)
     noised = tokens if image_context == "noised" else images(len(tokens), 9)
     timesteps = torch.zeros(len(tokens), 1, dtype=torch.int64)
     in_training = model(
@@ -232,6 +233,7 @@ def training_pass(
     plan = Plan(
         torch.cat([raster, order]),
         torch.cat([torch.ones(before, 16, dtype=torch.int64), ar_step_of(sizes).expand(batch, -1)]),
+        grid_width=4,
     )
     other = context_tokens if image_context == "noised" else images(before, 77)
     timesteps = torch.tensor([[0]] * before + [[timestep]] * batch)
@@ -277,12 +279,15 @@ def assert_drawn_as_trained(
         return unconditional + scale * (conditional - unconditional)
 
     references = {t: expected(t) for t in (0, 500, 999)}
+    guidances = guidance_of_steps(config, sizes, PROCESS, None)
     start = 0
     for index, size in enumerate(sizes):
         part = slice(start, start + size)
-        step = AutoregressiveStep(model, context, config, order[:, part], context.next_ar_step + index, scale)
+        step = AutoregressiveStep(
+            model, context, order[:, part], context.next_ar_step + index, guidances[index]
+        )
         for timestep, reference in references.items():
-            found = step.predict(noised[:, part], timestep)
+            found = step.predict(noised[:, part], timestep, float(PROCESS.shares(torch.tensor(timestep))))
             difference = (found - reference[:, part]).abs().max() / reference.abs().max()
             assert difference <= TOLERANCE, (index, timestep)
         step.append(clean[:, part])
@@ -343,7 +348,7 @@ def contexts_seen(model: Transformer, image_context: Any) -> list[tuple[str, lis
     )  # fmt: skip
     noise = ImageNoise(0, [0], 16, 3)
     order = torch.arange(4, 16)[None]
-    generate_tokens(model, SCHEDULE, "epsilon", config, context, order, [4, 4, 4], noise)
+    generate_tokens(model, PROCESS, config, context, order, [4, 4, 4], noise)
     handle.remove()
     return seen
 
@@ -579,7 +584,7 @@ def make_pipeline(image_context: Any = "clean", **changes: Any) -> Pipeline:
     diffusion = DiffusionConfig(prediction_type="sample")  # so that few pixels are out of range
     of_text = TextConfig(image_context=image_context)
     spec = ModelSpec(model=model.config, codec=codec.config, diffusion=diffusion, text=of_text)
-    return Pipeline(model, codec, spec, SCHEDULE, tokenizer=tokenizer)
+    return Pipeline(model, codec, spec, make_process(diffusion), tokenizer=tokenizer)
 
 
 def pixels(count: int, seed: int = 0) -> Tensor:
@@ -657,7 +662,7 @@ def test_an_edit_equals_the_training_pass():
     ]
     expected = both[1] + 3.0 * (both[0] - both[1])
     for index, part in enumerate((slice(6, 10), slice(10, 16))):
-        step = AutoregressiveStep(model, context, config, order[:, part], context.next_ar_step + index, 3.0)
+        step = AutoregressiveStep(model, context, order[:, part], context.next_ar_step + index, Guidance(3.0))
         found = step.predict(noised[:, part], 300)
         assert error(found, expected[:, part]) <= 2 * TOLERANCE
         step.append(clean[:, part])

@@ -41,7 +41,7 @@ def sequence_of(plan: Plan, copies: int = 1) -> PackedSequence:
 
 
 def shared(sizes: list[int], rows: int = 2) -> Plan:
-    return Plan(torch.arange(sum(sizes)).expand(rows, -1), ar_step_of(sizes)[None])
+    return Plan(torch.arange(sum(sizes)).expand(rows, -1), ar_step_of(sizes)[None], grid_width=10)
 
 
 def per_image() -> Plan:

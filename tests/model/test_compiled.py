@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import DiffusionConfig, FactorizationConfig, ModelConfig, SampleConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import make_process
 from causalfusion.documents import NO_TARGET, UNSEEN, Text, lay_out
 from causalfusion.factorization import Plan, plan_batch
 from causalfusion.generate.noise import ImageNoise
@@ -95,8 +95,8 @@ def test_text_is_filled_up_to_a_length():
     markers = Markers(text=0, text_end=1, image=2, image_end=3, end=4)
     documents = [[Text(tuple(range(14)))], [Text((7,))]]
     plain = lay_out(documents, markers, [])
-    assert plain.text_ids.shape[1] == 16 == lay_out(documents, markers, [], num_text=9).text_ids.shape[1]
-    longer = lay_out(documents, markers, [], num_text=32)
+    assert plain.text_ids.shape[1] == 16 == plain.filled(9).text_ids.shape[1]
+    longer = plain.filled(32)
     for name in ("text_ids", "text_ar_step", "text_targets"):
         assert getattr(longer, name).shape == (2, 32)
         assert torch.equal(getattr(longer, name)[:, :16], getattr(plain, name))
@@ -128,7 +128,7 @@ def test_generation_compiles_a_handful_of_times(model):
         context = prefill(model, torch.arange(IMAGES), config)
         order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(0)).expand(IMAGES, -1)
         return generate_tokens(
-            model, NoiseSchedule.from_config(DiffusionConfig()), "epsilon", config, context, order,
+            model, make_process(DiffusionConfig()), config, context, order,
             step_sizes(config, TOKENS, 0), ImageNoise(0, range(IMAGES), TOKENS, 6),
         )  # fmt: skip
 

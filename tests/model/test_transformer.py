@@ -58,7 +58,7 @@ def test_every_size_is_a_valid_model():
 def test_one_step_equals_plain_full_attention():
     """S = 1 is an in-context DiT: no mask at all over class and noised tokens."""
     model = randomised(SMALL)
-    plan = Plan(torch.arange(12).expand(2, -1), torch.ones(1, 12, dtype=torch.int64))
+    plan = Plan(torch.arange(12).expand(2, -1), torch.ones(1, 12, dtype=torch.int64), 4)
     sequence = inputs(SMALL, plan)
 
     def unmasked(layer, q, k, v):
@@ -103,10 +103,9 @@ def test_order_of_tokens_within_a_step_does_not_matter(position_embedding):
     ar_step = ar_step_of([5, 7])[None]
     order = torch.randperm(12, generator=generator)[None]
     swap = torch.cat([torch.randperm(5, generator=generator), 5 + torch.randperm(7, generator=generator)])
-    first = model(pack_training(labels, 4, clean, noised, Plan(order, ar_step), timesteps)).image
-    second = model(
-        pack_training(labels, 4, clean[:, swap], noised[:, swap], Plan(order[:, swap], ar_step), timesteps)
-    ).image
+    first = model(pack_training(labels, 4, clean, noised, Plan(order, ar_step, 4), timesteps)).image
+    swapped = Plan(order[:, swap], ar_step, 4)
+    second = model(pack_training(labels, 4, clean[:, swap], noised[:, swap], swapped, timesteps)).image
     assert torch.allclose(second, first[:, swap], atol=1e-5)
     assert not torch.allclose(second, first, atol=1e-2)
 
@@ -130,7 +129,7 @@ def test_timesteps_touch_noised_tokens_only():
 
     from causalfusion.mask import dense_mask
 
-    plan = Plan(torch.arange(12).expand(2, -1), ar_step_of([5, 7])[None])
+    plan = Plan(torch.arange(12).expand(2, -1), ar_step_of([5, 7])[None], 4)
     for shift in (0, 50):
         sequence = inputs(SMALL, plan)
         *others, noised = sequence.segments

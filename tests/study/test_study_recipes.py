@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.study.grid import jobs_of
 from causalfusion.study.recipe import fill_in, ground_names, load_ground, load_study, study_names
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 PAPER = {
     ("ar-steps", "1"): [13.78, 356.69, 404.67, 390.18],
     ("ar-steps", "all tokens"): [313.28, 321.62, 261.26, 192.25],
@@ -22,7 +24,7 @@ PAPER = {
 
 def test_every_table_of_the_paper_is_a_study():
     assert study_names() == [
-        "ar-steps", "ar-weight", "class-tokens", "conditioning", "decay", "order", "timesteps",
+        "ar-steps", "ar-weight", "class-tokens", "conditioning", "decay", "noise", "order", "timesteps",
     ]  # fmt: skip
     for (study, variant), figures in PAPER.items():
         assert next(v.paper for v in load_study(study).variants if v.name == variant) == figures
@@ -51,6 +53,16 @@ def test_generation_follows_the_order_of_training(tmp_path):
     raster = jobs_of(load_study("order"), ground, [0], tmp_path)[0]
     assert raster.sampling(ground, 4).order == "raster"
     assert raster.sampling(ground, 4).num_ar_steps == 4
+
+
+def test_every_path_to_noise_is_sampled_by_a_sampler_that_it_has(tmp_path):
+    ground = load_ground("digits", [])
+    jobs = jobs_of(load_study("noise"), ground, [0], tmp_path)
+    assert {job.config.diffusion.path for job in jobs} == {"ddpm", "rectified_flow"}
+    for job in jobs:
+        sampling = job.sampling(ground, 4)
+        assert (sampling.sampler, sampling.num_ar_steps) == ("dpm++", 4)
+        make_process(job.config.diffusion).sampler(sampling, 25)
 
 
 def test_placeholders_become_numbers_of_the_data():

@@ -4,32 +4,46 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from causalfusion.config import DiffusionConfig, FactorizationConfig, ModelConfig, TrainConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.config import DiffusionConfig, FactorizationConfig, ModelConfig, RunConfig, TrainConfig
+from causalfusion.diffusion.ddpm import DDPM
 from causalfusion.model.transformer import Transformer
+from causalfusion.train.draws import Draws, draw
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import learning_rate
-from causalfusion.train.step import draw, token_errors, training_loss
+from causalfusion.train.step import Objective, TokenBatch
 
 MODEL = ModelConfig(hidden_size=32, depth=2, num_heads=2, num_class_tokens=2, num_classes=4, token_dim=3,
                     grid_height=4, grid_width=4)  # fmt: skip
-SCHEDULE = NoiseSchedule.from_config(DiffusionConfig())
+PROCESS = DDPM(DiffusionConfig())
 
 
 def draws_of(factorization, indices, split_index=0, dropout=0.1):
-    return draw(factorization, MODEL, 1000, dropout, seed=1, split_index=split_index, sample_indices=indices)
+    return draw(
+        factorization, MODEL, PROCESS, dropout, seed=1, split_index=split_index, sample_indices=indices
+    )
+
+
+def batch_of(tokens: Tensor) -> TokenBatch:
+    """Images of class 0."""
+    return TokenBatch(tokens, torch.zeros(len(tokens), dtype=torch.int64), torch.arange(len(tokens)))
+
+
+def errors_of(model, config: RunConfig, tokens: Tensor, draws: Draws) -> Tensor:
+    objective = Objective(config, DDPM(config.diffusion))
+    return objective.errors(model, objective.arrange(batch_of(tokens), draws)).image
 
 
 def test_draws_of_a_sample_do_not_depend_on_its_batch():
     config = FactorizationConfig(split="per_image", timesteps="per_ar_step", timesteps_per_ar_step=2)
     whole, part = draws_of(config, range(8)), draws_of(config, range(5, 8), split_index=5)
-    assert whole.noise[5:].equal(part.noise) and whole.timesteps[5:].equal(part.timesteps)
+    assert whole.noise[5:].equal(part.noise) and whole.levels[5:].equal(part.levels)
     assert whole.drop_class[5:].equal(part.drop_class) and whole.plan.order[5:].equal(part.plan.order)
 
 
 def test_shared_timestep_is_one_per_image():
-    timesteps = draws_of(FactorizationConfig(), range(64)).timesteps
+    timesteps = PROCESS.timesteps(draws_of(FactorizationConfig(), range(64)).levels)
     assert timesteps.shape == (64, 1)
     assert timesteps[:, 0].unique().numel() > 50 and int(timesteps.min()) >= 0 and int(timesteps.max()) < 1000
 
@@ -41,7 +55,7 @@ def test_own_timestep_per_ar_step_and_copy(copies):
     )
     draws = draws_of(config, range(3))
     for image in range(3):
-        for copy in draws.timesteps[image].view(copies, 16):
+        for copy in draws.levels[image].view(copies, 16):
             levels = [copy[draws.plan.ar_step[0] == s].unique() for s in range(1, 6)]
             assert all(len(level) == 1 for level in levels)
             assert len({int(level) for level in levels}) > 1
@@ -63,18 +77,18 @@ def test_a_model_that_knows_the_answer_has_no_loss(prediction_type, copies):
 
     def knows(sequence, backend):
         noised = sequence.segments[-1]
-        index = noised.positions[:, :, None].expand(-1, -1, 3)
+        raster = 4 * noised.places[..., :1] + noised.places[..., 1:]
+        index = raster.expand(-1, -1, 3)
         clean = tokens.gather(1, index)
         t = noised.timesteps.expand(-1, clean.shape[1])
-        signal = torch.tensor(SCHEDULE.alphas_cumprod)[t].sqrt()[:, :, None]
+        signal = torch.tensor(PROCESS.schedule.alphas_cumprod)[t].sqrt()[:, :, None]
         level = (1 - signal**2).sqrt()
         noise = (noised.values.double() - signal * clean) / level
         answer = {"epsilon": noise, "sample": clean, "v_prediction": signal * noise - level * clean}
         return type("Predictions", (), {"image": answer[prediction_type]})
 
-    errors = token_errors(
-        knows, MODEL, SCHEDULE, prediction_type, tokens, torch.zeros(3, dtype=torch.int64), draws
-    )
+    diffusion = DiffusionConfig(prediction_type=prediction_type)
+    errors = errors_of(knows, RunConfig(model=MODEL, diffusion=diffusion), tokens, draws)
     assert errors.shape == (3, 16 * copies, 3)
     assert float(errors.max()) < 1e-6
 
@@ -88,7 +102,9 @@ def test_loss_is_the_weighted_mean():
         size = int((draws.plan.ar_step == step).sum())
         total += float(errors[:, start : start + size].sum()) * (2 - start / 16)
         start += size
-    assert float(training_loss(errors, draws.plan, config)) == pytest.approx(total / errors.numel(), rel=1e-6)
+    objective = Objective(RunConfig(model=MODEL, factorization=config), PROCESS)
+    loss = objective.image_loss(errors, objective.arrange(batch_of(torch.zeros(2, 16, 3)), draws))
+    assert float(loss) == pytest.approx(total / errors.numel(), rel=1e-6)
 
 
 def test_null_label_is_the_row_behind_the_classes():
@@ -99,10 +115,7 @@ def test_null_label_is_the_row_behind_the_classes():
         draws = draws_of(FactorizationConfig(), range(4))
         draws = replace(draws, drop_class=torch.ones(4, dtype=torch.bool))
         torch.nn.init.normal_(model.image_out.weight)
-        labels = torch.zeros(4, dtype=torch.int64)
-        token_errors(
-            model, config, SCHEDULE, "epsilon", torch.zeros(4, 16, 3), labels, draws
-        ).mean().backward()
+        errors_of(model, RunConfig(model=config), torch.zeros(4, 16, 3), draws).mean().backward()
         touched = model.class_embedding.table.weight.grad.abs().sum(1).nonzero().flatten()
         assert touched.tolist() == [num_classes]
 

@@ -20,27 +20,21 @@ from causalfusion.config import (
     TextConfig,
     TrainConfig,
 )
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import make_process
 from causalfusion.distributed import World
 from causalfusion.documents import NO_TARGET, Image, Text
 from causalfusion.errors import UserError
 from causalfusion.factorization import loss_weights
 from causalfusion.model.transformer import Transformer
-from causalfusion.train.arrange import (
-    ARRANGEMENTS,
-    TextDraw,
-    caption_limit,
-    documents_of,
-    draw_text,
-    seen_by_text,
-)
+from causalfusion.train.arrange import caption_limit, documents_of
+from causalfusion.train.draws import ARRANGEMENTS, Draws, TextDraw, draw, draw_text, seen_by_text
 from causalfusion.train.feed import open_training_data
 from causalfusion.train.loss_map import loss_map
-from causalfusion.train.step import TokenBatch, document_errors, draw
+from causalfusion.train.step import Arranged, Errors, Objective, TokenBatch
 from causalfusion.train.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
-SCHEDULE = NoiseSchedule.from_config(DiffusionConfig())
+PROCESS = make_process(DiffusionConfig())
 MARKERS = Markers(text=20, text_end=21, image=22, image_end=23, end=24)
 MODEL = ModelConfig(hidden_size=32, depth=2, num_heads=2, num_class_tokens=0, num_classes=3, token_dim=3,
                     grid_height=2, grid_width=3, vocab_size=25, max_text_tokens=40)  # fmt: skip
@@ -71,9 +65,25 @@ def batch_of(num: int, model: ModelConfig, base: int = 20, first: int = 0, longe
 
 def draws_of(text: TextConfig, num: int, factorization=None, model: ModelConfig = MODEL, first: int = 0):
     return draw(
-        factorization or FactorizationConfig(), model, 1000, 0.0, seed=5, split_index=0,
+        factorization or FactorizationConfig(), model, PROCESS, 0.0, seed=5, split_index=0,
         sample_indices=range(first, first + num), text=text,
     )  # fmt: skip
+
+
+def errors_of(
+    model: Transformer, text: TextConfig, batch: TokenBatch, draws: Draws, backend="auto"
+) -> tuple[Errors, Arranged]:
+    """The errors in documents, and what stands in these."""
+    train = TrainConfig(attention=backend, batch_size=len(batch.tokens))
+    objective = Objective(RunConfig(model=model.config, text=text, train=train), PROCESS, MARKERS)
+    piece = objective.arrange(batch, draws)
+    return objective.errors(model, piece), piece
+
+
+def targets_of(piece: Arranged) -> Tensor:
+    """(documents, n) bool: where a text token is to be predicted."""
+    assert piece.layout is not None
+    return piece.layout.text_targets != NO_TARGET
 
 
 # --- draws ----------------------------------------------------------------------------------------------
@@ -102,13 +112,13 @@ def test_shares_of_arrangements_and_dropped_captions():
 def test_draws_are_functions_of_seed_and_place():
     text, factorization = TextConfig(tokenizer="train"), FactorizationConfig(split="per_image")
     whole, part = draws_of(text, 64, factorization), draws_of(text, 24, factorization, first=40)
-    assert whole.text[40:] == part.text and whole.timesteps[40:].equal(part.timesteps)
+    assert whole.text[40:] == part.text and whole.levels[40:].equal(part.levels)
     assert whole.noise[40:].equal(part.noise)
     other = draw_text(text, seed=6, sample_indices=range(64))
     assert other != whole.text
     # A run without text draws the same images' noise and noise levels.
-    plain = draw(factorization, MODEL, 1000, 0.0, seed=5, split_index=0, sample_indices=range(64))
-    assert plain.noise.equal(whole.noise) and plain.timesteps.equal(whole.timesteps)
+    plain = draw(factorization, MODEL, PROCESS, 0.0, seed=5, split_index=0, sample_indices=range(64))
+    assert plain.noise.equal(whole.noise) and plain.levels.equal(whole.levels)
 
 
 @pytest.mark.parametrize("group", [1, 2])
@@ -127,7 +137,7 @@ def test_transfusion_limits_the_noise_that_text_sees(group):
         for place, element in enumerate(document):
             if isinstance(element, Image):
                 example = used[element.row]
-                t, before = int(draws.timesteps[example]), int(free.timesteps[example])
+                t, before = int(draws.levels[example]), int(free.levels[example])
                 if any(isinstance(e, Text) for e in document[place + 1 :]):
                     assert t < 300
                     limited.append(t / 300)
@@ -139,7 +149,7 @@ def test_transfusion_limits_the_noise_that_text_sees(group):
         counts = torch.histc(torch.tensor(levels), 5, 0, 1)
         expected = len(levels) / 5
         assert float(((counts - expected) ** 2 / expected).sum()) < 30  # chi², 4 degrees of freedom
-    assert free.timesteps.max() > 900
+    assert free.levels.max() > 900
 
 
 def test_elements_in_the_order_that_is_drawn():
@@ -168,7 +178,7 @@ def test_the_longest_captions_just_fit(room, group):
     config = replace(shares(caption_first=1.0), examples_per_sequence=group, caption_dropout=0.0)
     batch = replace(batch_of(group, MODEL), captions=tuple([1] * limit for _ in range(group)))
     draws = draws_of(config, group)
-    found = document_errors(model, MODEL, config, MARKERS, SCHEDULE, "epsilon", batch, draws)
+    found, _ = errors_of(model, config, batch, draws)
     assert room - group < found.text.shape[1] <= room
     with pytest.raises(UserError, match=f"expected at least {5 * group + 1} for {group} captions"):
         caption_limit(5 * group, group)
@@ -210,7 +220,7 @@ def test_text_alone_is_an_ordinary_language_model(positions, backend):
     randomise(model)
     batch = batch_of(8, config)
     draws = draws_of(text, 8)
-    found = document_errors(model, config, text, MARKERS, SCHEDULE, "epsilon", batch, draws, backend)
+    found, piece = errors_of(model, text, batch, draws, backend)
     assert found.image.shape == (0, 6, 3) and batch.captions is not None
     parameters = dict(model.named_parameters())
     sequences = [[MARKERS.text, *c, MARKERS.text_end, MARKERS.end] for c in batch.captions]
@@ -218,7 +228,7 @@ def test_text_alone_is_an_ordinary_language_model(positions, backend):
     for row, ids in enumerate(sequences):
         expected = language_model_loss(model, ids)
         assert float(found.text[row].sum()) == pytest.approx(float(expected), rel=1e-5)
-        assert int((found.text_targets[row] != NO_TARGET).sum()) == len(ids) - 1
+        assert int(targets_of(piece)[row].sum()) == len(ids) - 1
     loss = torch.stack([language_model_loss(model, ids) for ids in sequences]).sum()
     wanted = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     grads = torch.autograd.grad(found.text.sum(), list(parameters.values()), allow_unused=True)
@@ -236,7 +246,7 @@ def test_perplexity_of_a_language_model_by_hand():
     randomise(model)
     config = run_config(shares(text_only=1.0))
     batch = batch_of(8, MODEL)
-    result = loss_map(model, SCHEDULE, config, [batch.slice(slice(4)), batch.slice(slice(4, 8))], MARKERS)
+    result = loss_map(model, PROCESS, config, [batch.slice(slice(4)), batch.slice(slice(4, 8))], MARKERS)
     sequences = [[MARKERS.text, *c, MARKERS.text_end, MARKERS.end] for c in batch.captions or ()]
     total = sum(float(language_model_loss(model, ids).detach()) for ids in sequences)
     mean = total / sum(len(ids) - 1 for ids in sequences)
@@ -252,11 +262,11 @@ def test_the_loss_map_takes_whole_documents(num):
     config = run_config(replace(shares(caption_first=0.5, image_first=0.5), examples_per_sequence=2))
     batch = batch_of(num, MODEL)
     parts = [batch.slice(slice(2)), batch.slice(slice(2, num))]
-    result = loss_map(model, SCHEDULE, config, parts, MARKERS)
+    result = loss_map(model, PROCESS, config, parts, MARKERS)
     rest = parts[1].slice(slice(num - 2 - (num - 2) % 2))
     whole = [parts[0], rest] if len(rest.tokens) else parts[:1]
     # As text: NaN, where there was no token, is not equal to itself.
-    assert str(result) == str(loss_map(model, SCHEDULE, config, whole, MARKERS))
+    assert str(result) == str(loss_map(model, PROCESS, config, whole, MARKERS))
     assert math.isfinite(result.mean)
 
 
@@ -264,7 +274,7 @@ def test_a_hopeless_text_loss_does_not_stop_the_evaluation():
     model = Transformer(MODEL)
     randomise(model)
     torch.nn.init.normal_(model.text_out.weight, std=1e4, generator=torch.Generator().manual_seed(0))
-    result = loss_map(model, SCHEDULE, run_config(shares(text_only=1.0)), [batch_of(4, MODEL)], MARKERS)
+    result = loss_map(model, PROCESS, run_config(shares(text_only=1.0)), [batch_of(4, MODEL)], MARKERS)
     assert result.text["text_only"] > 1000
     assert result.record()["perplexity"]["text_only"] > 1e40
 
@@ -331,21 +341,21 @@ def expected_losses(trainer: Trainer, batch: TokenBatch) -> tuple[float, float]:
     """By the definitions: the mean over images of the weighted squared error, the mean over text targets."""
     config = trainer.config
     draws = draw(
-        config.factorization, config.model, 1000, 0.0, seed=config.train.seed, split_index=0,
+        config.factorization, config.model, PROCESS, 0.0, seed=config.train.seed, split_index=0,
         sample_indices=batch.sample_indices.tolist(), text=config.text,
     )  # fmt: skip
-    assert trainer.markers is not None and batch.captions is not None
+    assert trainer.markers is not None
+    dense = replace(config, train=replace(config.train, attention="dense"))
+    objective = Objective(dense, PROCESS, trainer.markers)
     image, text = [], []
     for i in range(len(batch.tokens)):
+        piece = objective.arrange(batch.slice(slice(i, i + 1)), draws.slice(slice(i, i + 1)))
         with torch.no_grad():
-            found = document_errors(
-                trainer.model, config.model, config.text, trainer.markers, trainer.schedule, "epsilon",
-                batch.slice(slice(i, i + 1)), draws.slice(slice(i, i + 1)), "dense",
-            )  # fmt: skip
+            found = objective.errors(trainer.model, piece)
         if len(found.image):
-            weights = loss_weights(found.plan.ar_step, config.factorization)
+            weights = loss_weights(piece.plan.ar_step, config.factorization)
             image.append(float((found.image.mean(-1) * weights).mean()))
-        text += found.text[found.text_targets != NO_TARGET].tolist()
+        text += found.text[targets_of(piece)].tolist()
     return sum(image) / len(image) if image else 0.0, sum(text) / len(text) if text else 0.0
 
 

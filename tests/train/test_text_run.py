@@ -23,10 +23,10 @@ from causalfusion.presets import load_config
 from causalfusion.saved import checkpoints_of, load_model, load_spec, load_tokenizer
 from causalfusion.sequence import PackedSequence
 from causalfusion.train.checkpoint import read_progress
+from causalfusion.train.draws import draw
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.log import read_log
 from causalfusion.train.run import train
-from causalfusion.train.step import draw
 from causalfusion.train.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -267,7 +267,7 @@ def test_several_examples_share_a_sequence(shapes_run):
     clean = next(s for s in sequence.segments if s.kind == "image" and s.role == "clean")
     assert clean.values.shape[:2] == (2, 2 * 16)
     draws = draw(
-        data.config.factorization, data.config.model, 1000, 0.1, seed=0, split_index=0,
+        data.config.factorization, data.config.model, trainer.process, 0.1, seed=0, split_index=0,
         sample_indices=range(4), text=config.text,
     )  # fmt: skip
     order = draws.plan.order[:, :, None].expand(-1, -1, clean.values.shape[-1])

@@ -116,6 +116,12 @@ class Codec:
     def to_latents(self, tokens: Tensor) -> Tensor:
         return unpatchify(tokens, self.grid_height, self.grid_width, self.config.patch_size)
 
+    def channels_of_token(self) -> Tensor:
+        """(P,) int64: the channel of the latents that each number of a token belongs to."""
+        channels, height, width = self.latent_shape
+        latents = torch.arange(channels)[:, None, None].expand(channels, height, width)
+        return self.to_tokens(latents[None])[0, 0]
+
     def encode_tokens(self, images: Tensor, noise: Tensor | None) -> Tensor:
         return self.to_tokens(self.encode(images, noise))
 

@@ -13,9 +13,11 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from causalfusion.config import DiffusionConfig
+from causalfusion.config import DiffusionConfig, PredictionType
 from causalfusion.errors import UserError
 
 Table: TypeAlias = NDArray[np.float64]
@@ -40,9 +42,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> NoiseSchedule:
-        """β linear from beta_start to beta_end, both included."""
-        betas = np.linspace(config.beta_start, config.beta_end, config.num_timesteps, dtype=np.float64)
-        return cls(betas, np.arange(config.num_timesteps))
+        return cls(betas_of(config), np.arange(config.num_timesteps))
 
     @property
     def num_timesteps(self) -> int:
@@ -124,6 +124,37 @@ class NoiseSchedule:
         # With one level there is no level 1; β is finite, and no noise is added at level 0.
         first = self.posterior_variance[1:2] if self.num_timesteps > 1 else self.betas
         return np.log(np.concatenate([first, variance[1:]]))
+
+
+def betas_of(config: DiffusionConfig) -> Table:
+    """β of every timestep: from beta_start to beta_end, both included, `linear` or linear in the square root
+    (`scaled_linear`); `cosine`: ᾱ(u) = cos²(π/2 (u + s) / (1 + s)) at u = t / N with offset s (Nichol &
+    Dhariwal: 0.008; Transfusion: 0), β at most 0.999."""
+    total = config.num_timesteps
+    if config.beta_schedule == "linear":
+        return np.linspace(config.beta_start, config.beta_end, total, dtype=np.float64)
+    if config.beta_schedule == "scaled_linear":
+        return np.linspace(config.beta_start**0.5, config.beta_end**0.5, total, dtype=np.float64) ** 2
+    offset = config.cosine_offset
+    u = np.arange(total + 1, dtype=np.float64) / total
+    signal = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
+    return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
+
+
+def at_levels(table: Table, levels: Tensor, like: Tensor) -> Tensor:
+    """The table's values at int64 levels, shaped to multiply `like`, in its dtype."""
+    # Cast before it is moved: some devices have no float64.
+    values = torch.from_numpy(table).to(like.dtype).to(like.device)[levels.to(like.device)]
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def clean_tables(schedule: NoiseSchedule, prediction_type: PredictionType) -> tuple[Table, Table]:
+    """(a, b) with x_0 = a x_t + b prediction at every level."""
+    if prediction_type == "epsilon":
+        return schedule.sqrt_recip_alphas_cumprod, -schedule.sqrt_recipm1_alphas_cumprod
+    if prediction_type == "v_prediction":
+        return schedule.sqrt_alphas_cumprod, -schedule.sqrt_one_minus_alphas_cumprod
+    return np.zeros_like(schedule.betas), np.ones_like(schedule.betas)
 
 
 def respacing_timesteps(num_timesteps: int, spec: int | str) -> list[int]:

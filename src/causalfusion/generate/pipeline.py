@@ -16,7 +16,7 @@ from torch import Tensor
 from causalfusion.codec.codec import Codec
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import SampleConfig, WriteConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import Process, make_process
 from causalfusion.documents import Document, Image, ImageToCome, Text
 from causalfusion.errors import UserError
 from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
@@ -44,7 +44,7 @@ class Pipeline:
     model: Transformer
     codec: Codec
     spec: ModelSpec
-    schedule: NoiseSchedule
+    process: Process
     autocast_dtype: torch.dtype = torch.float32
     """bfloat16 to compute in it."""
     tokenizer: Tokenizer | None = None
@@ -68,8 +68,8 @@ class Pipeline:
         """
         parts, _ = read_latest(Path(folder), lambda path: load_parts(path, weights, device, autoencoder))
         model, spec, codec, tokenizer = parts
-        schedule = NoiseSchedule.from_config(spec.diffusion)
-        return cls(model, codec, spec, schedule, autocast_dtype, tokenizer)
+        process = make_process(spec.diffusion)
+        return cls(model, codec, spec, process, autocast_dtype, tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +114,7 @@ class Pipeline:
         label_tensor, documents = self._conditions(labels, prompts)
         indices = list(range(len(label_tensor))) if image_indices is None else list(image_indices)
         tokens = self.generate_after(
-            label_tensor, documents, None, config or SampleConfig(), seed=seed, image_indices=indices,
+            label_tensor, documents, None, config or self.default_sampling, seed=seed, image_indices=indices,
             watch=watch,
         )  # fmt: skip
         return self.codec.decode_tokens(tokens)
@@ -140,8 +140,8 @@ class Pipeline:
         with autocast(self.device, self.autocast_dtype):
             context = prefill(self.model, labels, config, prompts=prompts)
             new = generate_tokens(
-                self.model, self.schedule, self.spec.diffusion.prediction_type, config, context, order, sizes,
-                noise, watch,
+                self.model, self.process, config, context, order, sizes, noise, watch,
+                self._guided_numbers(config),
             )  # fmt: skip
         return to_raster(new, order)
 
@@ -168,7 +168,7 @@ class Pipeline:
         outside the mask are those of the input, exactly. Returns (B * variants, C, H, W), the variants of
         an image next to each other; variant v of image b is drawn at image index b * variants + v.
         """
-        spec, config = self.model.config, config or SampleConfig()
+        spec, config = self.model.config, config or self.default_sampling
         mask, images = self._mask(mask, images), self.to_tensor(images)
         label_tensor, documents = self._conditions(labels, prompts)
         if mask.shape != images.shape[-2:] or len(label_tensor) != len(images):
@@ -193,8 +193,8 @@ class Pipeline:
                 kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1),
             ).fork(variants)  # fmt: skip
             new = generate_tokens(
-                self.model, self.schedule, self.spec.diffusion.prediction_type, config, context, order, sizes,
-                noise, watch,
+                self.model, self.process, config, context, order, sizes, noise, watch,
+                self._guided_numbers(config),
             )  # fmt: skip
         result = tokens.repeat_interleave(variants, dim=0)
         result.scatter_(1, order[:, :, None].expand(-1, -1, spec.token_dim), new)
@@ -203,6 +203,18 @@ class Pipeline:
             return edited
         inside = mask.to(self.device)
         return torch.where(inside, edited, original.repeat_interleave(variants, dim=0))
+
+    @property
+    def default_sampling(self) -> SampleConfig:
+        """How images are generated where nothing else is said."""
+        return SampleConfig(sampler=self.process.samplers[0])
+
+    def _guided_numbers(self, config: SampleConfig) -> Tensor | None:
+        """(P,) bool: the numbers of a token that guidance acts on; None: all, also of the model's output."""
+        if not config.guided_channels and self.process.numbers_per_prediction == 1:
+            return None
+        channels = self.codec.channels_of_token().to(self.device)
+        return channels < (config.guided_channels or self.codec.config.latent_channels)
 
     def _mask(self, mask: Tensor | Path | str, images: Images) -> Tensor:
         if isinstance(mask, Tensor):

@@ -39,6 +39,7 @@ def caption_log_likelihoods(pipeline: Pipeline, images: Tensor, captions: Sequen
         pipeline.null_labels(len(documents)),
         model.config.num_condition_tokens,
         tokens,
+        model.config.grid_width,
         pipeline.spec.text.image_context,
     )
     with autocast(pipeline.device, pipeline.autocast_dtype):

@@ -1,16 +1,14 @@
-"""From a `SampleConfig` to the numbers of one run: step sizes, diffusion steps, guidance per AR step."""
+"""From a `SampleConfig` to the numbers of one run: step sizes and diffusion steps per AR step, classes."""
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Sequence
 
 import torch
 
 from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
-from causalfusion.diffusion.samplers import make_sampler
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import Process, make_process
 from causalfusion.errors import UserError
 from causalfusion.factorization import cosine_split, draw_order, even_split, random_composition
 from causalfusion.rng import derive_generator
@@ -37,14 +35,9 @@ def step_sizes(config: SampleConfig, num_tokens: int, seed: int) -> list[int]:
     return random_composition(num_tokens, parts, derive_generator(seed, "step_sizes"))
 
 
-def diffusion_steps(config: SampleConfig, num_ar_steps: int, num_timesteps: int) -> list[int]:
+def diffusion_steps(config: SampleConfig, num_ar_steps: int, process: Process) -> list[int]:
     """Denoising steps of every AR step."""
-    steps = config.diffusion_steps
-    if max(steps) > num_timesteps:
-        raise UserError(
-            f"sample.diffusion_steps is {max(steps)}; the model was trained with {num_timesteps} noise "
-            "levels, which is the most there can be"
-        )
+    steps = process.num_steps(config)
     if len(steps) not in (1, num_ar_steps):
         raise UserError(
             f"sample.diffusion_steps has {len(steps)} numbers; expected one, or one for each of the "
@@ -53,26 +46,12 @@ def diffusion_steps(config: SampleConfig, num_ar_steps: int, num_timesteps: int)
     return steps * num_ar_steps if len(steps) == 1 else list(steps)
 
 
-def guidance_scales(config: SampleConfig, sizes: Sequence[int]) -> list[float]:
-    """w of every AR step: from 1 towards the full scale with the share of tokens done when it ends."""
-    scales, done, total = [], 0, sum(sizes)
-    for size in sizes:
-        done += size
-        progress = done / total
-        if config.guidance_schedule == "constant":
-            progress = 1.0
-        elif config.guidance_schedule == "cosine":
-            progress = (1 - math.cos(math.pi * progress)) / 2
-        scales.append(1 + (config.guidance_scale - 1) * progress)
-    return scales
-
-
 def check_settings(config: SampleConfig, model: ModelConfig, diffusion: DiffusionConfig) -> None:
     """Refuse, before any work is done, what generation with this model would refuse."""
     sizes = step_sizes(config, model.num_tokens, 0)
-    schedule = NoiseSchedule.from_config(diffusion)
-    for steps in set(diffusion_steps(config, len(sizes), diffusion.num_timesteps)):
-        make_sampler(config, schedule, diffusion.prediction_type, steps)
+    process = make_process(diffusion)
+    for steps in set(diffusion_steps(config, len(sizes), process)):
+        process.sampler(config, steps)
     draw_order(
         config.order, model.grid_height, model.grid_width, config.block_size, derive_generator(0),
         config.given_order,
@@ -147,6 +126,7 @@ def check_label(label: int, num_classes: int) -> int:
     return label
 
 
-def timestep_tensor(timestep: int, rows: int, device: torch.device) -> torch.Tensor:
+def timestep_tensor(timestep: float, rows: int, device: torch.device) -> torch.Tensor:
     """(rows, 1): every token of the AR step is at the same noise level."""
-    return torch.full((rows, 1), timestep, dtype=torch.int64, device=device)
+    dtype = torch.int64 if isinstance(timestep, int) else torch.float32
+    return torch.full((rows, 1), timestep, dtype=dtype, device=device)

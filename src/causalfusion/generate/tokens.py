@@ -7,21 +7,23 @@ Rows of the model are B with the condition and, under guidance, B more without i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from causalfusion.config import PredictionType, SampleConfig
-from causalfusion.diffusion.samplers import Sampler, make_sampler
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.config import SampleConfig
+from causalfusion.diffusion.process import Process
+from causalfusion.diffusion.samplers import Sampler
 from causalfusion.documents import Layout, lay_out, pack_context
+from causalfusion.factorization import places_of
+from causalfusion.generate.guidance import NO_GUIDANCE, Guidance, guidance_of_steps
 from causalfusion.generate.noise import NoiseSource
 from causalfusion.generate.prompts import Prompts
-from causalfusion.generate.settings import diffusion_steps, guidance_scales, timestep_tensor
+from causalfusion.generate.settings import diffusion_steps, timestep_tensor
 from causalfusion.model.kv_cache import KVCache
 from causalfusion.model.transformer import Transformer
-from causalfusion.sequence import PackedSequence, Segment, class_segment, image_segment
+from causalfusion.sequence import PackedSequence, Role, Segment, class_segment, image_segment
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class StepEvent:
     num_ar_steps: int
     diffusion_step: int
     num_diffusion_steps: int
-    timestep: int
+    timestep: float
+    """What the model was told."""
     positions: Tensor
     """(B, n) raster indices of the tokens in work."""
     tokens: Tensor
@@ -40,6 +43,31 @@ class StepEvent:
 
 
 Watcher = Callable[[StepEvent], None]
+
+
+@dataclass(frozen=True)
+class ImageInProgress:
+    """Where the tokens of the image that is generated stand in the sequence."""
+
+    grid_width: int
+    index: Tensor | None = None
+    """(rows,) which image of its row it is; None: the first."""
+    clean_timestep: int | None = None
+    """What the model is told of finished tokens: 0 for a Transfusion model, which never saw clean ones."""
+
+    def segment(
+        self, role: Role, tokens: Tensor, ar_step: Tensor, positions: Tensor, timestep: float | None
+    ) -> Segment:
+        """Its tokens (rows, n, P) at raster `positions` (rows, n), noised ones with their timestep."""
+        told = self.clean_timestep if timestep is None else timestep
+        timesteps = None if told is None else timestep_tensor(told, len(tokens), tokens.device)
+        index = None if self.index is None else self.index[: len(positions), None].expand_as(positions)
+        return image_segment(role, tokens, ar_step, places_of(positions, self.grid_width), timesteps, index)
+
+    def fork(self, copies: int) -> ImageInProgress:
+        if self.index is None:
+            return self
+        return replace(self, index=self.index.repeat_interleave(copies, dim=0))
 
 
 @dataclass(frozen=True)
@@ -51,12 +79,9 @@ class Context:
     """(rows,) class labels, the null labels behind them under guidance."""
     batch_size: int
     next_ar_step: int
-    image_index: Tensor | None = None
-    """(rows,) which image of its row the next one is; None: the first."""
-    image_timestep: int | None = None
-    """Of finished tokens: 0 for a Transfusion model, which never saw clean ones."""
-    text_lengths: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """(rows,) text tokens so far."""
+    image: ImageInProgress
+    text_lengths: Tensor
+    """(rows,) text tokens so far; (0,) for a model without text."""
     text_logits: Tensor | None = None
     """(rows, vocabulary) of what follows each row's last text token."""
 
@@ -75,23 +100,10 @@ class Context:
             cache=self.cache.fork(copies),
             labels=repeated(self.labels),
             batch_size=self.batch_size * copies,
-            image_index=None if self.image_index is None else repeated(self.image_index),
+            image=self.image.fork(copies),
             text_lengths=repeated(self.text_lengths),
             text_logits=None if self.text_logits is None else repeated(self.text_logits),
         )
-
-    def image_segment(self, tokens: Tensor, ar_step: Tensor, positions: Tensor) -> Segment:
-        """Finished tokens (rows, n, P) of the image in work, as context."""
-        timesteps = None
-        if self.image_timestep is not None:
-            timesteps = timestep_tensor(self.image_timestep, len(tokens), tokens.device)
-        return image_segment("clean", tokens, ar_step, positions, timesteps, self.indices(positions))
-
-    def indices(self, positions: Tensor) -> Tensor | None:
-        """(rows, n) the index of the image in work, for each of its tokens at `positions` (rows, n)."""
-        if self.image_index is None:
-            return None
-        return self.image_index[: len(positions), None].expand_as(positions)
 
 
 def prefill(
@@ -104,63 +116,54 @@ def prefill(
     kept_positions: Tensor | None = None,
 ) -> Context:
     """Cache the class condition (B,), the documents of a model with text, and clean tokens to keep of the
-    image in work (B, K, P), at raster positions (B, K)."""
-    batch_size = len(labels)
+    image in progress (B, K, P), at raster positions (B, K)."""
+    batch_size, device = len(labels), labels.device
     guided = config.guidance_scale != 1
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, model.config.null_label)])
-    cache = KVCache(model.config, 0, 0, device=labels.device, dtype=torch.float32)  # until its size is known
-    context = Context(cache, labels, batch_size, 1)
-    segments, layout = [class_segment(labels, model.config.num_condition_tokens)], None
+    image, next_ar_step, lengths = ImageInProgress(model.config.grid_width), 1, torch.zeros(0)
+    segments = [class_segment(labels, model.config.num_condition_tokens)]
     if prompts is not None:
-        context, layout, segments = _with_documents(context, prompts, model, guided)
+        layout, segments = _documents(model, labels, prompts, guided)
+        index = (layout.image_row >= 0).sum(1)
+        clean_timestep = 0 if prompts.image_context == "noised" else None
+        image = replace(image, index=index, clean_timestep=clean_timestep)
+        next_ar_step, lengths = int(layout.next_ar_step.max()), layout.text_lengths
     if kept_tokens is not None and kept_positions is not None and kept_tokens.shape[1]:
         repeats = len(labels) // batch_size
-        ar_step = torch.full((1, kept_tokens.shape[1]), context.next_ar_step, device=labels.device)
-        segments.append(
-            context.image_segment(
-                kept_tokens.repeat(repeats, 1, 1), ar_step, kept_positions.repeat(repeats, 1)
-            )
-        )
-        context = replace(context, next_ar_step=context.next_ar_step + 1)
+        ar_step = torch.full((1, kept_tokens.shape[1]), next_ar_step, device=device)
+        kept, positions = kept_tokens.repeat(repeats, 1, 1), kept_positions.repeat(repeats, 1)
+        segments.append(image.segment("clean", kept, ar_step, positions, None))
+        next_ar_step += 1
     sequence = PackedSequence(tuple(segments))
-    cache = KVCache(
-        model.config, len(labels), sequence.num_tokens + _room(model, prompts),
-        device=labels.device, dtype=_compute_dtype(labels.device),
-    )  # fmt: skip
-    context = replace(context, cache=cache)
-    if sequence.num_tokens:
-        predictions = model(sequence, cache.attend(sequence))
-        cache.commit(sequence)
-        if layout is not None:
-            rows = torch.arange(len(labels), device=labels.device)
-            logits = predictions.text[rows, layout.text_lengths - 1].float()
-            context = replace(context, text_logits=logits)
-    return context
+    capacity = sequence.num_tokens + _room(model, prompts)
+    cache = KVCache.allocate(model.config, len(labels), capacity, device=device, dtype=_compute_dtype(device))
+    context = Context(cache, labels, batch_size, next_ar_step, image, lengths)
+    if not sequence.num_tokens:
+        return context
+    predictions = model(sequence, cache.attend(sequence))
+    cache.commit(sequence)
+    if prompts is None:
+        return context
+    rows = torch.arange(len(labels), device=device)
+    return replace(context, text_logits=predictions.text[rows, lengths - 1].float())
 
 
-def _with_documents(
-    context: Context, prompts: Prompts, model: Transformer, guided: bool
-) -> tuple[Context, Layout, list[Segment]]:
-    """The documents' segments, and what comes after them; under guidance, those without text behind."""
-    device = context.labels.device
+def _documents(
+    model: Transformer, labels: Tensor, prompts: Prompts, guided: bool
+) -> tuple[Layout, list[Segment]]:
+    """The documents' segments; under guidance, those without text behind."""
     documents = [*prompts.documents, *(prompts.without_text().documents if guided else ())]
     num_images = 0 if prompts.tokens is None else len(prompts.tokens)
-    layout = lay_out(documents, prompts.markers, [1] * num_images).to(device)
+    layout = lay_out(documents, prompts.markers, [1] * num_images).to(labels.device)
     tokens = prompts.tokens
     if tokens is None:
-        tokens = torch.zeros(0, model.config.num_tokens, model.config.token_dim, device=device)
+        tokens = torch.zeros(0, model.config.num_tokens, model.config.token_dim, device=labels.device)
     sequence = pack_context(
-        layout, context.labels, model.config.num_condition_tokens, tokens, prompts.image_context
-    )
-    context = replace(
-        context,
-        next_ar_step=int(layout.next_ar_step.max()),
-        image_index=(layout.image_row >= 0).sum(1),
-        image_timestep=0 if prompts.image_context == "noised" else None,
-        text_lengths=layout.text_lengths,
-    )
-    return context, layout, list(sequence.segments)
+        layout, labels, model.config.num_condition_tokens, tokens, model.config.grid_width,
+        prompts.image_context,
+    )  # fmt: skip
+    return layout, list(sequence.segments)
 
 
 def _room(model: Transformer, prompts: Prompts | None) -> int:
@@ -171,27 +174,28 @@ def _room(model: Transformer, prompts: Prompts | None) -> int:
 @torch.no_grad()
 def generate_tokens(
     model: Transformer,
-    schedule: NoiseSchedule,
-    prediction_type: PredictionType,
+    process: Process,
     config: SampleConfig,
     context: Context,
     order: Tensor,
     sizes: list[int],
     noise: NoiseSource,
     watch: Watcher | None = None,
+    guided_numbers: Tensor | None = None,
 ) -> Tensor:
-    """Tokens (B, n, P) at the raster positions `order` (B, n), in `len(sizes)` AR steps.
+    """Tokens (B, n, P) at the raster positions `order` (B, n), in `len(sizes)` AR steps. Guidance acts on
+    all numbers of a token, or on `guided_numbers` (P,) bool.
 
     Every finished AR step but the last is appended to the cache, once.
     """
-    steps = diffusion_steps(config, len(sizes), schedule.num_timesteps)
-    scales = guidance_scales(config, sizes)
+    steps = diffusion_steps(config, len(sizes), process)
+    guidances = guidance_of_steps(config, sizes, process, guided_numbers)
     finished, start = [], 0
     for index, size in enumerate(sizes):
         positions = order[:, start : start + size]
         ar_step = context.next_ar_step + index
-        sampler = make_sampler(config, schedule, prediction_type, steps[index])
-        step = AutoregressiveStep(model, context, config, positions, ar_step, scales[index])
+        sampler = process.sampler(config, steps[index])
+        step = AutoregressiveStep(model, context, positions, ar_step, guidances[index])
 
         def report(k: int, tokens: Tensor, *, s: int = index, at: Tensor = positions, by: Sampler = sampler):
             if watch is not None:
@@ -213,20 +217,18 @@ class AutoregressiveStep:
         self,
         model: Transformer,
         context: Context,
-        config: SampleConfig,
         positions: Tensor,
         ar_step: int,
-        guidance_scale: float,
+        guidance: Guidance = NO_GUIDANCE,
     ) -> None:
-        self.model, self.context, self.config = model, context, config
-        self.positions, self.guidance_scale = positions, guidance_scale
+        self.model, self.context, self.positions, self.guidance = model, context, positions, guidance
         self.ar_step = torch.full((1, positions.shape[1]), ar_step, device=positions.device)
         rows = len(context.labels)
         shape = (rows, positions.shape[1], model.config.token_dim)
         blank = torch.zeros(shape, device=positions.device)
         self.attend = context.cache.attend(self._sequence(blank, rows, 0))
 
-    def _sequence(self, tokens: Tensor, rows: int, timestep: int | None) -> PackedSequence:
+    def _sequence(self, tokens: Tensor, rows: int, timestep: float | None) -> PackedSequence:
         """`rows` rows of the tokens (B, n, P), noised unless `timestep` is None."""
         repeats = rows // len(tokens)
         tokens, positions = (
@@ -234,12 +236,9 @@ class AutoregressiveStep:
             self.positions.repeat(rows // len(self.positions), 1),
         )
         labels = class_segment(self.context.labels[:rows], 0)
-        if timestep is None:
-            return PackedSequence((labels, self.context.image_segment(tokens, self.ar_step, positions)))
-        timesteps = timestep_tensor(timestep, rows, tokens.device)
-        index = self.context.indices(positions)
-        noised = image_segment("noised", tokens, self.ar_step, positions, timesteps, index)
-        return PackedSequence((labels, noised))
+        role = "clean" if timestep is None else "noised"
+        image = self.context.image.segment(role, tokens, self.ar_step, positions, timestep)
+        return PackedSequence((labels, image))
 
     def denoise(
         self, sampler: Sampler, noise: NoiseSource, index: int, report: Callable[[int, Tensor], None]
@@ -248,20 +247,19 @@ class AutoregressiveStep:
         count = len(sampler.timesteps)
         added = noise.during(index, count, self.positions) if sampler.needs_noise else None
         for k, timestep in enumerate(sampler.timesteps):
-            prediction = self.predict(tokens, timestep)
+            prediction = self.predict(tokens, timestep, sampler.shares[k])
             tokens = sampler.step(k, tokens, prediction, None if added is None else added[k])
             report(k, tokens)
         return tokens
 
-    def predict(self, tokens: Tensor, timestep: int) -> Tensor:
-        """(B, n, P) with guidance: ε_u + w (ε_c - ε_u), where w acts; one pass of B rows elsewhere."""
-        low, high = self.config.guidance_interval
+    def predict(self, tokens: Tensor, timestep: float, share: float = 0.0) -> Tensor:
+        """(B, n, P or, with variances, 2 P) under guidance where it acts; one pass of B rows elsewhere.
+        `share`: where on the path the tokens are."""
         rows = self.context.batch_size
-        if self.guidance_scale == 1 or not self.context.guided or not low <= timestep <= high:
+        if not self.context.guided or not self.guidance.acts_at(share):
             return self.model(self._sequence(tokens, rows, timestep), self.attend).image.float()
         both = self.model(self._sequence(tokens, 2 * rows, timestep), self.attend).image.float()
-        conditional, unconditional = both.chunk(2)
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        return self.guidance.combine(*both.chunk(2))
 
     def append(self, tokens: Tensor) -> None:
         """Run the finished tokens through once, clean, and keep their keys and values."""

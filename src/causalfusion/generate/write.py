@@ -90,8 +90,8 @@ def append_tokens(model: Transformer, context: Context, tokens: Tensor, place: i
     """Put one more token of every row into the cache; (B, V) logits of what follows it."""
     ar_step = torch.full((1, 1), context.next_ar_step + place, device=tokens.device)
     # A row that is done may have no positions left; nothing reads what is computed for it.
-    positions = (context.text_lengths + place).clamp(max=model.config.max_text_tokens - 1)[:, None]
-    sequence = PackedSequence((text_segment(tokens[:, None], ar_step, positions),))
+    places = (context.text_lengths + place).clamp(max=model.config.max_text_tokens - 1)[:, None]
+    sequence = PackedSequence((text_segment(tokens[:, None], ar_step, places),))
     logits = model(sequence, context.cache.attend(sequence)).text
     context.cache.commit(sequence)
     return logits[:, -1].float()

@@ -11,10 +11,8 @@ from torch.nn import functional as F
 
 from causalfusion.codec.patches import unpatchify
 from causalfusion.config import SampleConfig
-from causalfusion.diffusion.prediction import to_clean
-from causalfusion.diffusion.samplers import make_sampler
-from causalfusion.diffusion.schedule import NoiseSchedule, respacing_timesteps
 from causalfusion.errors import UserError
+from causalfusion.generate.guidance import Guidance
 from causalfusion.generate.tokens import AutoregressiveStep, Context, StepEvent, generate_tokens, prefill
 from causalfusion.interop.recording import Recording
 from causalfusion.interop.reference_model import Reference
@@ -112,14 +110,14 @@ class _Image:
         self, model: Transformer, context: Context, config: SampleConfig, chosen: Tensor, number: int
     ) -> Tensor:
         positions = self.order[:, chosen]
-        step = AutoregressiveStep(model, context, config, positions, number, config.guidance_scale)
+        step = AutoregressiveStep(model, context, positions, number, Guidance(config.guidance_scale))
         return step.predict(self.noised[:, chosen], self.timestep)
 
     def _append(
         self, model: Transformer, context: Context, config: SampleConfig, chosen: Tensor, number: int
     ) -> None:
         positions = self.order[:, chosen]
-        step = AutoregressiveStep(model, context, config, positions, number, config.guidance_scale)
+        step = AutoregressiveStep(model, context, positions, number, Guidance(config.guidance_scale))
         step.append(self.clean[:, chosen])
 
 
@@ -127,12 +125,10 @@ def _replay_ar_sampling(r: Recording, reference: Reference, model: Transformer, 
     order, sizes = r["ar/order"], r["ar/split_sizes"].tolist()
     if sum(sizes) != len(order) or not torch.equal(order.sort().values, torch.arange(len(order))):
         raise UserError(f"{r.path}: ar/order and ar/split_sizes are not those of {len(order)} tokens")
-    schedule = respaced(reference.schedule, r.setting("respace_ar"))
-    config = _sampling(schedule, r.setting("cfg_ar"))
+    config = _sampling(r.setting("respace_ar"), r.setting("cfg_ar"))
     tokens = generate_tokens(
         model,
-        schedule,
-        "epsilon",
+        reference.process,
         config,
         prefill(model, labels, config),
         order[None].expand(len(labels), -1),
@@ -151,8 +147,7 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
     if "null_class" in r.metadata:
         ours = torch.tensor(reference.config.null_label)
         r.check("null_class", ours, torch.tensor(int(r.metadata["null_class"])), "labels")
-    schedule = respaced(reference.schedule, r.setting("respace"))
-    config = _sampling(schedule, r.setting("cfg_scale"))
+    config, process = _sampling(r.setting("respace"), r.setting("cfg_scale")), reference.process
     context = prefill(model, labels, config)
     r.compare("y_doubled", context.labels, "labels")
     assert model.class_embedding is not None, "the reference has class tokens"
@@ -162,15 +157,15 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
 
     order = torch.arange(z.shape[1])
     positions = order[None].expand(len(z), -1)
-    sampler = make_sampler(config, schedule, "epsilon", schedule.num_timesteps)
+    sampler = process.sampler(config, *process.num_steps(config))
     r.compare("t_model", torch.tensor(sampler.timesteps), "timesteps")
     if "xt_seq" in r:
         inputs = [z, *r["xt_seq"][:-1]]
-        step = AutoregressiveStep(model, context, config, positions, 1, config.guidance_scale)
+        step = AutoregressiveStep(model, context, positions, 1, Guidance(config.guidance_scale))
         guided = [step.predict(x, t) for x, t in zip(inputs, sampler.timesteps, strict=True)]
         r.compare("eps_seq", torch.stack(guided), "predictions")
         plain = SampleConfig()
-        step = AutoregressiveStep(model, prefill(model, labels, plain), plain, positions, 1, 1.0)
+        step = AutoregressiveStep(model, prefill(model, labels, plain), positions, 1)
         conditional = [step.predict(x, t) for x, t in zip(inputs, sampler.timesteps, strict=True)]
         r.compare("eps_cond_only_seq", torch.stack(conditional), "predictions")
         # From the recorded predictions where there are any: at the noisiest steps x_0 is the prediction's
@@ -181,7 +176,7 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
             zip(inputs, predictions, sampler.timesteps, strict=True)
         ):
             level = torch.full((len(x),), timestep)
-            cleaned.append(to_clean(prediction, x, level, reference.schedule, "epsilon"))
+            cleaned.append(process.to_clean(prediction, x, level))
             following.append(sampler.step(k, x, prediction, noise_seq[k]))
         r.compare("pred_x0_seq", torch.stack(cleaned), "sampling trajectories")
         r.compare("xt_seq", torch.stack(following), "sampling trajectories", "each step by itself")
@@ -192,24 +187,19 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
         states.append(event.tokens)
 
     noise = RecordedNoise(z, noise_seq, order)
-    tokens = generate_tokens(
-        model, schedule, "epsilon", config, context, positions, [len(order)], noise, watch
-    )
+    tokens = generate_tokens(model, process, config, context, positions, [len(order)], noise, watch)
     r.compare("xt_seq", torch.stack(states), "sampling trajectories", "running freely")
     r.compare("final_tokens", tokens, "sampling trajectories")
     height, width = reference.config.grid_height, reference.config.grid_width
     r.compare("final_nchw", unpatchify(tokens, height, width, reference.patch_size), "sampling trajectories")
 
 
-def respaced(schedule: NoiseSchedule, spec: str) -> NoiseSchedule:
-    """The levels that a respacing of the reference keeps, whatever its form."""
-    return schedule.select(respacing_timesteps(schedule.num_timesteps, spec))
-
-
-def _sampling(schedule: NoiseSchedule, guidance_scale: str) -> SampleConfig:
-    """DDPM through every level of a respaced schedule. The reference guides only above 1."""
+def _sampling(respacing: str, guidance_scale: str) -> SampleConfig:
+    """DDPM through the timesteps that a respacing of the reference keeps, "" all of them. The reference
+    guides only above 1."""
     return SampleConfig(
         sampler="ddpm",
-        diffusion_steps=[schedule.num_timesteps],
+        respacing=respacing,
+        diffusion_steps=[1000],
         guidance_scale=max(float(guidance_scale), 1.0),
     )

@@ -30,12 +30,12 @@ from causalfusion.interop.reference_training import (
     compare_weights,
     forward_pass,
     read_batch,
+    training_loss,
 )
 from causalfusion.model.attention import AttentionBackend
 from causalfusion.model.transformer import Transformer
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import make_optimizer
-from causalfusion.train.step import training_loss
 
 GRADIENT_NOISE = 6e-6
 """Of float32 gradients, relative to their tensor's largest: measured in the reference, against float64."""

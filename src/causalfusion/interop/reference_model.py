@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from causalfusion.config import DiffusionConfig, ModelConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.ddpm import DDPM
 from causalfusion.errors import UserError
 from causalfusion.interop.official import CLASS_TABLE, convert_state_dict, official_name
 from causalfusion.interop.recording import Recording
@@ -26,7 +26,7 @@ class Reference:
     learnable_positions: bool
     num_class_rows: int
     """Of the reference's class table, which has no null row where it never drops labels."""
-    schedule: NoiseSchedule
+    process: DDPM
 
     def model(self) -> Transformer:
         """A fresh copy. Positions that the reference froze are frozen also where ours could learn them."""
@@ -88,5 +88,5 @@ def read_reference(path: Path) -> Reference:
         class_dropout=argument("class_dropout_prob", 0.0),
         learnable_positions=not frozen,
         num_class_rows=recording.tensors[CLASS_TABLE].shape[0],
-        schedule=NoiseSchedule.from_config(DiffusionConfig()),
+        process=DDPM(DiffusionConfig()),
     )

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from causalfusion.config import DiffusionConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.schedule import NoiseSchedule, respacing_timesteps
 from causalfusion.interop.recording import Recording
-from causalfusion.interop.reference_generation import respaced
 
 _TABLES = (
     "betas",
@@ -31,7 +30,8 @@ def replay_schedules(recording: Recording) -> None:
     """Tensors `RESPACING/table`; the respacing "" is called `full` there."""
     full = NoiseSchedule.from_config(DiffusionConfig())
     for spec in json.loads(recording.setting("respacings")):
-        schedule, prefix = respaced(full, spec), (spec or "full") + "/"
+        schedule = full.select(respacing_timesteps(full.num_timesteps, spec))
+        prefix = (spec or "full") + "/"
         for name in _TABLES:
             ours = torch.from_numpy(np.ascontiguousarray(getattr(schedule, name)))
             recording.compare(prefix + name, ours, "noise schedules")

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from causalfusion.codec.patches import patchify
-from causalfusion.config import FactorizationConfig
-from causalfusion.diffusion.prediction import add_noise
+from causalfusion.config import FactorizationConfig, RunConfig, TrainConfig
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, ar_step_of, loss_weights
 from causalfusion.interop.recording import Recording
 from causalfusion.interop.reference_model import Reference
+from causalfusion.losses import weighted_mean
 from causalfusion.mask import dense_mask
 from causalfusion.model.attention import AttentionBackend
 from causalfusion.model.transformer import Predictions, Transformer
 from causalfusion.sequence import PackedSequence
-from causalfusion.train.step import Draws, token_errors, training_loss
+from causalfusion.train.draws import Draws
+from causalfusion.train.step import Objective, TokenBatch
 
 K_NORM_BIAS = "attn.k_norm.bias"
 """Its gradient is zero but for rounding: it adds the same number to every logit of a query."""
@@ -63,7 +64,7 @@ def read_batch(
     if int(r[prefix + "split_sizes"].sum()) != num_tokens:
         raise UserError(f"{r.path}: {prefix}split_sizes do not add up to the {num_tokens} tokens")
     order = r[prefix + "shuffle_rand"].argsort(dim=1)
-    plan = Plan(order, ar_step_of(r[prefix + "split_sizes"].tolist())[None])
+    plan = Plan(order, ar_step_of(r[prefix + "split_sizes"].tolist())[None], reference.config.grid_width)
     labels = r[prefix + "y"]
     dropped = torch.zeros(len(labels), dtype=torch.bool)
     if prefix + "drop_rand" in r:
@@ -72,7 +73,7 @@ def read_batch(
     r.compare(prefix + "ids_shuffle", order, "orders")
     r.compare(prefix + "cumsum", starts, "orders")
     r.compare(prefix + "y_effective", labels.where(~dropped, reference.config.null_label), "labels")
-    r.compare(prefix + "xt", add_noise(x0, noise, timesteps, reference.schedule), "noised tokens")
+    r.compare(prefix + "xt", reference.process.add_noise(x0, noise, timesteps), "noised tokens")
     shared = timesteps[:, None]
     return RecordedBatch(
         patchify(x0, size), labels, Draws(plan, shared, patchify(noise, size)[:, None], dropped)
@@ -90,19 +91,18 @@ def forward_pass(
 
     handle = model.register_forward_hook(listen)
     try:
-        errors = token_errors(
-            model,
-            model.config,
-            reference.schedule,
-            "epsilon",
-            batch.tokens,
-            batch.labels,
-            batch.draws,
-            backend,
-        )
+        config = RunConfig(model=model.config, train=TrainConfig(attention=backend))
+        objective = Objective(config, reference.process)
+        tokens = TokenBatch(batch.tokens, batch.labels, torch.arange(len(batch.tokens)))
+        errors = objective.errors(model, objective.arrange(tokens, batch.draws)).image
     finally:
         handle.remove()
     return ForwardPass(*heard[0], errors)
+
+
+def training_loss(errors: Tensor, plan: Plan, weighting: FactorizationConfig) -> Tensor:
+    """The mean of the squared errors under the AR weights."""
+    return weighted_mean(errors, loss_weights(plan.ar_step, weighting))
 
 
 def compare_mask(recording: Recording, prefix: str, sequence: PackedSequence) -> None:

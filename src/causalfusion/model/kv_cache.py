@@ -5,6 +5,8 @@ Shape letters: B images, N heads, T cached tokens, n new tokens, H head size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from causalfusion.model.segment_attend import attend_without_gradient
 from causalfusion.sequence import PackedSequence
 
 
+@dataclass
 class KVCache:
     """Room for `capacity` tokens of every layer, allocated once; nothing is concatenated later.
 
@@ -21,14 +24,21 @@ class KVCache:
     `commit` keeps them: noised tokens pass through without a trace, clean ones are appended.
     """
 
-    def __init__(
-        self, config: ModelConfig, batch_size: int, capacity: int, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    k: Tensor
+    v: Tensor
+    """(layers, B, N, capacity, H)."""
+    ar_step: Tensor
+    """(1 or B, T) int64, on the CPU."""
+    length: int = 0
+    """T."""
+
+    @classmethod
+    def allocate(
+        cls, config: ModelConfig, batch_size: int, capacity: int, *, device: torch.device, dtype: torch.dtype
+    ) -> KVCache:
         shape = (config.depth, batch_size, config.num_heads, capacity, config.head_dim)
-        self.k = torch.empty(shape, device=device, dtype=dtype)
-        self.v = torch.empty(shape, device=device, dtype=dtype)
-        self.ar_step = torch.zeros(1, 0, dtype=torch.int64)
-        self.length = 0
+        k, v = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+        return cls(k, v, torch.zeros(1, 0, dtype=torch.int64))
 
     def attend(self, sequence: PackedSequence) -> CachedAttend:
         """The `Attend` of new tokens that see the cache and, as the predicate says, one another."""
@@ -44,14 +54,13 @@ class KVCache:
 
     def fork(self, copies: int) -> KVCache:
         """The same context for `copies` variants of every image, which stand next to each other."""
-        other = object.__new__(KVCache)
-        other.k = self.k.repeat_interleave(copies, dim=1)
-        other.v = self.v.repeat_interleave(copies, dim=1)
-        other.ar_step = (
-            self.ar_step.repeat_interleave(copies, dim=0) if len(self.ar_step) > 1 else self.ar_step
+        shared = len(self.ar_step) == 1
+        return KVCache(
+            self.k.repeat_interleave(copies, dim=1),
+            self.v.repeat_interleave(copies, dim=1),
+            self.ar_step if shared else self.ar_step.repeat_interleave(copies, dim=0),
+            self.length,
         )
-        other.length = self.length
-        return other
 
 
 class CachedAttend:

@@ -95,7 +95,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm_out = nn.LayerNorm(size, elementwise_affine=not adaln)
         self.modulation_out = nn.Linear(size, 2 * size) if adaln else None
-        self.image_out = nn.Linear(size, config.token_dim)
+        self.image_out = nn.Linear(size, config.prediction_dim)
         self.text_out = nn.Linear(size, config.vocab_size, bias=False) if has_text else None
         self.init_weights()
 
@@ -171,10 +171,10 @@ class Transformer(nn.Module):
         if segment.kind == "class":
             assert self.class_embedding is not None, "this model has no class tokens"
             return self.class_embedding(segment.values)
-        assert segment.positions is not None, "text and image tokens have positions"
+        assert segment.places is not None, "text and image tokens have places"
         if segment.kind == "text":
             assert self.text_embedding is not None and self.text_position is not None, "a model with text"
-            return self.text_embedding(segment.values) + self.text_position(segment.positions)
+            return self.text_embedding(segment.values) + self.text_position(segment.places)
         x = self.image_in(segment.values)
         if self.image_index is not None:
             index = segment.image_index
@@ -182,8 +182,12 @@ class Transformer(nn.Module):
         if segment.timesteps is not None and self.config.conditioning == "in_context":
             x = x + self.timestep_embedding(segment.timesteps)
         if self.config.position_embedding != "rope":
-            x = x + F.embedding(segment.positions, self.image_position)
+            x = x + F.embedding(self._raster(segment.places), self.image_position)
         return x
+
+    def _raster(self, places: Tensor) -> Tensor:
+        """Places (1 or B, n, 2) as rows of the tables, which hold the grid of training."""
+        return places[..., 0] * self.config.grid_width + places[..., 1]
 
     def _rotation(self, sequence: PackedSequence) -> Tensor | None:
         """(2, 1 or B, 1, T, H); class and text tokens are not turned."""
@@ -191,12 +195,12 @@ class Transformer(nn.Module):
             return None
         parts = []
         for segment in sequence.segments:
-            if segment.kind != "image" or segment.positions is None:
+            if segment.kind != "image" or segment.places is None:
                 unit = self.rope.new_zeros(2, 1, segment.num_tokens, self.config.head_dim)
                 unit[0] = 1
                 parts.append(unit)
             else:
-                parts.append(self.rope[:, segment.positions])
+                parts.append(self.rope[:, self._raster(segment.places)])
         rows = max(part.shape[1] for part in parts)
         return torch.cat([part.expand(-1, rows, -1, -1) for part in parts], dim=2)[:, :, None]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from causalfusion.config import RunConfig, SampleConfig
 from causalfusion.config_json import flat, from_dict, to_dict
@@ -21,6 +22,8 @@ class Job:
     seed: int
     config: RunConfig
     ar_steps: tuple[int, ...]
+    sample: dict[str, Any] = field(default_factory=dict)
+    """The study's own settings of sampling."""
 
     @property
     def folder(self) -> Path:
@@ -29,8 +32,9 @@ class Job:
     def sampling(self, ground: Ground, num_ar_steps: int) -> SampleConfig:
         """In the order that the model was trained in."""
         trained = self.config.factorization
+        sample = from_dict(SampleConfig, {**to_dict(ground.sample), **self.sample}, "sample.")
         return replace(
-            ground.sample, num_ar_steps=num_ar_steps, order=trained.order, block_size=trained.block_size,
+            sample, num_ar_steps=num_ar_steps, order=trained.order, block_size=trained.block_size,
             given_order=list(trained.given_order),
         )  # fmt: skip
 
@@ -39,7 +43,7 @@ def jobs_of(study: Study, ground: Ground, seeds: Sequence[int], out: Path) -> li
     """Every variant with every seed; all variants with the first seed come first."""
     ar_steps = tuple(s for s in study.ar_steps if s <= ground.num_tokens)
     return [
-        Job(variant.name, seed, run_config(study, variant, ground, seed, out), ar_steps)
+        Job(variant.name, seed, run_config(study, variant, ground, seed, out), ar_steps, study.sample)
         for seed in seeds
         for variant in study.variants
     ]

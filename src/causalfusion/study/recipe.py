@@ -54,6 +54,8 @@ class Study:
     claims: list[Claim] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     """Of all variants."""
+    sample: dict[str, Any] = field(default_factory=dict)
+    """How all variants are sampled, laid over the data file's settings."""
     paper_figure: str = "FID-10k, ImageNet 256x256"
 
     def entries(self) -> set[str]:
@@ -95,6 +97,7 @@ def load_study(name: str) -> Study:
     """A study by its name, or from a file."""
     values = _load(resources.files("causalfusion") / "studies", name, "study", study_names())
     study = from_dict(Study, values, f"study {name}: ")
+    from_dict(SampleConfig, study.sample, f"study {name}: sample.")
     names = [variant.name for variant in study.variants]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice or not names or not study.ar_steps:

@@ -200,6 +200,7 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
         "vocab_size": 0 if tokenizer is None else tokenizer.vocab_size,
         "num_classes": max(len(class_names), 1),
         "token_dim": codec.token_dim,
+        "predicts_variance": config.diffusion.variance == "learned_range",
         "grid_height": codec.grid_height,
         "grid_width": codec.grid_width,
     }

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import RunConfig
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import Process
 from causalfusion.documents import NO_TARGET
 from causalfusion.model.transformer import Transformer
-from causalfusion.train.arrange import used_images
-from causalfusion.train.step import DocumentErrors, Draws, TokenBatch, document_errors, draw, token_errors
+from causalfusion.train.step import Arranged, Errors, Objective, TokenBatch
 
 PROGRESS_BUCKETS: tuple[str, ...] = ("no context", "0-25 %", "25-50 %", "50-75 %", "75-100 %")
 NUM_TIMESTEP_BUCKETS = 10
@@ -54,58 +53,57 @@ class LossMap:
 @torch.no_grad()
 def loss_map(
     model: Transformer,
-    schedule: NoiseSchedule,
+    process: Process,
     config: RunConfig,
     batches: Iterable[TokenBatch],
     markers: Markers | None = None,
 ) -> LossMap:
     """Over these batches: always the same draws, nothing dropped, one split per image, all AR steps
     unweighted."""
-    factorization = replace(config.factorization, split="per_image", timesteps_per_ar_step=1)
-    text = replace(config.text, caption_dropout=0.0)
-    prediction_type, levels = config.diffusion.prediction_type, schedule.num_timesteps
+    config = replace(
+        config,
+        factorization=replace(config.factorization, split="per_image", timesteps_per_ar_step=1),
+        text=replace(config.text, caption_dropout=0.0),
+        train=replace(config.train, class_dropout=0.0, attention="auto"),
+    )
+    objective = Objective(config, process, markers)
     sums = torch.zeros(len(PROGRESS_BUCKETS), NUM_TIMESTEP_BUCKETS, dtype=torch.float64)
     counts = torch.zeros_like(sums)
     of_text: dict[str, list[Tensor]] = defaultdict(list)
-    group = 1 if markers is None else text.examples_per_sequence
+    group = 1 if markers is None else config.text.examples_per_sequence
     for batch in batches:
         batch = batch.slice(slice(len(batch.tokens) // group * group))
         if not len(batch.tokens):  # too few for a document
             continue
-        draws = draw(
-            factorization, model.config, levels, 0.0, seed=_EVALUATION_SEED, split_index=0,
-            sample_indices=batch.sample_indices.tolist(), text=None if markers is None else text,
-        ).to(batch.tokens.device)  # fmt: skip
-        if markers is None:
-            errors = token_errors(
-                model, model.config, schedule, prediction_type, batch.tokens, batch.labels, draws
-            )
-        else:
-            found = document_errors(
-                model, model.config, text, markers, schedule, prediction_type, batch, draws
-            )
-            errors, draws = found.image, draws.images(used_images(draws.text).to(batch.tokens.device))
-            _add_text(of_text, found, draws, group)
-        bucket = _buckets(draws, errors.shape[1], levels)
-        sums.view(-1).index_add_(0, bucket, errors.mean(-1).double().cpu().flatten())
+        draws = objective.draw(batch, seed=_EVALUATION_SEED, split_index=0)
+        piece = objective.arrange(batch, draws).to(batch.tokens.device)
+        found = objective.errors(model, piece)
+        _add_text(of_text, found, piece)
+        bucket = _buckets(piece, process)
+        sums.view(-1).index_add_(0, bucket, found.image.mean(-1).double().cpu().flatten())
         counts.view(-1).index_add_(0, bucket, torch.ones(len(bucket), dtype=torch.float64))
     return _summarise(sums, counts, {name: float(torch.cat(parts).mean()) for name, parts in of_text.items()})
 
 
-def _buckets(draws: Draws, num_tokens: int, levels: int) -> Tensor:
+def _buckets(piece: Arranged, process: Process) -> Tensor:
     """(images * tokens,) the bucket of each token, by AR progress and noise level."""
-    ar_step = draws.plan.ar_step.cpu()
-    start = torch.searchsorted(ar_step, ar_step) / ar_step.shape[1]
+    ar_step = piece.plan.ar_step.cpu()
+    num_images, num_tokens = piece.tokens.shape[:2]
+    start = torch.searchsorted(ar_step, ar_step) / num_tokens
     progress = torch.ceil(start * (len(PROGRESS_BUCKETS) - 1)).long()
-    timestep = draws.timesteps.cpu().expand(-1, num_tokens) * NUM_TIMESTEP_BUCKETS // levels
-    return (progress * NUM_TIMESTEP_BUCKETS + timestep).flatten()
+    level = (process.shares(piece.levels.cpu()).double() * NUM_TIMESTEP_BUCKETS).long()
+    level = level.clamp(max=NUM_TIMESTEP_BUCKETS - 1)
+    bucket = progress * NUM_TIMESTEP_BUCKETS + level.expand(-1, num_tokens)
+    return bucket.expand(num_images, -1).flatten()
 
 
-def _add_text(of_text: dict[str, list[Tensor]], found: DocumentErrors, draws: Draws, group: int) -> None:
+def _add_text(of_text: dict[str, list[Tensor]], found: Errors, piece: Arranged) -> None:
     """The cross-entropies of each text target, under the arrangement of its document."""
-    for row, draw_of_row in enumerate(draws.text[::group]):
-        targets = found.text_targets[row] != NO_TARGET
-        of_text[draw_of_row.arrangement].append(found.text[row][targets].double().cpu())
+    if piece.layout is None:
+        return
+    for row, arrangement in enumerate(piece.text):
+        targets = piece.layout.text_targets[row] != NO_TARGET
+        of_text[arrangement].append(found.text[row][targets].double().cpu())
 
 
 def _summarise(sums: Tensor, counts: Tensor, text: dict[str, float]) -> LossMap:

@@ -233,7 +233,7 @@ class _Run:
             batch_size = min(self.config.train.batch_size, 128)
             with self.trainer.averaged_model() as model:
                 result = loss_map(
-                    model, self.trainer.schedule, self.config, self.data.evaluation_batches(batch_size),
+                    model, self.trainer.process, self.config, self.data.evaluation_batches(batch_size),
                     self.trainer.markers,
                 )  # fmt: skip
             if self.log is not None:
@@ -248,7 +248,7 @@ class _Run:
             captions = self.data.held_out_captions(CAPTIONS)
             with self.trainer.averaged_model() as model:
                 pipeline = Pipeline(
-                    model, self.data.codec, self.spec, self.trainer.schedule, tokenizer=self.data.tokenizer
+                    model, self.data.codec, self.spec, self.trainer.process, tokenizer=self.data.tokenizer
                 )
                 save_grid(pipeline, self.config.sample, captions, file if self.world.is_main else None)
             self.display.say(f"samples: {file}")

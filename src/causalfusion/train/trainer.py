@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.config_json import to_dict, to_toml
-from causalfusion.diffusion.prediction import level_weights
-from causalfusion.diffusion.schedule import NoiseSchedule
+from causalfusion.diffusion.process import make_process
 from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
@@ -33,16 +32,7 @@ from causalfusion.train.parallel import build_model, data_parallel, gradient_syn
 from causalfusion.train.saver import Saver
 from causalfusion.train.sharding import UnusedParameters, gather, is_sharded, let_go, whole
 from causalfusion.train.soundness import first_not_finite
-from causalfusion.train.step import (
-    Draws,
-    TokenBatch,
-    count_targets,
-    document_errors,
-    document_sums,
-    draw,
-    token_errors,
-    training_loss,
-)  # fmt: skip
+from causalfusion.train.step import Arranged, Objective, TokenBatch
 
 _LOWER_RATE = (
     "a new run with a lower train.lr can begin from the weights of an earlier checkpoint (--train.init), or "
@@ -72,9 +62,7 @@ class Trainer:
     def __init__(self, config: RunConfig, world: World, tokenizer: Tokenizer | None = None) -> None:
         self.config, self.world, self.tokenizer = config, world, tokenizer
         self.markers = None if tokenizer is None else tokenizer.markers
-        self.schedule = NoiseSchedule.from_config(config.diffusion)
-        weights = level_weights(self.schedule, config.diffusion)
-        self.weight_of_level = torch.from_numpy(weights).float().to(world.device)
+        self.process = make_process(config.diffusion)
         self.model = build_model(config, world)
         self.sharded = is_sharded(self.model)
         self.ema = EMA(self.model.named_parameters())
@@ -84,6 +72,7 @@ class Trainer:
         self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)
         self.unused = UnusedParameters(self.model, world) if self.sharded and some_unused else None
         self.length_multiple = config.train.length_multiple or (64 if world.device.type == "cuda" else 1)
+        self.objective = Objective(config, self.process, self.markers, self.length_multiple)
         self.saver: Saver | None = None
         self.progress = Progress()
 
@@ -92,18 +81,18 @@ class Trainer:
     def step(self, batch: TokenBatch) -> StepResult:
         """Forward and backward over the micro-batches, clip, AdamW, EMA; or nothing, if not finite."""
         train, progress = self.config.train, self.progress
-        draws = self._draw(batch)
+        draws = self.objective.draw(batch, seed=train.seed, split_index=progress.images_seen)
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(2, device=self.world.device)  # of images and of text
-        totals, num_text = self._targets(batch, draws)
-        pieces = batch.tokens.shape[0] // train.grad_accumulation
-        for k in range(train.grad_accumulation):
-            rows = slice(k * pieces, (k + 1) * pieces)
-            last = k + 1 == train.grad_accumulation
-            with gradient_sync(self.parallel, last):
-                piece = self._losses(batch.slice(rows), draws.slice(rows), totals, num_text)
-                self._total(piece).backward()
-            losses += piece.detach()
+        size = batch.tokens.shape[0] // train.grad_accumulation
+        parts = [slice(k * size, (k + 1) * size) for k in range(train.grad_accumulation)]
+        pieces = [self.objective.arrange(batch.slice(rows), draws.slice(rows)) for rows in parts]
+        totals, num_text = self._totals(pieces)
+        for k, piece in enumerate(pieces):
+            with gradient_sync(self.parallel, k + 1 == len(pieces)):
+                part = self._losses(piece, totals, num_text)
+                self._total(part).backward()
+            losses += part.detach()
         if self.unused is not None:
             self.unused.drop()
         losses = self.world.mean(losses)
@@ -135,64 +124,29 @@ class Trainer:
             raise UserError(self._not_finite(batch, result))
         return result
 
-    def _draw(self, batch: TokenBatch) -> Draws:
-        config = self.config
-        return draw(
-            config.factorization, config.model, self.schedule.num_timesteps, config.train.class_dropout,
-            seed=config.train.seed, split_index=self.progress.images_seen,
-            sample_indices=batch.sample_indices.tolist(),
-            text=None if batch.captions is None else config.text,
-        ).to(self.world.device)  # fmt: skip
-
-    def _targets(self, batch: TokenBatch, draws: Draws) -> tuple[Tensor, int]:
+    def _totals(self, pieces: list[Arranged]) -> tuple[Tensor, int]:
         """(2,) images and text targets of the train step, per process on average: what its sums are divided
         by, so that each image and each text token of the step counts alike, wherever it is computed. And the
         text tokens of a row: where lengths are to be few, the same on all processes."""
+        counts = [sum(p.num_images for p in pieces), sum(p.num_text_targets for p in pieces)]
+        totals = torch.tensor(counts, dtype=torch.float32, device=self.world.device)
         if self.markers is None:
-            return torch.ones(2, device=self.world.device), 0
-        group = self.config.text.examples_per_sequence
-        *counts, num_text = count_targets(batch, draws, self.markers, group)
-        totals = self.world.mean(torch.tensor(counts, dtype=torch.float32, device=self.world.device))
-        if self.length_multiple > 1:
-            num_text = self.world.max(num_text)
-            num_text += -num_text % self.length_multiple
-            num_text = min(num_text, self.config.model.max_text_tokens)
-        else:
-            num_text = 0
-        return totals.clamp(min=1 / self.world.size), num_text
+            return totals, 0
+        totals = self.world.mean(totals).clamp(min=1 / self.world.size)
+        if self.length_multiple == 1:
+            return totals, 0
+        num_text = self.world.max(max(p.num_text for p in pieces))
+        num_text += -num_text % self.length_multiple
+        return totals, min(num_text, self.config.model.max_text_tokens)
 
-    def _losses(self, batch: TokenBatch, draws: Draws, totals: Tensor, num_text: int) -> Tensor:
+    def _losses(self, piece: Arranged, totals: Tensor, num_text: int) -> Tensor:
         """(2,) this micro-batch's part of the train step's image loss and text loss."""
-        batch, config = batch.to(self.world.device), self.config
-        common = (self.schedule, config.diffusion.prediction_type, batch)
-        with autocast(self.world.device, compute_dtype(config.train.precision)):
-            if self.markers is None:
-                errors = token_errors(
-                    self.parallel,
-                    config.model,
-                    *common[:2],
-                    batch.tokens,
-                    batch.labels,
-                    draws,
-                    config.train.attention,
-                    self.length_multiple,
-                )
-                errors = errors * self.weight_of_level[draws.timesteps][:, :, None]
-                loss = (
-                    training_loss(errors, draws.plan, config.factorization) / config.train.grad_accumulation
-                )
-                return torch.stack([loss, torch.zeros_like(loss)])
-            found = document_errors(
-                self.parallel,
-                config.model,
-                config.text,
-                self.markers,
-                *common,
-                draws,
-                config.train.attention,
-                num_text,
-            )
-        return torch.stack(document_sums(found, config.factorization, self.weight_of_level)) / totals
+        piece = piece.to(self.world.device)
+        with autocast(self.world.device, compute_dtype(self.config.train.precision)):
+            errors = self.objective.errors(self.parallel, piece, num_text)
+        image = self.objective.image_loss(errors.image, piece) / (totals[0] / max(piece.num_images, 1))
+        text = errors.text.sum() / totals[1].clamp(min=1 / self.world.size)
+        return torch.stack([image, text])
 
     def _total(self, losses: Tensor) -> Tensor:
         """The image loss plus the text loss times its coefficient."""

@@ -1,0 +1,25 @@
+"""How noise levels are drawn in training: as shares of the path, 0 clean and 1 pure noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from causalfusion.config import DiffusionConfig
+
+
+def draw_unit_levels(config: DiffusionConfig, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Levels in [0, 1], float32: uniform, or the logistic function of a normal variable (Esser et al.,
+    2403.03206), then shifted, then squeezed into `level_range`."""
+    if config.level_distribution == "uniform":
+        levels = torch.rand(shape, generator=generator)
+    else:
+        normal = torch.randn(shape, generator=generator)
+        levels = torch.sigmoid(config.level_mean + config.level_std * normal)
+    low, high = config.level_range
+    return low + (high - low) * shift_levels(levels, config.level_shift)
+
+
+def shift_levels(levels: Tensor, shift: float) -> Tensor:
+    """s l / (1 + (s - 1) l): with s > 1 more levels are noisy, as longer sequences need (2403.03206)."""
+    return levels if shift == 1 else shift * levels / (1 + (shift - 1) * levels)

@@ -1,0 +1,125 @@
+"""All that is random in a training step, drawn before the model runs (PAPER sections 4 and 7).
+
+Draws are functions of (seed, place in the sample stream), and of `split_index` where the split is shared; so
+they are the same whichever process or resumed run makes them.
+
+Shape letters: B examples, L image tokens, R noised copies of every AR step, P token dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from causalfusion.config import FactorizationConfig, ModelConfig, TextConfig
+from causalfusion.diffusion.process import Process
+from causalfusion.factorization import Plan, plan_batch
+from causalfusion.rng import derive_generator
+
+Arrangement = Literal["caption_first", "image_first", "image_only", "text_only"]
+ARRANGEMENTS: tuple[Arrangement, ...] = ("caption_first", "image_first", "image_only", "text_only")
+
+
+@dataclass(frozen=True)
+class TextDraw:
+    """The random part of an example's text."""
+
+    arrangement: Arrangement
+    drop_caption: bool
+    """Leave the caption before the image empty."""
+    drop_class: bool = False
+    """And take the class away with it, as guidance away from both does; for every second such caption."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that is random in a training step."""
+
+    plan: Plan
+    levels: Tensor
+    """Noise levels: (B, 1), one for the image, or (B, R*L), one per noised token in the plan's order."""
+    noise: Tensor
+    """(B, R, L, P) standard normal, in raster order."""
+    drop_class: Tensor
+    """(B,) bool: replace the class by the null class."""
+    text: tuple[TextDraw, ...] = ()
+    """One per example in a run with text, else empty."""
+
+    def slice(self, rows: slice) -> Draws:
+        """The draws of some of the examples, for a micro-batch."""
+        return replace(self.images(rows), drop_class=self.drop_class[rows], text=self.text[rows])
+
+    def images(self, rows: slice | Tensor) -> Draws:
+        """The draws of some of the images."""
+        return replace(self, plan=self.plan.images(rows), levels=self.levels[rows], noise=self.noise[rows])
+
+
+def draw(
+    factorization: FactorizationConfig,
+    model: ModelConfig,
+    process: Process,
+    class_dropout: float,
+    *,
+    seed: int,
+    split_index: int,
+    sample_indices: Sequence[int],
+    text: TextConfig | None = None,
+) -> Draws:
+    """The draws for these places of the sample stream; `text`: of a run with text."""
+    plan = plan_batch(
+        factorization, model.grid_height, model.grid_width,
+        seed=seed, split_index=split_index, sample_indices=sample_indices,
+    )  # fmt: skip
+    num_tokens, copies = model.num_tokens, factorization.timesteps_per_ar_step
+    levels, noise, dropped = [], [], []
+    for row, index in enumerate(sample_indices):
+        generator = derive_generator(seed, "step", index)
+        dropped.append(torch.rand((), generator=generator) < class_dropout)
+        if factorization.timesteps == "shared":
+            level = process.draw_levels((copies, 1), generator)
+            level = level.expand(-1, num_tokens) if copies > 1 else level
+        else:
+            of_step = process.draw_levels((copies, num_tokens), generator)
+            ar_step = plan.ar_step[row if len(plan.ar_step) > 1 else 0]
+            level = of_step[:, ar_step - 1]
+        levels.append(level.reshape(-1))
+        noise.append(torch.randn(copies, num_tokens, model.token_dim, generator=generator))
+    draws = Draws(plan, torch.stack(levels), torch.stack(noise), torch.stack(dropped))
+    if text is None:
+        return draws
+    draws = replace(draws, text=draw_text(text, seed=seed, sample_indices=sample_indices))
+    if text.image_context == "noised":  # what text sees has little noise
+        seen = seen_by_text(draws.text, text.examples_per_sequence)[:, None]
+        limited = process.limited(draws.levels, text.max_context_timestep)
+        draws = replace(draws, levels=torch.where(seen, limited, draws.levels))
+    return draws
+
+
+def draw_text(config: TextConfig, *, seed: int, sample_indices: Sequence[int]) -> tuple[TextDraw, ...]:
+    """The text draws for these places of the sample stream."""
+    cumulative = torch.tensor([getattr(config, name) for name in ARRANGEMENTS]).double().cumsum(0)
+    draws = []
+    for index in sample_indices:
+        u, dropped = torch.rand(
+            2, dtype=torch.float64, generator=derive_generator(seed, "text", index)
+        ).tolist()
+        which = int(torch.searchsorted(cumulative, u * float(cumulative[-1]), right=True))
+        arrangement, rate = ARRANGEMENTS[min(which, 3)], config.caption_dropout
+        joint = arrangement == "caption_first" and dropped < rate / 2
+        draws.append(TextDraw(arrangement, dropped < rate, joint))
+    return tuple(draws)
+
+
+def seen_by_text(draws: Sequence[TextDraw], examples_per_sequence: int) -> Tensor:
+    """(B,) bool: images that a text of their document follows."""
+    seen = []
+    for start in range(0, len(draws), examples_per_sequence):
+        group = draws[start : start + examples_per_sequence]
+        for place, draw in enumerate(group):
+            later = any(d.arrangement != "image_only" for d in group[place + 1 :])
+            seen.append(draw.arrangement == "image_first" or later)
+    return torch.tensor(seen)
