@@ -15,7 +15,8 @@ from causalfusion.train.log import read_log
 
 NEWER = (
     "train.parallel", "train.replicas", "train.async_checkpoint", "diffusion.loss_weight",
-    "diffusion.snr_limit",
+    "diffusion.snr_limit", "model.predicts_variance", "diffusion.path", "diffusion.beta_schedule",
+    "diffusion.variance", "diffusion.error_in", "diffusion.level_distribution", "diffusion.level_range",
 )  # fmt: skip
 """Settings that runs of the first release know nothing of."""
 

@@ -80,7 +80,7 @@ class Process(ABC):
 
     @abstractmethod
     def shares(self, levels: Tensor) -> Tensor:
-        """Where on the path the levels lie: 0 is clean, 1 pure noise; float32."""
+        """Where on the path the levels lie: 0 is clean, 1 pure noise; of a floating dtype."""
 
     @abstractmethod
     def limited(self, levels: Tensor, limit: int) -> Tensor:

@@ -68,8 +68,7 @@ class Pipeline:
         """
         parts, _ = read_latest(Path(folder), lambda path: load_parts(path, weights, device, autoencoder))
         model, spec, codec, tokenizer = parts
-        process = make_process(spec.diffusion)
-        return cls(model, codec, spec, process, autocast_dtype, tokenizer)
+        return cls(model, codec, spec, make_process(spec.diffusion), autocast_dtype, tokenizer)
 
     @property
     def device(self) -> torch.device:

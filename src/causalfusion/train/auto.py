@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat
+from causalfusion.config_json import flat, to_dict
 from causalfusion.data import ImageSource, UnreadableImage, open_source
 from causalfusion.errors import UserError, printable
 from causalfusion.estimate.devices import faster_in_bfloat16
 from causalfusion.saved import checkpoints_of
-from causalfusion.train.resume import stored_settings
+from causalfusion.train.resume import LATER, stored_settings
 
 LOOKED_AT = 24
 """Images that are opened to learn their sizes."""
@@ -33,6 +33,8 @@ MODEL = {"cpu": {"hidden_size": 256, "depth": 6, "num_heads": 4}, "cuda": {"hidd
 SMALL_MODEL = {"hidden_size": 128, "depth": 6, "num_heads": 4}
 """For grey images of at most 16 pixels, on a CPU."""
 BATCH = {"cpu": 32, "cuda": 256}
+DECAY = {"cpu": 0.25, "cuda": 0.8}
+"""In a short training, one AR step, by which images are sampled unless told otherwise, gets most of it."""
 MANY_IMAGES = 1_000_000_000
 """More than is reached: the training time ends the run."""
 
@@ -113,14 +115,17 @@ def settings_from(
         "model": {
             **(SMALL_MODEL if tiny else MODEL[device]),
             "num_class_tokens": 4 * (facts.num_classes > 1),
+            "position_embedding": "rope",
         },
-        "diffusion": {"prediction_type": "sample", "loss_weight": "min_snr"},
-        "factorization": {"decay": 0.8},
+        "diffusion": {
+            "path": "rectified_flow", "prediction_type": "velocity", "level_distribution": "logit_normal",
+        },
+        "factorization": {"decay": DECAY[device]},
         "train": {
             "images": MANY_IMAGES,
             "minutes": MINUTES[device],
             "batch_size": batch,
-            "lr": 1e-3 if device == "cpu" else 3e-4,
+            "lr": 2e-3 if device == "cpu" else 3e-4,
             "warmup_images": 50 * batch,
             "eps": 1e-8,
             "precision": "bfloat16" if low_precision else "float32",
@@ -129,8 +134,11 @@ def settings_from(
             "evaluate_images": 256,
             "sample_minutes": 2.0,
         },
-        "sample": {"sampler": "dpm++", "diffusion_steps": [20], "guidance_scale": 3.0},
-    }
+        "sample": {
+            "sampler": "dpm++", "diffusion_steps": [25],
+            "guidance_scale": 4.0 if facts.num_classes > 1 or facts.has_captions else 1.0,
+        },
+    }  # fmt: skip
     if facts.num_images < 40:
         chosen["data"]["holdout"] = 0.0
     if given.codec.autoencoder:  # its latents are small already
@@ -140,7 +148,6 @@ def settings_from(
         chosen["text"] = {"tokenizer": "train", "vocab_size": 2048}
         room = 3 * facts.caption_words + 8
         chosen["model"]["max_text_tokens"] = min(max(-(-room // 32) * 32, 32), 256)
-        chosen["model"]["position_embedding"] = "rope"
     return chosen
 
 
@@ -150,7 +157,7 @@ def as_begun(out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     checkpoints = checkpoints_of(out)
     if not checkpoints:
         return chosen
-    values = flat(stored_settings(checkpoints[-1]))
+    values = {**flat(to_dict(RunConfig())), **LATER, **flat(stored_settings(checkpoints[-1]))}
     anew = ("train.minutes",)
     return {
         table: {
