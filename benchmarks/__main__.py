@@ -25,8 +25,8 @@ from benchmarks.pictures import save_pictures
 from benchmarks.points import AXES, measure_points
 from benchmarks.reference import QUICK, REFERENCE, Reference
 from benchmarks.tables import markdown
-from causalfusion.config_json import to_dict
-from causalfusion.runtime import measure_copy_rate, measure_gemm_rate, tune_allocator
+from causalfusion.config.serialize import to_dict
+from causalfusion.machine.runtime import measure_copy_rate, measure_gemm_rate, tune_allocator
 
 WORKLOADS = ("train", "sample")
 PARTS = ("reference", "growth", "input")

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causalfusion.evaluate.inception import InceptionV3, preprocess, resize_bilinear_legacy
+from causalfusion.evaluate.features.inception_network import InceptionV3, preprocess, resize_bilinear_legacy
 
 PACKAGE = "torch-fidelity==0.4.0"
 SIZES = ((299, 299), (32, 32), (256, 256), (71, 400))

@@ -16,16 +16,16 @@ import numpy as np
 
 from causalfusion import cli
 from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.config.recipes import load_layer
 from causalfusion.data.picture import decode_image
 from causalfusion.data.scene_captions import parse_caption
 from causalfusion.data.shapes import Shapes
-from causalfusion.evaluate.scenes import matches, read_scene
+from causalfusion.evaluate.measures.scenes import matches, read_scene
 from causalfusion.evaluate.text_image import measure_edits, measure_text_to_image
 from causalfusion.generate.complete import complete
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.read import to_float
-from causalfusion.presets import load_layer
-from causalfusion.saved import latest_model
+from causalfusion.saved.folder import latest_model
 
 SAMPLE, EDIT = "a large red star", "a small red circle to the left of a big green square"
 TWO = "a big blue circle above a small red star"

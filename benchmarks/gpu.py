@@ -21,14 +21,14 @@ from torch import nn
 
 from benchmarks.gpu_checks import batch_for, check, generate, objective_of
 from benchmarks.reference import QUICK, REFERENCE
-from causalfusion.arithmetic import generation_flops, split_facts, train_step_flops
 from causalfusion.config import ModelConfig, RunConfig, SampleConfig, TrainConfig
+from causalfusion.config.recipes import load_layer
 from causalfusion.estimate.memory import activation_bytes, state_bytes
 from causalfusion.generate.settings import step_sizes
+from causalfusion.machine.runtime import measure_copy_rate, measure_gemm_rate
+from causalfusion.model.arithmetic import generation_flops, split_facts, train_step_flops
 from causalfusion.model.attention import AttentionBackend
 from causalfusion.model.transformer import Transformer
-from causalfusion.presets import load_layer
-from causalfusion.runtime import measure_copy_rate, measure_gemm_rate
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import make_optimizer
 

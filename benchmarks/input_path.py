@@ -26,7 +26,7 @@ from causalfusion.config import (
 )
 from causalfusion.data import open_source
 from causalfusion.data.loader import stream
-from causalfusion.distributed import World
+from causalfusion.machine.processes import World
 from causalfusion.train.clock import Clock
 from causalfusion.train.feed import open_training_data
 from causalfusion.train.trainer import Trainer

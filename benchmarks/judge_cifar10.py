@@ -14,8 +14,8 @@ import numpy as np
 
 from causalfusion.config import DataConfig
 from causalfusion.data import open_source
-from causalfusion.evaluate.frechet import frechet_distance
-from causalfusion.evaluate.resnet_cifar import jpeg_round_trip, judge, load_resnet_cifar
+from causalfusion.evaluate.features.resnet_cifar import jpeg_round_trip, judge, load_resnet_cifar
+from causalfusion.evaluate.measures.frechet import frechet_distance
 
 
 def main() -> int:

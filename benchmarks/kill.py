@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.forked import Outcome, command, in_child, warm
 from causalfusion.errors import UserError
-from causalfusion.saved import checkpoints_of, load_model, load_weights
+from causalfusion.saved.folder import checkpoints_of, load_model, load_weights
 from causalfusion.train.checkpoint import read_progress
 from causalfusion.train.log import read_log
 

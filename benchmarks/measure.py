@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 
 from benchmarks.reference import Reference, Sampling, TrainingStep
-from causalfusion.arithmetic import Flops
-from causalfusion.runtime import measure_gemm_rate, tune_allocator
+from causalfusion.machine.runtime import measure_gemm_rate, tune_allocator
+from causalfusion.model.arithmetic import Flops
 
 Workload = Literal["train", "sample"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.saved import ModelSpec
+from causalfusion.saved.folder import ModelSpec
 
 
 def write_card(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str) -> None:

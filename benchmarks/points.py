@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.reference import REFERENCE, Reference, Sampling, TrainingStep
-from causalfusion.arithmetic import split_facts
 from causalfusion.config import ModelConfig, RunConfig, SampleConfig, TrainConfig
+from causalfusion.config.recipes import load_layer
 from causalfusion.estimate.allocated import Allocated
 from causalfusion.estimate.memory import activation_bytes, parameters_of, state_bytes
 from causalfusion.factorization import even_split
-from causalfusion.presets import load_layer
-from causalfusion.runtime import compute_dtype, measure_gemm_rate
+from causalfusion.machine.runtime import compute_dtype, measure_gemm_rate
+from causalfusion.model.arithmetic import split_facts
 
 Axis = Literal["size", "tokens", "ar_steps", "batch"]
 AXES: tuple[Axis, ...] = ("size", "tokens", "ar_steps", "batch")

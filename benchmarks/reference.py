@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from benchmarks.naive import NaiveCache, NaiveTransformer, naive_ema_update, naive_optimizer
-from causalfusion.arithmetic import Flops, generation_flops, train_step_flops
 from causalfusion.config import (
     DiffusionConfig,
     FactorizationConfig,
@@ -26,6 +25,7 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import diffusion_steps, step_sizes
 from causalfusion.generate.tokens import generate_tokens, prefill
 from causalfusion.losses import weighted_mean
+from causalfusion.model.arithmetic import Flops, generation_flops, train_step_flops
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import pack_training
 from causalfusion.train.ema import EMA

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.model_card import write_card
 from causalfusion.config import SampleConfig, SplitName, WriteConfig
+from causalfusion.config.recipes import load_config, merge
 from causalfusion.evaluate.text_image import (
     by_number_of_objects,
     measure_captions,
@@ -28,9 +29,8 @@ from causalfusion.evaluate.text_image import (
     measure_text_to_image,
 )  # fmt: skip
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.presets import load_config, merge
-from causalfusion.progress import ProgressLine
-from causalfusion.saved import checkpoints_of, latest_model, load_model, load_tokenizer, replace_model
+from causalfusion.machine.progress import ProgressLine
+from causalfusion.saved.folder import checkpoints_of, latest_model, load_model, load_tokenizer, replace_model
 from causalfusion.train.log import read_log
 from causalfusion.train.run import train
 
@@ -199,7 +199,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from causalfusion.presets import load_layers
+    from causalfusion.config.recipes import load_layers
 
     settings = Settings(arguments.count, arguments.ar_steps, guidance_scale=arguments.guidance_scale)
     overrides = load_layers(arguments.config) if arguments.config else {}

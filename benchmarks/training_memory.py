@@ -17,11 +17,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from causalfusion.config import ModelConfig, RunConfig
+from causalfusion.config.recipes import load_layer
 from causalfusion.diffusion.process import make_process
 from causalfusion.estimate.memory import STATE_BYTES
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.presets import load_layer
 from causalfusion.train.draws import Draws
 from causalfusion.train.parallel import checkpoint_activations
 from causalfusion.train.step import Objective, TokenBatch

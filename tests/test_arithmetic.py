@@ -15,16 +15,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from causalfusion.arithmetic import (
-    Form,
-    expected_facts,
-    expected_train_flops,
-    form_of,
-    generation_flops,
-    image_flops,
-    split_facts,
-    train_step_flops,
-)
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig, SampleConfig, TextConfig
 from causalfusion.diffusion.process import make_process
@@ -34,6 +24,16 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.tokens import generate_tokens, prefill
 from causalfusion.mask import dense_mask
 from causalfusion.model import feed_forward
+from causalfusion.model.arithmetic import (
+    Form,
+    expected_facts,
+    expected_train_flops,
+    form_of,
+    generation_flops,
+    image_flops,
+    split_facts,
+    train_step_flops,
+)
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_generator
 from causalfusion.sequence import PackedSequence, pack_training

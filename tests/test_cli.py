@@ -11,9 +11,9 @@ from PIL import Image
 
 from causalfusion import cli
 from causalfusion.config import RunConfig
-from causalfusion.config_json import from_dict, to_dict
+from causalfusion.config.recipes import load_config, load_layer, recipe_names
+from causalfusion.config.serialize import from_dict, to_dict
 from causalfusion.errors import UserError
-from causalfusion.presets import load_config, load_layer, recipe_names
 from causalfusion.train.run import train
 
 PATHS = {"codec": {"autoencoder": "kl16.ckpt"}, "data": {"path": "images"}}

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from causalfusion.cli import app
-from causalfusion.config_json import to_dict
-from causalfusion.demo import Digits, best_fitting_classes, demo_config, training_seconds
-from causalfusion.demo_report import reproduction_commands
+from causalfusion.config.serialize import to_dict
+from causalfusion.demo.report import reproduction_commands
+from causalfusion.demo.run import Digits, best_fitting_classes, demo_config, training_seconds
 from causalfusion.train.resume import MAY_CHANGE
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from causalfusion.config import CodecConfig
-from causalfusion.earlier_settings import rename_options, rename_settings
+from causalfusion.config.earlier import rename_options, rename_settings
+from causalfusion.config.recipes import load_config
 from causalfusion.errors import UserError
-from causalfusion.presets import load_config
 
 
 def test_the_kind_follows_from_the_autoencoder():

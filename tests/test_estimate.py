@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from causalfusion.arithmetic import expected_train_flops, split_facts, visible_pairs
-from causalfusion.arithmetic import form_of as form
 from causalfusion.config import ModelConfig, RunConfig, TrainConfig
-from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.estimate import devices
 from causalfusion.estimate.allocated import Allocated
@@ -27,6 +24,9 @@ from causalfusion.estimate.memory import activation_bytes, largest_split, parame
 from causalfusion.estimate.planned import plan_run, read_settings
 from causalfusion.estimate.show import announce
 from causalfusion.factorization import Plan, ar_step_of
+from causalfusion.machine.processes import World
+from causalfusion.model.arithmetic import expected_train_flops, split_facts, visible_pairs
+from causalfusion.model.arithmetic import form_of as form
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.sequence import pack_training
 from causalfusion.train.draws import Draws

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from causalfusion.config_json import read_record
+from causalfusion.config.serialize import read_record
 from causalfusion.errors import UserError
 from causalfusion.files import (
     hash_of,

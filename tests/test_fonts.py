@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from causalfusion import fonts
-from causalfusion.fonts import Face, dejavu, shown_as
-from causalfusion.pictures import paragraph
+from causalfusion.pictures.compose import paragraph
+from causalfusion.pictures.fonts import Face, dejavu, shown_as
 
 
 def ink(text: str, face: Face | None = None) -> np.ndarray:

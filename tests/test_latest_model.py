@@ -6,7 +6,7 @@ import pytest
 
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.saved import packaged_models, read_latest
+from causalfusion.saved.folder import packaged_models, read_latest
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.config.recipes import load_layer
 from causalfusion.data.shapes import Shapes
 from causalfusion.evaluate.text_image import measure_caption_truth, measure_edits, measure_text_to_image
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.presets import load_layer
-from causalfusion.saved import packaged_models
+from causalfusion.saved.folder import packaged_models
 
 FOLDER = packaged_models()["shapes"]
 FIGURES = json.loads((FOLDER / "figures.json").read_text())

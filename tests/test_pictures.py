@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from causalfusion.charts import _smoothed, save_loss_curve
 from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
@@ -17,7 +16,7 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.pipeline import draw_orders, to_raster
 from causalfusion.generate.tokens import generate_tokens, prefill
 from causalfusion.model.transformer import Transformer
-from causalfusion.pictures import (
+from causalfusion.pictures.compose import (
     ACCENT,
     BLANK,
     Edit,
@@ -28,7 +27,8 @@ from causalfusion.pictures import (
     to_image_grid,
     to_tiles,
 )
-from causalfusion.process_picture import ProcessRecorder
+from causalfusion.show.charts import _smoothed, save_loss_curve
+from causalfusion.show.process import ProcessRecorder
 
 
 def masks(rows: int, columns: int) -> st.SearchStrategy[torch.Tensor]:

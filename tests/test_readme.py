@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from causalfusion import cli
-from causalfusion.presets import recipe_names
+from causalfusion.config.recipes import recipe_names
 from causalfusion.train import auto
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from causalfusion.config.recipes import DataFacts, load_config, load_facts, load_layer, recipe_names
 from causalfusion.errors import UserError
 from causalfusion.estimate.command import run
 from causalfusion.estimate.planned import plan_run, read_settings
-from causalfusion.presets import DataFacts, load_config, load_facts, load_layer, recipe_names
 
 RUNS = [name for name in recipe_names() if "data" in load_layer(name)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from causalfusion.report import Fact, Report, Section, render
+from causalfusion.show.report import Fact, Report, Section, render
 
 
 class Outline(HTMLParser):

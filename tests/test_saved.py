@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from causalfusion.codec.autoencoder import fingerprint, open_autoencoder, save_autoencoder
 from causalfusion.config import CodecConfig, ModelConfig, SampleConfig
-from causalfusion.config_json import flat, to_dict
+from causalfusion.config.recipes import load_config
+from causalfusion.config.serialize import flat, to_dict
 from causalfusion.doctor import check_model
-from causalfusion.earlier_formats import FORMAT_1, FORMAT_2, LATER_IN_1, bring_forward
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.interop.bundle import bundle_model
 from causalfusion.model.transformer import Transformer
-from causalfusion.presets import load_config
-from causalfusion.saved import (
+from causalfusion.saved.earlier_formats import FORMAT_1, FORMAT_2, LATER_IN_1, bring_forward
+from causalfusion.saved.folder import (
     FORMAT,
     ModelSpec,
     load_model,

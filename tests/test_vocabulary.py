@@ -14,9 +14,9 @@ from PIL import Image
 import causalfusion
 from causalfusion import cli
 from causalfusion.config import RunConfig
+from causalfusion.config.recipes import load_config
 from causalfusion.errors import UserError
-from causalfusion.presets import load_config
-from causalfusion.runtime import select_device
+from causalfusion.machine.runtime import select_device
 from causalfusion.vocabulary.data_path import settle_data
 from causalfusion.vocabulary.options import command_of
 from causalfusion.vocabulary.read import Line, read_line, whole_number

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from causalfusion.config import RunConfig, SampleConfig, WriteConfig
+    from causalfusion.config.recipes import load_config
     from causalfusion.errors import UserError
     from causalfusion.generate.pipeline import Pipeline
-    from causalfusion.presets import load_config
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "RunConfig", "SampleConfig", "UserError", "WriteConfig", "__version__", "load_config"]

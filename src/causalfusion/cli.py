@@ -15,10 +15,10 @@ from cyclopts.config import Dict
 
 from causalfusion import __version__
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat
-from causalfusion.earlier_settings import rename_options
+from causalfusion.config.earlier import rename_options
+from causalfusion.config.recipes import merge
+from causalfusion.config.serialize import flat
 from causalfusion.errors import STOPPED, TrainingStopped, UserError, printable
-from causalfusion.presets import merge
 from causalfusion.vocabulary.data_path import settle_data
 from causalfusion.vocabulary.layers import READ_BY_COMMAND, layers_for
 from causalfusion.vocabulary.notes import say, warnings_as_notes
@@ -103,7 +103,7 @@ def prepare(tokens: Sequence[str]) -> Prepared:
 def _with_choices(prepared: Prepared, decided: Collection[str]) -> Prepared:
     """The command line of a training whose length no recipe says, over settings that follow from the data and
     the machine. `decided`: names of the settings that are given. Raises UserError where there are no data."""
-    from causalfusion.runtime import select_device
+    from causalfusion.machine.runtime import select_device
     from causalfusion.train.auto import settings_for
 
     app.config = prepared.config()
@@ -143,7 +143,7 @@ def model_settings(line: Line, layers: dict[str, Any]) -> list[str]:
     """The file of settings that the model of a generating command brings along, if it does."""
     if line.command.name not in GENERATING:
         return []
-    from causalfusion.saved import SAMPLING_FILE, latest_model
+    from causalfusion.saved.folder import SAMPLING_FILE, latest_model
 
     try:
         folder = latest_model(Path(line.value("--model") or layers.get("model") or "shapes"))
@@ -158,7 +158,7 @@ def evaluation_preset(line: Line, layers: dict[str, Any]) -> list[str]:
     name = (line.value("--preset") or layers.get("preset")) if line.command.name == "evaluate" else None
     if not name:
         return []
-    from causalfusion.evaluate.evaluation_presets import evaluation_file
+    from causalfusion.evaluate.presets import evaluation_file
 
     return [str(evaluation_file(name))]
 

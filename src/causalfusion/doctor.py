@@ -19,17 +19,24 @@ from causalfusion import __version__
 from causalfusion.codec.codec import Codec
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import FactorizationConfig, ModelConfig, SampleConfig
+from causalfusion.config.recipes import paper_size
 from causalfusion.documents import Image, Text, lay_out, pack_context
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, plan_batch
 from causalfusion.generate.prompts import Prompts
 from causalfusion.generate.tokens import prefill
 from causalfusion.generate.write import append_tokens
+from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.model.attention import AttentionBackend, choose_backend
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.presets import paper_size
-from causalfusion.runtime import autocast, compute_dtype
-from causalfusion.saved import FORMAT, ModelSpec, load_model, load_tokenizer, open_model_codec, read_spec
+from causalfusion.saved.folder import (
+    FORMAT,
+    ModelSpec,
+    load_model,
+    load_tokenizer,
+    open_model_codec,
+    read_spec,
+)
 from causalfusion.sequence import PackedSequence, class_segment, image_segment, pack_training
 
 BACKENDS: tuple[AttentionBackend, ...] = ("dense", "segments", "flex")

@@ -19,9 +19,9 @@ from causalfusion.codec.encode import encode_to_cache, write_cache
 from causalfusion.config import CodecConfig, DataConfig, RunConfig, TrainConfig
 from causalfusion.data.loader import Loader, load_indices, split_holdout, stream
 from causalfusion.data.source import Example, UnreadableImage
-from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of
+from causalfusion.machine.processes import World
 from causalfusion.train.feed import open_training_data
 
 GREY = DataConfig(source="npz", cache="no path")

@@ -15,10 +15,10 @@ from causalfusion import cli
 from causalfusion.codec.cache import check_cache, open_cache
 from causalfusion.codec.encode import encode_to_cache
 from causalfusion.config import DataConfig, RunConfig
+from causalfusion.config.recipes import load_config
 from causalfusion.data.digits import Digits
 from causalfusion.data.loader import load_indices
 from causalfusion.errors import UserError
-from causalfusion.presets import load_config
 
 DIGITS = RunConfig(data=DataConfig(source="digits"))
 

@@ -31,8 +31,8 @@ from causalfusion.data.names import find_path
 from causalfusion.data.npz import NpzImages
 from causalfusion.data.shards import as_plain_tar
 from causalfusion.data.webdataset import WebDataset
-from causalfusion.distributed import World
 from causalfusion.errors import UserError
+from causalfusion.machine.processes import World
 from causalfusion.train.feed import open_training_data
 
 CAFE = unicodedata.normalize("NFC", "café")
@@ -377,7 +377,7 @@ def test_compressed_arrays_are_bounded_and_plain_ones_are_not_read_into_memory(t
     np.savez_compressed(tmp_path / "packed.npz", images=images, extra=np.zeros(3))
     plain = NpzImages(str(tmp_path / "plain.npz"))
     assert isinstance(plain._images, np.memmap) and np.array_equal(plain.read(5).image, images[5])
-    monkeypatch.setattr("causalfusion.runtime.available_memory", lambda: 1000)
+    monkeypatch.setattr("causalfusion.machine.runtime.available_memory", lambda: 1000)
     NpzImages(str(tmp_path / "plain.npz"))
     with (
         pytest.warns(UserWarning, match="left out: 1 x array extra"),

@@ -18,7 +18,7 @@ from causalfusion.codec.encode import _Batches
 from causalfusion.config import DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import Loader
-from causalfusion.evaluate.images import SourceImages, _Reading
+from causalfusion.evaluate.samples.images import SourceImages, _Reading
 
 SIDE, COUNT = 8, 6
 

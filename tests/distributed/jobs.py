@@ -17,7 +17,7 @@ import torch
 
 from causalfusion import watch
 from causalfusion.config import RunConfig
-from causalfusion.presets import load_config
+from causalfusion.config.recipes import load_config
 from causalfusion.train import run as run_module
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from causalfusion.distributed import World
+from causalfusion.machine.processes import World
 from causalfusion.train.feed import open_training_data
 from causalfusion.train.trainer import Trainer
 

@@ -8,9 +8,9 @@ import pytest
 from jobs import tiny_config
 
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat, to_dict
+from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import UserError
-from causalfusion.saved import checkpoints_of
+from causalfusion.saved.folder import checkpoints_of
 from causalfusion.train.log import read_log
 
 NEWER = (

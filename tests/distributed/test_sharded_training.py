@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from causalfusion.codec.tokenizer import train_tokenizer
 from causalfusion.config import RunConfig
-from causalfusion.distributed import join_world
-from causalfusion.presets import load_config
-from causalfusion.saved import checkpoints_of, load_model
+from causalfusion.config.recipes import load_config
+from causalfusion.machine.processes import join_world
+from causalfusion.saved.folder import checkpoints_of, load_model
 from causalfusion.train.feed import open_training_data
 from causalfusion.train.log import read_log
 from causalfusion.train.sharding import gather, local_part

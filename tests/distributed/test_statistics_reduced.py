@@ -8,11 +8,11 @@ import jobs
 import numpy as np
 import pytest
 
-from causalfusion.distributed import join_world
-from causalfusion.evaluate.collect import ALONE, Collected, Work, collect
-from causalfusion.evaluate.extractor import Features
-from causalfusion.evaluate.gaussian import GaussianStatistics
-from causalfusion.evaluate.images import ArrayImages
+from causalfusion.evaluate.features.extractor import Features
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics
+from causalfusion.evaluate.samples.collect import ALONE, Collected, Work, collect
+from causalfusion.evaluate.samples.images import ArrayImages
+from causalfusion.machine.processes import join_world
 
 COUNT = 40
 

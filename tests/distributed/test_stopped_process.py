@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from jobs import tiny_config
 
-from causalfusion.distributed import join_world
 from causalfusion.errors import UserError
-from causalfusion.saved import checkpoints_of, load_model
+from causalfusion.machine.processes import join_world
+from causalfusion.machine.watch import Member, Watch, _may_be_launcher, host_watch, join_watch, open_watch
+from causalfusion.saved.folder import checkpoints_of, load_model
 from causalfusion.train import saver
 from causalfusion.train.log import read_log
-from causalfusion.watch import Member, Watch, _may_be_launcher, host_watch, join_watch, open_watch
 
 COMMAND = """
 import sys
@@ -127,7 +127,7 @@ def test_without_news_sigterm_ends_a_process():
 
 JOIN_AND_SLEEP = """
 import time
-from causalfusion.distributed import join_world
+from causalfusion.machine.processes import join_world
 with join_world("cpu") as world:
     print(world.rank, flush=True)
     time.sleep(300)
@@ -285,7 +285,7 @@ def connected(members: list[Member], exits: list[int]) -> tuple[Watch, Watch]:
 
 def test_a_process_that_hangs_is_told_and_ended(monkeypatch, capfd):
     """Where the work waits for ever out of Python's reach, the watch itself speaks and ends the process."""
-    monkeypatch.setattr("causalfusion.watch.GRACE", 0.1)
+    monkeypatch.setattr("causalfusion.machine.watch.GRACE", 0.1)
     members, exits = [Member(0, "here", 1), Member(1, "there", 2)], []
     main, other = connected(members, exits)
     other.peers[0].shutdown(socket.SHUT_RDWR)  # as when its process is killed

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from causalfusion import cli
 from causalfusion.codec.tokenizer import train_tokenizer
-from causalfusion.presets import load_config
-from causalfusion.saved import checkpoints_of
+from causalfusion.config.recipes import load_config
+from causalfusion.saved.folder import checkpoints_of
 from causalfusion.train.log import read_log
 
 

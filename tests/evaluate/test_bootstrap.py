@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import binomtest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.bootstrap import bootstrap_interval, class_accuracy, frechet_interval
-from causalfusion.evaluate.frechet import frechet_distance
-from causalfusion.evaluate.gaussian import GaussianStatistics
+from causalfusion.evaluate.measures.bootstrap import bootstrap_interval, class_accuracy, frechet_interval
+from causalfusion.evaluate.measures.frechet import frechet_distance
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics
 
 REPETITIONS = 40
 

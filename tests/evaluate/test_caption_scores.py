@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.captions import caption_scores, tokenize_caption
+from causalfusion.evaluate.measures.captions import caption_scores, tokenize_caption
 
 DISTINCT = ["one two three four five", "six seven eight nine ten", "red blue green black white"]
 

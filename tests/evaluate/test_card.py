@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.card import Card, load_card
-from causalfusion.evaluate.evaluation_presets import changes, evaluation_names, load_evaluation
-from causalfusion.evaluate.extractor import Features
-from causalfusion.evaluate.figure import Figure, count_word, features_word, number
-from causalfusion.evaluate.figures import measure
-from causalfusion.evaluate.frechet import frechet_distance
-from causalfusion.evaluate.reference import reference_of
+from causalfusion.evaluate.cards.card import Card, load_card
+from causalfusion.evaluate.features.extractor import Features
+from causalfusion.evaluate.features.reference import reference_of
+from causalfusion.evaluate.measures.figure import Figure, count_word, features_word, number
+from causalfusion.evaluate.measures.figures import measure
+from causalfusion.evaluate.measures.frechet import frechet_distance
+from causalfusion.evaluate.presets import changes, evaluation_names, load_evaluation
 
 
 def figure(quantity: str = "frechet", features: str = "inception", count: int = 50_000, **more) -> Figure:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.card import Card
-from causalfusion.evaluate.compare import compare_cards, to_markdown
-from causalfusion.evaluate.figure import Figure
-from causalfusion.evaluate.show import show_comparison
+from causalfusion.evaluate.cards.card import Card
+from causalfusion.evaluate.cards.compare import compare_cards, to_markdown
+from causalfusion.evaluate.cards.show import show_comparison
+from causalfusion.evaluate.measures.figure import Figure
 
 REFERENCE = {
     "name": "imagenet", "features": "inception", "fingerprint": "r", "statistics_hash": "h", "mean_norm": 8.0,

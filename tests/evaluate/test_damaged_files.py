@@ -14,13 +14,13 @@ import pytest
 
 from causalfusion.config import SampleConfig
 from causalfusion.errors import UserError
-from causalfusion.evaluate.card import Card, load_card
-from causalfusion.evaluate.compare import compare_cards, to_markdown
-from causalfusion.evaluate.figure import Figure
-from causalfusion.evaluate.gaussian import GaussianStatistics
-from causalfusion.evaluate.reference_file import ReferenceFile, read_reference, write_reference
-from causalfusion.evaluate.sample_set import SampleSet, open_for_writing, write_part
-from causalfusion.evaluate.show import show_card, show_comparison
+from causalfusion.evaluate.cards.card import Card, load_card
+from causalfusion.evaluate.cards.compare import compare_cards, to_markdown
+from causalfusion.evaluate.cards.show import show_card, show_comparison
+from causalfusion.evaluate.features.reference_file import ReferenceFile, read_reference, write_reference
+from causalfusion.evaluate.measures.figure import Figure
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics
+from causalfusion.evaluate.samples.sample_set import SampleSet, open_for_writing, write_part
 from causalfusion.planner.run import _Known
 from causalfusion.planner.sweep import Tried
 from causalfusion.study.measure import _read

@@ -16,14 +16,14 @@ from PIL import Image
 from causalfusion import cli
 from causalfusion.config import CodecConfig, ModelConfig, SampleConfig
 from causalfusion.errors import UserError
-from causalfusion.evaluate.card import Card, load_card
+from causalfusion.evaluate.cards.card import Card, load_card
 from causalfusion.evaluate.request import EvaluateRequest
 from causalfusion.evaluate.run import evaluate, request_of_preset
-from causalfusion.evaluate.sample_set import SampleSet, parts_of
+from causalfusion.evaluate.samples.sample_set import SampleSet, parts_of
 from causalfusion.files import in_use
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved import ModelSpec, save_model
+from causalfusion.saved.folder import ModelSpec, save_model
 
 SETTINGS = SampleConfig(num_ar_steps=2, diffusion_steps=[2])
 

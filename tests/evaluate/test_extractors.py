@@ -15,10 +15,10 @@ from sklearn.datasets import load_digits
 from causalfusion.data.digits import Digits
 from causalfusion.data.loader import split_holdout
 from causalfusion.errors import UserError
-from causalfusion.evaluate.digits_features import HOLDOUT
-from causalfusion.evaluate.extractor import Extractor
-from causalfusion.evaluate.features import open_extractor
-from causalfusion.evaluate.resnet_cifar import ResNetCifar, jpeg_round_trip, judge, load_resnet_cifar
+from causalfusion.evaluate.features.digits import HOLDOUT
+from causalfusion.evaluate.features.extractor import Extractor
+from causalfusion.evaluate.features.open import open_extractor
+from causalfusion.evaluate.features.resnet_cifar import ResNetCifar, jpeg_round_trip, judge, load_resnet_cifar
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:

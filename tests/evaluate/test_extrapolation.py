@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.extrapolation import debiased_frechet_distance, extrapolated_frechet_distance
-from causalfusion.evaluate.frechet import frechet_distance, frechet_distance_of
-from causalfusion.evaluate.gaussian import GaussianStatistics
+from causalfusion.evaluate.measures.extrapolation import (
+    debiased_frechet_distance,
+    extrapolated_frechet_distance,
+)
+from causalfusion.evaluate.measures.frechet import frechet_distance, frechet_distance_of
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics
 
 DIM = 12
 SPREAD = np.linspace(1.0, 0.2, DIM)

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.frechet import (
+from causalfusion.evaluate.measures.frechet import (
     check_enough,
     frechet_distance,
     frechet_distance_of,
     frechet_distance_of_gaussians,
     frechet_influence,
 )
-from causalfusion.evaluate.gaussian import GaussianStatistics
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics
 
 
 @settings(max_examples=30, deadline=None)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.gaussian import GaussianStatistics, feature_array
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics, feature_array
 
 
 def features(seed: int, count: int, dim: int, offset: float = 0.0) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_any_split_gives_the_whole(cuts: list[int], dim: int, offset: float, see
 
 def test_many_rows_are_summed_in_parts(monkeypatch) -> None:
     x = features(3, 50, 4)
-    monkeypatch.setattr("causalfusion.evaluate.gaussian._ROWS", 7)
+    monkeypatch.setattr("causalfusion.evaluate.measures.gaussian._ROWS", 7)
     assert np.allclose(GaussianStatistics.of(x).covariance, np.cov(x, rowvar=False), rtol=1e-12)
 
 

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import save_file
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.features import open_extractor
-from causalfusion.evaluate.inception import InceptionV3, preprocess, resize_bilinear_legacy
-from causalfusion.evaluate.inception_extractor import (
+from causalfusion.evaluate.features.inception import (
     FILE_NAME,
     URL,
     InceptionExtractor,
     find_weights,
     load_inception,
 )
+from causalfusion.evaluate.features.inception_network import InceptionV3, preprocess, resize_bilinear_legacy
+from causalfusion.evaluate.features.open import open_extractor
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "compare_inception.py"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.inception_score import inception_score, probabilities_of
+from causalfusion.evaluate.measures.inception_score import inception_score, probabilities_of
 
 
 def by_loops(p: np.ndarray, splits: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.kernel_distance import kernel_distance
+from causalfusion.evaluate.measures.kernel_distance import kernel_distance
 
 
 def by_loops(a: np.ndarray, b: np.ndarray) -> float:

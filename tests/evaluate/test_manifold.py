@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.manifold import density_coverage, precision_recall
+from causalfusion.evaluate.measures.manifold import density_coverage, precision_recall
 
 
 def by_neighbours(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float, float, float]:
@@ -45,7 +45,7 @@ def test_blocks_do_not_matter(monkeypatch) -> None:
     rng = np.random.default_rng(0)
     real, fake = rng.normal(size=(53, 4)), rng.normal(size=(40, 4)) + 0.5
     whole = found(real, fake, 3)
-    monkeypatch.setattr("causalfusion.evaluate.manifold._BLOCK", 16)
+    monkeypatch.setattr("causalfusion.evaluate.measures.manifold._BLOCK", 16)
     assert found(real, fake, 3) == whole
 
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.collect import Work
-from causalfusion.evaluate.open_images import data_config, open_images
-from causalfusion.evaluate.pixel_features import PixelExtractor
-from causalfusion.evaluate.reference import open_reference
+from causalfusion.evaluate.features.pixels import PixelExtractor
+from causalfusion.evaluate.features.reference import open_reference
+from causalfusion.evaluate.samples.collect import Work
+from causalfusion.evaluate.samples.open_images import data_config, open_images
 
 
 def write(folder, shades):

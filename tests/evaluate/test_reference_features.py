@@ -8,13 +8,13 @@ import pytest
 from causalfusion.data.digits import Digits
 from causalfusion.errors import UserError
 from causalfusion.evaluate import reference as reference_module
-from causalfusion.evaluate.collect import Work, collect
-from causalfusion.evaluate.extractor import Features
-from causalfusion.evaluate.frechet import frechet_distance_of
-from causalfusion.evaluate.gaussian import GaussianStatistics
-from causalfusion.evaluate.images import ArrayImages
-from causalfusion.evaluate.reference import ReferenceFeatures, open_reference, reference_of
-from causalfusion.evaluate.reference_file import read_reference
+from causalfusion.evaluate.features.extractor import Features
+from causalfusion.evaluate.features.reference import ReferenceFeatures, open_reference, reference_of
+from causalfusion.evaluate.features.reference_file import read_reference
+from causalfusion.evaluate.measures.frechet import frechet_distance_of
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics
+from causalfusion.evaluate.samples.collect import Work, collect
+from causalfusion.evaluate.samples.images import ArrayImages
 
 WORK = Work(batch_size=64)
 

@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.frechet import frechet_distance
-from causalfusion.evaluate.resnet_cifar import (
+from causalfusion.evaluate.features.resnet_cifar import (
     ResNetCifar,
     class_accuracy,
     jpeg_round_trip,
     judge,
     load_resnet_cifar,
 )
+from causalfusion.evaluate.measures.frechet import frechet_distance
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 JUDGES = SHARED / "eval"

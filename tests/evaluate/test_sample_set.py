@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.images import ArrayImages, SourceImages
-from causalfusion.evaluate.open_images import data_config, open_images
-from causalfusion.evaluate.sample_set import (
+from causalfusion.evaluate.samples.images import ArrayImages, SourceImages
+from causalfusion.evaluate.samples.open_images import data_config, open_images
+from causalfusion.evaluate.samples.sample_set import (
     SampleSet,
     check_same,
     missing,

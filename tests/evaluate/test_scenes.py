@@ -15,7 +15,14 @@ from causalfusion.data.drawing import BACKGROUND, COLORS, Figure, Scene, draw_sc
 from causalfusion.data.scene_captions import Description, Named, parse_caption
 from causalfusion.data.shapes import Shapes
 from causalfusion.errors import UserError
-from causalfusion.evaluate.scenes import UNKNOWN, Match, caption_truth, matches, read_scene, scene_accuracy
+from causalfusion.evaluate.measures.scenes import (
+    UNKNOWN,
+    Match,
+    caption_truth,
+    matches,
+    read_scene,
+    scene_accuracy,
+)
 
 SPLITS = get_args(SplitName)
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.features import open_extractor
+from causalfusion.evaluate.features.open import open_extractor
 
 
 def images(*shape: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def refused(name: str, *given: np.ndarray) -> str:
 OWN = '''
 import numpy as np
 from causalfusion.errors import UserError
-from causalfusion.evaluate.features import Features
+from causalfusion.evaluate.features.open import Features
 
 class Means:
     """The mean of each channel."""

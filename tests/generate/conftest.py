@@ -10,7 +10,7 @@ import torch
 from causalfusion.codec.tokenizer import Tokenizer, train_tokenizer
 from causalfusion.config import CodecConfig, DiffusionConfig, ModelConfig
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved import ModelSpec, replace_model
+from causalfusion.saved.folder import ModelSpec, replace_model
 
 CAPTIONS = ["a small red circle", "a large blue star", "a small blue square above a red star"]
 TEXT = 40

@@ -26,7 +26,7 @@ from causalfusion.errors import UserError
 from causalfusion.generate.complete import MAX_ELEMENTS, Listener, complete
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved import ModelSpec
+from causalfusion.saved.folder import ModelSpec
 
 MARKER_NAMES = ("text", "text_end", "image", "image_end", "end")
 SAMPLE = SampleConfig(num_ar_steps=2, diffusion_steps=[3], sampler="ddim")

@@ -17,7 +17,7 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import caption_log_likelihoods, generate_best
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_seed
-from causalfusion.saved import ModelSpec
+from causalfusion.saved.folder import ModelSpec
 
 PROMPTS = ["a small red circle", "a large blue star above a red one", "a red one"]
 SAMPLE = SampleConfig(diffusion_steps=[3], sampler="dpm++", num_ar_steps=2, guidance_scale=2.0)

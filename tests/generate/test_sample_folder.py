@@ -14,7 +14,7 @@ from causalfusion.config import DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.written import pictures_beside
 from causalfusion.errors import UserError
-from causalfusion.evaluate.open_images import open_images
+from causalfusion.evaluate.samples.open_images import open_images
 from causalfusion.generate import run as sample_run
 from causalfusion.generate.caption_run import image_files
 from causalfusion.generate.store import PartStore, PngStore, runs_of, write_npz

@@ -34,7 +34,7 @@ from causalfusion.generate.prompts import Prompts, image_documents, prompt_ids
 from causalfusion.generate.tokens import AutoregressiveStep, Context, generate_tokens, prefill
 from causalfusion.generate.write import choose_tokens, write_texts
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved import ModelSpec
+from causalfusion.saved.folder import ModelSpec
 
 VOCABULARY = 40
 MARKERS = Markers(*range(35, 40))

@@ -13,7 +13,7 @@ import pytest
 from causalfusion.config import SampleConfig
 from causalfusion.generate.output import warn_of_untrained_null
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.progress import seconds_of_command
+from causalfusion.machine.progress import seconds_of_command
 
 GUIDED, PLAIN = SampleConfig(guidance_scale=2.0), SampleConfig()
 NO_CLASS = 3
@@ -56,7 +56,7 @@ def test_seconds_count_from_the_start_of_the_command(tmp_path):
     script = tmp_path / "causalfusion"
     script.write_text(
         "import time; time.sleep(0.3)\n"
-        "from causalfusion.progress import seconds_of_command as s\nprint(s(0.01), s(1e6))\n"
+        "from causalfusion.machine.progress import seconds_of_command as s\nprint(s(0.01), s(1e6))\n"
     )
     said = subprocess.run(
         [sys.executable, script], env=os.environ, capture_output=True, text=True, check=True

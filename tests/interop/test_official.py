@@ -17,7 +17,7 @@ from causalfusion.errors import UserError
 from causalfusion.interop.official import convert_official, convert_state_dict, official_name
 from causalfusion.model.embeddings import sincos_positions
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.saved import load_model, save_model
+from causalfusion.saved.folder import load_model, save_model
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "parity" / "data" / "B.weights.safetensors"
 

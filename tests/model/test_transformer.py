@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from causalfusion.config import FactorizationConfig, ModelConfig
+from causalfusion.config.recipes import SIZES, load_config
 from causalfusion.factorization import Plan, ar_step_of, plan_batch
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.presets import SIZES, load_config
 from causalfusion.sequence import pack_training
 
 SMALL = ModelConfig(hidden_size=32, depth=2, num_heads=2, num_class_tokens=4, num_classes=5, token_dim=6,

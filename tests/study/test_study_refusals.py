@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.card import FILE_NAME, FORMAT, load_card
+from causalfusion.evaluate.cards.card import FILE_NAME, FORMAT, load_card
 from causalfusion.study.grid import jobs_of
 from causalfusion.study.recipe import Variant, load_ground, load_study
 from causalfusion.study.run import check_before

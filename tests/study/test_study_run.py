@@ -6,7 +6,7 @@ import json
 import pytest
 
 from causalfusion.cli import run
-from causalfusion.saved import checkpoints_of
+from causalfusion.saved.folder import checkpoints_of
 from causalfusion.study import run as study_run
 from causalfusion.study.recipe import Ground, load_study
 from causalfusion.study.tables import write_results

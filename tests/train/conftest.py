@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from causalfusion.config import RunConfig
-from causalfusion.presets import load_config
+from causalfusion.config.recipes import load_config
 
 
 @pytest.fixture

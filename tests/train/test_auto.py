@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from causalfusion.config import CodecConfig, DataConfig, RunConfig
-from causalfusion.config_json import from_dict
+from causalfusion.config.recipes import merge
+from causalfusion.config.serialize import from_dict
 from causalfusion.data import open_source
 from causalfusion.estimate import devices
-from causalfusion.presets import merge
 from causalfusion.train.auto import DataSummary, as_begun, look_at, settings_for, settings_from
 
 PHOTOS = DataSummary("folder", 2000, 10, False, [375, 480, 600], one_size=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from causalfusion.errors import UserError
-from causalfusion.saved import checkpoints_of
+from causalfusion.saved.folder import checkpoints_of
 from causalfusion.train import log as log_module
 from causalfusion.train.log import RunLog, read_log
 from causalfusion.train.run import train

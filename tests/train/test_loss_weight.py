@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from causalfusion.distributed import World
-from causalfusion.presets import load_config
+from causalfusion.config.recipes import load_config
+from causalfusion.machine.processes import World
 from causalfusion.train.feed import open_training_data
 from causalfusion.train.trainer import Trainer
 

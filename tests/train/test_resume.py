@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from causalfusion.config import RunConfig
+from causalfusion.config.recipes import load_config
 from causalfusion.errors import UserError
-from causalfusion.presets import load_config
-from causalfusion.saved import checkpoints_of
+from causalfusion.saved.folder import checkpoints_of
 from causalfusion.train.run import train
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from causalfusion.config_json import to_dict
-from causalfusion.distributed import World
+from causalfusion.config.serialize import to_dict
 from causalfusion.errors import UserError
-from causalfusion.saved import checkpoints_of, latest_model, load_model, load_spec
+from causalfusion.machine.processes import World
+from causalfusion.saved.folder import checkpoints_of, latest_model, load_model, load_spec
 from causalfusion.train import checkpoint as checkpoint_module
 from causalfusion.train.feed import open_training_data
 from causalfusion.train.log import read_log
@@ -86,7 +86,7 @@ def test_resumed_run_is_the_same_run(tiny_run):
 KILLED_RUN = """
 import json, sys
 from causalfusion.config import RunConfig
-from causalfusion.config_json import from_dict
+from causalfusion.config.serialize import from_dict
 from causalfusion.errors import TrainingStopped
 from causalfusion.train.run import train
 try:

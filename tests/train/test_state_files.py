@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from causalfusion.config import RunConfig, SampleConfig, TrainConfig
-from causalfusion.distributed import World
+from causalfusion.config.recipes import load_config
 from causalfusion.errors import UserError
-from causalfusion.presets import load_config
-from causalfusion.saved import load_model
+from causalfusion.machine.processes import World
+from causalfusion.saved.folder import load_model
 from causalfusion.train.checkpoint import Progress, read_progress
 from causalfusion.train.run import train
 from causalfusion.train.share_file import ShareReader
@@ -45,7 +45,7 @@ def restored(trained, tmp_path):
     shutil.copytree(checkpoint, copy)
 
     def restore() -> Progress:
-        from causalfusion.saved import load_spec
+        from causalfusion.saved.folder import load_spec
 
         spec = load_spec(copy)
         config = RunConfig(model=spec.model, codec=spec.codec, diffusion=spec.diffusion)

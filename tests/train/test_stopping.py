@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from causalfusion import cli
-from causalfusion.distributed import World
 from causalfusion.errors import TrainingStopped, UserError
 from causalfusion.files import in_use
-from causalfusion.saved import checkpoints_of
+from causalfusion.machine.processes import World
+from causalfusion.saved.folder import checkpoints_of
 from causalfusion.train.run import train
 from causalfusion.train.stopping import StopRequest, run_in_use
 from causalfusion.train.trainer import Trainer
@@ -59,7 +59,7 @@ def test_the_command_has_an_exit_code_for_it(tmp_path, signalled, capsys):
 
 TALK = """
 import signal, sys
-from causalfusion.progress import ProgressLine, tell
+from causalfusion.machine.progress import ProgressLine, tell
 signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 line = ProgressLine(9, 0, seconds_between=0.0)
 for number in range(2000):

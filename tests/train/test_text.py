@@ -21,10 +21,10 @@ from causalfusion.config import (
     TrainConfig,
 )
 from causalfusion.diffusion.process import make_process
-from causalfusion.distributed import World
 from causalfusion.documents import NO_TARGET, Image, Text
 from causalfusion.errors import UserError
 from causalfusion.factorization import loss_weights
+from causalfusion.machine.processes import World
 from causalfusion.model.transformer import Transformer
 from causalfusion.train.arrange import caption_limit, documents_of
 from causalfusion.train.draws import ARRANGEMENTS, Draws, TextDraw, draw, draw_text, seen_by_text

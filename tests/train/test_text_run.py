@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from causalfusion.codec.encode import encode_to_cache
 from causalfusion.codec.tokenizer import open_tokenizer, train_tokenizer
 from causalfusion.config import RunConfig
+from causalfusion.config.recipes import load_config
 from causalfusion.data.shapes import LENGTHS
-from causalfusion.distributed import World
 from causalfusion.errors import UserError
+from causalfusion.machine.processes import World
 from causalfusion.model.attention import Attend, AttentionBackend, select_attend
-from causalfusion.presets import load_config
-from causalfusion.saved import checkpoints_of, load_model, load_spec, load_tokenizer
+from causalfusion.saved.folder import checkpoints_of, load_model, load_spec, load_tokenizer
 from causalfusion.sequence import PackedSequence
 from causalfusion.train.checkpoint import read_progress
 from causalfusion.train.draws import draw

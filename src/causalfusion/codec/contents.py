@@ -12,7 +12,7 @@ from causalfusion.codec.manifest import CONTENTS, OLD_FORMAT
 from causalfusion.data.source import ImageSource, TracedSource, content_hashes
 from causalfusion.errors import UserError, printable
 from causalfusion.files import cache_folder, hash_of, map_array, write_whole
-from causalfusion.progress import ProgressLine
+from causalfusion.machine.progress import ProgressLine
 
 _AT_ONCE = 64
 

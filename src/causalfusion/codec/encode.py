@@ -23,7 +23,7 @@ from causalfusion.codec.contents import fingerprint_like, require_same_data
 from causalfusion.codec.manifest import CAPTIONS, CONTENTS, FORMAT, OLD_FORMAT
 from causalfusion.codec.shard import Shard, Tally, read_note
 from causalfusion.config import DataConfig, RunConfig
-from causalfusion.config_json import to_dict
+from causalfusion.config.serialize import to_dict
 from causalfusion.data import ImageSource, open_source
 from causalfusion.data.labels import Classes
 from causalfusion.data.loader import Batch, batch_of, leave_signals, load_indices, read_indices, unchanged
@@ -31,8 +31,8 @@ from causalfusion.data.reader import Reads
 from causalfusion.data.source import TracedSource, content_hashes
 from causalfusion.errors import UserError
 from causalfusion.files import in_use, write_whole
-from causalfusion.progress import ProgressLine
-from causalfusion.runtime import select_device
+from causalfusion.machine.progress import ProgressLine
+from causalfusion.machine.runtime import select_device
 
 SHARD_SIZE = 4096
 """Images in a shard: few open files, and little lost when a run is interrupted."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from causalfusion.config_json import from_dict, read_json
+from causalfusion.config.serialize import from_dict, read_json
 from causalfusion.errors import UserError, printable
 
 FORMAT = "causalfusion-latents-4"

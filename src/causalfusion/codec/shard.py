@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from causalfusion.config_json import from_dict, read_json, to_dict
+from causalfusion.config.serialize import from_dict, read_json, to_dict
 from causalfusion.data.loader import Batch
 from causalfusion.data.reader import allowed_unreadable
 from causalfusion.errors import UserError

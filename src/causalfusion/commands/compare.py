@@ -23,9 +23,9 @@ def compare(cards: list[Path], /, *, markdown: Annotated[bool, Parameter(negativ
     markdown
         Print tables in Markdown.
     """
-    from causalfusion.evaluate.card import load_card
-    from causalfusion.evaluate.compare import compare_cards, to_markdown
-    from causalfusion.evaluate.show import card_names, show_comparison
+    from causalfusion.evaluate.cards.card import load_card
+    from causalfusion.evaluate.cards.compare import compare_cards, to_markdown
+    from causalfusion.evaluate.cards.show import card_names, show_comparison
 
     comparison = compare_cards([load_card(path) for path in cards], card_names(cards))
     if markdown:

@@ -37,7 +37,7 @@ def official(
     """
     from causalfusion.interop.bundle import with_autoencoder
     from causalfusion.interop.official import convert_official
-    from causalfusion.saved import replace_model
+    from causalfusion.saved.folder import replace_model
 
     spec, weights, raw, notes = convert_official(checkpoint, autoencoder=autoencoder, patch_size=patch_size)
     spec, inside = with_autoencoder(spec, include=include_autoencoder)

@@ -19,7 +19,7 @@ def demo(*, out: Path = Path("runs/demo"), quick: Annotated[bool, Parameter(nega
     quick
         A short run that only shows that everything works.
     """
-    from causalfusion.demo import run_demo
+    from causalfusion.demo.run import run_demo
 
     run_demo(out, quick=quick)
     return 0

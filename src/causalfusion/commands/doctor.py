@@ -41,8 +41,8 @@ def doctor(
 
     from causalfusion.doctor import check_machine, check_model
     from causalfusion.errors import printable
-    from causalfusion.runtime import select_device
-    from causalfusion.saved import read_latest
+    from causalfusion.machine.runtime import select_device
+    from causalfusion.saved.folder import read_latest
 
     chosen = select_device(device)
     findings = list(check_machine(chosen))

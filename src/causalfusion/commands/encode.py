@@ -9,7 +9,7 @@ from cyclopts import App
 
 from causalfusion.commands.common import Device, Paths, Recipes
 from causalfusion.config import CodecConfig, DataConfig, RunConfig
-from causalfusion.config_json import flat, to_dict
+from causalfusion.config.serialize import flat, to_dict
 
 app = App(name="encode", result_action="return_value")
 
@@ -65,7 +65,7 @@ def encode(
 def training_line(run: RunConfig, names: Sequence[str], cache: Path) -> str:
     """The command that trains with this run's settings on the cache, which stands in for data.path."""
     from causalfusion.codec.cache import as_option
-    from causalfusion.presets import load_layers, merge
+    from causalfusion.config.recipes import load_layers, merge
 
     tables = ("data", "codec")
     beneath = flat(merge([to_dict(RunConfig()), load_layers(names)]))

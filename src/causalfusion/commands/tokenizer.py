@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from causalfusion.commands.common import Paths, Recipes
 from causalfusion.config import DataConfig
 from causalfusion.errors import UserError
-from causalfusion.progress import ProgressLine
+from causalfusion.machine.progress import ProgressLine
 
 app = App(name="tokenizer", help="Make a tokenizer: text to ids and back.", result_action="return_value")
 

@@ -102,7 +102,7 @@ class NpzFile:
             return np.memmap(
                 self.path, member.dtype, "r", self._place(info) + member.start, member.shape, order
             )
-        from causalfusion.runtime import available_memory  # with it comes torch
+        from causalfusion.machine.runtime import available_memory  # with it comes torch
 
         available = available_memory()
         if info.file_size > available:

@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 
+from causalfusion.config.recipes import load_facts
 from causalfusion.errors import UserError
 from causalfusion.estimate.cost import estimate
 from causalfusion.estimate.devices import SHEETS, Device, named_device, this_device
 from causalfusion.estimate.planned import plan_run, read_settings
 from causalfusion.estimate.show import describe, to_json
-from causalfusion.presets import load_facts
-from causalfusion.runtime import select_device
+from causalfusion.machine.runtime import select_device
 
 
 def run(

@@ -10,13 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from causalfusion.arithmetic import (
-    Flops,
-    expected_facts,
-    expected_train_flops,
-    form_of,
-    sequence_length,
-)
 from causalfusion.config import RunConfig, TrainConfig
 from causalfusion.errors import UserError
 from causalfusion.estimate.devices import USABLE, Device
@@ -27,6 +20,13 @@ from causalfusion.estimate.memory import (
     activation_bytes,
     parameters_of,
     state_bytes,
+)
+from causalfusion.model.arithmetic import (
+    Flops,
+    expected_facts,
+    expected_train_flops,
+    form_of,
+    sequence_length,
 )
 
 OPTIMIZER_BYTES = 60

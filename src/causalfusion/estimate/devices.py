@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from causalfusion.errors import UserError
-from causalfusion.runtime import available_memory, compute_dtype, measure_copy_rate, measure_gemm_rate
+from causalfusion.machine.runtime import available_memory, compute_dtype, measure_copy_rate, measure_gemm_rate
 
 GPU_SHARE = 0.4
 """Of a GPU's data-sheet rate that training is assumed to reach. Not measured: good transformer trainers get

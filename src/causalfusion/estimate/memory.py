@@ -12,8 +12,8 @@ from functools import lru_cache
 
 import torch
 
-from causalfusion.arithmetic import SplitFacts, form_of, sequence_length, split_facts, visible_pairs
 from causalfusion.config import ModelConfig, RunConfig
+from causalfusion.model.arithmetic import SplitFacts, form_of, sequence_length, split_facts, visible_pairs
 from causalfusion.model.transformer import Transformer, count_parameters
 
 STATE_BYTES = 20

@@ -13,8 +13,8 @@ from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
 from causalfusion.config import CodecConfig, DataConfig, ModelConfig, RunConfig
+from causalfusion.config.recipes import DataFacts, load_layers, merge
 from causalfusion.errors import UserError
-from causalfusion.presets import DataFacts, load_layers, merge
 
 ELSEWHERE = "(elsewhere)"
 """Stands for a path that a recipe leaves open."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from causalfusion.arithmetic import Flops
 from causalfusion.config import RunConfig
+from causalfusion.config.recipes import paper_size
 from causalfusion.estimate.cost import Cost, estimate
 from causalfusion.estimate.devices import USABLE, unmeasured_device
-from causalfusion.presets import paper_size
-from causalfusion.progress import duration
+from causalfusion.machine.progress import duration
+from causalfusion.model.arithmetic import Flops
 
 
 def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> list[tuple[str, str]]:

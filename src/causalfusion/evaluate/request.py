@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from causalfusion.config import SampleConfig
 from causalfusion.errors import UserError
-from causalfusion.evaluate.figure import MeasureName
+from causalfusion.evaluate.measures.figure import MeasureName
 
 DEFAULT_IMAGES = 10_000
 DEFAULT_MODEL = Path("shapes")

@@ -16,21 +16,21 @@ import numpy as np
 import torch
 
 from causalfusion import __version__
-from causalfusion.distributed import World, join_world
 from causalfusion.errors import UserError
-from causalfusion.evaluate.card import FILE_NAME, Card
-from causalfusion.evaluate.collect import Collected, Work, collect
-from causalfusion.evaluate.evaluation_presets import changes, load_evaluation
-from causalfusion.evaluate.features import Extractor, open_extractor
-from causalfusion.evaluate.figure import Figure, MeasureName, features_word
-from causalfusion.evaluate.figures import Means, choose, figures_of
-from causalfusion.evaluate.images import ImageSet
-from causalfusion.evaluate.reference import ReferenceFeatures, open_reference
+from causalfusion.evaluate.cards.card import FILE_NAME, Card
+from causalfusion.evaluate.features.open import Extractor, open_extractor
+from causalfusion.evaluate.features.reference import ReferenceFeatures, open_reference
+from causalfusion.evaluate.measures.figure import Figure, MeasureName, features_word
+from causalfusion.evaluate.measures.figures import Means, choose, figures_of
+from causalfusion.evaluate.presets import changes, load_evaluation
 from causalfusion.evaluate.request import EvaluateRequest
-from causalfusion.evaluate.samples import Origin, open_origin, sample_facts
+from causalfusion.evaluate.samples.collect import Collected, Work, collect
+from causalfusion.evaluate.samples.images import ImageSet
+from causalfusion.evaluate.samples.source import Origin, open_origin, sample_facts
 from causalfusion.files import LOCK_FILE, in_use
 from causalfusion.generate.read import to_float
-from causalfusion.pictures import framed, to_image_grid
+from causalfusion.machine.processes import World, join_world
+from causalfusion.pictures.compose import framed, to_image_grid
 
 IN_GRID = 64
 GRID = "grid.png"

@@ -17,9 +17,9 @@ from causalfusion.data.drawing import Figure, Scene, draw_scene
 from causalfusion.data.scene_captions import describe, parse_caption
 from causalfusion.data.shapes import Shapes
 from causalfusion.errors import UserError
-from causalfusion.evaluate.captions import caption_scores
-from causalfusion.evaluate.frechet import frechet_distance
-from causalfusion.evaluate.scenes import caption_truth, matches, read_scene, scene_accuracy
+from causalfusion.evaluate.measures.captions import caption_scores
+from causalfusion.evaluate.measures.frechet import frechet_distance
+from causalfusion.evaluate.measures.scenes import caption_truth, matches, read_scene, scene_accuracy
 from causalfusion.generate.layout import batches_of
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import best_of, generate_best

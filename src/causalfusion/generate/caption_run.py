@@ -15,15 +15,15 @@ from torch import Tensor
 from causalfusion.config import WriteConfig
 from causalfusion.data.names import SUFFIXES, is_hidden, is_image
 from causalfusion.data.written import pictures_beside
-from causalfusion.distributed import join_world
 from causalfusion.errors import UserError
 from causalfusion.files import write_whole
 from causalfusion.generate.layout import batches_of
 from causalfusion.generate.output import load_pipeline, one_line, say
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.read import read_image
-from causalfusion.progress import ProgressLine
-from causalfusion.saved import WeightsName
+from causalfusion.machine.processes import join_world
+from causalfusion.machine.progress import ProgressLine
+from causalfusion.saved.folder import WeightsName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from causalfusion.config import SampleConfig, WriteConfig
-from causalfusion.config_json import to_dict
-from causalfusion.distributed import join_world
+from causalfusion.config.serialize import to_dict
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
 from causalfusion.generate.caption_run import is_image_name, read_model_image
@@ -32,9 +31,10 @@ from causalfusion.generate.output import (
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
 from causalfusion.generate.tokens import StepEvent
-from causalfusion.pictures import framed, sheet, text_tile, to_tiles, with_texts
-from causalfusion.progress import ProgressLine, seconds_of_command
-from causalfusion.saved import WeightsName
+from causalfusion.machine.processes import join_world
+from causalfusion.machine.progress import ProgressLine, seconds_of_command
+from causalfusion.pictures.compose import framed, sheet, text_tile, to_tiles, with_texts
+from causalfusion.saved.folder import WeightsName
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

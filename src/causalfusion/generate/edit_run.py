@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from causalfusion.config import SampleConfig
-from causalfusion.distributed import join_world
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
 from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
@@ -29,9 +28,10 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import best_of
 from causalfusion.generate.read import read_image, to_float
 from causalfusion.generate.regions import Original, read_mask, region_mask
-from causalfusion.pictures import Edit, below, edit_sheet, framed, paragraph
-from causalfusion.progress import ProgressLine, seconds_of_command
-from causalfusion.saved import WeightsName
+from causalfusion.machine.processes import join_world
+from causalfusion.machine.progress import ProgressLine, seconds_of_command
+from causalfusion.pictures.compose import Edit, below, edit_sheet, framed, paragraph
+from causalfusion.saved.folder import WeightsName
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

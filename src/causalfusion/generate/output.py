@@ -15,8 +15,7 @@ import torch
 
 from causalfusion import __version__
 from causalfusion.config import SampleConfig
-from causalfusion.config_json import to_dict
-from causalfusion.distributed import World
+from causalfusion.config.serialize import to_dict
 from causalfusion.errors import UserError
 from causalfusion.files import write_whole
 from causalfusion.generate.pipeline import Pipeline
@@ -24,9 +23,10 @@ from causalfusion.generate.prompts import prompt_ids
 from causalfusion.generate.settings import parse_classes
 from causalfusion.generate.store import png_of
 from causalfusion.generate.tokens import StepEvent
+from causalfusion.machine.processes import World
+from causalfusion.machine.runtime import compute_dtype
 from causalfusion.model.compiled import compile_blocks
-from causalfusion.runtime import compute_dtype
-from causalfusion.saved import WeightsName, read_latest
+from causalfusion.saved.folder import WeightsName, read_latest
 
 _UNTRAINED = (
     "guidance leads away from images without a {0}; this model was trained with {1}: it never saw one, "

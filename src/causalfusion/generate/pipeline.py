@@ -27,9 +27,9 @@ from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.generate.settings import check_label, parse_classes, step_sizes
 from causalfusion.generate.tokens import Context, Watcher, generate_tokens, prefill
 from causalfusion.generate.write import TokenWatcher, write_texts
+from causalfusion.machine.runtime import autocast
 from causalfusion.model.transformer import Transformer
-from causalfusion.runtime import autocast
-from causalfusion.saved import ModelSpec, WeightsName, load_parts, read_latest
+from causalfusion.saved.folder import ModelSpec, WeightsName, load_parts, read_latest
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

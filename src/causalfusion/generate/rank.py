@@ -20,8 +20,8 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import prompt_ids
 from causalfusion.generate.tokens import Watcher
 from causalfusion.losses import text_cross_entropy
+from causalfusion.machine.runtime import autocast
 from causalfusion.rng import derive_seed
-from causalfusion.runtime import autocast
 
 
 @torch.no_grad()

@@ -14,8 +14,7 @@ import numpy as np
 
 from causalfusion import __version__
 from causalfusion.config import SampleConfig
-from causalfusion.config_json import to_dict
-from causalfusion.distributed import World, join_world
+from causalfusion.config.serialize import to_dict
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of, in_use, stamp, write_whole
 from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
@@ -35,9 +34,10 @@ from causalfusion.generate.rank import generate_best
 from causalfusion.generate.read import to_float
 from causalfusion.generate.settings import check_settings
 from causalfusion.generate.store import PartStore, PngStore, Store, png_of, runs_of, write_npz
-from causalfusion.pictures import framed, sheet, to_image_grid, to_tiles, with_texts
-from causalfusion.progress import ProgressLine, seconds_of_command
-from causalfusion.saved import WeightsName
+from causalfusion.machine.processes import World, join_world
+from causalfusion.machine.progress import ProgressLine, seconds_of_command
+from causalfusion.pictures.compose import framed, sheet, to_image_grid, to_tiles, with_texts
+from causalfusion.saved.folder import WeightsName
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -9,7 +9,7 @@ from typing import Any
 
 from causalfusion.codec.codec import open_codec
 from causalfusion.errors import UserError
-from causalfusion.saved import (
+from causalfusion.saved.folder import (
     SAMPLING_FILE,
     ModelSpec,
     latest_model,

@@ -19,7 +19,7 @@ from causalfusion.errors import UserError
 from causalfusion.interop.official_file import OfficialFile, read_official
 from causalfusion.model.embeddings import sincos_positions
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved import ModelSpec
+from causalfusion.saved.folder import ModelSpec
 
 POSITION = "pos_embed"
 CLASS_TABLE = "y_embedder.embedding_table.weight"

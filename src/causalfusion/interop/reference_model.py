@@ -14,7 +14,7 @@ from causalfusion.errors import UserError
 from causalfusion.interop.official import CLASS_TABLE, convert_state_dict, official_name
 from causalfusion.interop.recording import Recording
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved import load_strictly
+from causalfusion.saved.folder import load_strictly
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 
 from causalfusion.config import DataConfig, SampleConfig
-from causalfusion.config_json import read_record, to_dict
+from causalfusion.config.serialize import read_record, to_dict
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
-from causalfusion.evaluate.make_samples import file_hash
-from causalfusion.evaluate.open_images import data_config
-from causalfusion.evaluate.quality import Judge, generate_batch, measure_quality, open_judge
+from causalfusion.evaluate.measures.quality import Judge, generate_batch, measure_quality, open_judge
+from causalfusion.evaluate.samples.make import file_hash
+from causalfusion.evaluate.samples.open_images import data_config
 from causalfusion.files import hash_of, in_use, write_whole
 from causalfusion.generate.output import check_prompts, uses_classes
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
+from causalfusion.machine.progress import ProgressLine
+from causalfusion.machine.runtime import compute_dtype, select_device
 from causalfusion.planner.picture import save_picture
 from causalfusion.planner.sweep import Sweep, Tried, choose, frontier, in_time
-from causalfusion.progress import ProgressLine
-from causalfusion.runtime import compute_dtype, select_device
-from causalfusion.saved import read_latest
+from causalfusion.saved.folder import read_latest
 
 BEYOND = 2.0
 """Settings that take up to so many times the budget are measured too: the frontier does not end at it."""

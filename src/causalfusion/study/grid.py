@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.config import RunConfig, SampleConfig
-from causalfusion.config_json import flat, from_dict, to_dict
-from causalfusion.earlier_settings import rename_settings
-from causalfusion.presets import load_layers, merge
+from causalfusion.config.earlier import rename_settings
+from causalfusion.config.recipes import load_layers, merge
+from causalfusion.config.serialize import flat, from_dict, to_dict
 from causalfusion.study.recipe import Ground, Study, Variant, fill_in
 
 

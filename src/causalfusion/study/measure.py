@@ -9,13 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from causalfusion.config import DataConfig, SampleConfig
-from causalfusion.config_json import from_dict, read_json, to_dict
+from causalfusion.config.serialize import from_dict, read_json, to_dict
 from causalfusion.errors import UserError, check
-from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
+from causalfusion.evaluate.measures.quality import Judge, measure_quality, open_judge
 from causalfusion.files import hash_of, write_whole
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.runtime import select_device
-from causalfusion.saved import checkpoints_of
+from causalfusion.machine.runtime import select_device
+from causalfusion.saved.folder import checkpoints_of
 from causalfusion.study.grid import Job
 from causalfusion.study.recipe import Ground
 

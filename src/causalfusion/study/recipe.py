@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.config import SampleConfig
-from causalfusion.config_json import from_dict, parse_toml
+from causalfusion.config.recipes import load_layers, merge
+from causalfusion.config.serialize import from_dict, parse_toml
 from causalfusion.errors import UserError, check
-from causalfusion.presets import load_layers, merge
 
 PLACEHOLDERS: tuple[str, ...] = ("L", "side/2", "side/4")
 """Instead of a number, in a variant: the image's tokens; half and a quarter of its side in tokens."""

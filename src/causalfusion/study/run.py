@@ -11,8 +11,8 @@ from pathlib import Path
 
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
-from causalfusion.runtime import select_device
-from causalfusion.saved import checkpoints_of, load_spec
+from causalfusion.machine.runtime import select_device
+from causalfusion.saved.folder import checkpoints_of, load_spec
 from causalfusion.study.grid import Job, jobs_of
 from causalfusion.study.recipe import Ground, Study
 from causalfusion.study.tables import Figures, write_results
@@ -64,7 +64,7 @@ def check_before(jobs: Sequence[Job], ground: Ground) -> None:
     """Refuse now what hours of training would only find out at their end."""
     from causalfusion.data import open_source
     from causalfusion.estimate.planned import plan_run
-    from causalfusion.evaluate.features import open_extractor
+    from causalfusion.evaluate.features.open import open_extractor
     from causalfusion.factorization import num_ar_steps_probabilities
 
     open_extractor(ground.features, "cpu")

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat, to_dict
+from causalfusion.config.serialize import flat, to_dict
 from causalfusion.data import ImageSource, UnreadableImage, open_source
 from causalfusion.errors import UserError, printable
 from causalfusion.estimate.devices import faster_in_bfloat16
-from causalfusion.saved import checkpoints_of
+from causalfusion.saved.folder import checkpoints_of
 from causalfusion.train.resume import LATER, stored_settings
 
 LOOKED_AT = 24

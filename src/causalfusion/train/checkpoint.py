@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from causalfusion.codec.tokenizer import Tokenizer
-from causalfusion.config_json import from_dict, read_object
+from causalfusion.config.serialize import from_dict, read_object
 from causalfusion.errors import UserError, check
-from causalfusion.saved import (
+from causalfusion.saved.folder import (
     SAMPLING_FILE,
     ModelSpec,
     checkpoints_of,

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from causalfusion.config import RunConfig
-from causalfusion.distributed import World
 from causalfusion.estimate.show import announce
+from causalfusion.machine.processes import World
+from causalfusion.machine.progress import ProgressLine, tell
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.progress import ProgressLine, tell
 from causalfusion.train.clock import Clock
 from causalfusion.train.feed import TrainingData
 from causalfusion.train.trainer import StepResult

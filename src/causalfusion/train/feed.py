@@ -24,8 +24,8 @@ from causalfusion.data import open_source
 from causalfusion.data.labels import fit_classes
 from causalfusion.data.loader import Loader, load_indices, split_holdout, stream
 from causalfusion.data.source import ImageSource, UnreadableImage
-from causalfusion.distributed import World
 from causalfusion.errors import UserError
+from causalfusion.machine.processes import World
 from causalfusion.rng import derive_generator
 from causalfusion.train.arrange import caption_limit
 from causalfusion.train.step import TokenBatch

@@ -12,7 +12,7 @@ from causalfusion.config import SampleConfig
 from causalfusion.documents import Document, ImageToCome, Text
 from causalfusion.files import write_whole
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.pictures import framed, sheet, to_image_grid, to_tiles, with_texts
+from causalfusion.pictures.compose import framed, sheet, to_image_grid, to_tiles, with_texts
 
 MAX_CLASSES = 16
 ROWS = 4

@@ -15,14 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from causalfusion.config import RunConfig, TrainConfig
-from causalfusion.distributed import World
 from causalfusion.errors import UserError
 from causalfusion.estimate.cost import estimate, shares_state
 from causalfusion.estimate.devices import unmeasured_device
 from causalfusion.estimate.show import remedy
+from causalfusion.machine.processes import World
+from causalfusion.machine.runtime import compute_dtype
 from causalfusion.model.compiled import compile_blocks
 from causalfusion.model.transformer import Transformer, count_parameters
-from causalfusion.runtime import compute_dtype
 from causalfusion.train.sharding import materialise, shard
 
 Kind = Literal["alone", "ddp", "fsdp"]

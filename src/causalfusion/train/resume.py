@@ -10,9 +10,9 @@ from typing import Any
 from causalfusion.codec.cache import LatentCache
 from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer
 from causalfusion.config import RunConfig
-from causalfusion.config_json import flat, from_dict, read_object, to_dict
+from causalfusion.config.earlier import rename_settings
+from causalfusion.config.serialize import flat, from_dict, read_object, to_dict
 from causalfusion.data.source import TracedSource, content_hashes, digest
-from causalfusion.earlier_settings import rename_settings
 from causalfusion.errors import UserError
 from causalfusion.train.checkpoint import DATA_FILE, REMEDY, DataRecord
 from causalfusion.train.feed import TrainingData

@@ -9,15 +9,15 @@ from dataclasses import replace
 from math import nan
 from pathlib import Path
 
-from causalfusion.arithmetic import train_step_flops
 from causalfusion.config import RunConfig
-from causalfusion.distributed import World, join_world
 from causalfusion.errors import STOPPED, TrainingStopped, UserError
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
-from causalfusion.progress import tell
-from causalfusion.runtime import compute_dtype, measure_gemm_rate, tune_allocator
-from causalfusion.saved import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
+from causalfusion.machine.processes import World, join_world
+from causalfusion.machine.progress import tell
+from causalfusion.machine.runtime import compute_dtype, measure_gemm_rate, tune_allocator
+from causalfusion.model.arithmetic import train_step_flops
+from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
 from causalfusion.train.clock import Clock
 from causalfusion.train.display import Display, beginning
 from causalfusion.train.feed import TrainingData, open_training_data

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from causalfusion.distributed import NO_TIMEOUT, World
+from causalfusion.machine.processes import NO_TIMEOUT, World
 from causalfusion.train.checkpoint import (
     SHARDED_FOLDER,
     Snapshot,

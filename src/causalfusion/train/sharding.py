@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from causalfusion.distributed import World, wait_without_limit
 from causalfusion.errors import UserError
+from causalfusion.machine.processes import World, wait_without_limit
 from causalfusion.model.transformer import Transformer
 
 

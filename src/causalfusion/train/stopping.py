@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from causalfusion.distributed import World
 from causalfusion.files import in_use, remove_leftovers
+from causalfusion.machine.processes import World
 from causalfusion.train.checkpoint import remove_partial_checkpoints
 
 _SIGNALS = tuple(

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
-from causalfusion.config_json import to_dict, to_toml
+from causalfusion.config.serialize import to_dict, to_toml
 from causalfusion.diffusion.process import make_process
-from causalfusion.distributed import World
 from causalfusion.errors import UserError
+from causalfusion.machine.processes import World
+from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.model.transformer import Transformer
-from causalfusion.runtime import autocast, compute_dtype
-from causalfusion.saved import ModelSpec, checkpoints_of, load_weights
+from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_weights
 from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
 from causalfusion.train.ema import EMA, ema_decay
 from causalfusion.train.optimizer import learning_rate, make_optimizer, optimizer_tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from causalfusion.config_json import read_json
+from causalfusion.config.serialize import read_json
 from causalfusion.errors import UserError
 from causalfusion.vocabulary.read import Line
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from causalfusion.config import RunConfig
+from causalfusion.config.recipes import FACTS, load_layer, merge
 from causalfusion.errors import UserError
-from causalfusion.presets import FACTS, load_layer, merge
 from causalfusion.vocabulary.options import Command, Option, nearest
 from causalfusion.vocabulary.read import whole_number
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
+from causalfusion.config.recipes import expand_home, recipe_names
 from causalfusion.errors import UserError
-from causalfusion.presets import expand_home, recipe_names
 from causalfusion.vocabulary.options import Command, Option, nearest
 from causalfusion.vocabulary.words import (
     MANY_PATHS,

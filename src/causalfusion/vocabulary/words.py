@@ -7,10 +7,10 @@ MEANT: words of other tools; the first option in the list that the command has i
 
 from __future__ import annotations
 
-from causalfusion.presets import SIZES
+from causalfusion.config.recipes import SIZES
 
 OLD = {"--vae": "--autoencoder"}
-"""Options. Those of settings are in `causalfusion.earlier_settings`."""
+"""Options. Those of settings are in `causalfusion.config.earlier`."""
 OLD_POSITIONAL = {"doctor": "--model", "plan": "--model", "estimate": "--config"}
 """What stood without an option's name."""
 POSITIONAL = {

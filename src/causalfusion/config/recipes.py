@@ -1,0 +1,123 @@
+"""Named recipes: TOML files in `recipes/` that hold some settings each, and are laid over one another.
+
+`--config imagenet256 --config XL --config mine.toml` takes the paper's recipe, then the size, then yours;
+the command line comes last. A recipe names what it builds on in `base`, and what is known of its data in
+`facts`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from causalfusion.config import ModelConfig, RunConfig
+from causalfusion.config.earlier import rename_settings
+from causalfusion.config.serialize import from_dict, parse_toml
+from causalfusion.errors import UserError, check
+
+FACTS = "facts"
+PAPER_PARAMETERS = {
+    "L": "368M", "XL": "676M, but its sizes give 714M with 64 class tokens and 1000 classes", "H": "about 1B",
+}  # fmt: skip
+SIZES = ("tiny", "S", "B", "L", "XL", "H", "H48")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """The data that a recipe is meant for; used where they are not at hand. 0: unknown."""
+
+    image_size: int = 0
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.image_size >= 0, "facts.image_size", self.image_size, "0 or a positive number of pixels")
+        check(self.classes >= 0, "facts.classes", self.classes, "0 or a positive number")
+
+
+def recipe_names() -> list[str]:
+    folder = resources.files("causalfusion") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One recipe, by its name or as a file, with its bases beneath it; `above` are those it is a base of."""
+    if name in above:
+        raise UserError(f"config {name} is its own base: {' -> '.join((*above, name))}")
+    if name in recipe_names():
+        text = (resources.files("causalfusion") / "recipes" / f"{name}.toml").read_bytes()
+    elif Path(expand_home(name)).is_file():
+        text = Path(expand_home(name)).read_bytes()
+    else:
+        raise UserError(
+            f"config {name!r} is neither a file nor a recipe; the recipes are {', '.join(recipe_names())}"
+        )
+    values = parse_toml(text, f"config {name}")
+    bases = values.pop("base", [])
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f'config {name}: base is {bases!r}; expected a list, such as base = ["XL"]')
+    values = rename_settings(expanded(values), f"config {name}")
+    return merge([*(load_layer(base, (*above, name)) for base in bases), values])
+
+
+def expand_home(text: str) -> str:
+    """A path with the home folder in place of a leading `~`; also behind a name: `inception:~/weights`."""
+    return re.sub(r"^([\w.-]+:)?(~[^/]*(?=/|$))", lambda m: (m[1] or "") + os.path.expanduser(m[2]), text)
+
+
+def expanded(values: Any) -> Any:
+    """The same for all texts in the tables of a TOML file."""
+    if isinstance(values, dict):
+        return {key: expanded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [expanded(value) for value in values]
+    return expand_home(values) if isinstance(values, str) else values
+
+
+def load_layers(names: Sequence[str]) -> dict[str, Any]:
+    """The settings of recipes laid over one another, the last on top."""
+    layers = merge([load_layer(name) for name in names])
+    layers.pop(FACTS, None)
+    return layers
+
+
+def load_facts(names: Sequence[str]) -> DataFacts:
+    """What the recipes say of their data."""
+    facts = merge([load_layer(name) for name in names]).get(FACTS, {})
+    if not isinstance(facts, dict):
+        raise UserError(f"facts is {facts!r}; expected a table, such as: [facts] image_size = 32")
+    return from_dict(DataFacts, facts, f"{FACTS}.")
+
+
+def load_config(*names: str, **sections: dict[str, Any]) -> RunConfig:
+    """A `RunConfig` from recipes and, on top, settings: load_config("digits", train={"images": 1000})."""
+    return from_dict(RunConfig, merge([load_layers(names), sections]))
+
+
+def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Tables are merged key by key; any other value replaces the one below it."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            if isinstance(value, dict) and isinstance(below, dict):
+                merged[key] = merge([below, value])
+            else:
+                merged[key] = value
+    return merged
+
+
+def paper_size(model: ModelConfig) -> str:
+    """What the paper says of the parameters of a model of this size, to follow their number; empty for sizes
+    that it has not."""
+    for size, said in PAPER_PARAMETERS.items():
+        named = load_layer(size)["model"]
+        if all(getattr(model, key) == value for key, value in named.items()):
+            return f" (size {size}: the paper says {said})"
+    return ""

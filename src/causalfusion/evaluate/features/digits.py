@@ -1,0 +1,99 @@
+"""Features of 8x8 grey digits: the hidden layer of a small classifier of scikit-learn's own digits.
+
+It sees only the training part of the digits (`split_holdout` with a fifth held out, as the demo), and is
+trained afresh in each process, in a fraction of a second: few large steps of a fixed number, so that rounding
+does not grow and other machines get the same weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from causalfusion.data.digits import Digits
+from causalfusion.data.loader import split_holdout
+from causalfusion.errors import UserError
+from causalfusion.evaluate.features.extractor import Features, Images, check_images
+from causalfusion.files import hash_of
+
+HOLDOUT = 0.2
+_LEVELS = 16
+_HIDDEN = 64
+_EPOCHS = 60
+_DECIMALS = 4
+"""Weights that agree so far give features that agree as far as anybody looks."""
+
+
+@dataclass(frozen=True)
+class _Weights:
+    hidden: NDArray[np.float64]
+    """(64, 64): from pixels to hidden units."""
+    hidden_bias: NDArray[np.float64]
+    out: NDArray[np.float64]
+    """(64, 10): from hidden units to classes."""
+    out_bias: NDArray[np.float64]
+    fingerprint: str
+
+
+class DigitsExtractor:
+    """Pool: 64 hidden units after their ReLU. Logits: 10 log-probabilities.
+
+    Grey levels are rounded to the digits' own 0..16 first: a generated image then differs from a real one
+    by what it shows, not by levels that no real one has. Files of grey images are often read as RGB: three
+    equal channels count as one.
+    """
+
+    name = "digits"
+    image_size = 8
+
+    def __init__(self) -> None:
+        self._weights = _train()
+        self.fingerprint = self._weights.fingerprint
+
+    def __call__(self, images: Images, /) -> Features:
+        check_images(images, self.name, self.image_size)
+        if (images != images[..., :1]).any():
+            raise UserError("features digits: the images have colours; expected grey ones")
+        images = images[..., :1]
+        weights = self._weights
+        hidden = np.maximum(_inputs(images) @ weights.hidden + weights.hidden_bias, 0)
+        logits = hidden @ weights.out + weights.out_bias
+        logits -= logits.max(axis=1, keepdims=True)
+        log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return Features(hidden.astype(np.float32), logits=log_probabilities.astype(np.float32))
+
+
+def _inputs(images: Images) -> NDArray[np.float64]:
+    """(B, 64) in 0..1."""
+    return np.round(images.reshape(len(images), -1) * (_LEVELS / 255)) / _LEVELS
+
+
+@cache
+def _train() -> _Weights:
+    import sklearn
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    digits = Digits()
+    examples = [digits.read(index) for index in split_holdout(len(digits), HOLDOUT)[0]]
+    inputs = _inputs(np.stack([example.image for example in examples]))
+    labels = np.array([example.label for example in examples])
+    classifier = MLPClassifier(
+        (_HIDDEN,), alpha=0.1, learning_rate_init=5e-3, random_state=0,
+        batch_size=240,  # pyright: ignore[reportArgumentType]
+        max_iter=_EPOCHS, tol=0.0, n_iter_no_change=_EPOCHS,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of epochs is meant
+        classifier.fit(inputs, labels)
+    (hidden, out), (hidden_bias, out_bias) = classifier.coefs_, classifier.intercepts_
+    weights = (hidden, hidden_bias, out, out_bias)
+    rounded = [np.round(array, _DECIMALS).astype(np.float32) + 0.0 for array in weights]  # no -0.0
+    fingerprint = hash_of(
+        ["17 grey levels", sklearn.__version__, *(array.tobytes().hex() for array in rounded)]
+    )
+    return _Weights(*weights, fingerprint)

@@ -1,0 +1,184 @@
+"""Any vision model of Hugging Face as a feature space: `transformers:ID`, or a folder in place of the id.
+
+What is taken: of a model of images and texts its image features; of any other the pooled output if the
+checkpoint holds all weights of the pooling, else the class token, else the mean over all places. Logits where
+the checkpoint is an image classifier.
+
+Images are resized and normalized by the model's own image processor, in its Pillow form wherever that exists:
+the one with torchvision gives other numbers. B images, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging import CRITICAL, getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from causalfusion.errors import UserError
+from causalfusion.evaluate.features.extractor import (
+    Features,
+    Images,
+    as_rgb,
+    check_images,
+    exact_inference,
+    hash_weights,
+    to_array,
+)
+from causalfusion.files import hash_of
+
+_CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
+_PROBE_SIDE = 64
+
+
+class TransformersExtractor:
+    image_size = None
+
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        transformers = _import_transformers()
+        self.name = f"transformers:{Path(model).resolve().name if Path(model).is_dir() else model}"
+        with _quiet(transformers):
+            self._model, missing, self._processor = _load(transformers, model)
+        _check_missing(model, missing)
+        self._device = torch.device(device)
+        self._model.float().to(self._device).eval().requires_grad_(False)
+        self._pooler_is_whole = not missing
+        self._has_class_token = any(n.endswith(_CLASS_TOKENS) for n, _ in self._model.named_parameters())
+        self.fingerprint = hash_of(
+            [
+                json.dumps(self._processor.to_dict(), sort_keys=True, default=str),
+                type(self._processor).__name__,
+                ".".join(transformers.__version__.split(".")[:2]),
+                type(self._model).__name__,
+                self._pooler_is_whole,
+                hash_weights(self._model.state_dict()),
+            ]
+        )
+        self._probe()
+
+    def __call__(self, images: Images, /) -> Features:
+        check_images(images, self.name)
+        pictures = [Image.fromarray(image) for image in as_rgb(images)]
+        pixels: Tensor = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
+        with exact_inference():
+            pool, logits = self._run(pixels.to(self._device, torch.float32))
+        if pool.ndim != 2 or len(pool) != len(images):
+            raise UserError(
+                f"features {self.name}: {type(self._model).__name__} gives {tuple(pool.shape)} for "
+                f"{len(images)} images; expected a model with one vector for each image"
+            )
+        return Features(to_array(pool), logits=None if logits is None else to_array(logits))
+
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        image_features: Callable[..., Any] | None = getattr(self._model, "get_image_features", None)
+        if image_features is not None:
+            output = image_features(pixel_values=pixels)
+            return getattr(output, "pooler_output", output), None
+        base = self._model.base_model
+        assert isinstance(base, nn.Module)
+        if base is self._model:
+            return self._pooled(base(pixel_values=pixels)), None
+        seen: list[Any] = []
+        hook = base.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        try:
+            logits: Tensor = self._model(pixel_values=pixels).logits
+        finally:
+            hook.remove()
+        return self._pooled(seen[0]), logits
+
+    def _pooled(self, output: Any) -> Tensor:
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
+        if pooled is not None and self._pooler_is_whole:
+            return pooled.flatten(1)
+        hidden: Tensor = output.last_hidden_state
+        if hidden.ndim == 4:
+            return hidden.mean(dim=(2, 3))
+        return hidden[:, 0] if self._has_class_token else hidden.mean(dim=1)
+
+    def _probe(self) -> None:
+        """Refuse what does not run on images, or gives other features each time (masked autoencoders do)."""
+        image = np.random.default_rng(0).integers(0, 256, (1, _PROBE_SIDE, _PROBE_SIDE, 3), dtype=np.uint8)
+        try:
+            first, second = self(image).pool, self(image).pool
+        except UserError:
+            raise
+        except Exception as error:  # whatever a model that is not for images stumbles over
+            raise UserError(
+                f"features {self.name}: {type(self._model).__name__} does not run on images alone "
+                f"({_one_line(error)}); expected a vision model"
+            ) from error
+        if not np.allclose(first, second, rtol=1e-3, atol=1e-3 * float(np.abs(first).max())):
+            raise UserError(
+                f"features {self.name}: {type(self._model).__name__} gives other features of the same image "
+                "each time; expected a model without masking or sampling"
+            )
+
+
+def _import_transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            "features transformers:... need the package transformers; pip install 'causalfusion[eval]'"
+        ) from None
+    return transformers
+
+
+def _load(transformers: Any, model: str) -> tuple[nn.Module, set[str], Any]:
+    """The model, the weights that its checkpoint lacks, and its image processor."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(model)
+        architectures = config.architectures or []
+        is_classifier = any(name.endswith("ForImageClassification") for name in architectures)
+        kind = transformers.AutoModelForImageClassification if is_classifier else transformers.AutoModel
+        loaded, info = kind.from_pretrained(model, config=config, output_loading_info=True)
+        processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(
+            f"features transformers:{model} cannot be opened ({_one_line(error)}); expected the id of a "
+            "vision model in the cache or on a hub within reach, or a folder of one with its image processor"
+        ) from None
+    return loaded, set(info["missing_keys"]), processor
+
+
+def _check_missing(model: str, missing: set[str]) -> None:
+    """Weights that a checkpoint lacks are drawn at random. Those of a pooling layer can be done without."""
+    needed = sorted(key for key in missing if "pooler" not in key)
+    if needed:
+        more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
+        raise UserError(
+            f"features transformers:{model}: the checkpoint lacks weight {needed[0]}{more}, which would be "
+            "random; expected a whole model"
+        )
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars, no remarks on unused heads of a checkpoint or on a hub that is out of reach."""
+    logging = transformers.utils.logging
+    hub = getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(CRITICAL)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub.setLevel(hub_level)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

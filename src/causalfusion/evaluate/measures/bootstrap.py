@@ -1,0 +1,167 @@
+"""How sure a figure is: confidence intervals for the figure of the distributions, of which we have samples.
+
+Shape letters: N samples, D numbers of a feature. `level` 0.95 means: of many repetitions with other samples
+95 % of the intervals hold the figure that infinitely many samples would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from causalfusion.errors import UserError
+from causalfusion.evaluate.measures.extrapolation import (
+    debiased_frechet_distance,
+    real_and_fake,
+    statistics_of,
+)
+from causalfusion.evaluate.measures.frechet import frechet_influence
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics
+
+_DRAWN_AT_ONCE = 10_000_000
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class FrechetInterval:
+    corrected: float
+    """The distance with its bias removed (`debiased_frechet_distance`): what the interval is around."""
+    low: float
+    """At least 0."""
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    value: float
+    """The share of samples that are of their class."""
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *samples: ArrayLike,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap (Efron, 1979) of `statistic(*samples)`: its quantiles over sets drawn from each
+    of `samples` (N, ...) with repetition, each on its own (what belongs together, such as predictions and
+    labels, goes into one array).
+
+    For means and what is like a mean. Not for Fréchet distances, which repeated samples bias upwards
+    (`frechet_interval`), nor for what counts neighbours: copies are neighbours at distance 0.
+    """
+    _check(resamples, level)
+    arrays = [np.asarray(s) for s in samples]
+    if not arrays or any(a.ndim == 0 or len(a) == 0 for a in arrays):
+        raise UserError(
+            f"samples have the shapes {[a.shape for a in arrays]}; expected at least one set (N, ...), N > 0"
+        )
+    random = np.random.default_rng(seed)
+    values = np.array(
+        [statistic(*(a[random.integers(len(a), size=len(a))] for a in arrays)) for _ in range(resamples)],
+        np.float64,
+    )
+    if not np.isfinite(values).all():
+        raise UserError("the statistic is not finite on some resamples; expected numbers: use more samples")
+    return _quantiles(values, level)
+
+
+def frechet_interval(
+    real: ArrayLike | GaussianStatistics,
+    fake: ArrayLike,
+    *,
+    resamples: int = 1000,
+    halvings: int = 4,
+    seed: int = 0,
+    level: float = 0.95,
+) -> FrechetInterval:
+    """An interval for the Fréchet distance of the two distributions: that of infinitely many samples. The
+    plain distance of the samples, biased upwards, often lies above it. `real` as `GaussianStatistics` counts
+    as known exactly: the interval is then for the distance of the generated distribution to these.
+
+    The middle is the distance with its bias removed. The spread is that of the bootstrap with the distance
+    linear in the weight of each sample (`frechet_influence`; Efron's infinitesimal jackknife): repeated
+    samples, which shrink the rank of a covariance and raise its distance, do no harm, and a resample costs
+    a sum, not a decomposition. In all 3 + 2 x halvings decompositions, whatever the number of resamples.
+
+    Measured coverage at 95 %: 90 to 98 % for N from 2 D on; near equal distributions too wide (98 to 100 %);
+    from N = D down the bias is no longer of order 1 / N and it falls (to 50 % at N = D / 2).
+    """
+    _check(resamples, level)
+    x, y = real_and_fake(real, fake)
+    corrected = debiased_frechet_distance(x, y, halvings=halvings, seed=seed)
+    of_real, of_fake = statistics_of(x), GaussianStatistics.of(y)
+    random = np.random.default_rng([seed, 1])
+    moves = _resampled_means(frechet_influence(y, of_fake, of_real), resamples, random)
+    if not isinstance(x, GaussianStatistics):
+        moves += _resampled_means(frechet_influence(x, of_real, of_fake), resamples, random)
+    low, high = _quantiles(corrected + moves, level)
+    return FrechetInterval(corrected, max(low, 0.0), max(high, 0.0))
+
+
+def class_accuracy(predicted: ArrayLike, labels: ArrayLike, level: float = 0.95) -> ClassAccuracy:
+    """The share of equal classes (N,), with its interval."""
+    _check_level(level)
+    found, true = np.asarray(predicted), np.asarray(labels)
+    if found.ndim != 1 or found.shape != true.shape or len(found) == 0:
+        raise UserError(
+            f"predicted classes have shape {found.shape} and labels {true.shape}; expected both (N,), N > 0"
+        )
+    if found.dtype.kind not in "iub" or true.dtype.kind not in "iub":
+        raise UserError(
+            f"predicted classes are {found.dtype} and labels {true.dtype}; expected whole numbers"
+        )
+    hits = found == true
+    return ClassAccuracy(float(hits.mean()), *share_interval(hits, level))
+
+
+def share_interval(hits: NDArray[np.bool_], level: float = 0.95) -> Interval:
+    """Wilson's interval (1927) for the share of (N,) samples of which something is true: right near 0 and 1
+    too, where the bootstrap's has no width."""
+    _check_level(level)
+    count, share = len(hits), float(hits.mean())
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5 / (1 + z * z / count)
+    return Interval(max(middle - reach, 0.0), min(middle + reach, 1.0))
+
+
+def _resampled_means(values: NDArray[Any], resamples: int, random: np.random.Generator) -> NDArray[Any]:
+    """(resamples,): means of as many values drawn with repetition."""
+    step = max(1, _DRAWN_AT_ONCE // len(values))
+    parts = []
+    for start in range(0, resamples, step):
+        shape = (min(step, resamples - start), len(values))
+        parts.append(values[random.integers(len(values), size=shape)].mean(axis=1))
+    return np.concatenate(parts)
+
+
+def _quantiles(values: NDArray[Any], level: float) -> Interval:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def _check(resamples: int, level: float) -> None:
+    _check_level(level)
+    if resamples * (1 - level) < 2:
+        raise UserError(
+            f"resamples is {resamples}; expected at least {round(2 / (1 - level))}: fewer hold no quantile "
+            f"of level {level}"
+        )
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise UserError(f"level is {level}; expected a share between 0 and 1, such as 0.95")

@@ -1,0 +1,131 @@
+"""The Fréchet distance without the bias of finite sets, which makes it too high, by about 1 / N.
+
+Shape letters: N generated samples, M real ones, D numbers of a feature.
+
+A set may be given as `GaussianStatistics` too, such as those of a reference file: then it stands for the
+distribution itself, and only the bias of the other set is removed. Of two sets of features both shrink in
+proportion, and the biases of both are removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from causalfusion.errors import UserError
+from causalfusion.evaluate.measures.frechet import frechet_distance_of
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics, check_same_dim, feature_array
+
+Side = NDArray[Any] | GaussianStatistics
+"""(N, D), or the statistics of the distribution."""
+
+
+@dataclass(frozen=True)
+class Extrapolated:
+    value: float
+    """The intercept: the distance at 1 / N = 0. Can fall a little below 0 for equal distributions."""
+    standard_error: float
+    """Of the fit: what other random subsets of the same samples would change. Not what other samples would:
+    that is `frechet_interval`."""
+    slope: float
+    """Bias at N generated samples, times N."""
+    counts: tuple[int, ...]
+    """Of generated samples, the largest first."""
+    distances: tuple[float, ...]
+    """The mean distance of the subsets of each count."""
+
+
+def extrapolated_frechet_distance(
+    real: ArrayLike | GaussianStatistics,
+    fake: ArrayLike,
+    *,
+    points: int = 10,
+    smallest: int | None = None,
+    subsets: int = 4,
+    seed: int = 0,
+) -> Extrapolated:
+    """FID at infinitely many samples (Chong and Forsyth, 1911.07023): a line through the distances of
+    subsets at `points` counts evenly spaced in 1 / N, from all N samples down to `smallest`.
+
+    The distance is linear in 1 / N only where N is well above D: `smallest` is by default N / 10, but at
+    least 2 D, and at most N / 2. At each count up to `subsets` disjoint subsets are averaged, as many as
+    there are; the paper takes one. It takes up to points x subsets distances.
+    """
+    x, y = real_and_fake(real, fake)
+    total, dim = y.shape
+    if points < 3 or subsets < 1:
+        raise UserError(f"points is {points} and subsets {subsets}; expected at least 3 points of 1 subset")
+    lowest = smallest if smallest is not None else min(max(total // 10, 2 * dim), total // 2)
+    fewest = lowest if isinstance(x, GaussianStatistics) else min(lowest, len(x) * lowest // total)
+    if fewest < 2 or total - lowest < points:
+        raise UserError(
+            f"there are {total} generated samples, and the smallest subset has {fewest}; expected subsets "
+            f"of at least 2 and {points} counts above: use more samples or fewer points"
+        )
+    counts = [round(1 / share) for share in np.linspace(1 / total, 1 / lowest, points)]
+    random = np.random.default_rng(seed)
+    distances = []
+    for count in counts:
+        real_count = 0 if isinstance(x, GaussianStatistics) else round(len(x) * count / total)
+        parts = zip(_parts(x, real_count, subsets, random), _parts(y, count, subsets, random), strict=False)
+        distances.append(float(np.mean([frechet_distance_of(a, b) for a, b in parts])))
+    value, slope, error = _line(1 / np.array(counts), np.array(distances))
+    return Extrapolated(value, error, slope, tuple(counts), tuple(distances))
+
+
+def debiased_frechet_distance(
+    real: ArrayLike | GaussianStatistics, fake: ArrayLike, *, halvings: int = 4, seed: int = 0
+) -> float:
+    """Twice the distance of all samples less the mean one of random halves (Quenouille, 1949): the bias of
+    order 1 / N cancels, and so does to first order the randomness of the halves, each with its complement.
+    Its error is smaller than that of the extrapolation. It takes 1 + 2 x halvings distances.
+    Can fall below 0."""
+    x, y = real_and_fake(real, fake)
+    if halvings < 1:
+        raise UserError(f"halvings is {halvings}; expected at least 1")
+    if len(y) < 4 or (not isinstance(x, GaussianStatistics) and len(x) < 4):
+        raise UserError("there are fewer than 4 samples; expected at least 4: halves need 2 each")
+    random = np.random.default_rng(seed)
+    halves = []
+    for _ in range(halvings):
+        real_half = 0 if isinstance(x, GaussianStatistics) else len(x) // 2
+        parts = zip(_parts(x, real_half, 2, random), _parts(y, len(y) // 2, 2, random), strict=False)
+        halves += [frechet_distance_of(a, b) for a, b in parts]
+    return 2 * frechet_distance_of(statistics_of(x), GaussianStatistics.of(y)) - float(np.mean(halves))
+
+
+def real_and_fake(real: ArrayLike | GaussianStatistics, fake: ArrayLike) -> tuple[Side, NDArray[Any]]:
+    """Both sets, checked."""
+    names = ("real features", "generated features")
+    x = real if isinstance(real, GaussianStatistics) else feature_array(real, names[0], at_least=2)
+    y = feature_array(fake, names[1], at_least=2)
+    check_same_dim(x.dim if isinstance(x, GaussianStatistics) else x.shape[1], y.shape[1], names)
+    return x, y
+
+
+def statistics_of(side: Side) -> GaussianStatistics:
+    return side if isinstance(side, GaussianStatistics) else GaussianStatistics.of(side)
+
+
+def _parts(side: Side, count: int, most: int, random: np.random.Generator) -> Iterator[GaussianStatistics]:
+    """Of up to `most` disjoint random subsets of `count` samples; or the distribution, as often as asked."""
+    if isinstance(side, GaussianStatistics):
+        yield from [side] * most
+        return
+    order = random.permutation(len(side))
+    for part in range(min(most, len(side) // count)):
+        yield GaussianStatistics.of(side[order[part * count : (part + 1) * count]])
+
+
+def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Intercept and slope of the least-squares line, and the standard error of the intercept."""
+    deviation = x - x.mean()
+    squares = (deviation**2).sum()
+    slope = (deviation * y).sum() / squares
+    intercept = y.mean() - slope * x.mean()
+    variance = ((y - intercept - slope * x) ** 2).sum() / (len(x) - 2)
+    return float(intercept), float(slope), float(np.sqrt(variance * (1 / len(x) + x.mean() ** 2 / squares)))

@@ -1,0 +1,125 @@
+"""Fréchet distance between two sets of features, each seen as a Gaussian (FID; Heusel et al., 1706.08500).
+
+Shape letters: N, M samples, D numbers of a feature, R rank of a covariance.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from causalfusion.errors import UserError
+from causalfusion.evaluate.measures.gaussian import (
+    Array,
+    GaussianStatistics,
+    check_same_dim,
+    feature_array,
+    feature_pair,
+)
+
+_ROWS = 8192
+_ASYMMETRY = 1e-3
+
+
+def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
+    """Of features (N, D) and (M, D), N and M at least 2, in float64; 0 for equal sets."""
+    a, b = feature_pair(features_a, features_b, ("features a", "features b"))
+    return frechet_distance_of(GaussianStatistics.of(a), GaussianStatistics.of(b))
+
+
+def frechet_distance_of(a: GaussianStatistics, b: GaussianStatistics) -> float:
+    """Of two sets that are known by their statistics, each of at least 2 samples."""
+    check_same_dim(a.dim, b.dim)
+    return _distance(a.mean, a.covariance, b.mean, b.covariance)
+
+
+def frechet_distance_of_gaussians(
+    mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike
+) -> float:
+    """|m_a - m_b|² + tr(A + B - 2 (AB)^½), for means (D,) and symmetric covariances (D, D)."""
+    (m_a, a), (m_b, b) = _gaussian(mean_a, cov_a), _gaussian(mean_b, cov_b)
+    check_same_dim(len(m_a), len(m_b))
+    return _distance(m_a, a, m_b, b)
+
+
+def check_enough(count: int, dim: int, what: str) -> str | None:
+    """A one-line warning where `count` samples give a distorted Fréchet distance of D = `dim` features, None
+    where they do not. Raises UserError below two samples."""
+    if count < 2:
+        raise UserError(
+            f"{what}: {count} samples; expected at least 2 for a Fréchet distance, and more than "
+            f"{dim} for a good one"
+        )
+    if count > dim:
+        return None
+    return (
+        f"{what}: {count} samples for features of D = {dim}: the covariance is singular and the Fréchet "
+        f"distance comes out too high; use more than {dim} samples, the extrapolated distance, or the "
+        "kernel distance (KID)"
+    )
+
+
+def frechet_influence(
+    features: ArrayLike, own: GaussianStatistics, other: GaussianStatistics
+) -> NDArray[np.float64]:
+    """(N,): the derivative of the distance in the direction of each sample, `own` being the statistics of
+    these features (N, D). Their mean is 0, and their variance / N is, to first order, that of the distance
+    over other sets of N samples.
+
+    More weight on x moves the mean by x - m_a and the covariance by (x - m_a)(x - m_a)ᵀ - A, and so the
+    distance by 2 (m_a - m_b)·(x - m_a) + (x - m_a)ᵀ (1 - T) (x - m_a) + constant, where
+    T = A^-½ (A^½ B A^½)^½ A^-½ is the optimal transport map from A to B. With a singular A, T is that of its
+    range, in which all x - m_a lie.
+    """
+    from scipy.linalg import solve_triangular
+
+    array = feature_array(features)
+    check_same_dim(array.shape[1], own.dim, ("features", "their statistics"))
+    check_same_dim(own.dim, other.dim)
+    factor, rows = _factor(own.covariance)
+    left, singular, _ = np.linalg.svd(factor.T @ _factor(other.covariance)[0], full_matrices=False)
+    # T = C Cᵀ on these rows, for A = L Lᵀ, Lᵀ B L = U S² Uᵀ and C = L^-ᵀ U S^½.
+    transport = solve_triangular(factor[rows], left * np.sqrt(singular), lower=True, trans=1)
+    moved = []
+    for start in range(0, len(array), _ROWS):
+        centred = array[start : start + _ROWS] - own.mean
+        carried = ((centred[:, rows] @ transport) ** 2).sum(axis=1)
+        moved.append((centred**2).sum(axis=1) - carried + 2 * centred @ (own.mean - other.mean))
+    values = np.concatenate(moved)
+    return values - values.mean()
+
+
+def _distance(mean_a: Array, a: Array, mean_b: Array, b: Array) -> float:
+    """AB is not symmetric, and its square root carries complex residue where a covariance is singular. For
+    A = F Fᵀ and B = G Gᵀ the trace of the root is the sum of the singular values of FᵀG: real, and exact to
+    rounding for singular covariances too. (Measured at D = 2048 on one core: 3.7 s; with symmetric roots
+    instead of F and G 6.5 s, and relative errors of 1e-9 where covariances are singular; by the eigenvalues
+    of A^½ B A^½ 4 s, and 1e-8.)"""
+    overlap = np.linalg.svd(_factor(a)[0].T @ _factor(b)[0], compute_uv=False).sum()
+    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(a) + np.trace(b) - 2.0 * overlap
+    return max(float(distance), 0.0)
+
+
+def _factor(covariance: Array) -> tuple[Array, NDArray[np.intp]]:
+    """F (D, R) with F Fᵀ = covariance, by a Cholesky decomposition with pivots that stops at the rank; and
+    the R rows that make F lower triangular."""
+    from scipy.linalg import lapack
+
+    packed, order, rank, _ = lapack.dpstrf(covariance, lower=1)  # pyright: ignore[reportAttributeAccessIssue]
+    rows = np.asarray(order, np.intp) - 1
+    factor = np.empty((len(covariance), rank))
+    factor[rows] = np.tril(packed)[:, :rank]
+    return factor, rows[:rank]
+
+
+def _gaussian(mean: ArrayLike, covariance: ArrayLike) -> tuple[Array, Array]:
+    m, cov = np.asarray(mean, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
+    if m.ndim != 1 or len(m) == 0 or cov.shape != (len(m), len(m)):
+        raise UserError(
+            f"a mean has shape {m.shape} and its covariance {cov.shape}; expected (D,) and (D, D)"
+        )
+    if not (np.isfinite(m).all() and np.isfinite(cov).all()):
+        raise UserError("a mean or covariance is not finite; expected numbers: look for broken images")
+    if abs(cov - cov.T).max() > _ASYMMETRY * abs(cov).max():
+        raise UserError("a covariance is not symmetric; expected one (D, D) with equal halves")
+    return m, (cov + cov.T) / 2

@@ -1,0 +1,219 @@
+"""Images through an extractor, shared by the processes of a world; the features meet on the main one.
+
+Shape letters: N images, B of a batch, D numbers in a pooled feature, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from causalfusion.errors import UserError
+from causalfusion.evaluate.features.extractor import Extractor, Features
+from causalfusion.evaluate.measures.gaussian import GaussianStatistics
+from causalfusion.evaluate.samples.images import ImageBatch, ImageSet
+from causalfusion.files import write_whole
+from causalfusion.machine.processes import World
+from causalfusion.machine.progress import ProgressLine
+
+ALONE = World(0, 1, torch.device("cpu"))
+_STATISTICS = ("statistics", "spatial")
+_ROWS = 4096
+"""Features that are summed up together: each sum costs as much as D of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How the work is done; the features do not depend on it, but for rounding."""
+
+    batch_size: int = 64
+    num_workers: int = 0
+    """Processes that read images, for each that computes."""
+    world: World = ALONE
+    exchange: Path | None = None
+    """A folder that the processes of the world share."""
+    show_progress: bool = False
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Features of a set of images: statistics of all, the features themselves of those that are kept."""
+
+    statistics: GaussianStatistics
+    spatial: GaussianStatistics | None
+    """Of the spatial features; None where the extractor has none."""
+    indices: np.ndarray
+    """(N,) int64 places of the kept images, rising."""
+    pool: np.ndarray
+    """(N, D) float32."""
+    logits: np.ndarray | None
+    """(N, K)."""
+    labels: np.ndarray | None
+    """(N,) int64."""
+    digests: np.ndarray
+    """(N,) uint64, of the pixels: equal for equal images."""
+
+    @property
+    def count(self) -> int:
+        return self.statistics.count
+
+    def hash(self) -> str:
+        """Of the kept images' pixels."""
+        return hashlib.sha256(self.digests.tobytes()).hexdigest()[:16]
+
+    def num_repeated(self) -> int:
+        """Kept images that are equal to an earlier one."""
+        return len(self.digests) - len(np.unique(self.digests))
+
+
+def collect(
+    images: ImageSet, extractor: Extractor, work: Work, *, keep: np.ndarray | None = None
+) -> Collected | None:
+    """On the main process; elsewhere None. `keep`: the places whose features are kept, rising; None: all.
+    Several processes leave their parts in the folder `work.exchange` for a moment."""
+    world = work.world
+    running = {name: _Running() for name in _STATISTICS}
+    parts: list[dict[str, np.ndarray]] = []
+    progress = ProgressLine(len(images), 0, enabled=work.show_progress and world.is_main)
+    done = 0
+    for batch in images.batches(work.batch_size, rank=world.rank, world_size=world.size):
+        features = extractor(batch.pixels)
+        _check(features, extractor, len(batch.pixels))
+        for name, values in (("statistics", features.pool), ("spatial", features.spatial)):
+            if values is not None:
+                running[name].add(values)
+        parts.append(_kept(batch, features, keep))
+        done += len(batch.pixels)
+        progress.show(min(done * world.size, len(images)), f"features {extractor.name} of {images.name}")
+    progress.show(len(images), f"features {extractor.name} of {images.name}", force=done > 0)
+    progress.close()
+    arrays, statistics = _joined(parts), {name: sums.total() for name, sums in running.items()}
+    if world.size > 1:
+        assert work.exchange is not None, "several processes meet in a folder"
+        return _exchange(arrays, statistics, work.exchange, world)
+    return _collected(arrays, statistics, images.name)
+
+
+def _kept(batch: ImageBatch, features: Features, keep: np.ndarray | None) -> dict[str, np.ndarray]:
+    rows = np.arange(len(batch.indices))
+    if keep is not None:
+        rows = rows[np.isin(batch.indices, keep, assume_unique=True)]
+    arrays = {"indices": batch.indices[rows], "pool": features.pool[rows]}
+    arrays["digests"] = np.array([_digest(batch.pixels[row]) for row in rows], np.uint64)
+    if features.logits is not None:
+        arrays["logits"] = features.logits[rows]
+    if batch.labels is not None:
+        arrays["labels"] = batch.labels[rows]
+    return arrays
+
+
+def _digest(pixels: np.ndarray) -> int:
+    return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
+
+
+def _check(features: Features, extractor: Extractor, count: int) -> None:
+    pool = features.pool
+    if pool.ndim != 2 or len(pool) != count or not np.isfinite(pool).all():
+        raise UserError(
+            f"the features {extractor.name} of {count} images have shape {pool.shape}, or are not finite; "
+            "expected a row of numbers for each image"
+        )
+
+
+class _Running:
+    """Statistics of features that come in small batches."""
+
+    def __init__(self) -> None:
+        self._waiting: list[np.ndarray] = []
+        self._sum: GaussianStatistics | None = None
+
+    def add(self, features: np.ndarray) -> None:
+        self._waiting.append(features)
+        if sum(map(len, self._waiting)) >= _ROWS:
+            self.total()
+
+    def total(self) -> GaussianStatistics | None:
+        """Of all so far; None if there were none."""
+        if self._waiting:
+            self._sum = _merged(self._sum, GaussianStatistics.of(np.concatenate(self._waiting)))
+            self._waiting = []
+        return self._sum
+
+
+def _merged(before: GaussianStatistics | None, new: GaussianStatistics) -> GaussianStatistics:
+    return new if before is None else before.merged(new)
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Of one process: everything in one array each."""
+    names = parts[0].keys() if parts else ()
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _exchange(
+    arrays: dict[str, np.ndarray],
+    statistics: dict[str, GaussianStatistics | None],
+    folder: Path,
+    world: World,
+) -> Collected | None:
+    """All processes' parts, on the main one, through files: one folder is what they share anyway."""
+    content = dict(arrays)
+    for name, values in statistics.items():
+        if values is not None:
+            content |= {
+                f"{name}_count": np.array(values.count),
+                f"{name}_mean": values.mean,
+                f"{name}_scatter": values.scatter,
+            }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(_file_of(folder, world.rank), lambda stream: np.savez(stream, allow_pickle=False, **content))
+    world.barrier()
+    result = None
+    if world.is_main:
+        shares = [_read_share(_file_of(folder, rank)) for rank in range(world.size)]
+        whole: dict[str, GaussianStatistics | None] = dict.fromkeys(_STATISTICS)
+        for _, theirs in shares:
+            for name, values in theirs.items():
+                whole[name] = _merged(whole[name], values)
+        result = _collected(_joined([own for own, _ in shares if own]), whole, str(folder))
+    world.barrier()
+    return result
+
+
+def _file_of(folder: Path, rank: int) -> Path:
+    return folder / f".features-{rank}.npz"
+
+
+def _read_share(path: Path) -> tuple[dict[str, np.ndarray], dict[str, GaussianStatistics]]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    path.unlink()
+    statistics = {}
+    for name in _STATISTICS:
+        if f"{name}_count" in arrays:
+            count, mean, scatter = (arrays.pop(f"{name}_{part}") for part in ("count", "mean", "scatter"))
+            statistics[name] = GaussianStatistics(int(count), mean, scatter)
+    return arrays, statistics
+
+
+def _collected(
+    arrays: dict[str, np.ndarray], statistics: dict[str, GaussianStatistics | None], name: str
+) -> Collected:
+    whole = statistics["statistics"]
+    if whole is None:
+        raise UserError(f"{name} holds no image that can be read")
+    order = np.argsort(arrays["indices"])
+    rows = {name: values[order] for name, values in arrays.items()}
+    return Collected(
+        statistics=whole,
+        spatial=statistics["spatial"],
+        indices=rows["indices"],
+        pool=rows["pool"],
+        logits=rows.get("logits"),
+        labels=rows.get("labels"),
+        digests=rows["digests"],
+    )

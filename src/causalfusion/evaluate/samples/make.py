@@ -1,0 +1,167 @@
+"""Filling a sample set: what is missing of it is generated, by one process or many, batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
+from causalfusion.config import SampleConfig
+from causalfusion.config.serialize import to_dict
+from causalfusion.evaluate.samples.sample_set import SampleSet, missing, open_for_writing, write_part
+from causalfusion.files import hash_of
+from causalfusion.generate.output import describe, uses_classes, warn_of_untrained_null
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.rank import generate_best
+from causalfusion.generate.run import task_of
+from causalfusion.generate.settings import check_settings
+from causalfusion.generate.tokens import StepEvent
+from causalfusion.machine.processes import World
+from causalfusion.machine.progress import ProgressLine
+from causalfusion.saved.folder import WeightsName
+
+SHOWN = 16
+"""More classes or prompts than these are told by a hash."""
+_WEIGHTS: dict[WeightsName, str] = {"ema": "model.safetensors", "raw": "raw.safetensors"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTask:
+    """What the images of a set are to be."""
+
+    images: int
+    settings: SampleConfig
+    classes: Sequence[str] = ()
+    """Image i gets classes[i % how many]; none: balanced, image i has class i modulo their number."""
+    prompts: Sequence[str] | None = None
+    """Image i gets prompts[i % how many]."""
+    candidates: int = 1
+    seed: int = 0
+
+
+def make_samples(
+    pipeline: Pipeline,
+    model_folder: Path,
+    weights: WeightsName,
+    task: SampleTask,
+    out: Path,
+    world: World,
+    *,
+    batch_size: int = 64,
+    show_progress: bool = True,
+) -> SampleSet:
+    """The set in `out`, with all its images: those that are there, and those made now. A set of other
+    settings is refused."""
+    labels = task_of(pipeline, task.classes, task.prompts, range(1)).labels  # refuse before any work is done
+    check_settings(task.settings, pipeline.model.config, pipeline.spec.diffusion)
+    if world.is_main:
+        warn_of_untrained_null(pipeline, task.settings, labels)
+        codec, spec = pipeline.codec.config, pipeline.spec
+        facts = {
+            "image_shape": [codec.image_height, codec.image_width, codec.image_channels],
+            "class_names": spec.class_names if _tells_classes(pipeline, task) else [],
+            "model": str(model_folder.resolve()),
+            "images_seen": spec.images_seen,
+        }
+        open_for_writing(out, identity_of(pipeline, model_folder, weights, task), facts, task.images)
+    world.barrier()
+    gaps = missing(out, task.images)
+    world.barrier()  # nobody writes before all have looked
+    batches = [
+        range(start, min(start + batch_size, gap.stop))
+        for gap in gaps
+        for start in range(gap.start, gap.stop, batch_size)
+    ]
+    progress = ProgressLine(
+        task.images, task.images - sum(map(len, batches)), enabled=show_progress and world.is_main
+    )
+    _fill(pipeline, task, out, batches, world, progress)
+    world.barrier()
+    return SampleSet(out, task.images)
+
+
+def _fill(
+    pipeline: Pipeline, task: SampleTask, out: Path, batches: list[range], world: World,
+    progress: ProgressLine,
+) -> None:  # fmt: skip
+    """This process's share of the batches."""
+    if not batches:
+        return
+    before, made, begin = progress.first, 0, time.monotonic()
+    for batch in batches[world.rank :: world.size]:
+        start = time.monotonic()
+
+        def tell(event: StepEvent, made: int = made) -> None:
+            shown = f"{made * world.size / max(time.monotonic() - begin, 1e-9):.2f}/s"
+            progress.show(min(before + made * world.size, task.images), f"{shown}, {describe(event)}")
+
+        entries = task_of(pipeline, task.classes, task.prompts, batch)
+        images = generate_best(
+            pipeline, entries.labels, entries.prompts, task.settings, task.candidates,
+            seed=task.seed, image_indices=batch, watch=tell,
+        )  # fmt: skip
+        labels = np.array(entries.labels) if _tells_classes(pipeline, task) else None
+        seconds = time.monotonic() - start
+        write_part(out, batch, pipeline.codec.to_uint8(images), labels, seconds)
+        made += len(batch)
+    rate = made * world.size / max(time.monotonic() - begin, 1e-9)
+    progress.show(task.images, f"{rate:.2f}/s, generated", force=True)
+    progress.close()
+
+
+def _tells_classes(pipeline: Pipeline, task: SampleTask) -> bool:
+    """Whether every image is to be of a class."""
+    return uses_classes(pipeline) and (bool(task.classes) or task.prompts is None)
+
+
+def identity_of(
+    pipeline: Pipeline, model_folder: Path, weights: WeightsName, task: SampleTask
+) -> dict[str, Any]:
+    """What image i depends on, beside i."""
+    spec = pipeline.spec
+    codec = replace(spec.codec, autoencoder="")  # wherever it lies
+    tokenizer = model_folder / TOKENIZER_FILE
+    parts = [to_dict(c) for c in (spec.model, codec, spec.diffusion)] + [spec.text.image_context]
+    if tokenizer.is_file():
+        parts.append(spec.tokenizer_fingerprint)
+    if pipeline.codec.autoencoder is not None:
+        parts.append(pipeline.codec.autoencoder_fingerprint)
+    return {
+        "checkpoint_sha256": file_hash(model_folder / _WEIGHTS[weights]),
+        "config_hash": hash_of([json.dumps(parts, sort_keys=True)]),
+        "weights": weights,
+        "precision": str(pipeline.autocast_dtype).removeprefix("torch."),
+        "seed": task.seed,
+        "labels": label_rule(pipeline, task),
+        "prompts": "none" if task.prompts is None else _told(task.prompts, "prompts"),
+        "candidates": task.candidates,
+        "sample": to_dict(task.settings),
+    }
+
+
+def label_rule(pipeline: Pipeline, task: SampleTask) -> str:
+    """Which class image i has, in words; "none" where it has none."""
+    if not _tells_classes(pipeline, task):
+        return "none"
+    if task.classes:
+        return "given: " + _told(task.classes, "classes")
+    return f"balanced: image i has class i mod {pipeline.model.config.num_classes}"
+
+
+def _told(values: Sequence[str], what: str) -> str:
+    if len(values) <= SHOWN:
+        return ", ".join(values)
+    return f"{len(values)} {what}, hash {hash_of(values)}"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256, as `sha256sum` prints it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

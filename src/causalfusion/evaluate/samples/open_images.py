@@ -1,0 +1,85 @@
+"""From a name to images: a built-in data set, a folder, shards, a file, a set of samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from causalfusion.config import DataConfig, SplitName
+from causalfusion.config.serialize import read_json
+from causalfusion.data import guess_source, open_source
+from causalfusion.errors import UserError, printable
+from causalfusion.evaluate.samples.images import ImageSet, SourceImages
+from causalfusion.evaluate.samples.sample_set import SETTINGS, SampleSet, is_sample_set
+from causalfusion.evaluate.samples.sampled_folder import SampledFolder
+
+EXPECTED = (
+    "expected digits, shapes[:SPLIT], a folder of images, a sample set, shards (*.tar), a .jsonl or .npz file"
+)
+
+
+def open_images(
+    name: str,
+    *,
+    image_size: int = 0,
+    channels: int = 0,
+    count: int | None = None,
+    num_workers: int = 0,
+    skip_damaged: bool = False,
+) -> ImageSet:
+    """The images that `name` stands for, as `SourceImages` says."""
+    folder = Path(name).expanduser()
+    found = _settings_in(folder)
+    if found is not None and is_sample_set(found[1]):
+        samples = SampleSet(found[0], count)
+        if image_size not in (0, samples.shape[0]) or channels not in (0, samples.shape[2]):
+            wanted = f"{image_size or samples.shape[0]} pixels, {channels or samples.shape[2]} channels"
+            raise UserError(f"the samples in {name} have shape {samples.shape}; asked for are {wanted}")
+        return samples
+    if found is not None and found[1].get("command") == "sample":
+        source = SampledFolder(*found)
+    else:
+        source = open_source(data_config(name, image_size))
+    return SourceImages(
+        source, image_size=image_size, channels=channels, count=count, num_workers=num_workers,
+        skip_damaged=skip_damaged,
+    )  # fmt: skip
+
+
+def data_config(name: str, image_size: int = 0) -> DataConfig:
+    """The settings of the data set that `name` stands for."""
+    path = Path(name).expanduser()
+    kind, _, split = name.partition(":")
+    if kind == "shapes":
+        splits = get_args(SplitName)
+        if split and split not in splits:
+            raise UserError(f"{name}: shapes has no split {split!r}; expected one of {', '.join(splits)}")
+        chosen: SplitName = next((known for known in splits if known == split), "train")
+        return DataConfig(source="shapes", split=chosen, image_size=image_size)
+    if name == "digits":
+        return DataConfig(source="digits")
+    try:
+        source = guess_source(str(path))
+    except UserError as error:
+        if path.exists():
+            raise
+        raise UserError(f"{printable(name)} does not exist; {EXPECTED}") from error
+    if source == "cache":
+        raise UserError(f"{printable(name)} holds latents; {EXPECTED}")
+    return DataConfig(source=source, path=str(path))
+
+
+def sampled_settings(name: str) -> dict[str, Any] | None:
+    """What the folder says of how its images were generated, if it does."""
+    found = _settings_in(Path(name).expanduser())
+    return None if found is None else found[1]
+
+
+def _settings_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """(folder, its settings.json), here or in the folder `samples` of an evaluation."""
+    for place in (folder, folder / "samples"):
+        path = place / SETTINGS
+        if path.is_file():
+            settings = read_json(path, f"the images in {printable(place)}")
+            return (place, settings) if isinstance(settings, dict) else None
+    return None

@@ -1,0 +1,94 @@
+"""The samples of an evaluation: where they come from, and what a card says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from causalfusion.evaluate.request import DEFAULT_IMAGES, DEFAULT_MODEL, EvaluateRequest
+from causalfusion.evaluate.samples.collect import Collected
+from causalfusion.evaluate.samples.images import ImageSet, Shape
+from causalfusion.evaluate.samples.make import SampleTask, label_rule, make_samples
+from causalfusion.evaluate.samples.open_images import open_images, sampled_settings
+from causalfusion.evaluate.samples.sample_set import SampleSet
+from causalfusion.generate.output import compile_for, load_pipeline
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.run import read_prompts
+from causalfusion.machine.processes import World
+
+FOLDER = "samples"
+"""In the folder of an evaluation."""
+_OF_SAMPLE = {
+    "model": "model", "images_seen": "images_seen", "weights": "weights", "precision": "precision",
+    "seed": "seed", "candidates": "candidates", "settings": "sample",
+}  # fmt: skip
+"""What the settings of the command `sample` are called on a card."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Either a model that is to make the samples, or the samples."""
+
+    name: str
+    count: int
+    shape: Shape
+    class_names: list[str]
+    has_labels: bool
+    model: tuple[Pipeline, Path, SampleTask] | None = None
+    read: ImageSet | None = None
+
+    def images(self, request: EvaluateRequest, world: World) -> ImageSet:
+        """Generated now, as far as they are not there."""
+        if self.model is None:
+            assert self.read is not None, "it is one or the other"
+            return self.read
+        pipeline, folder, task = self.model
+        return make_samples(
+            pipeline, folder, request.weights, task, request.out / FOLDER, world,
+            batch_size=request.batch_size, show_progress=request.show_progress,
+        )  # fmt: skip
+
+
+def open_origin(request: EvaluateRequest, world: World) -> Origin:
+    if request.samples is not None:
+        images = open_images(
+            request.samples, image_size=request.image_size, count=request.images,
+            num_workers=request.num_workers,
+        )  # fmt: skip
+        labelled = next(images.batches(1)).labels is not None
+        return Origin(request.samples, len(images), images.shape, images.class_names, labelled, read=images)
+    model = request.model or DEFAULT_MODEL
+    pipeline, folder = load_pipeline(model, request.weights, request.precision, world, request.autoencoder)
+    task = SampleTask(
+        images=request.images or DEFAULT_IMAGES,
+        settings=request.settings,
+        classes=read_prompts(request.classes_file) if request.classes_file else request.classes,
+        prompts=read_prompts(request.prompts_file) if request.prompts_file else None,
+        candidates=request.candidates,
+        seed=request.seed,
+    )
+    compile_for(pipeline, task.images)
+    codec = pipeline.codec.config
+    shape = codec.image_height, codec.image_width, codec.image_channels
+    labelled = label_rule(pipeline, task) != "none"
+    names = pipeline.spec.class_names if labelled else []
+    return Origin(str(model), task.images, shape, names, labelled, model=(pipeline, folder, task))
+
+
+def sample_facts(origin: Origin, images: ImageSet, samples: Collected) -> dict[str, Any]:
+    """For a card."""
+    facts: dict[str, Any] = {
+        "name": origin.name,
+        "count": len(samples.pool),
+        "image_shape": list(images.shape),
+        "hash": samples.hash(),
+        "repeated": samples.num_repeated(),
+    }
+    if isinstance(images, SampleSet):
+        told = {key: images.settings[key] for key in ("model", "images_seen") if key in images.settings}
+        return {**facts, **told, **images.identity, "seconds": round(images.seconds(), 3)}
+    settings = sampled_settings(origin.name) or {}
+    if settings.get("command") == "sample":
+        facts |= {name: settings[key] for key, name in _OF_SAMPLE.items() if key in settings}
+    return {**facts, "fingerprint": images.fingerprint()}

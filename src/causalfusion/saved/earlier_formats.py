@@ -1,0 +1,92 @@
+"""Model folders of earlier formats, read as what they meant when they were written.
+
+Every key of a folder in the current format is required. What a folder in an earlier format leaves out is
+filled in from the table of that format, which is frozen: never from today's defaults, which may change.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from causalfusion.config.earlier import rename_settings
+
+FORMAT_1 = "causalfusion-1"
+FORMAT_2 = "causalfusion-2"
+
+_DEFAULTS_1: dict[str, Any] = {
+    "model": {
+        "hidden_size": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0, "num_class_tokens": 4,
+        "class_token_repeats": 1, "position_embedding": "sincos", "conditioning": "in_context",
+        "qk_norm": True, "num_classes": 0, "token_dim": 0, "vocab_size": 0, "max_text_tokens": 128,
+        "max_images": 1, "grid_height": 0, "grid_width": 0,
+    },
+    "codec": {
+        "autoencoder": "", "patch_size": 1, "latents": "sample", "normalization": "given", "scale": 1.0,
+        "shift": 0.0, "image_height": 0, "image_width": 0, "image_channels": 0, "latent_channels": 0,
+        "downsample": 0,
+    },
+    "diffusion": {
+        "num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon",
+        "loss_weight": "none", "snr_limit": 5.0,
+    },
+    "factorization": {
+        "distribution": "decay", "decay": 0.9, "num_ar_steps": 1, "split": "per_batch", "order": "random",
+        "block_size": 4, "given_order": [], "loss_weight": "linear", "loss_weight_first": 2.0,
+        "loss_weight_last": 1.0, "timesteps": "shared", "timesteps_per_ar_step": 1,
+    },
+    "text": {
+        "tokenizer": "", "vocab_size": 512, "caption_first": 0.8, "image_first": 0.2, "image_only": 0.0,
+        "text_only": 0.0, "caption_dropout": 0.1, "loss_coefficient": 0.3, "examples_per_sequence": 1,
+        "image_context": "clean", "max_context_timestep": 500,
+    },
+    "tokenizer_fingerprint": "", "autoencoder_fingerprint": "", "class_names": [], "class_dropout": None,
+    "images_seen": 0, "origin": "",
+}  # fmt: skip
+"""Defaults of causalfusion-1, under today's names."""
+
+LATER_IN_1 = frozenset({
+    "model.vocab_size", "model.max_text_tokens", "model.max_images", "diffusion.loss_weight",
+    "diffusion.snr_limit", "factorization.given_order", "tokenizer_fingerprint", "autoencoder_fingerprint",
+    "class_dropout", *(f"text.{name}" for name in _DEFAULTS_1["text"]),
+})  # fmt: skip
+"""Keys that came while causalfusion-1 was the format: folders from before have a right to lack them."""
+
+
+_ADDED_IN_3: dict[str, Any] = {
+    "model": {"predicts_variance": False},
+    "diffusion": {
+        "path": "ddpm", "beta_schedule": "linear", "cosine_offset": 0.008, "variance": "fixed",
+        "error_in": "prediction", "least_level": 0.05, "level_distribution": "uniform", "level_mean": 0.0,
+        "level_std": 1.0, "level_shift": 1.0, "level_range": [0.0, 1.0], "timestep_scale": 1000.0,
+        "timestep_from": "clean",
+    },
+}  # fmt: skip
+"""What came with causalfusion-3, as models of earlier formats behave."""
+
+
+def bring_forward(format_: str, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A `config.json` of an earlier format, without its `format`, as the current one has it; and what its own
+    format allowed it to leave out and was filled in, such as "diffusion.loss_weight = none". Keys that are
+    not known, and keys that its format required, are left for the reader to refuse."""
+    filled: list[str] = []
+    if format_ == FORMAT_1:
+        values, filled = _filled(rename_settings(values), _DEFAULTS_1)
+    return _filled(values, _ADDED_IN_3)[0], filled
+
+
+def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    filled: list[str] = []
+    complete = dict(values)
+    for key, default in defaults.items():
+        if not isinstance(default, dict):
+            if key not in values:
+                complete[key] = copy.deepcopy(default)
+                filled.append(f"{key} = {default!r}")
+            continue
+        table = values.get(key, {})
+        if isinstance(table, dict):
+            missing = {name: copy.deepcopy(one) for name, one in default.items() if name not in table}
+            complete[key] = {**table, **missing}
+            filled += [f"{key}.{name} = {one!r}" for name, one in missing.items()]
+    return complete, filled
