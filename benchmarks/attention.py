@@ -15,7 +15,7 @@ import torch
 
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.model.attention import DenseAttend
-from causalfusion.model.segment_attend import SegmentAttend
+from causalfusion.model.cpu_attention import SegmentAttend
 from causalfusion.sequence import PackedSequence, pack_training
 
 SHAPES = (

@@ -20,12 +20,13 @@ from causalfusion.model.attention import (
     choose_backend,
     select_attend,
 )
-from causalfusion.model.feed_forward import FeedForward, gelu_and_derivative_
-from causalfusion.model.segment_attend import (
+from causalfusion.model.cpu_attention import (
     SegmentAttend,
     attend_without_gradient,
     row_blocks,
 )
+from causalfusion.model.cpu_feed_forward import gelu_and_derivative_
+from causalfusion.model.feed_forward import FeedForward
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import PackedSequence, pack_training
 

@@ -16,8 +16,8 @@ from torch.utils._triton import has_triton
 
 from causalfusion.errors import UserError
 from causalfusion.mask import block_mask, dense_mask
+from causalfusion.model.cpu_attention import SegmentAttend
 from causalfusion.model.embeddings import rotate
-from causalfusion.model.segment_attend import SegmentAttend
 from causalfusion.sequence import PackedSequence
 
 AttentionBackend = Literal["auto", "dense", "segments", "flex"]

@@ -1,30 +1,14 @@
-"""The MLP of a block, with tanh-GELU in a form that a CPU computes fast.
+"""The MLP of a block.
 
-torch's tanh-GELU spends most of its time in an exact tanh. With tanh(u) = 2σ(2u) - 1,
-
-    gelu(h) = h σ(2u),   2u = 2√(2/π) (h + 0.044715 h³),
-    gelu'(h) = σ(2u) + gelu(h) (1 - σ(2u)) d(2u)/dh,
-
-needs one sigmoid for value and derivative. The derivative is taken in the forward pass, while everything is
-in the processor's cache, and kept in place of h, so that the backward pass is a single product.
-
-Shape letters: B images, T tokens, D width, M rows, F width of the hidden layer.
+Shape letters: B images, T tokens, D width.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LINEAR = 2 * math.sqrt(2 / math.pi)
-CUBIC = 0.044715 * LINEAR
-CHUNK = 2**18
-"""Numbers that are worked on at a time: a few float32 buffers of this size fit into two cores' caches."""
+from causalfusion.model import cpu_feed_forward as cpu
 
 
 class FeedForward(nn.Module):
@@ -37,65 +21,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        if x.device.type != "cpu" or x.dtype == torch.float64 or torch.compiler.is_compiling():
-            return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if torch.is_grad_enabled():
-            arguments = (x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            return _FeedForward.apply(*(a.to(dtype) for a in arguments))  # pyright: ignore[reportReturnType]
-        return self.fc2(_linear_gelu(x.to(dtype), self.fc1.weight.to(dtype), self.fc1.bias.to(dtype)))
-
-
-class _FeedForward(torch.autograd.Function):
-    """Both layers as one node, so that the hidden layer's memory is its own to overwrite."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        h = F.linear(x, w1, b1)
-        activation = gelu_and_derivative_(h)
-        ctx.save_for_backward(x, w1, w2, h, activation)
-        return F.linear(activation, w2, b2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor, ...]:
-        x, w1, w2, derivative, activation = ctx.saved_tensors
-        grad = grad_outputs[0].flatten(0, -2)
-        grad_h = torch.mm(grad, w2).mul_(derivative.flatten(0, -2))
-        return (
-            torch.mm(grad_h, w1).view_as(x),
-            torch.mm(grad_h.t(), x.flatten(0, -2)),
-            grad_h.sum(0),
-            torch.mm(grad.t(), activation.flatten(0, -2)),
-            grad.sum(0),
-        )
-
-
-def gelu_and_derivative_(h: Tensor) -> Tensor:
-    """gelu(h) as a new tensor; h itself becomes gelu'(h). Computed in float32 and rounded once."""
-    assert h.is_contiguous()
-    activation = torch.empty_like(h)
-    linear = torch.tensor(LINEAR)
-    buffers = torch.empty(4, min(CHUNK, h.numel()))
-    for h_part, activation_part in zip(
-        h.view(-1).split(CHUNK), activation.view(-1).split(CHUNK), strict=True
-    ):
-        x, value, sigmoid, slope = buffers[:, : h_part.numel()]
-        x.copy_(h_part)
-        torch.addcmul(linear, x, x, value=CUBIC, out=sigmoid).mul_(x).sigmoid_()
-        torch.addcmul(linear, x, x, value=3 * CUBIC, out=slope)
-        torch.mul(x, sigmoid, out=value)
-        activation_part.copy_(value)
-        slope.mul_(value)
-        h_part.copy_(slope.addcmul_(slope, sigmoid, value=-1).add_(sigmoid))
-    return activation
-
-
-def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The first layer with its GELU in one pass by oneDNN, where torch has it."""
-    runs = x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if torch.backends.mkldnn.is_available() and runs:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
-    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+        if cpu.runs_here(x):
+            return cpu.feed_forward(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

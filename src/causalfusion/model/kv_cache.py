@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causalfusion.config import ModelConfig
 from causalfusion.mask import dense_mask
-from causalfusion.model.segment_attend import attend_without_gradient
+from causalfusion.model.cpu_attention import attend_without_gradient
 from causalfusion.sequence import PackedSequence
 
 
