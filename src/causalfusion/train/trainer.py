@@ -1,4 +1,4 @@
-"""The training loop: feed -> draws -> loss -> gradients -> weights -> EMA, with everything that surrounds it.
+"""The training loop's body: draws -> documents -> errors -> gradients -> weights -> average.
 
 A run is a function of its configuration. Everything random in train step k is derived from the seed and
 from how many images were seen before, so that a run that was stopped, or killed, and started again by the
@@ -8,36 +8,23 @@ same command goes on as if nothing had happened.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
-from causalfusion.config.serialize import to_dict, to_toml
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
-from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_weights
-from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
-from causalfusion.train.ema import EMA, ema_decay
-from causalfusion.train.optimizer import learning_rate, make_optimizer, optimizer_tensors
-from causalfusion.train.parallel import build_model, data_parallel, gradient_sync
-from causalfusion.train.saver import Saver
-from causalfusion.train.sharding import UnusedParameters, gather, is_sharded, let_go, whole
-from causalfusion.train.soundness import first_not_finite
+from causalfusion.train.ema import ema_decay
+from causalfusion.train.optimizer import learning_rate
+from causalfusion.train.parallel import data_parallel, gradient_sync
+from causalfusion.train.sharding import UnusedParameters, whole
+from causalfusion.train.state import LOWER_RATE, TrainState
 from causalfusion.train.step import Arranged, Objective, TokenBatch
-
-_LOWER_RATE = (
-    "a new run with a lower train.lr can begin from the weights of an earlier checkpoint (--train.init), or "
-    "check the data"
-)
 
 
 @dataclass(frozen=True)
@@ -56,27 +43,19 @@ class StepResult:
     """Of a sequence, on average."""
 
 
-class Trainer:
-    """The state of a run, and one train step."""
+class Trainer(TrainState):
+    """One train step after another."""
 
     def __init__(self, config: RunConfig, world: World, tokenizer: Tokenizer | None = None) -> None:
-        self.config, self.world, self.tokenizer = config, world, tokenizer
-        self.markers = None if tokenizer is None else tokenizer.markers
+        super().__init__(config, world, tokenizer)
         self.process = make_process(config.diffusion)
-        self.model = build_model(config, world)
-        self.sharded = is_sharded(self.model)
-        self.ema = EMA(self.model.named_parameters())
-        self.optimizer = make_optimizer(self.model.parameters(), config.train)
+        self.markers = None if tokenizer is None else tokenizer.markers
+        self.length_multiple = config.train.length_multiple or (64 if world.device.type == "cuda" else 1)
+        self.objective = Objective(config, self.process, self.markers, self.length_multiple)
         # Without an image in it, a batch leaves the image's parameters without a gradient.
         some_unused = tokenizer is not None and config.text.text_only > 0
         self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)
         self.unused = UnusedParameters(self.model, world) if self.sharded and some_unused else None
-        self.length_multiple = config.train.length_multiple or (64 if world.device.type == "cuda" else 1)
-        self.objective = Objective(config, self.process, self.markers, self.length_multiple)
-        self.saver: Saver | None = None
-        self.progress = Progress()
-
-    # --- one step -------------------------------------------------------------------------------------
 
     def step(self, batch: TokenBatch) -> StepResult:
         """Forward and backward over the micro-batches, clip, AdamW, EMA; or nothing, if not finite."""
@@ -155,7 +134,7 @@ class Trainer:
     def _not_finite(self, batch: TokenBatch, result: StepResult) -> str:
         bad = (~torch.isfinite(batch.tokens).flatten(1).all(1)).nonzero().flatten().cpu()
         inputs = f"input samples {batch.sample_indices[bad].tolist()[:8]}" if len(bad) else "no input"
-        name = self._first_not_finite()
+        name = self.first_not_finite_name()
         blame = "these steps left the weights as they were"
         if name:
             blame = f"an earlier step made {name} not finite"
@@ -163,82 +142,5 @@ class Trainer:
             f"training stopped: {self.progress.skipped_in_a_row} steps in a row were not finite, the last at "
             f"{self.progress.images_seen} images (loss {result.loss}, gradient norm {result.grad_norm}, "
             f"learning rate {result.learning_rate:g}, {len(result.split)} AR steps; {inputs} not finite); "
-            f"{blame}, and {self._last_saved()}; {_LOWER_RATE}"
-        )
-
-    def _last_saved(self) -> str:
-        """By all processes together."""
-        self.finish_saving()
-        before = checkpoints_of(Path(self.config.out))
-        return f"the last checkpoint, {before[-1]}, is whole" if before else "there is no checkpoint yet"
-
-    def _first_not_finite(self) -> str:
-        """Name of a weight, average or moment that is not finite on this process; empty where all are."""
-        state = optimizer_tensors(self.model, self.optimizer)
-        averages = {f"the average of {name}": value for name, value in self.ema.state_dict().items()}
-        return first_not_finite([*self.model.state_dict().items(), *averages.items(), *state.items()])
-
-    # --- weights --------------------------------------------------------------------------------------
-
-    @contextmanager
-    def averaged_model(self) -> Iterator[Transformer]:
-        """The model with the EMA weights, for evaluation and sample grids. A sharded one computes where all
-        processes do, and in the precision of training: that is what its blocks are gathered in."""
-        dtype = compute_dtype(self.config.train.precision) if self.sharded else torch.float32
-        let_go(self.model)
-        with self.ema.applied(), autocast(self.world.device, dtype):
-            try:
-                yield self.model.eval()
-            finally:
-                let_go(self.model)
-                self.model.train()
-
-    def save(self, spec: ModelSpec, data: DataRecord, run: Path) -> None:
-        """A checkpoint, by all processes together; written by the time this returns, or in the background.
-
-        While steps are being skipped, no earlier checkpoint is removed for it. Raises UserError, and writes
-        nothing, where the state is not finite.
-        """
-        train, world = self.config.train, self.world
-        name = self._first_not_finite()
-        if world.any(bool(name)):
-            raise UserError(
-                f"training stopped at {self.progress.images_seen} images: {name or 'a weight'} is not "
-                f"finite, nothing was saved, and {self._last_saved()}; {_LOWER_RATE}"
-            )
-        background = train.async_checkpoint
-        if self.saver is None:
-            self.saver = Saver(
-                run, world, keep=train.keep_checkpoints, background=background, sharded=self.sharded
-            )
-        state = optimizer_tensors(self.model, self.optimizer)
-        snapshot = Snapshot(
-            replace(spec, images_seen=self.progress.images_seen), to_dict(self.config), self.progress,
-            self.tokenizer, data, to_toml(self.config.sample),
-            ema=gather(self.ema.state_dict(), world, copy=background),
-            raw=gather(self.model.state_dict(), world, copy=background),
-            optimizer=None if self.sharded else gather(state, world, copy=background),
-        )  # fmt: skip
-        healthy = not self.progress.skipped_in_a_row
-        self.saver.save(snapshot, state if self.sharded else {}, prune=healthy)
-
-    def finish_saving(self) -> None:
-        """Wait for a checkpoint that is being written."""
-        if self.saver is not None:
-            self.saver.finish()
-
-    def close(self) -> None:
-        """The last call, also after a failure."""
-        if self.saver is not None:
-            self.saver.close()
-
-    def begin_with(self, folder: Path) -> None:
-        """Take over the weights that a model is used with: as the raw ones, and as their average."""
-        weights = {name: value.float() for name, value in load_weights(folder).items()}
-        load_shares(self.model, weights, str(folder))
-        self.ema.load_state_dict(weights)
-
-    def restore(self, checkpoint: Path) -> None:
-        self.progress = load_checkpoint(
-            checkpoint, self.model, self.ema, self.optimizer, with_text=self.tokenizer is not None
+            f"{blame}, and {self.last_saved()}; {LOWER_RATE}"
         )

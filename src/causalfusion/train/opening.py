@@ -1,0 +1,85 @@
+"""From a configuration to a run that can take its first, or its next, step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.config import RunConfig
+from causalfusion.errors import UserError
+from causalfusion.generate.settings import check_settings
+from causalfusion.machine.processes import World
+from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
+from causalfusion.train.checkpoint import DataRecord
+from causalfusion.train.feed import TrainingData, open_training_data
+from causalfusion.train.parallel import fit_to_memory
+from causalfusion.train.resume import check_same_run, facts_of, micro_batches_of, with_earlier_behaviour
+from causalfusion.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run at its start, or where its last checkpoint left it."""
+
+    config: RunConfig
+    """With everything that follows from data and machine filled in."""
+    data: TrainingData
+    data_record: DataRecord
+    """What later sittings compare their data with."""
+    trainer: Trainer
+    spec: ModelSpec
+    resumed: bool
+
+
+def open_run(config: RunConfig, world: World) -> OpenRun:
+    """Open the data, build the model, and load the last checkpoint of `config.out`, or the weights of
+    `train.init`. Raises UserError, one line, for what would fail later."""
+    if config.train.attention == "flex" and world.device.type == "cpu":
+        raise UserError("train.attention is flex, which has no backward on the CPU; expected auto there")
+    checkpoints = checkpoints_of(Path(config.out))
+    last = checkpoints[-1] if checkpoints else None
+    # A run that has begun no longer needs what it began with.
+    begin_with = latest_model(Path(config.train.init)) if config.train.init and last is None else None
+    if last is not None:
+        config = _as_begun(config, last)
+    data = open_training_data(config, world, _tokenizer(config, last or begin_with, resumed=last is not None))
+    config = data.config
+    record = facts_of(data) if last is None else check_same_run(config, last, data)
+    if config.train.sample_every or config.train.sample_minutes:
+        check_settings(config.sample, config.model, config.diffusion)
+    config = fit_to_memory(config, world, at_least=1 if last is None else micro_batches_of(last))
+    trainer = Trainer(config, world, data.tokenizer)
+    if last is not None:
+        trainer.restore(last)
+    elif begin_with is not None:
+        trainer.begin_with(begin_with)
+    return OpenRun(config, data, record, trainer, _spec(config, data), resumed=last is not None)
+
+
+def _as_begun(config: RunConfig, checkpoint: Path) -> RunConfig:
+    """The settings for a run that has begun: what an earlier version did, and the normalisation that was
+    measured then, not again on every start."""
+    config = with_earlier_behaviour(config, checkpoint)
+    if config.codec.normalization != "measured":
+        return config
+    codec = load_spec(checkpoint).codec
+    return replace(
+        config, codec=replace(config.codec, normalization="given", scale=codec.scale, shift=codec.shift)
+    )
+
+
+def _tokenizer(config: RunConfig, source: Path | None, *, resumed: bool) -> Tokenizer | None:
+    """The tokenizer of the checkpoint that is resumed, or of the model that a run with text begins with."""
+    if source is None or not (resumed or config.text.tokenizer):
+        return None
+    return load_tokenizer(source, load_spec(source))
+
+
+def _spec(config: RunConfig, data: TrainingData) -> ModelSpec:
+    return ModelSpec(
+        model=config.model, codec=config.codec, diffusion=config.diffusion,
+        factorization=config.factorization, text=config.text, class_names=data.class_names,
+        class_dropout=config.train.class_dropout,
+        autoencoder_fingerprint=data.codec.autoencoder_fingerprint,
+    )  # fmt: skip

@@ -1,0 +1,119 @@
+"""The state of a run: model, average, optimizer, progress; its checkpoints, written and read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.config import RunConfig
+from causalfusion.config.serialize import to_dict, to_toml
+from causalfusion.errors import UserError
+from causalfusion.machine.processes import World
+from causalfusion.machine.runtime import autocast, compute_dtype
+from causalfusion.model.transformer import Transformer
+from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_weights
+from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
+from causalfusion.train.ema import EMA
+from causalfusion.train.optimizer import make_optimizer, optimizer_tensors
+from causalfusion.train.parallel import build_model
+from causalfusion.train.saver import Saver
+from causalfusion.train.sharding import gather, is_sharded, let_go
+from causalfusion.train.soundness import first_not_finite
+
+LOWER_RATE = (
+    "a new run with a lower train.lr can begin from the weights of an earlier checkpoint (--train.init), or "
+    "check the data"
+)
+
+
+class TrainState:
+    """Everything that a checkpoint holds, on this process."""
+
+    def __init__(self, config: RunConfig, world: World, tokenizer: Tokenizer | None = None) -> None:
+        self.config, self.world, self.tokenizer = config, world, tokenizer
+        self.model = build_model(config, world)
+        self.sharded = is_sharded(self.model)
+        self.ema = EMA(self.model.named_parameters())
+        self.optimizer = make_optimizer(self.model.parameters(), config.train)
+        self.progress = Progress()
+        self.saver: Saver | None = None
+
+    @contextmanager
+    def averaged_model(self) -> Iterator[Transformer]:
+        """The model with the EMA weights, for evaluation and sample grids. A sharded one computes where all
+        processes do, and in the precision of training: that is what its blocks are gathered in."""
+        dtype = compute_dtype(self.config.train.precision) if self.sharded else torch.float32
+        let_go(self.model)
+        with self.ema.applied(), autocast(self.world.device, dtype):
+            try:
+                yield self.model.eval()
+            finally:
+                let_go(self.model)
+                self.model.train()
+
+    def save(self, spec: ModelSpec, data: DataRecord, run: Path) -> None:
+        """A checkpoint, by all processes together; written by the time this returns, or in the background.
+
+        While steps are being skipped, no earlier checkpoint is removed for it. Raises UserError, and writes
+        nothing, where the state is not finite.
+        """
+        train, world = self.config.train, self.world
+        name = self.first_not_finite_name()
+        if world.any(bool(name)):
+            raise UserError(
+                f"training stopped at {self.progress.images_seen} images: {name or 'a weight'} is not "
+                f"finite, nothing was saved, and {self.last_saved()}; {LOWER_RATE}"
+            )
+        background = train.async_checkpoint
+        if self.saver is None:
+            self.saver = Saver(
+                run, world, keep=train.keep_checkpoints, background=background, sharded=self.sharded
+            )
+        state = optimizer_tensors(self.model, self.optimizer)
+        snapshot = Snapshot(
+            replace(spec, images_seen=self.progress.images_seen), to_dict(self.config), self.progress,
+            self.tokenizer, data, to_toml(self.config.sample),
+            ema=gather(self.ema.state_dict(), world, copy=background),
+            raw=gather(self.model.state_dict(), world, copy=background),
+            optimizer=None if self.sharded else gather(state, world, copy=background),
+        )  # fmt: skip
+        healthy = not self.progress.skipped_in_a_row
+        self.saver.save(snapshot, state if self.sharded else {}, prune=healthy)
+
+    def finish_saving(self) -> None:
+        """Wait for a checkpoint that is being written."""
+        if self.saver is not None:
+            self.saver.finish()
+
+    def close(self) -> None:
+        """The last call, also after a failure."""
+        if self.saver is not None:
+            self.saver.close()
+
+    def begin_with(self, folder: Path) -> None:
+        """Take over the weights that a model is used with: as the raw ones, and as their average."""
+        weights = {name: value.float() for name, value in load_weights(folder).items()}
+        load_shares(self.model, weights, str(folder))
+        self.ema.load_state_dict(weights)
+
+    def restore(self, checkpoint: Path) -> None:
+        self.progress = load_checkpoint(
+            checkpoint, self.model, self.ema, self.optimizer, with_text=self.tokenizer is not None
+        )
+
+    def last_saved(self) -> str:
+        """By all processes together."""
+        self.finish_saving()
+        before = checkpoints_of(Path(self.config.out))
+        return f"the last checkpoint, {before[-1]}, is whole" if before else "there is no checkpoint yet"
+
+    def first_not_finite_name(self) -> str:
+        """Name of a weight, average or moment that is not finite on this process; empty where all are."""
+        state = optimizer_tensors(self.model, self.optimizer)
+        averages = {f"the average of {name}": value for name, value in self.ema.state_dict().items()}
+        return first_not_finite([*self.model.state_dict().items(), *averages.items(), *state.items()])
