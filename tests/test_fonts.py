@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from causalfusion import fonts
+from causalfusion.pictures import fonts
 from causalfusion.pictures.compose import paragraph
 from causalfusion.pictures.fonts import Face, dejavu, shown_as
 

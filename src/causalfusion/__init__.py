@@ -23,7 +23,7 @@ _HOMES = {
     "SampleConfig": "config",
     "UserError": "errors",
     "WriteConfig": "config",
-    "load_config": "presets",
+    "load_config": "config.recipes",
 }
 
 

@@ -151,7 +151,7 @@ def test_a_killed_launcher_takes_its_processes_along(tmp_path):
 
 ORPHAN = """
 import time
-from causalfusion import watch
+from causalfusion.machine import watch
 watch._may_be_launcher = lambda process: False  # it is gone, and init has adopted this process
 watch.end_with_launcher()
 time.sleep(60)

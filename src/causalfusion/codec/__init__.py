@@ -1,0 +1,1 @@
+"""Pixels to tokens and back: autoencoders, patches, normalisation, the latent cache; text to token ids."""

@@ -1,0 +1,1 @@
+"""`causalfusion demo`: train on digits, show everything, write a report."""

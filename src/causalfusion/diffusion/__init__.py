@@ -1,0 +1,1 @@
+"""The noise: paths, predictions, levels, weights, samplers."""

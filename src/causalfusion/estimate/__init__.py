@@ -1,0 +1,1 @@
+"""What a run will cost in memory and time, before it begins."""

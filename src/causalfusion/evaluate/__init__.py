@@ -1,0 +1,1 @@
+"""From images to figures with their uncertainty."""

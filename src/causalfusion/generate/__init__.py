@@ -1,0 +1,1 @@
+"""Condition, cache, AR steps, diffusion steps, decoding; guidance, edits, captions."""

@@ -1,0 +1,1 @@
+"""Devices, processes, progress on the terminal."""

@@ -1,0 +1,1 @@
+"""The transformer: blocks, embeddings, attention, KV cache, and what they cost."""

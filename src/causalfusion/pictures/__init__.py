@@ -1,0 +1,1 @@
+"""Images composed into grids and sheets, with text on them."""

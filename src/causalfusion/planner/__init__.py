@@ -1,0 +1,1 @@
+"""Settings of generation, measured: which is best at which speed."""

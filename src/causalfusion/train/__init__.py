@@ -1,0 +1,1 @@
+"""Draws, the step, the loop, optimizer, average, checkpoints, many processes."""

@@ -1,0 +1,1 @@
+"""Result cards: written, shown, compared."""

@@ -1,0 +1,1 @@
+"""Feature extractors, and references in their spaces."""

@@ -1,0 +1,1 @@
+"""Figures from features, labels, texts and scenes."""

@@ -1,0 +1,1 @@
+"""The images that are measured: made, read, kept."""
