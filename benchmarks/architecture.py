@@ -40,11 +40,9 @@ def imports_of(room: str) -> Counter[str]:
     """How many files of the room import from each other room."""
     found: Counter[str] = Counter()
     for path in files_of(room):
-        modules = {
-            node.module.split(".")[1]
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("causalfusion.")
-        }
+        nodes = ast.walk(ast.parse(path.read_text()))
+        names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        modules = {name.split(".")[1] for name in names if name.startswith("causalfusion.")}
         found.update(modules - {room})
     return found
 

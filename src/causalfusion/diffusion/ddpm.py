@@ -5,7 +5,6 @@ A level is a timestep t, int64, 0 the cleanest of N; the model is told t itself.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -17,7 +16,7 @@ from causalfusion.diffusion.levels import draw_unit_levels
 from causalfusion.diffusion.multistep import multistep_ddpm
 from causalfusion.diffusion.process import NoisedTokens, Process
 from causalfusion.diffusion.samplers import Sampler
-from causalfusion.diffusion.schedule import NoiseSchedule, Table, at_levels, clean_tables, respacing_timesteps
+from causalfusion.diffusion.schedule import NoiseSchedule, respacing_timesteps
 from causalfusion.diffusion.variance import variational_term
 from causalfusion.errors import UserError
 
@@ -28,18 +27,25 @@ class DDPM(Process):
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__(config)
         self.schedule = NoiseSchedule.from_config(config)
+        self._weights: dict[torch.device, Tensor] = {}
+        """Of all levels, worked out in float64, where they are used."""
 
     def signal(self, levels: Tensor, like: Tensor) -> Tensor:
-        return at_levels(self.schedule.sqrt_alphas_cumprod, levels, like)
+        return self.schedule.at("sqrt_alphas_cumprod", levels, like)
 
     def noise_scale(self, levels: Tensor, like: Tensor) -> Tensor:
-        return at_levels(self.schedule.sqrt_one_minus_alphas_cumprod, levels, like)
+        return self.schedule.at("sqrt_one_minus_alphas_cumprod", levels, like)
 
     def clean_factors(
         self, prediction_type: PredictionType, levels: Tensor, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        of_noised, of_prediction = clean_tables(self.schedule, prediction_type)
-        return at_levels(of_noised, levels, like), at_levels(of_prediction, levels, like)
+        if prediction_type == "epsilon":
+            of_noise = self.schedule.at("sqrt_recipm1_alphas_cumprod", levels, like)
+            return self.schedule.at("sqrt_recip_alphas_cumprod", levels, like), -of_noise
+        signal = self.signal(levels, like)
+        if prediction_type == "v_prediction":
+            return signal, -self.noise_scale(levels, like)
+        return torch.zeros_like(signal), torch.ones_like(signal)
 
     def velocity(self, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
         raise ValueError("a chain of discrete levels has no velocity; DiffusionConfig refuses it")
@@ -52,16 +58,14 @@ class DDPM(Process):
         return (draw_unit_levels(config, shape, generator) * total).long().clamp(max=total - 1)
 
     def snr(self, levels: Tensor, like: Tensor) -> Tensor:
-        return 1.0 / at_levels(self.schedule.sqrt_recipm1_alphas_cumprod, levels, like) ** 2
+        return 1.0 / self.schedule.at("sqrt_recipm1_alphas_cumprod", levels, like) ** 2
 
     def weight(self, levels: Tensor) -> Tensor:
-        like = torch.ones(levels.shape, device=levels.device)
-        return at_levels(self._weights, levels, like)
-
-    @cached_property
-    def _weights(self) -> Table:
-        every = torch.arange(self.schedule.num_timesteps)
-        return self._weight(every, torch.ones(len(every), dtype=torch.float64)).numpy()
+        if levels.device not in self._weights:
+            every = torch.arange(self.schedule.num_timesteps)
+            weights = self._weight(every, torch.ones(len(every), dtype=torch.float64))
+            self._weights[levels.device] = weights.float().to(levels.device)
+        return self._weights[levels.device][levels]
 
     def timesteps(self, levels: Tensor) -> Tensor:
         return levels

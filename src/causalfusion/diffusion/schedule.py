@@ -8,7 +8,7 @@ Respacing keeps some of the timesteps, with β chosen such that their ᾱ do not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -31,6 +31,8 @@ class NoiseSchedule:
     betas: Table
     timestep_map: NDArray[np.int64]
     """The timestep that the model is told at each level: 0..N-1 unless respaced."""
+    _moved: dict[tuple[str, torch.dtype, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    """Tables where they are used: a GPU would wait for a copy in every training step."""
 
     def __post_init__(self) -> None:
         lowest = float(self.alphas_cumprod[-1])
@@ -48,6 +50,16 @@ class NoiseSchedule:
     def num_timesteps(self) -> int:
         """N, noise levels of this schedule."""
         return len(self.betas)
+
+    def at(self, name: str, levels: Tensor, like: Tensor) -> Tensor:
+        """The values of the table of that name at int64 levels, shaped to multiply `like`, in its dtype."""
+        key = (name, like.dtype, like.device)
+        if key not in self._moved:
+            # Cast before it is moved: some devices have no float64.
+            table = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
+            self._moved[key] = table.to(like.dtype).to(like.device)
+        values = self._moved[key][levels.to(like.device)]
+        return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
     def respace(self, num_steps: int) -> NoiseSchedule:
         """Keep `num_steps` levels, evenly spread, both ends included; a single one is the noisiest.
@@ -111,6 +123,10 @@ class NoiseSchedule:
         """Logarithm of `posterior_variance`, with level 1's value at level 0, whose own is log 0."""
         return self._log_with_level_1_at_0(self.posterior_variance)
 
+    @cached_property
+    def log_betas(self) -> Table:
+        return np.log(self.betas)
+
     def log_variance(self, kind: Literal["fixed_large", "fixed_small"]) -> Table:
         """Of a DDPM step: `fixed_large` is β, `fixed_small` the posterior's.
 
@@ -139,13 +155,6 @@ def betas_of(config: DiffusionConfig) -> Table:
     u = np.arange(total + 1, dtype=np.float64) / total
     signal = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
-
-
-def at_levels(table: Table, levels: Tensor, like: Tensor) -> Tensor:
-    """The table's values at int64 levels, shaped to multiply `like`, in its dtype."""
-    # Cast before it is moved: some devices have no float64.
-    values = torch.from_numpy(table).to(like.dtype).to(like.device)[levels.to(like.device)]
-    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
 def clean_tables(schedule: NoiseSchedule, prediction_type: PredictionType) -> tuple[Table, Table]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from causalfusion.diffusion.schedule import NoiseSchedule, Table, at_levels
+from causalfusion.diffusion.schedule import NoiseSchedule, Table
 
 _BIN = 1 / 255
 """Half the width of a grey level of images in [-1, 1]."""
@@ -24,12 +23,13 @@ _LEAST = 1e-12
 
 def range_bounds(schedule: NoiseSchedule) -> tuple[Table, Table]:
     """(ln β̃, ln β) at each level; level 0 of the first has the value of level 1, its own being ln 0."""
-    return schedule.posterior_log_variance_clipped, np.log(schedule.betas)
+    return schedule.posterior_log_variance_clipped, schedule.log_betas
 
 
 def log_variance(schedule: NoiseSchedule, variance: Tensor, levels: Tensor) -> Tensor:
     """ln of the variances that the model's numbers v mean at the levels."""
-    low, high = (at_levels(table, levels, variance) for table in range_bounds(schedule))
+    low = schedule.at("posterior_log_variance_clipped", levels, variance)
+    high = schedule.at("log_betas", levels, variance)
     share = (variance + 1) / 2
     return share * high + (1 - share) * low
 
@@ -44,16 +44,17 @@ def variational_term(
 ) -> Tensor:
     """Bits for each number: the divergence of the model's step from the true one, at level 0 the likelihood
     of the data under a Gaussian cut into grey levels. `predicted`: x_0, without gradient; `variance`: v."""
-    low = at_levels(schedule.posterior_log_variance_clipped, levels, variance)
+    low = schedule.at("posterior_log_variance_clipped", levels, variance)
     log_var = log_variance(schedule, variance, levels)
-    of_clean = at_levels(schedule.posterior_mean_coef1, levels, variance)
-    kept = at_levels(schedule.posterior_mean_coef2, levels, variance) * noised
+    of_clean = schedule.at("posterior_mean_coef1", levels, variance)
+    kept = schedule.at("posterior_mean_coef2", levels, variance) * noised
     mean, true_mean = of_clean * predicted + kept, of_clean * clean + kept
     distance = (true_mean - mean).square() * (-log_var).exp()
     divergence = 0.5 * (-1 + log_var - low + (low - log_var).exp() + distance)
     likelihood = grey_level_log_likelihood(clean, mean, 0.5 * log_var)
-    first = at_levels((schedule.timestep_map == 0).astype(np.float64), levels, variance) > 0
-    return torch.where(first, -likelihood, divergence) / math.log(2)
+    return torch.where(
+        schedule.at("timestep_map", levels, variance) == 0, -likelihood, divergence
+    ) / math.log(2)
 
 
 def grey_level_log_likelihood(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

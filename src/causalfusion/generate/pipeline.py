@@ -13,23 +13,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from causalfusion.codec.codec import Codec
-from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import SampleConfig, WriteConfig
-from causalfusion.diffusion.process import Process, make_process
+from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Document, Image, ImageToCome, Text
 from causalfusion.errors import UserError
-from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
+from causalfusion.generate.layout import draw_orders, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
-from causalfusion.generate.prompts import Prompts, image_documents
+from causalfusion.generate.prompts import image_documents
 from causalfusion.generate.read import image_of, read_image, to_picture
 from causalfusion.generate.regions import Original, read_mask, region_mask
-from causalfusion.generate.settings import check_label, parse_classes, step_sizes
-from causalfusion.generate.tokens import Context, Watcher, generate_tokens, prefill
-from causalfusion.generate.write import TokenWatcher, write_texts
+from causalfusion.generate.settings import step_sizes
+from causalfusion.generate.token_pipeline import TokenPipeline
+from causalfusion.generate.tokens import Watcher, generate_tokens, prefill
+from causalfusion.generate.write import TokenWatcher
 from causalfusion.machine.runtime import autocast
-from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import ModelSpec, WeightsName, load_parts, read_latest
+from causalfusion.saved.folder import WeightsName, load_parts, read_latest
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -38,17 +36,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """Model, codec and noise levels that belong together."""
-
-    model: Transformer
-    codec: Codec
-    spec: ModelSpec
-    process: Process
-    autocast_dtype: torch.dtype = torch.float32
-    """bfloat16 to compute in it."""
-    tokenizer: Tokenizer | None = None
-    """None: a model without text."""
+class Pipeline(TokenPipeline):
+    """A model with pictures and words on both sides."""
 
     @classmethod
     def load(
@@ -69,10 +58,6 @@ class Pipeline:
         parts, _ = read_latest(Path(folder), lambda path: load_parts(path, weights, device, autoencoder))
         model, spec, codec, tokenizer = parts
         return cls(model, codec, spec, make_process(spec.diffusion), autocast_dtype, tokenizer)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.image_out.weight.device
 
     def to_pil(self, images: Tensor) -> list[Picture]:
         """Pillow's pictures of images (B, C, H, W) in [-1, 1], as `generate` and `edit` return them."""
@@ -117,32 +102,6 @@ class Pipeline:
             watch=watch,
         )  # fmt: skip
         return self.codec.decode_tokens(tokens)
-
-    @torch.no_grad()
-    def generate_after(
-        self,
-        labels: Tensor,
-        documents: Sequence[Document] | None,
-        tokens: Tensor | None,
-        config: SampleConfig,
-        *,
-        seed: int = 0,
-        image_indices: Sequence[int] = (0,),
-        watch: Watcher | None = None,
-    ) -> Tensor:
-        """Tokens (B, L, P), in raster order, of the images to come of documents with images (N, L, P)."""
-        indices, prompts = list(image_indices), self._prompts(documents, tokens)
-        spec = self.model.config
-        sizes = step_sizes(config, spec.num_tokens, seed)
-        order = draw_orders(config, spec.grid_height, spec.grid_width, seed, indices).to(self.device)
-        noise = ImageNoise(seed, indices, spec.num_tokens, spec.token_dim)
-        with autocast(self.device, self.autocast_dtype):
-            context = prefill(self.model, labels, config, prompts=prompts)
-            new = generate_tokens(
-                self.model, self.process, config, context, order, sizes, noise, watch,
-                self._guided_numbers(config),
-            )  # fmt: skip
-        return to_raster(new, order)
 
     @torch.no_grad()
     def edit(
@@ -203,18 +162,6 @@ class Pipeline:
         inside = mask.to(self.device)
         return torch.where(inside, edited, original.repeat_interleave(variants, dim=0))
 
-    @property
-    def default_sampling(self) -> SampleConfig:
-        """How images are generated where nothing else is said."""
-        return SampleConfig(sampler=self.process.samplers[0])
-
-    def _guided_numbers(self, config: SampleConfig) -> Tensor | None:
-        """(P,) bool: the numbers of a token that guidance acts on; None: all, also of the model's output."""
-        if not config.guided_channels and self.process.numbers_per_prediction == 1:
-            return None
-        channels = self.codec.channels_of_token().to(self.device)
-        return channels < (config.guided_channels or self.codec.config.latent_channels)
-
     def _mask(self, mask: Tensor | Path | str, images: Images) -> Tensor:
         if isinstance(mask, Tensor):
             return mask
@@ -251,30 +198,6 @@ class Pipeline:
         texts = self.write(label_tensor, documents, tokens, config or WriteConfig(), seed, indices, watch)
         return [tokenizer.decode(ids) for ids in texts]
 
-    def write(
-        self,
-        labels: Tensor,
-        documents: Sequence[Document],
-        tokens: Tensor | None,
-        config: WriteConfig,
-        seed: int,
-        row_indices: Sequence[int],
-        watch: TokenWatcher | None = None,
-    ) -> list[list[int]]:
-        """Token ids of the texts that documents with images (N, L, P) have open."""
-        context = self.read(labels, documents, tokens)
-        with autocast(self.device, self.autocast_dtype):
-            return write_texts(
-                self.model, context, self.with_text().markers, config,
-                seed=seed, row_indices=row_indices, watch=watch,
-            )  # fmt: skip
-
-    @torch.no_grad()
-    def read(self, labels: Tensor, documents: Sequence[Document], tokens: Tensor | None) -> Context:
-        """The cache after documents with images (N, L, P), without guidance."""
-        with autocast(self.device, self.autocast_dtype):
-            return prefill(self.model, labels, SampleConfig(), prompts=self._prompts(documents, tokens))
-
     def _conditions(
         self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None
     ) -> tuple[Tensor, list[Document] | None]:
@@ -291,30 +214,3 @@ class Pipeline:
         if self.tokenizer is None:
             return self._labels(labels), None
         return self._labels(labels), [[Text(), ImageToCome()] for _ in labels]
-
-    def _prompts(self, documents: Sequence[Document] | None, tokens: Tensor | None = None) -> Prompts | None:
-        if documents is None:
-            return None
-        return Prompts(documents, self.with_text().markers, tokens, self.spec.text.image_context)
-
-    def null_labels(self, count: int) -> Tensor:
-        """(count,) labels that mean: no class."""
-        return self._labels([self.model.config.null_label] * count)
-
-    def with_text(self) -> Tokenizer:
-        """The tokenizer; a model without text is refused."""
-        if self.tokenizer is None:
-            raise UserError(
-                "this model was trained without text; expected one that was trained with text.tokenizer"
-            )
-        return self.tokenizer
-
-    def _labels(self, labels: Sequence[int | str]) -> Tensor:
-        """(B,) numbers of classes; the null label is one of them, names are not."""
-        num_classes, names = self.model.config.num_classes, [v for v in labels if isinstance(v, str)]
-        named = dict(zip(names, parse_classes(names, self.spec.class_names, num_classes), strict=True))
-        numbers = [named[label] if isinstance(label, str) else label for label in labels]
-        checked = [
-            number if number == num_classes else check_label(number, num_classes) for number in numbers
-        ]
-        return torch.tensor(checked, dtype=torch.int64, device=self.device)

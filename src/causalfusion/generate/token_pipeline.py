@@ -1,0 +1,135 @@
+"""A model in use, from documents to tokens: the part of generation that knows no pictures.
+
+Shape letters: B images, L image tokens, P token dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from causalfusion.codec.codec import Codec
+from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.diffusion.process import Process
+from causalfusion.documents import Document
+from causalfusion.errors import UserError
+from causalfusion.generate.layout import draw_orders, to_raster
+from causalfusion.generate.noise import ImageNoise
+from causalfusion.generate.prompts import Prompts
+from causalfusion.generate.settings import check_label, parse_classes, step_sizes
+from causalfusion.generate.tokens import Context, Watcher, generate_tokens, prefill
+from causalfusion.generate.write import TokenWatcher, write_texts
+from causalfusion.machine.runtime import autocast
+from causalfusion.model.transformer import Transformer
+from causalfusion.saved.folder import ModelSpec
+
+
+@dataclass(frozen=True)
+class TokenPipeline:
+    """Model, codec and noise that belong together."""
+
+    model: Transformer
+    codec: Codec
+    spec: ModelSpec
+    process: Process
+    autocast_dtype: torch.dtype = torch.float32
+    """bfloat16 to compute in it."""
+    tokenizer: Tokenizer | None = None
+    """None: a model without text."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.image_out.weight.device
+
+    @property
+    def default_sampling(self) -> SampleConfig:
+        """How images are generated where nothing else is said."""
+        return SampleConfig(sampler=self.process.samplers[0])
+
+    def with_text(self) -> Tokenizer:
+        """The tokenizer; a model without text is refused."""
+        if self.tokenizer is None:
+            raise UserError(
+                "this model was trained without text; expected one that was trained with text.tokenizer"
+            )
+        return self.tokenizer
+
+    def null_labels(self, count: int) -> Tensor:
+        """(count,) labels that mean: no class."""
+        return self._labels([self.model.config.null_label] * count)
+
+    def _labels(self, labels: Sequence[int | str]) -> Tensor:
+        """(B,) numbers of classes; the null label is one of them, names are not."""
+        num_classes, names = self.model.config.num_classes, [v for v in labels if isinstance(v, str)]
+        named = dict(zip(names, parse_classes(names, self.spec.class_names, num_classes), strict=True))
+        numbers = [named[label] if isinstance(label, str) else label for label in labels]
+        checked = [
+            number if number == num_classes else check_label(number, num_classes) for number in numbers
+        ]
+        return torch.tensor(checked, dtype=torch.int64, device=self.device)
+
+    def _prompts(self, documents: Sequence[Document] | None, tokens: Tensor | None = None) -> Prompts | None:
+        if documents is None:
+            return None
+        return Prompts(documents, self.with_text().markers, tokens, self.spec.text.image_context)
+
+    def _guided_numbers(self, config: SampleConfig) -> Tensor | None:
+        """(P,) bool: the numbers of a token that guidance acts on; None: all, also of the model's output."""
+        if not config.guided_channels and self.process.numbers_per_prediction == 1:
+            return None
+        channels = self.codec.channels_of_token().to(self.device)
+        return channels < (config.guided_channels or self.codec.config.latent_channels)
+
+    @torch.no_grad()
+    def generate_after(
+        self,
+        labels: Tensor,
+        documents: Sequence[Document] | None,
+        tokens: Tensor | None,
+        config: SampleConfig,
+        *,
+        seed: int = 0,
+        image_indices: Sequence[int] = (0,),
+        watch: Watcher | None = None,
+    ) -> Tensor:
+        """Tokens (B, L, P), in raster order, of the images to come of documents with images (N, L, P)."""
+        indices, prompts = list(image_indices), self._prompts(documents, tokens)
+        spec = self.model.config
+        sizes = step_sizes(config, spec.num_tokens, seed)
+        order = draw_orders(config, spec.grid_height, spec.grid_width, seed, indices).to(self.device)
+        noise = ImageNoise(seed, indices, spec.num_tokens, spec.token_dim)
+        with autocast(self.device, self.autocast_dtype):
+            context = prefill(self.model, labels, config, prompts=prompts)
+            new = generate_tokens(
+                self.model, self.process, config, context, order, sizes, noise, watch,
+                self._guided_numbers(config),
+            )  # fmt: skip
+        return to_raster(new, order)
+
+    def write(
+        self,
+        labels: Tensor,
+        documents: Sequence[Document],
+        tokens: Tensor | None,
+        config: WriteConfig,
+        seed: int,
+        row_indices: Sequence[int],
+        watch: TokenWatcher | None = None,
+    ) -> list[list[int]]:
+        """Token ids of the texts that documents with images (N, L, P) have open."""
+        context = self.read(labels, documents, tokens)
+        with autocast(self.device, self.autocast_dtype):
+            return write_texts(
+                self.model, context, self.with_text().markers, config,
+                seed=seed, row_indices=row_indices, watch=watch,
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def read(self, labels: Tensor, documents: Sequence[Document], tokens: Tensor | None) -> Context:
+        """The cache after documents with images (N, L, P), without guidance."""
+        with autocast(self.device, self.autocast_dtype):
+            return prefill(self.model, labels, SampleConfig(), prompts=self._prompts(documents, tokens))
