@@ -1,6 +1,6 @@
 """CausalFusion: causal diffusion transformers, between autoregression and diffusion (arXiv 2412.12095).
 
-What is named here is imported when it is first asked for, so that `import causalfusion` is quick.
+The public names are imported on first use, so that `import causalfusion` is quick.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "RunConfig", "SampleConfig", "UserError", "WriteConfig", "__version__", "load_config"]
 
-_HOMES = {
+_MODULES = {
     "Pipeline": "generate.pipeline",
     "RunConfig": "config",
     "SampleConfig": "config",
@@ -28,9 +28,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from causalfusion.data.guess import guess_source, one_path
+from causalfusion.data.guess import combine_paths, guess_source
 from causalfusion.data.webdataset import find_shards
 from causalfusion.errors import UserError, printable
 
@@ -42,8 +42,8 @@ def test_shards_that_a_shell_expanded_are_one_path(tmp_path):
         (tmp_path / name).touch()
         paths.append(str(tmp_path / name))
     assert guess_source(paths) == "webdataset"
-    assert find_shards(one_path(paths)) == sorted(tmp_path / path for path in paths)
-    assert one_path(paths[:1]) == paths[0]
+    assert find_shards(combine_paths(paths)) == sorted(tmp_path / path for path in paths)
+    assert combine_paths(paths[:1]) == paths[0]
     with pytest.raises(UserError, match=r"photo\.png is no shard; expected one path"):
         guess_source([*paths, "photo.png"])
 

@@ -1,7 +1,7 @@
 """Opening a KL autoencoder: a diffusers folder, a hub id, or a checkpoint in the original layout.
 
-Whatever it comes from, it is a frozen diffusers `AutoencoderKL` afterwards. Its own `scaling_factor` is not
-used: the codec's settings are the only home of a scale.
+The result is always a frozen diffusers `AutoencoderKL`. Its own `scaling_factor` is not used: the scale is a
+setting of the codec alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _EXPECTED = "a diffusers folder, an original checkpoint file, or a hub id such a
 
 
 def open_autoencoder(path: str) -> tuple[Any, int, int, int]:
-    """(autoencoder, latent channels, downsampling, image channels); in evaluation mode, without gradients."""
+    """(autoencoder, latent channels, downsampling factor, image channels). The autoencoder is in evaluation
+    mode, without gradients. Raises UserError."""
     place = Path(path).expanduser()
     if place.is_dir():
         autoencoder = _from_folder(place)
@@ -44,7 +45,7 @@ def open_autoencoder(path: str) -> tuple[Any, int, int, int]:
 
 
 def fingerprint(autoencoder: torch.nn.Module) -> str:
-    """SHA-256 over all weights in the order of their names; the same wherever they came from."""
+    """SHA-256 of all weights in the order of their names, whatever kind of file they came from."""
     digest = hashlib.sha256()
     for name, value in sorted(autoencoder.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
@@ -53,7 +54,7 @@ def fingerprint(autoencoder: torch.nn.Module) -> str:
 
 
 def save_autoencoder(autoencoder: Any, folder: Path) -> None:
-    """Write it as a diffusers folder."""
+    """Write an autoencoder as a diffusers folder."""
     autoencoder.save_pretrained(folder)
 
 
@@ -80,12 +81,11 @@ def _from_hub(name: str) -> Any:
         return _from_pretrained(name, local=True)
     except UserError:
         raise
-    except Exception:  # not fetched yet
+    except Exception:  # not in the local cache
         pass
     try:
-        HfApi().model_info(
-            name, timeout=20
-        )  # one question; loading would ask again and again without a network
+        # A single request first: loading would retry for minutes without a network.
+        HfApi().model_info(name, timeout=20)
         return _from_pretrained(name, local=False)
     except UserError:
         raise
@@ -114,7 +114,7 @@ def _from_pretrained(name: str, *, local: bool) -> Any:
         output_loading_info=True,
         torch_dtype=torch.float32,
     )
-    # Diffusers would only warn, and go on with random weights.
+    # Diffusers would only warn, and continue with random weights.
     for word, keys in (("lacks", loaded["missing_keys"]), ("has the unexpected", loaded["unexpected_keys"])):
         if keys:
             raise UserError(
@@ -132,7 +132,7 @@ def _from_checkpoint(file: Path) -> Any:
         )
     weights, settings = convert_kl_autoencoder(unwrap_checkpoint(_read_file(file), str(file)))
     try:
-        with torch.device("meta"):  # no random weights that are thrown away at once
+        with torch.device("meta"):  # avoids drawing random weights only to discard them
             autoencoder = _autoencoder_class()(**settings)
         autoencoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (RuntimeError, ValueError) as error:
@@ -155,6 +155,6 @@ def _read_file(file: Path) -> Any:
 
 
 def _brief(error: Exception) -> str:
-    """The first line, and not all of a long one."""
+    """The first line of an error, shortened to 160 characters."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if len(line) <= 160 else line[:157] + "..."

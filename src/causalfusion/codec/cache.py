@@ -2,12 +2,12 @@
 
 A cache is a folder: `00000.npy`, `00001.npy`, ... of shape (images, variants, moments, c, h, w),
 `labels.npy`, `captions.jsonl` (the list of each image's captions) if there are any, `contents.npy` (a hash of
-what each image was read from), and `manifest.json`.
-Variants are the image and, with data.flip, its mirror image; moments are mean and standard deviation of the
-autoencoder's posterior where latents are drawn from it, else the mode alone. Latents are raw: scale and shift
-are applied in use.
+each image's data), and `manifest.json`.
+Variants are the image and, with data.flip, its mirror image. Moments are the mean and standard deviation of
+the autoencoder's posterior if latents are drawn from it, else the mode alone. Latents are raw: scale and
+shift are applied on use.
 
-`causalfusion.codec.encode` writes caches, the manifest last: a folder that has one is whole.
+`causalfusion.codec.encode` writes caches, the manifest last: a folder with a manifest is complete.
 
 Shape letters: B images, c latent channels, h and w latent pixels.
 """
@@ -41,7 +41,7 @@ from causalfusion.files import map_array
 
 
 class LatentCache:
-    """Random access to the latents of a whole cache; `open_cache` makes one."""
+    """Random access to the latents of a complete cache; made by `open_cache`."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
@@ -54,14 +54,14 @@ class LatentCache:
 
     @property
     def classes(self) -> Classes | None:
-        """The numbers that the data gave the classes; None where they gave names."""
+        """The classes by their numbers in the data; None if the data name their classes."""
         numbers = self.manifest["class_numbers"]
         if numbers is None:
             return None
         return Classes(self.class_names, self.labels, np.array(numbers, np.int64))
 
     def __reduce__(self) -> tuple[Callable[[str], LatentCache], tuple[str]]:
-        """Another process opens the files itself, instead of being sent all arrays."""
+        """Pickle as the folder: another process opens the files, instead of being sent all arrays."""
         return open_cache, (str(self.folder.absolute()),)
 
     def __len__(self) -> int:
@@ -69,15 +69,16 @@ class LatentCache:
 
     @property
     def has_deviations(self) -> bool:
+        """True if the cache holds the posterior's standard deviations, so that latents can be drawn."""
         return self.manifest["moments"] == 2
 
     def statistics(self, latents: Literal["sample", "mode"]) -> tuple[float, float]:
-        """Mean and standard deviation of all raw latents: of draws from the posteriors, or of their modes."""
+        """Mean and standard deviation of all raw latents: drawn from the posteriors, or their modes."""
         return self._statistics["mean"], self._statistics[f"{latents}_std"]
 
     def read(self, indices: np.ndarray, flips: np.ndarray | None, noise: Tensor | None) -> Tensor:
-        """Raw latents (B, c, h, w), float32, of these images (where `flips`: of their mirror images), drawn
-        with this noise, on its device, or the mode for None."""
+        """Raw latents of these images, (B, c, h, w) float32, or of their mirror images where `flips` is True:
+        drawn with `noise` (same shape), on its device, or the mode if it is None."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"image {indices.min()} or {indices.max()} of a cache of {len(self)}")
@@ -92,7 +93,7 @@ class LatentCache:
         return mean + std * noise
 
     def _gather(self, indices: np.ndarray, variants: np.ndarray, num_moments: int) -> np.ndarray:
-        """(B, moments, c, h, w) in the stored type."""
+        """Stored moments of these images, (B, moments, c, h, w), in the stored type."""
         shape = (len(indices), num_moments, *self.manifest["latent_shape"])
         gathered = np.empty(shape, self.manifest["dtype"])
         shards, rows = np.divmod(indices, self.shard_size)
@@ -106,7 +107,7 @@ class LatentCache:
         return CAPTIONS in self.manifest["files"]
 
     def captions(self, indices: np.ndarray) -> list[tuple[str, ...]]:
-        """All captions of each of these images; () where there are none."""
+        """All captions of each of these images; () for an image without captions."""
         if not self.has_captions:
             return [()] * len(indices)
         try:
@@ -117,20 +118,20 @@ class LatentCache:
             ) from error
 
     def draw_captions(self, indices: np.ndarray, epochs: np.ndarray, *, seed: int) -> list[str | None]:
-        """The caption of each image in its epoch: the same that a `Loader` draws."""
-        drawn = zip(self.captions(indices), epochs.tolist(), indices.tolist(), strict=True)
-        return [draw_caption(each, seed=seed, epoch=epoch, index=index) for each, epoch, index in drawn]
+        """The caption of each image in its epoch, the same one that a `Loader` draws."""
+        images = zip(self.captions(indices), epochs.tolist(), indices.tolist(), strict=True)
+        return [draw_caption(texts, seed=seed, epoch=epoch, index=index) for texts, epoch, index in images]
 
     @cached_property
     def _caption_lines(self) -> LineFile:
-        # Read by place: the captions of a million images are hundreds of megabytes, in every process.
+        # Read by offset: the captions of a million images would take hundreds of megabytes per process.
         lines = LineFile(self.folder / CAPTIONS)
         if len(lines) != len(self):
             raise ValueError(f"{len(lines)} lines for {len(self)} images")
         return lines
 
     def codec_config(self, config: CodecConfig) -> CodecConfig:
-        """These settings with the sizes of the images that were encoded."""
+        """`config` with the sizes of the images that were encoded."""
         sizes = {name: self.manifest[name] for name in ("image_height", "image_width", "image_channels")}
         return replace(config, **sizes)
 
@@ -143,7 +144,8 @@ def _captions_of_line(line: bytes) -> tuple[str, ...]:
 
 
 def open_cache(path: str) -> LatentCache:
-    """The cache in a folder written by `causalfusion encode`; every file is checked to be whole."""
+    """The cache in a folder written by `causalfusion encode`. Raises UserError if it is unfinished, or a file
+    is missing, damaged or of another size than the manifest says."""
     folder = Path(path)
     file = folder / "manifest.json"
     if not file.is_file():
@@ -173,9 +175,9 @@ def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Cod
     """The codec of these settings, for the cache's images. Raises UserError for a cache that does not hold
     what the settings ask for.
 
-    One that holds more does fit: mean and deviation serve the mode, mirrored images may stay unused; and raw
-    latents are free of the patch size. The data themselves are compared where they are at hand: those that
-    need no path, and those whose path is given.
+    A cache that holds more is accepted: mean and deviation include the mode, and mirror images may stay
+    unused; raw latents do not depend on the patch size. The data are compared with those that were encoded
+    if they are available: built-in, or at a path that is given and exists.
     """
     kept = cache.manifest
     require_same(cache, "codec (pixels or autoencoder)", kept["kind"], codec.kind)
@@ -203,14 +205,14 @@ def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Cod
 
 
 def _is_there(path: str) -> bool:
-    """Whether there is anything at a path, or a pattern."""
+    """True for a pattern, and for a path that exists."""
     place = os.path.expanduser(path)
     return os.path.exists(place) or any(sign in place for sign in "*?[{")
 
 
 def require_same_images(cache: LatentCache, data: DataConfig) -> None:
-    """The kind of source and the size of the images. `data.image_size` also fits where it is the size that
-    the source's images have anyway."""
+    """Raises UserError unless kind, split and image size of the data are those of the cache. An image size
+    that the source's images have without cropping is accepted."""
     made = cache.manifest["data"]
     require_same(cache, "data.source", made["source"], data.source)
     require_same(cache, "data.split", made["split"], data.split)
@@ -220,7 +222,7 @@ def require_same_images(cache: LatentCache, data: DataConfig) -> None:
 
 
 def require_same(cache: LatentCache, name: str, kept: object, asked: object, *, fits: bool = False) -> None:
-    """Both values, the name and the remedy in one line, unless they are equal or fit all the same."""
+    """Raises UserError, with both values and the remedy, unless they are equal or `fits` is True."""
     if kept != asked and not fits:
         setting, is_hash, _ = name.partition(" (hash")
         do = f"change {setting}" if is_hash else f"give {as_option(name, kept)}"
@@ -231,7 +233,7 @@ def require_same(cache: LatentCache, name: str, kept: object, asked: object, *, 
 
 
 def as_option(name: str, value: object) -> str:
-    """A setting as on the command line: data.image_size and 32 as --data.image-size=32."""
+    """A setting as a command-line option: data.image_size and 32 become --data.image-size=32."""
     option = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return f"{option}={str(value).lower()}"

@@ -1,4 +1,4 @@
-"""Pixels <-> raw latents <-> normalised latents <-> tokens: one class, and the only home of a scale.
+"""Pixels <-> raw latents <-> normalised latents <-> tokens, in one class that alone applies the scale.
 
 Shape letters: B images, C image channels, H and W pixels, c latent channels, h and w latent pixels,
 L tokens, P numbers in a token.
@@ -20,12 +20,13 @@ from causalfusion.codec.patches import patchify, unpatchify
 from causalfusion.config import CodecConfig
 from causalfusion.errors import UserError
 
-_AT_A_TIME = 32
-"""Images in the autoencoder at once: its feature maps are far larger than what comes out of it."""
+_CHUNK = 32
+"""Images that the autoencoder computes at once: its feature maps are far larger than the latents."""
 
 
 class Codec:
-    """`config` is filled in: sizes, channels, scale and shift are those in use."""
+    """Encodes images to latents or tokens and back. `config` is complete: sizes, channels, scale and shift
+    are those in use."""
 
     def __init__(self, config: CodecConfig, autoencoder: Any = None) -> None:
         self.config, self.autoencoder = config, autoencoder
@@ -33,7 +34,7 @@ class Codec:
 
     @cached_property
     def autoencoder_fingerprint(self) -> str:
-        """Hash of the autoencoder's weights, the same wherever it lies; empty for pixels."""
+        """Hash of the autoencoder's weights, independent of its path; empty for pixels."""
         if self.autoencoder is None:
             return ""
         from causalfusion.codec.autoencoder import fingerprint
@@ -64,7 +65,7 @@ class Codec:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(c, h, w)."""
+        """Shape of an image's latents, (c, h, w)."""
         down = self.config.downsample
         return (
             self.config.latent_channels,
@@ -74,29 +75,29 @@ class Codec:
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and standard deviation of the raw latents (B, c, h, w) of images (B, C, H, W) in [-1, 1];
-        pixels have no deviation."""
+        """Mean and standard deviation of the raw latents, each (B, c, h, w), of images (B, C, H, W) in
+        [-1, 1]; the deviation is None for pixels. Raises UserError for images of another size."""
         expected = (self.config.image_channels, self.config.image_height, self.config.image_width)
         if images.shape[1:] != expected:
             raise UserError(f"images have shape {tuple(images.shape[1:])}; the model's are {expected}")
         if self.autoencoder is None:
             return images, None
-        with torch.autocast(images.device.type, enabled=False):  # whoever calls, latents are float32
-            parts = [self.autoencoder.encode(p.float()).latent_dist for p in images.split(_AT_A_TIME)]
+        with torch.autocast(images.device.type, enabled=False):  # latents are always float32
+            parts = [self.autoencoder.encode(p.float()).latent_dist for p in images.split(_CHUNK)]
             return torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
 
     @torch.no_grad()
     def encode_raw(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] to raw latents: a draw with this noise, or the mode for None."""
+        """Raw latents of images (B, C, H, W) in [-1, 1]: drawn with `noise`, or the mode if it is None."""
         mean, std = self.moments(images)
         return mean if noise is None or std is None else mean + std * noise
 
     def encode(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        """To normalised latents (B, c, h, w)."""
+        """Normalised latents, (B, c, h, w), of images; `noise` as in `encode_raw`."""
         return self.normalise(self.encode_raw(images, noise))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents to images in [-1, 1], clamped."""
+        """Images (B, C, H, W), clamped to [-1, 1], of normalised latents (B, c, h, w)."""
         raw = self.denormalise(latents)
         if self.autoencoder is not None:
             with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
@@ -110,14 +111,14 @@ class Codec:
         return latents / self.config.scale + self.config.shift
 
     def to_tokens(self, latents: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, L, P) in raster order."""
+        """Tokens (B, L, P), in raster order, of latents (B, c, h, w)."""
         return patchify(latents, self.config.patch_size)
 
     def to_latents(self, tokens: Tensor) -> Tensor:
         return unpatchify(tokens, self.grid_height, self.grid_width, self.config.patch_size)
 
     def channels_of_token(self) -> Tensor:
-        """(P,) int64: the channel of the latents that each number of a token belongs to."""
+        """Latent channel of each number of a token, (P,) int64."""
         channels, height, width = self.latent_shape
         latents = torch.arange(channels)[:, None, None].expand(channels, height, width)
         return self.to_tokens(latents[None])[0, 0]
@@ -129,18 +130,20 @@ class Codec:
         return self.decode(self.to_latents(tokens))
 
     def to_uint8(self, images: Tensor) -> np.ndarray:
-        """(B, H, W, C) uint8 from images in [-1, 1]."""
+        """Images (B, H, W, C) uint8 of images (B, C, H, W) in [-1, 1]."""
         pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     def with_statistics(self, mean: float, std: float) -> Codec:
-        """The same codec, its latents shifted and scaled to mean 0 and deviation 1; stored as given."""
+        """This codec with the shift and scale that bring latents of this mean and standard deviation to 0 and
+        1; its configuration holds them as given values."""
         config = replace(self.config, normalization="given", shift=mean, scale=1 / std)
         return Codec(config, self.autoencoder).to(self.device)
 
 
 def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None) -> Codec:
-    """The codec of these settings for images of `image_shape` (C, H, W); None: the config tells the size."""
+    """The codec of these settings for images of `image_shape` (C, H, W), or of the size in `config` if that
+    is None. Raises UserError for images that do not fit the autoencoder or the patch size."""
     if image_shape is not None:
         channels, height, width = image_shape
         config = replace(config, image_channels=channels, image_height=height, image_width=width)
@@ -152,7 +155,7 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
 
         autoencoder, latent_channels, downsample, image_channels = open_autoencoder(config.autoencoder)
         place = Path(config.autoencoder).expanduser()
-        if place.exists():  # the model is used from other folders too
+        if place.exists():  # stored as an absolute path, as models are used from other folders too
             config = replace(config, autoencoder=str(place.resolve()))
         if config.image_channels not in (0, image_channels):
             raise UserError(
@@ -167,6 +170,7 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
 
 
 def _check_size(config: CodecConfig) -> None:
+    """Raises UserError unless a whole number of patches covers the image."""
     cell = config.downsample * config.patch_size
     for name, side in (("height", config.image_height), ("width", config.image_width)):
         if side < cell or side % cell:
@@ -180,9 +184,10 @@ def _check_size(config: CodecConfig) -> None:
 
 
 def measure_statistics(codec: Codec, batches: Iterable[Tensor]) -> tuple[float, float]:
-    """Mean and standard deviation of the raw latents of image batches, streamed in float64.
+    """Mean and standard deviation of the raw latents of image batches, accumulated in float64.
 
-    Where latents are drawn, of the draws: Var = E[mean² + std²] - E[mean]², exactly and without noise.
+    For latents drawn from the posterior, those of the draws, exactly and without sampling them:
+    Var = E[mean² + std²] - E[mean]². Raises UserError if there are no images or the latents do not vary.
     """
     count, total, squares = 0, 0.0, 0.0
     for images in batches:

@@ -1,4 +1,4 @@
-"""Whether data are those that a latent cache was made of: by names, sizes and times, else by contents."""
+"""Checking that a latent cache was made from given data: by names, sizes and times, or by contents."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from causalfusion.errors import UserError, printable
 from causalfusion.files import cache_folder, hash_of, map_array, write_whole
 from causalfusion.machine.progress import ProgressLine
 
-_AT_ONCE = 64
+_BATCH = 64
 
 
 def fingerprint_like(manifest_format: str, source: ImageSource) -> str:
-    """The source's fingerprint, as caches of this format hold it."""
+    """The source's fingerprint as defined by this format of caches."""
     if manifest_format == OLD_FORMAT and isinstance(source, TracedSource):
         return source.sizes_fingerprint()
     return source.fingerprint()
 
 
 def require_same_data(folder: Path, manifest: dict[str, Any], source: ImageSource, setting: str) -> None:
-    """Raises UserError, with what differs, unless the cache in `folder` was made of this data.
+    """Raises UserError, naming the difference, unless the cache in `folder` was made from this data.
 
-    Where names, sizes and times do not say so, as with copied files, all contents are read and compared; that
-    they are equal is remembered in the user's cache folder.
+    If names, sizes or times differ, as for copied files, all contents are read and compared. That they are
+    equal is then recorded in the user's cache folder.
     """
     found = fingerprint_like(manifest["format"], source)
     if found == manifest["source"]:
@@ -61,17 +61,17 @@ def require_same_data(folder: Path, manifest: dict[str, Any], source: ImageSourc
             f"{len(different):,} of {len(source):,} images of {printable(source.name)} are not those that "
             f"the cache {folder} was made of, the first {source.image_name(different[0])}; {remedy}"
         )
-    with contextlib.suppress(OSError):  # then they are compared again the next time
+    with contextlib.suppress(OSError):  # without the record, they are compared again the next time
         write_whole(known, "")
 
 
 def _different(source: TracedSource, kept: np.ndarray, count: int) -> list[int]:
-    """Places of the images whose contents are others."""
+    """Indices of the images whose contents differ from those in the cache."""
     line = ProgressLine(count, 0)
     found: list[int] = []
     try:
-        for start in range(0, count, _AT_ONCE):
-            places = range(start, min(start + _AT_ONCE, count))
+        for start in range(0, count, _BATCH):
+            places = range(start, min(start + _BATCH, count))
             equal = (content_hashes(source, places) == kept[places.start : places.stop]).all(axis=1)
             found += [places[row] for row in np.flatnonzero(~equal).tolist()]
             line.show(places.stop, "compared with the cache")

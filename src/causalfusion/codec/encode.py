@@ -1,7 +1,7 @@
-"""Writing a latent cache: a source through a codec onto the disk, shard by shard (see `codec/cache.py`).
+"""Writing a latent cache, shard by shard; `codec/cache.py` describes its files.
 
-An interrupted run goes on behind the finished shards that fit. The manifest comes last, then the shards'
-notes go.
+An interrupted run continues after the finished shards of the same settings. The manifest is written last;
+then the shards' notes are removed.
 
 Shape letters: B images, C image channels, H and W pixels, c latent channels, h and w latent pixels.
 """
@@ -35,14 +35,14 @@ from causalfusion.machine.progress import ProgressLine
 from causalfusion.machine.runtime import select_device
 
 SHARD_SIZE = 4096
-"""Images in a shard: few open files, and little lost when a run is interrupted."""
+"""Images in a shard: few files to open, and little work lost when a run is interrupted."""
 
 _SETTINGS = {
     "kind": "codec (pixels or autoencoder)", "autoencoder": "codec.autoencoder (hash of the weights)",
     "latents": "codec.latents",
     "flip": "data.flip", "source": "data.path (hash of the data)",
 }  # fmt: skip
-"""What the parts of a cache's identity are called among the settings."""
+"""Names of settings, for messages, by field of a cache's identity."""
 
 DtypeName = Literal["float16", "float32"]
 
@@ -140,7 +140,7 @@ def _write(
 
 
 def _format_of(folder: Path) -> str:
-    """The format of the cache that is in the folder, finished or not; that of new ones elsewhere."""
+    """The format of the cache in the folder, finished or not; the current format if there is none."""
     if (folder / "manifest.json").is_file():
         return open_cache(str(folder)).manifest["format"]
     notes = (read_note(file) for file in sorted(folder.glob("[0-9]*.json")))
@@ -149,7 +149,8 @@ def _format_of(folder: Path) -> str:
 
 
 def _refuse_other_shards(folder: Path, identity: dict[str, Any]) -> None:
-    """Finished shards of other settings are hours of work: they are never replaced."""
+    """Raises UserError if the folder holds finished shards of other settings. They may be hours of work, so
+    they are never replaced."""
     for file in sorted(folder.glob("[0-9]*.json")):
         note = read_note(file)
         kept = identity if note is None else note["content"]
@@ -164,7 +165,7 @@ def _refuse_other_shards(folder: Path, identity: dict[str, Any]) -> None:
 def _identity(
     source: ImageSource, codec: Codec, config: RunConfig, dtype: str, shard_size: int, version: str
 ) -> dict[str, Any]:
-    """All that the content of the shards depends on; part of the manifest."""
+    """Everything on which the content of the shards depends; part of the manifest."""
     used = codec.config
     draws = codec.autoencoder is not None and used.latents == "sample"
     return {
@@ -186,7 +187,7 @@ def _identity(
 
 
 class _Batches(Dataset):
-    """Reads the i-th batch of images; made for the workers of a `DataLoader`."""
+    """A dataset of whole batches of images, for the workers of a `DataLoader`."""
 
     def __init__(self, source: ImageSource, data: DataConfig, batches: list[np.ndarray]) -> None:
         self.source, self.data, self.batches = source, data, batches
@@ -195,15 +196,15 @@ class _Batches(Dataset):
         return len(self.batches)
 
     def __getitem__(self, place: int) -> tuple[Reads, np.ndarray] | UserError:
-        """(images, hashes of their contents), as arrays: tensors would cross in shared memory, which some
-        containers lack."""
+        """(images, hashes of their contents) of a batch, or the error that reading them raised. Arrays, as
+        tensors would be sent through shared memory, which some containers lack."""
         indices = self.batches[place]
         try:
             reads = read_indices(self.source, indices, self.data)
             if not isinstance(self.source, TracedSource):
                 return reads, np.empty((0, 16), np.uint8)
             return reads, content_hashes(self.source, indices.tolist())
-        except UserError as error:  # a worker would wrap what it raises in a traceback: hand it over instead
+        except UserError as error:  # returned, as a DataLoader would wrap a raised one in a traceback
             return error
 
 
@@ -216,9 +217,9 @@ def _encoded(
     identity: dict[str, Any],
 ) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
     """(batch, stored moments (B, variants, moments, c, h, w), hashes of contents (B or 0, 16)) of all images
-    of these shards, in order.
+    of these shards, in order. Raises UserError.
 
-    A batch lies within one shard, so that what is computed together does not depend on interruptions.
+    A batch lies within one shard, so that batches are the same whether or not the run was interrupted.
     """
     batches = [
         np.arange(first, min(first + batch_size, shard.start + shard.count))
@@ -233,7 +234,7 @@ def _encoded(
         num_workers=data.num_workers,
         collate_fn=unchanged,
         worker_init_fn=leave_signals,
-        generator=torch.Generator(),  # else it would draw from the global one
+        generator=torch.Generator(),  # by default it would draw from the global generator
     )
     for found in loader:
         if isinstance(found, UserError):
@@ -253,13 +254,14 @@ def _encoded(
 
 
 def _moments(codec: Codec, images: torch.Tensor, number: int) -> list[torch.Tensor]:
-    """[mean], or [mean, deviation] for number = 2."""
+    """[mean] of the raw latents, or [mean, standard deviation] for number = 2; each (B, c, h, w)."""
     mean, std = codec.moments(images)
     return [mean] if number == 1 or std is None else [mean, std]
 
 
 def _stored(moments: np.ndarray, batch: Batch, dtype: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # told below
+    """The moments in the stored type. Raises UserError if they are not finite in it."""
+    with np.errstate(over="ignore"):  # reported below
         stored = moments.astype(dtype)
     bad = ~np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
     if bad.any():
@@ -272,17 +274,17 @@ def _stored(moments: np.ndarray, batch: Batch, dtype: str) -> np.ndarray:
 def _finish(
     folder: Path, shards: list[Shard], config: RunConfig, identity: dict[str, Any], source: ImageSource
 ) -> None:
-    """Labels, captions and the manifest, out of the shards' notes; then the notes go."""
+    """Write labels, captions and the manifest from the shards' notes, then remove the notes."""
     notes = [shard.read_note(identity) for shard in shards]
     whole = [note for note in notes if note is not None]
     if len(whole) < len(notes):
         raise UserError(f"{shards[notes.index(None)].file} changed while encoding; run encode again")
     labels = np.array([label for note in whole for label in note["labels"]], np.int64)
-    captions = [each for note in whole for each in note["captions"]]
+    captions = [texts for note in whole for texts in note["captions"]]
     write_whole(folder / "labels.npy", lambda stream: np.save(stream, labels))
     files = [folder / "labels.npy", *(shard.file for shard in shards)]
     if any(captions):
-        lines = "".join(json.dumps(each) + "\n" for each in captions)
+        lines = "".join(json.dumps(texts) + "\n" for texts in captions)
         files.append(folder / CAPTIONS)
         write_whole(folder / CAPTIONS, lines)
     hashes = b"".join(bytes.fromhex(note.get("contents", "")) for note in whole)

@@ -1,7 +1,8 @@
-"""The original KL autoencoder's checkpoints (LDM's layout, also the 16-channel one's) in diffusers' layout.
+"""Converting KL autoencoder checkpoints from the original layout (LDM's, also used by the 16-channel one) to
+diffusers' layout.
 
-Both are the same network under different names; 1x1 convolutions of the attention became linear layers.
-All sizes follow from the shapes, except the 32 groups of GroupNorm, which are the same in all of them.
+The network is the same under different names, except that the 1x1 convolutions of the attention became linear
+layers. All sizes follow from the weights' shapes, except the 32 groups of GroupNorm, which never vary.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from causalfusion.errors import UserError
 GROUPS = 32
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 WEIGHTS = ("model", "state_dict", "ema", "model_ema", "ema_state_dict")
-"""Names under which checkpoints hold a state dict."""
+"""Keys under which checkpoints hold a state dict."""
 _PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes that DistributedDataParallel and torch.compile add to every name."""
 _TRAINING_ONLY = "loss."
-"""Prefix of the perceptual loss and the discriminator, which some checkpoints carry along."""
+"""Prefix of the perceptual loss and the discriminator, which some checkpoints include."""
 
 
 def convert_kl_autoencoder(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Diffusers' state dict and the arguments of its `AutoencoderKL`.
+    """(state dict in diffusers' layout, arguments of its `AutoencoderKL`).
 
-    Strict: a weight that is missing, or that has no place, is a `UserError` that names it.
+    Raises UserError, naming the weight, if one is missing or unexpected.
     """
     weights = {name: value for name, value in state_dict.items() if not name.startswith(_TRAINING_ONLY)}
     settings = _settings(weights)
@@ -54,7 +55,7 @@ def convert_kl_autoencoder(state_dict: dict[str, Tensor]) -> tuple[dict[str, Ten
 
 
 def _settings(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The arguments of `AutoencoderKL`, from names and shapes."""
+    """The arguments of `AutoencoderKL`, derived from the weights' names and shapes."""
     levels = _count(weights, "encoder.down.{}.block.0.conv1.weight")
     blocks = _count(weights, "encoder.down.0.block.{}.conv1.weight")
     needed = ["encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight"]
@@ -90,7 +91,7 @@ def _count(weights: dict[str, Tensor], pattern: str) -> int:
 
 
 def _modules(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(original name, diffusers' name) of every module with a weight and a bias."""
+    """(original name, diffusers' name) of every module; each has a weight and a bias."""
     channels, blocks = settings["block_out_channels"], settings["layers_per_block"]
     levels = len(channels)
     inputs = [channels[0], *channels[:-1]]
@@ -99,7 +100,7 @@ def _modules(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _level(original, target, blocks, inputs[level] != channels[level], kind.startswith("Attn"))
         if level < levels - 1:
             yield f"{original}.downsample.conv", f"{target}.downsamplers.0.conv"
-    # The decoder's levels are numbered from the image in the original, from the latents in diffusers.
+    # The original numbers the decoder's levels from the image's side, diffusers from the latents' side.
     inputs = [*channels[1:], channels[-1]]
     for place, kind in enumerate(settings["up_block_types"]):
         level = levels - 1 - place
@@ -142,7 +143,8 @@ def _attention(original: str, target: str) -> Iterator[tuple[str, str]]:
 
 
 def unwrap_checkpoint(content: Any, where: str) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint file holds: itself, or the first table of WEIGHTS that it has."""
+    """The state dict in the content of a checkpoint file: the content itself, or a dict in it under one of
+    the keys WEIGHTS, nested ones too. Raises UserError if it holds no tensors."""
     for name in WEIGHTS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

@@ -1,4 +1,4 @@
-"""What a latent cache says of itself: `manifest.json`, checked whole before anything else is read."""
+"""The manifest of a latent cache, `manifest.json`: all of it is checked before anything else is read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from causalfusion.errors import UserError, printable
 
 FORMAT = "causalfusion-latents-4"
 OLD_FORMAT = "causalfusion-latents-3"
-"""Before times of files counted, and before hashes of contents were kept."""
+"""The format whose fingerprints ignore the times of files, and that holds no hashes of contents."""
 CAPTIONS = "captions.jsonl"
 CONTENTS = "contents.npy"
-"""(images, 16) uint8: a hash of what each image was read from."""
+"""File with a hash of each image's data, (images, 16) uint8."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Statistics:
 
 @dataclass(frozen=True)
 class _Data:
-    """The settings of the data that a run is compared with, beside others."""
+    """Those settings of the data that a run's settings are compared with."""
 
     source: str
     split: str
@@ -38,7 +38,7 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """The fields and their types; the rest of the package takes them from the JSON object itself."""
+    """The fields and their types, for checking; the package reads the values from the JSON object itself."""
 
     format: str
     kind: Literal["pixels", "autoencoder"]
@@ -65,7 +65,7 @@ class _Manifest:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a whole cache. Raises UserError, one line, where it cannot be one."""
+    """The manifest of a complete cache. Raises UserError if it is damaged or of another format."""
     file, where = folder / "manifest.json", f"the cache {printable(folder)}"
     values = read_json(file, where)
     version = values.get("format") if isinstance(values, dict) else None
@@ -97,7 +97,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_arrays(manifest: dict[str, Any], labels: np.ndarray, shards: list[np.ndarray]) -> None:
-    """Raises ValueError for arrays that are not those of the manifest."""
+    """Raises ValueError for arrays whose type, shape or labels do not match the manifest."""
     count, size = manifest["count"], manifest["shard_size"]
     classes = max(len(manifest["class_names"]), 1)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":

@@ -1,4 +1,4 @@
-"""Latents to tokens and back: one token is a square patch.
+"""Latents to tokens and back; one token is a square patch of latent pixels.
 
 Shape letters: B images, C channels, h and w latent pixels, L tokens, P = patch² C numbers in a token.
 """
@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def patchify(latents: Tensor, patch_size: int) -> Tensor:
-    """(B, C, h, w) -> (B, L, P): tokens in raster order; in a token, rows of pixels, channels fastest."""
+    """Tokens (B, L, P) of latents (B, C, h, w). Tokens are in raster order; inside a token pixels are in
+    raster order and channels vary fastest. Raises ValueError if the patch size does not divide h and w."""
     batch, channels, height, width = latents.shape
     rows, columns = height // patch_size, width // patch_size
     if (rows * patch_size, columns * patch_size) != (height, width):
@@ -19,7 +20,8 @@ def patchify(latents: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, grid_height: int, grid_width: int, patch_size: int) -> Tensor:
-    """The inverse of `patchify`."""
+    """Latents (B, C, h, w) of tokens (B, L, P), the inverse of `patchify`. Raises ValueError if the grid does
+    not have L tokens."""
     batch, channels = tokens.shape[0], tokens.shape[2] // patch_size**2
     expected = (batch, grid_height * grid_width, channels * patch_size**2)
     if tokens.shape != expected:

@@ -1,8 +1,8 @@
-"""The files of a latent cache as they are written: whole shards, each with a note, or nothing.
+"""Writing the shards of a latent cache, each atomically and with a note.
 
-Every file is written under another name, flushed and renamed. A shard is finished when its note
-(`00000.json`: labels, captions, sums) lies beside it; the note holds all that the shard's content depends on,
-so that an interrupted run keeps the shards that fit and touches no others.
+Every file is written under a temporary name, flushed and renamed. A shard is finished when its note
+(`00000.json`: labels, captions, sums) lies beside it. The note holds everything on which the shard's content
+depends, so that a resumed run keeps finished shards of the same settings and touches no others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from causalfusion.files import write_whole
 
 @dataclass
 class Tally:
-    """How far the work is, and how many images had to be replaced as they cannot be read."""
+    """Counts of encoded images, and of images that were replaced because they cannot be read."""
 
     num_images: int
     progress: Callable[[int], None]
@@ -32,9 +32,10 @@ class Tally:
     replaced: int = 0
 
     def add(self, done: int, replaced: int) -> None:
+        """Raises UserError if too many images had to be replaced."""
         self.done, self.replaced = self.done + done, self.replaced + replaced
         allowed = allowed_unreadable(self.num_images)
-        if self.replaced > allowed:  # training would stop as well
+        if self.replaced > allowed:  # the limit of training, too
             raise UserError(
                 f"{self.replaced} of {self.num_images} images cannot be read, more than {allowed}; the "
                 "warnings above name them: remove or repair them"
@@ -53,7 +54,7 @@ class Shard:
         return self.file.with_suffix(".json")
 
     def read_note(self, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """The note of a finished shard of this content; None if it has to be (re)made."""
+        """The note of a finished shard of this identity; None if the shard has to be written (again)."""
         note = read_note(self.note_file)
         if note is None or note["content"] != identity or not self.file.is_file():
             return None
@@ -62,9 +63,9 @@ class Shard:
     def write(
         self, encoded: Iterator[tuple[Batch, np.ndarray, np.ndarray]], identity: dict[str, Any], tally: Tally
     ) -> None:
-        """Take this shard's images off the stream of encoded batches; none of them reaches beyond its end."""
+        """Write this shard and its note from the stream of encoded batches, none of which crosses its end."""
         note: dict[str, Any] = {"replaced": 0, "labels": [], "captions": [], "contents": ""}
-        note |= {"sum": 0.0, "squares": 0.0, "variances": 0.0}  # of means, means² and deviations²
+        note |= {"sum": 0.0, "squares": 0.0, "variances": 0.0}  # sums of means, means² and deviations²
         variants = 2 if identity["flip"] else 1
         shape = (self.count, variants, identity["moments"], *identity["latent_shape"])
         dtype = np.dtype(identity["dtype"]).newbyteorder("<")
@@ -86,7 +87,7 @@ class Shard:
                 note["replaced"] += replaced
                 tally.add(len(batch.labels), replaced)
 
-        self.note_file.unlink(missing_ok=True)  # of another content: it must never stand beside the new shard
+        self.note_file.unlink(missing_ok=True)  # an old note must never lie beside the new shard
         write_whole(self.file, content)
         note |= {"content": identity, "bytes": self.file.stat().st_size}
         write_whole(self.note_file, lambda stream: stream.write(json.dumps(note).encode()))
@@ -106,11 +107,11 @@ class _Note:
     squares: float
     variances: float
     contents: str = ""
-    """Hashes of contents, in hexadecimal; earlier versions kept none."""
+    """Hashes of the images' data, in hexadecimal; notes of earlier versions have none."""
 
 
 def read_note(file: Path) -> dict[str, Any] | None:
-    """A shard's note; None where there is none, or something else: the shard is then made again."""
+    """A shard's note; None if the file is missing or no valid note: the shard is then written again."""
     try:
         values = read_json(file, "a note")
         return to_dict(from_dict(_Note, values)) if isinstance(values, dict) else None

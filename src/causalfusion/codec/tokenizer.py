@@ -1,7 +1,7 @@
-"""Text <-> ids: any Hugging Face tokenizer, with five markers behind its vocabulary.
+"""Text <-> ids: any Hugging Face tokenizer, with five markers appended to its vocabulary.
 
-The markers are ids only. They are in no vocabulary, so no text can produce one: "<image>" in a caption is
-ordinary text, whatever the tokenizer.
+The markers are ids only. They are in no tokenizer's vocabulary, so no text can produce one: "<image>" in a
+caption is ordinary text.
 """
 
 from __future__ import annotations
@@ -11,23 +11,19 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from causalfusion.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 MARKERS = ("<text>", "</text>", "<image>", "</image>", "<end>")
-"""Begin and end of a text, begin and end of an image, end of the sequence: how the markers are shown."""
+"""The markers as displayed: begin and end of a text, begin and end of an image, end of the sequence."""
 
 FILE_NAME = "tokenizer.json"
 MIN_VOCAB_SIZE = 256 + len(MARKERS)
-"""Every byte is a token, so that any text has ids."""
+"""Smallest vocabulary: one token for every byte, so that any text can be encoded, and the markers."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_GAPS = 16
-"""Ids for each token that a vocabulary with gaps may have."""
+"""Largest ratio of ids to tokens in a vocabulary whose ids have gaps."""
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -44,7 +40,8 @@ class Markers:
 
 
 class Tokenizer:
-    """`json` is the content of a tokenizer.json. Raises ValueError where it is not one."""
+    """A tokenizer with its markers. `json` is the content of a tokenizer.json; anything else raises
+    ValueError."""
 
     def __init__(self, json: str) -> None:
         import tokenizers
@@ -53,13 +50,13 @@ class Tokenizer:
             self._base = tokenizers.Tokenizer.from_str(json)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # its errors are bare `Exception`s, and its panics not even that
+        except BaseException as error:  # the library raises bare `Exception`s; its panics are not even those
             raise ValueError(str(error)) from None
-        # What some files ask for would cut texts off, lengthen them, or read a text's words as commands.
+        # Some files request truncation, padding, or special tokens inside ordinary text.
         self._base.no_truncation()
         self._base.no_padding()
         self._base.encode_special_tokens = True
-        # Not their number: the ids of a vocabulary may have gaps.
+        # Not the number of tokens, as the ids of a vocabulary may have gaps.
         ids = self._base.get_vocab(with_added_tokens=True).values()
         self.base_size = max(ids, default=-1) + 1
         if self.base_size == 0:
@@ -72,47 +69,48 @@ class Tokenizer:
         """Number of ids, markers included."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, never a marker's. What is no character (a lone surrogate, from a command line that
-        is not UTF-8) is read as U+FFFD."""
+        """The ids of a text, never those of markers. A lone surrogate (from a command line that is not UTF-8)
+        is encoded as U+FFFD."""
         text = _LONE_SURROGATES.sub(_REPLACEMENT, text)
         return self._base.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text. Markers and ids that do not exist are left out; bytes that are not UTF-8 become U+FFFD."""
+        """The text of ids. Markers and unknown ids are skipped; bytes that are not UTF-8 become U+FFFD."""
         known = [token for token in ids if 0 <= token < self.base_size]
         return self._base.decode(known, skip_special_tokens=False)
 
     def decode_stream(self) -> DecodeStream:
+        """A decoder for ids that arrive one by one."""
         return DecodeStream(self)
 
     def to_json(self) -> str:
-        """The content of a tokenizer.json, from which `Tokenizer` makes an equal one."""
+        """The content of a tokenizer.json, from which `Tokenizer` restores this tokenizer."""
         return self._base.to_str()
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of all that decides which ids a text has."""
+        """A short hash of everything that determines the ids of a text."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
 class DecodeStream:
-    """Text from ids that come one by one: all that is fed and flushed, joined, is `decode` of all ids."""
+    """Decodes ids one by one: the texts returned by `feed` and `flush`, joined, equal `decode` of all ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         self.given = 0
-        """Characters handed out."""
+        """Number of characters returned so far."""
 
     def feed(self, token: int) -> str:
-        """The text that has become final. A character whose last bytes are still to come is held back: at the
-        end of what is decoded it shows as U+FFFD."""
+        """The text that became final with this id. An incomplete character, decoded as a final U+FFFD, is
+        held back until its last bytes arrive."""
         self.ids.append(token)
-        # All of it each time, as some decoders depend on what comes before (a first word's space, say).
+        # All ids each time, as some decoders depend on the preceding ones (such as a first word's space).
         return self._advance(self.tokenizer.decode(self.ids).rstrip(_REPLACEMENT))
 
     def flush(self) -> str:
-        """What was held back."""
+        """The text that is still held back."""
         return self._advance(self.tokenizer.decode(self.ids))
 
     def _advance(self, text: str) -> str:
@@ -122,9 +120,9 @@ class DecodeStream:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids, markers included; fewer where the texts have no more to
-    merge. Lossless: decode(encode(text)) == text for any Unicode text. Words are split as GPT-2 does, a word
-    with the space before it."""
+    """A byte-level BPE of at most `vocab_size` ids, markers included; fewer if the texts have nothing more to
+    merge. Lossless: decode(encode(text)) == text for any Unicode text. Words are split as in GPT-2, each with
+    the space before it. Raises UserError for a `vocab_size` below MIN_VOCAB_SIZE."""
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
             f"vocab_size is {vocab_size}; expected at least {MIN_VOCAB_SIZE}: 256 bytes and "
@@ -147,7 +145,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, of a folder that holds one (a model's, say), or of a hub id."""
+    """The tokenizer in a tokenizer.json, in a folder with one (such as a model's), or under a hub id. Raises
+    UserError."""
     path = Path(name)
     if name and path.is_dir():
         if not (path / FILE_NAME).is_file():
@@ -164,7 +163,8 @@ def open_tokenizer(name: str) -> Tokenizer:
 
 
 def check_fits(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
-    """Raises UserError unless the model of `where` has this tokenizer's number of ids."""
+    """Raises UserError, its message beginning with `where`, unless a model's vocabulary has the tokenizer's
+    size."""
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"{where}: the tokenizer has {tokenizer.vocab_size} tokens ({len(MARKERS)} markers included), "
@@ -187,10 +187,11 @@ def _hub_file(name: str) -> Path:
     hub = HfApi()
     try:
         return Path(hub.hf_hub_download(name, FILE_NAME, local_files_only=True))
-    except Exception:  # not fetched yet
+    except Exception:  # not in the local cache
         pass
     try:
-        hub.model_info(name, timeout=20)  # one question; a download asks again and again without a network
+        # A single request first: a download would retry for minutes without a network.
+        hub.model_info(name, timeout=20)
         return Path(hub.hf_hub_download(name, FILE_NAME))
     except Exception as error:  # no network, no such repository, no access, no such file
         reason = str(error).strip().splitlines() or [type(error).__name__]

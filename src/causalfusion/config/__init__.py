@@ -1,4 +1,4 @@
-"""Every setting: frozen dataclasses, validated where they are made; recipes; JSON and back."""
+"""All settings: frozen dataclasses that validate themselves; recipes; conversion to JSON and back."""
 
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.generation import OrderName, SampleConfig, SamplerName

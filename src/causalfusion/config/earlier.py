@@ -1,6 +1,6 @@
-"""Settings under the names that they had in earlier versions, brought to today's names.
+"""Renaming settings of earlier versions.
 
-`codec.path` is `codec.autoencoder`; `codec.kind` is gone: the tokens are patches of latents where an
+`codec.path` became `codec.autoencoder`. `codec.kind` no longer exists: tokens are patches of latents if an
 autoencoder is given, else of pixels.
 """
 
@@ -13,13 +13,14 @@ from typing import Any
 from causalfusion.errors import UserError
 
 UNNAMED_AUTOENCODER = "autoencoder"
-"""Stands for the autoencoder where a file only says `codec.kind = "autoencoder"`: refused where it is not
-there, so that pixels are never taken instead in silence."""
+"""Placeholder for the path in files that say `codec.kind = "autoencoder"` and give none. Opening it fails, so
+that pixels are never used by mistake."""
 
 
 def rename_settings(values: dict[str, Any], source: str = "") -> dict[str, Any]:
-    """Tables of settings under today's names. `source` names a file that the user wrote, who is told of what
-    is to be changed in it; empty: files that this software wrote, in which `kind` overruled `path`."""
+    """Tables of settings under their current names. `source` names a file that the user wrote: a warning says
+    what to change in it, and a contradiction raises UserError. It is empty for a file that this software
+    wrote, in which `kind` overrode `path`."""
     codec = values.get("codec")
     if not isinstance(codec, dict) or not {"path", "kind"} & codec.keys():
         return values
@@ -49,7 +50,8 @@ def rename_settings(values: dict[str, Any], source: str = "") -> dict[str, Any]:
 
 
 def rename_options(tokens: Sequence[str]) -> list[str]:
-    """A command line without `--codec.kind`, and with `--codec.autoencoder` for `--codec.path`."""
+    """A command line without `--codec.kind`, and with `--codec.autoencoder` instead of `--codec.path`. Raises
+    UserError if the two contradict each other."""
     kept: list[str] = []
     kind: str | None = None
     takes_kind = False
@@ -62,10 +64,8 @@ def rename_options(tokens: Sequence[str]) -> list[str]:
         else:
             kept.append(f"--codec.autoencoder{equals}{value}" if option == "--codec.path" else token)
     if kept != list(tokens):
-        warnings.warn(
-            "--codec.kind and --codec.path became --codec.autoencoder, the path of the autoencoder "
-            "(none: pixels)", stacklevel=2,
-        )  # fmt: skip
+        note = "--codec.kind and --codec.path became --codec.autoencoder, the path of the autoencoder"
+        warnings.warn(f"{note} (none: pixels)", stacklevel=2)
     if kind is None:
         return kept
     named = any(token.partition("=")[0] == "--codec.autoencoder" for token in kept)
@@ -74,6 +74,6 @@ def rename_options(tokens: Sequence[str]) -> list[str]:
     if kind == "autoencoder" and named:
         return kept
     raise UserError(
-        f"--codec.kind {kind} is not to be had {'with' if named else 'without'} --codec.autoencoder, "
-        "which alone decides: its path, or nothing for pixels"
+        f"--codec.kind {kind} cannot be used {'with' if named else 'without'} --codec.autoencoder, "
+        "which alone decides: give its path, or nothing for pixels"
     )

@@ -1,4 +1,4 @@
-"""The settings of image generation."""
+"""Settings of image generation."""
 
 from __future__ import annotations
 
@@ -14,57 +14,56 @@ SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde"]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How tokens are generated (PAPER section 5). Every field is free of how the model was trained."""
+    """How tokens are generated (PAPER section 5). No field depends on how the model was trained."""
 
     num_ar_steps: int = 1
-    """S: 1 is plain diffusion, L is next-token prediction."""
+    """Number of AR steps, S: 1 is plain diffusion, L is next-token prediction."""
     step_sizes: Literal["even", "random", "cosine"] = "even"
-    """How L tokens are shared among the S steps; `sizes` overrides it."""
+    """How the L tokens are divided among the S AR steps."""
     sizes: list[int] = field(default_factory=list)
-    """Tokens of every AR step, given one by one; their sum is L."""
+    """Number of tokens in each AR step, with sum L; overrides `num_ar_steps` and `step_sizes`."""
     order: OrderName = "random"
     """Order in which the tokens are generated."""
     block_size: int = 4
-    """Side, in tokens, of the blocks of block_raster and the distance of dilated."""
+    """block_raster: side of a block; dilated: distance between consecutive tokens; both in tokens."""
     given_order: list[int] = field(default_factory=list)
-    """Raster indices of all L tokens in the order wanted; overrides `order`."""
+    """Raster indices of all L tokens in the desired order; overrides `order`."""
     diffusion_steps: list[int] = field(default_factory=lambda: [100])
-    """Denoising steps of each AR step: one number for all, or one per AR step."""
+    """Diffusion steps per AR step: one number for all, or one for each."""
     sampler: SamplerName = "ddpm"
     """Update rule of the diffusion steps: ddpm and ddim for diffusion.path ddpm; euler, heun and sde for
     rectified_flow; dpm++ and unipc for both."""
     respacing: str = ""
-    """ddpm and ddim: the timesteps of the steps in another way than evenly: `10,15,20` has so many in each of
-    three equal sections, cleanest first; `ddim25` a whole stride. Overrides `diffusion_steps`."""
+    """ddpm and ddim: timesteps that are not evenly spaced. `10,15,20`: that many steps in each of three equal
+    parts of the chain, cleanest first; `ddim25`: a constant integer stride. Overrides `diffusion_steps`."""
     level_shift: float = 1.0
-    """rectified_flow: s in s l / (1 + (s - 1) l) for the levels l of the steps; above 1 more of them are
+    """rectified_flow: s in s l / (1 + (s - 1) l) for the levels l of the steps; above 1, more steps are
     noisy."""
     last_step: float = 0.04
-    """sde: the level from which the last step goes to clean data, without noise."""
+    """sde: noise level from which the last step goes to clean data, without adding noise."""
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
-    """DDPM's posterior variance."""
+    """ddpm: variance of each step, β (fixed_large) or the posterior's (fixed_small)."""
     eta: float = 0.0
-    """DDIM: 0 is deterministic, 1 has DDPM's variance."""
+    """ddim: 0 is deterministic, 1 has DDPM's variance."""
     temperature: float = 1.0
-    """Factor on the noise that ddpm, sde, or ddim with eta > 0, adds in each step."""
+    """Factor on the noise that ddpm, sde, and ddim with eta > 0 add in each step."""
     guidance_scale: float = 1.0
-    """w in ε_u + w (ε_c - ε_u): 1 is no guidance, 0 ignores the class."""
+    """Classifier-free guidance, w in ε_u + w (ε_c - ε_u): 1 is no guidance, 0 ignores the class."""
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How w grows from 1 over the share of tokens that are done."""
+    """Growth of w, from 1 to guidance_scale, with the fraction of tokens that are finished."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Guide only on this part of the path, where 0 is clean and 1 pure noise (numbers above 1: timesteps);
-    elsewhere the unconditional pass is not computed."""
+    elsewhere the unconditional pass is skipped."""
     guided_channels: int = 0
-    """Guide only the first channels of the latents (DiT, Large-DiT and FiTv2: 3); 0: all."""
+    """Guide only this many channels of the latents, the first ones (DiT, Large-DiT, FiTv2: 3); 0: all."""
 
     def __post_init__(self) -> None:
         check_finite(self, "sample")
         check(self.num_ar_steps >= 1, "sample.num_ar_steps", self.num_ar_steps, "at least 1")
         check(all(n >= 1 for n in self.sizes), "sample.sizes", self.sizes, "positive numbers of tokens")
-        check(
-            len(self.diffusion_steps) > 0 and all(n >= 1 for n in self.diffusion_steps),
-            "sample.diffusion_steps", self.diffusion_steps, "one positive number, or one per AR step",
-        )  # fmt: skip
+        counts = self.diffusion_steps
+        fits = len(counts) > 0 and all(count >= 1 for count in counts)
+        check(fits, "sample.diffusion_steps", counts, "one positive number, or one per AR step")
         check(self.block_size >= 1, "sample.block_size", self.block_size, "at least 1")
         check(0 <= self.eta <= 1, "sample.eta", self.eta, "a number in [0, 1]")
         check(
@@ -72,7 +71,7 @@ class SampleConfig:
         )
         check(self.temperature >= 0, "sample.temperature", self.temperature, "0 or more")
         check(self.guidance_scale >= 0, "sample.guidance_scale", self.guidance_scale, "0 or more")
-        if self.guidance_interval == (0, 1_000_000):  # the default of earlier versions: everywhere
+        if self.guidance_interval == (0, 1_000_000):  # the earlier default, which means the whole path
             object.__setattr__(self, "guidance_interval", (0.0, 1.0))
         low, high = self.guidance_interval
         check(0 <= low <= high, "sample.guidance_interval", self.guidance_interval, "0 <= low <= high")
@@ -82,7 +81,5 @@ class SampleConfig:
         spaced = re.fullmatch(r"|[0-9]{1,7}(,[0-9]{1,7})*|ddim[0-9]{1,7}", self.respacing)
         check(bool(spaced), "sample.respacing", self.respacing, "counts such as 10,15,20, or ddim25")
         adds_noise = self.sampler in ("ddpm", "sde") or (self.sampler == "ddim" and self.eta > 0)
-        check(
-            adds_noise or self.temperature == 1,
-            "sample.temperature", self.temperature, f"1, as the sampler {self.sampler} adds no noise",
-        )  # fmt: skip
+        expected = f"1, as the sampler {self.sampler} adds no noise"
+        check(adds_noise or self.temperature == 1, "sample.temperature", self.temperature, expected)

@@ -1,7 +1,7 @@
-"""Named recipes: TOML files in `recipes/` that hold some settings each, and are laid over one another.
+"""Named recipes: TOML files in `recipes/`, each with some of the settings.
 
-`--config imagenet256 --config XL --config mine.toml` takes the paper's recipe, then the size, then yours;
-the command line comes last. A recipe names what it builds on in `base`, and what is known of its data in
+With `--config imagenet256 --config XL --config mine.toml`, later recipes override earlier ones, and the
+command line overrides all. A recipe lists the recipes that it extends in `base`, and facts about its data in
 `facts`.
 """
 
@@ -22,14 +22,16 @@ from causalfusion.errors import UserError, check
 
 FACTS = "facts"
 PAPER_PARAMETERS = {
-    "L": "368M", "XL": "676M, but its sizes give 714M with 64 class tokens and 1000 classes", "H": "about 1B",
-}  # fmt: skip
+    "L": "368M",
+    "XL": "676M, but its sizes give 714M with 64 class tokens and 1000 classes",
+    "H": "about 1B",
+}
 SIZES = ("tiny", "S", "B", "L", "XL", "H", "H48")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """The data that a recipe is meant for; used where they are not at hand. 0: unknown."""
+    """The data that a recipe is meant for, for use without the data themselves; 0: unknown."""
 
     image_size: int = 0
     classes: int = 0
@@ -47,7 +49,8 @@ def recipe_names() -> list[str]:
 
 
 def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """One recipe, by its name or as a file, with its bases beneath it; `above` are those it is a base of."""
+    """The tables of a recipe, by its name or as a file, merged over those of its bases; `above` are the
+    recipes whose base it is. Raises UserError if it is missing, damaged or its own base."""
     if name in above:
         raise UserError(f"config {name} is its own base: {' -> '.join((*above, name))}")
     if name in recipe_names():
@@ -62,33 +65,33 @@ def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     bases = values.pop("base", [])
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f'config {name}: base is {bases!r}; expected a list, such as base = ["XL"]')
-    values = rename_settings(expanded(values), f"config {name}")
+    values = rename_settings(_expand_all(values), f"config {name}")
     return merge([*(load_layer(base, (*above, name)) for base in bases), values])
 
 
 def expand_home(text: str) -> str:
-    """A path with the home folder in place of a leading `~`; also behind a name: `inception:~/weights`."""
+    """A path with a leading `~` replaced by the home folder, also after a prefix: `inception:~/weights`."""
     return re.sub(r"^([\w.-]+:)?(~[^/]*(?=/|$))", lambda m: (m[1] or "") + os.path.expanduser(m[2]), text)
 
 
-def expanded(values: Any) -> Any:
-    """The same for all texts in the tables of a TOML file."""
+def _expand_all(values: Any) -> Any:
+    """`expand_home` of every string in the tables of a TOML file."""
     if isinstance(values, dict):
-        return {key: expanded(value) for key, value in values.items()}
+        return {key: _expand_all(value) for key, value in values.items()}
     if isinstance(values, list):
-        return [expanded(value) for value in values]
+        return [_expand_all(value) for value in values]
     return expand_home(values) if isinstance(values, str) else values
 
 
 def load_layers(names: Sequence[str]) -> dict[str, Any]:
-    """The settings of recipes laid over one another, the last on top."""
+    """The merged settings of recipes; later ones override earlier ones."""
     layers = merge([load_layer(name) for name in names])
     layers.pop(FACTS, None)
     return layers
 
 
 def load_facts(names: Sequence[str]) -> DataFacts:
-    """What the recipes say of their data."""
+    """The merged facts that recipes state about their data."""
     facts = merge([load_layer(name) for name in names]).get(FACTS, {})
     if not isinstance(facts, dict):
         raise UserError(f"facts is {facts!r}; expected a table, such as: [facts] image_size = 32")
@@ -96,12 +99,13 @@ def load_facts(names: Sequence[str]) -> DataFacts:
 
 
 def load_config(*names: str, **sections: dict[str, Any]) -> RunConfig:
-    """A `RunConfig` from recipes and, on top, settings: load_config("digits", train={"images": 1000})."""
+    """A `RunConfig` from recipes and settings that override them, as in
+    load_config("digits", train={"images": 1000}). Raises UserError."""
     return from_dict(RunConfig, merge([load_layers(names), sections]))
 
 
 def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Tables are merged key by key; any other value replaces the one below it."""
+    """Merge tables key by key; a value that is not a table replaces the one in earlier layers."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -114,8 +118,8 @@ def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def paper_size(model: ModelConfig) -> str:
-    """What the paper says of the parameters of a model of this size, to follow their number; empty for sizes
-    that it has not."""
+    """The paper's parameter count for a model of this size, in parentheses; empty for sizes that are not in
+    the paper."""
     for size, said in PAPER_PARAMETERS.items():
         named = load_layer(size)["model"]
         if all(getattr(model, key) == value for key, value in named.items()):

@@ -1,4 +1,4 @@
-"""Configurations as plain JSON types and back, exactly; what does not fit is refused by its full name."""
+"""Exact conversion of configurations to JSON types and back; errors name the setting in full."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON types; `from_dict` is its inverse."""
+    """A configuration as JSON types, the inverse of `from_dict`."""
     return dataclasses.asdict(config)
 
 
 def to_toml(config: Any) -> str:
-    """The settings of a configuration without tables inside, a line each."""
+    """The settings of a configuration, one per line; it must not contain tables."""
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in to_dict(config).items())
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; tuples as the lists that JSON and TOML have."""
+    """Nested tables as one: {"a": {"b": 1}} becomes {"a.b": 1}; tuples become lists, as in JSON and TOML."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -38,8 +38,9 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str = "", *, complete: bool = False) -> T:
-    """Build a configuration, or any other dataclass, from JSON types. Unknown keys, values of another type
-    and numbers that are not finite are refused by their full name; with `complete`, so is a missing key."""
+    """A configuration, or any other dataclass, from JSON types. Raises UserError, with the setting's full
+    name, for an unknown key, a value of another type and a number that is not finite; with `complete`, also
+    for a missing key."""
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -53,7 +54,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "", *, complete
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file. Raises UserError, one line that begins with `what`, for a file that is
+    """The content of a JSON file. Raises UserError, its message beginning with `what`, for a file that is
     missing, unreadable, not UTF-8 or not JSON (NaN and Infinity are not)."""
     try:
         return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse_constant)
@@ -66,7 +67,7 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def parse_toml(content: bytes, what: str) -> dict[str, Any]:
-    """The tables of a TOML file. Raises UserError, one line that begins with `what`, for what is not TOML."""
+    """The tables of a TOML file. Raises UserError, its message beginning with `what`, for invalid TOML."""
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -83,8 +84,8 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
 
 def read_record(cls: type[T], path: Path, what: str) -> T:
-    """A dataclass from a JSON file that holds all its fields, each of its type. Raises UserError, one line
-    that begins with `what` and names the file and the field."""
+    """A dataclass from a JSON file with all its fields. Raises UserError, its message beginning with `what`
+    and naming the file and the field, for a missing field or a value of another type."""
     values = read_object(path, what)
     try:
         return from_dict(cls, values, complete=True)
@@ -125,7 +126,7 @@ def _convert(hint: Any, value: Any, where: str, complete: bool = False) -> Any:
 
 
 def _convert_union(args: tuple[Any, ...], value: Any, where: str, complete: bool) -> Any:
-    """The first alternative that the value fits."""
+    """The value converted to the first type of a union that it fits."""
     if value is None and type(None) in args:
         return None
     problems = []
@@ -139,7 +140,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str, complete: bool
 
 
 def _convert_row(origin: type, args: tuple[Any, ...], value: Any, where: str, complete: bool) -> Any:
-    """A list, a tuple of a fixed number of values, or a tuple of any number of one type."""
+    """A list converted to a list, to a tuple of a fixed number of values, or to a tuple of any length."""
     check(isinstance(value, list | tuple), where, _short(value), "a list")
     endless = origin is list or (len(args) == 2 and args[1] is Ellipsis)
     check(endless or len(value) == len(args), where, _short(value), f"{len(args)} values")
@@ -148,6 +149,6 @@ def _convert_row(origin: type, args: tuple[Any, ...], value: Any, where: str, co
 
 
 def _short(value: object) -> Any:
-    """For a message: a long value is cut."""
+    """A value for a message; a long one is cut."""
     text = repr(value)
     return value if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""The settings of text: how it stands in training sequences, and how it is written."""
+"""Settings of text: its place in training sequences, and its generation."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ class TextConfig:
     """A tokenizer.json, a folder with one, a hub id, or `train`: a byte-level BPE trained on the captions.
     Empty: a model without text."""
     vocab_size: int = 512
-    """Of the tokenizer that `train` makes."""
+    """Vocabulary size of the tokenizer that is trained, markers included."""
     caption_first: float = 0.8
-    """Share of the training sequences that are text, then image; the four shares sum to 1."""
+    """Fraction of the training sequences that are text, then image; the four fractions sum to 1."""
     image_first: float = 0.2
-    """Share of captioning: image, then text."""
+    """Fraction of the training sequences that are image, then text (captioning)."""
     image_only: float = 0.0
-    """Share of images alone."""
+    """Fraction of the training sequences that are an image alone."""
     text_only: float = 0.0
-    """Share of texts alone."""
+    """Fraction of the training sequences that are a text alone."""
     caption_dropout: float = 0.1
     """Probability that a caption before its image is left empty, for guidance."""
     loss_coefficient: float = 0.3
-    """Of the text cross-entropy, beside the diffusion loss with coefficient 1. By experiment
-    (docs/results.md): with more, the images get worse and the text no better."""
+    """Coefficient of the text cross-entropy; that of the diffusion loss is 1. With a larger one, images get
+    worse and text no better (docs/results.md)."""
     examples_per_sequence: int = 1
-    """Images with their captions that share a sequence, one after another."""
+    """Images, each with its caption, in one sequence."""
     image_context: Literal["clean", "noised"] = "clean"
-    """What text sees of an image before it: its clean tokens, or (Transfusion) the noised ones themselves,
-    which then are one block without clean copies: factorization.distribution = fixed."""
+    """Image tokens that later text attends to: clean copies, or the noised tokens themselves (Transfusion),
+    which then form a single block: factorization.distribution = fixed."""
     max_context_timestep: int = 500
-    """Images that text sees noised have timesteps below this."""
+    """image_context = noised: timesteps of images before text are below this."""
 
     def __post_init__(self) -> None:
         check_finite(self, "text")
@@ -56,13 +56,13 @@ class WriteConfig:
     """How text is generated."""
 
     max_tokens: int = 64
-    """Length limit of a text; it also ends where the model ends it."""
+    """Largest number of tokens of a text; the model may end it earlier."""
     text_temperature: float = 0.0
-    """0: always the likeliest token; 1: as the model's probabilities say."""
+    """0: always the most likely token; 1: sample from the model's probabilities."""
     top_k: int = 0
-    """Only the k likeliest tokens; 0: all."""
+    """Sample from the k most likely tokens only; 0: from all."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability."""
+    """Sample only from the most likely tokens that together have this probability."""
 
     def __post_init__(self) -> None:
         check_finite(self, "write")

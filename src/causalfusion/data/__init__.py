@@ -1,20 +1,20 @@
-"""Where images, labels and captions come from."""
+"""Data sets: images with labels and captions, by index."""
 
 from __future__ import annotations
 
 import os
 
 from causalfusion.config import DataConfig
-from causalfusion.data.guess import guess_source, one_path
+from causalfusion.data.guess import combine_paths, guess_source
 from causalfusion.data.names import find_path
 from causalfusion.data.source import Example, ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 
-__all__ = ["Example", "ImageSource", "UnreadableImage", "guess_source", "one_path", "open_source"]
+__all__ = ["Example", "ImageSource", "UnreadableImage", "combine_paths", "guess_source", "open_source"]
 
 
 def open_source(config: DataConfig) -> ImageSource:
-    """The data set that the settings name."""
+    """The data set that the settings name. Raises UserError if it is missing, damaged or of another kind."""
     if config.split != "train" and config.source != "shapes":
         raise UserError(
             f"data.split is {config.split!r}; only the source shapes has splits, {config.source} has none: "

@@ -1,4 +1,4 @@
-"""The captions of an image: read from a text file or a JSON record, one of them drawn for each epoch."""
+"""Captions of images: read from a text file or a JSON record; each epoch draws one of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from causalfusion.rng import derive_seed
 
 
 def draw_caption(captions: tuple[str, ...], *, seed: int, epoch: int, index: int) -> str | None:
-    """The caption that image `index` of the source has in this epoch: a draw that depends on nothing else.
-    None where there is none."""
+    """The caption of image `index` of the source in this epoch, drawn from (seed, epoch, index) alone; None
+    for an image without captions."""
     if not captions:
         return None
     return captions[derive_seed(seed, "caption", epoch, index) % len(captions)]
 
 
 def captions_of_text(content: bytes, name: str) -> tuple[str, ...]:
-    """The lines of a caption file that are not blank, stripped: a caption each. Raises UnreadableImage if
-    there is none, or for text that is not UTF-8: the image is then replaced like one that is damaged."""
+    """The captions in a caption file, one per non-blank line, stripped. Raises UnreadableImage for a file
+    that is blank or not UTF-8: the image is then replaced, as a damaged one is."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -37,8 +37,9 @@ def captions_of_text(content: bytes, name: str) -> tuple[str, ...]:
 
 
 def captions_of_record(record: dict[str, Any], where: str) -> tuple[str, ...]:
-    """The captions of a JSON object: `caption` (a string) or `captions` (a list of strings), as they stand;
-    () where it has neither, or null, or "". `where` begins the messages of the UserErrors."""
+    """The captions in a JSON object: `caption` (a string) or `captions` (a list of strings), not stripped;
+    () if both are missing or null, or `caption` is "". Raises UserError, its message beginning with `where`,
+    for any other value."""
     single, several = record.get("caption"), record.get("captions")
     if single is not None and several is not None:
         raise UserError(f"{where} has `caption` and `captions`; expected one of them")

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that ship inside scikit-learn: 8x8, grey."""
+"""The 1,797 handwritten digits that ship with scikit-learn: 8x8 pixels, grey."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Digits:
 
         pixels, labels = load_digits(return_X_y=True)
         self.class_names = [str(digit) for digit in range(10)]
-        # 17 grey levels, 0..16, spread over 0..255.
+        # The 17 grey levels 0..16 are scaled to 0..255.
         self._images = np.round(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)[..., None]
         self._labels = np.asarray(labels)
 

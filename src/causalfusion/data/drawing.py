@@ -1,7 +1,7 @@
-"""Scenes of coloured figures, and how they are drawn.
+"""Scenes of coloured figures, and their drawing at any resolution.
 
-Shape letters: H and W pixels, E edges of an outline. Places and radii of figures are in units of the image's
-side, x to the right and y downwards; what is drawn is the same scene at any number of pixels.
+Shape letters: H and W pixels, E edges of an outline. Positions and radii of figures are in units of the
+image's side, x to the right and y downwards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BACKGROUND = (245, 245, 240)
 
 @dataclass(frozen=True)
 class Figure:
-    """One object of a scene; `radius` is that of a circle around it."""
+    """One object of a scene; `radius` is that of its circumscribed circle."""
 
     shape: str
     color: str
@@ -46,8 +46,8 @@ class Scene:
 
 
 class Outline(NamedTuple):
-    """A shape of radius 1: its E edges as lines, normal * point = offset. Inside are the points that lie
-    beyond at most `spare` of the lines: none for a convex shape, one for the tips of a star."""
+    """A shape of radius 1: its E edges as lines, normal * point = offset. A point is inside if it lies beyond
+    at most `spare` of the lines: 0 for a convex shape, 1 for a star, whose tips lie beyond one."""
 
     normals: np.ndarray
     """(E, 2) x and y."""
@@ -60,26 +60,29 @@ def _normals(*degrees: float) -> np.ndarray:
     return np.array([(math.cos(math.radians(d)), math.sin(math.radians(d))) for d in degrees], np.float32)
 
 
-_WIDTH = 0.7
-"""Of a diamond, to its height."""
-_LEAN = math.degrees(math.atan(_WIDTH))
+_DIAMOND_WIDTH = 0.7
+"""Ratio of a diamond's width to its height."""
+_LEAN = math.degrees(math.atan(_DIAMOND_WIDTH))
 CIRCLE_RADIUS = 0.86
-"""Circles fill the circle around them; smaller ones look as large as the other shapes."""
+"""Less than 1, as a circle that filled its circumscribed circle would look larger than the other shapes."""
 OUTLINES = {
     "square": Outline(_normals(0, 90, 180, 270), math.sqrt(0.5), 0, 2.0),
     "triangle": Outline(_normals(90, -30, 210), 0.5, 0, 0.75 * math.sqrt(3)),
     "diamond": Outline(
-        _normals(_LEAN, -_LEAN, 180 - _LEAN, 180 + _LEAN), math.sin(math.radians(_LEAN)), 0, 2 * _WIDTH
+        _normals(_LEAN, -_LEAN, 180 - _LEAN, 180 + _LEAN),
+        math.sin(math.radians(_LEAN)),
+        0,
+        2 * _DIAMOND_WIDTH,
     ),
     "star": Outline(_normals(-90, -18, 54, 126, 198), math.cos(math.radians(72)), 1, 1.12257),
 }
 AREA = {"circle": math.pi * CIRCLE_RADIUS**2} | {name: outline.area for name, outline in OUTLINES.items()}
-"""Of each shape at radius 1."""
+"""Area of each shape at radius 1."""
 
 
 def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """(H, W) share of each pixel that a shape covers, its edge one pixel wide. `x` (W,) and `y` (H,) are the
-    pixels' centres seen from the figure's, in pixels, as `radius`."""
+    """(H, W) fraction of each pixel that a shape covers, with an edge one pixel wide. `x` (W,) and `y` (H,)
+    are the pixels' centres relative to the figure's; they and `radius` are in pixels."""
     if shape == "circle":
         outside = np.sqrt(x * x + (y * y)[:, None]) - CIRCLE_RADIUS * radius
     else:
@@ -99,7 +102,7 @@ _COLOR_STEPS = {name: np.array(rgb, np.float32) - np.array(BACKGROUND) for name,
 
 
 def draw_figure(image: np.ndarray, figure: Figure) -> None:
-    """Onto the background of an image (H, W, 3) uint8 with H = W."""
+    """Draw a figure, in place, onto the background of a square image (H, H, 3) uint8."""
     side = len(image)
     x, y, radius = figure.x * side, figure.y * side, figure.radius * side
     left, top = max(0, int(x - radius - 0.5)), max(0, int(y - radius - 0.5))
@@ -107,13 +110,13 @@ def draw_figure(image: np.ndarray, figure: Figure) -> None:
     columns = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x)
     rows = np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - y)
     patch = image[top:bottom, left:right]
-    share = coverage(figure.shape, columns, rows, radius)[:, :, None]
-    # Adding a half and cutting off is rounding: all values are positive.
-    patch[...] = patch + share * _COLOR_STEPS[figure.color] + 0.5
+    covered = coverage(figure.shape, columns, rows, radius)[:, :, None]
+    # Adding a half before the cast truncates rounds to nearest, as all values are positive.
+    patch[...] = patch + covered * _COLOR_STEPS[figure.color] + 0.5
 
 
 def draw_scene(scene: Scene, side: int) -> np.ndarray:
-    """(side, side, 3) uint8."""
+    """The image of a scene, (side, side, 3) uint8."""
     image = np.empty((side, side, 3), np.uint8)
     image[:] = BACKGROUND
     for figure in scene.figures:

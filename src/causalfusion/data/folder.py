@@ -1,4 +1,4 @@
-"""A folder of class folders of images, or of images alone; with captions, if they lie beside the images."""
+"""Images in a folder, with or without class folders, and caption files beside them if there are any."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from causalfusion.files import hash_of, stamp
 
 
 class ImageFolder:
-    """Labels are the subfolders in alphabetical order, hidden ones left out; images may lie deeper in them,
-    and behind links. A folder without subfolders has no labels. What is left out is said.
+    """The classes are the subfolders in alphabetical order, without hidden ones; images may lie at any depth
+    in them, and links are followed. A folder without subfolders has no labels. One warning counts the files
+    that are not used.
 
-    A caption file is a `.txt` beside an image, of the same stem, with a caption on each line. Either each
-    image has one and each `.txt` in the folders that are read has an image, or no image has one: then any
-    `.txt` is left alone.
+    A caption file is a `.txt` beside an image, with the same stem and a caption on each line. Either images
+    and caption files match one to one, or no image has a caption file: then every `.txt` is ignored.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,20 +50,20 @@ class ImageFolder:
             raise UserError(f"no images in {printable(path)}; expected files ending in {', '.join(SUFFIXES)}")
         self.class_names = [same_name(folder) for folder in classes]
         for name, count in Counter(self.class_names).items():
-            if count > 1:  # "é" as one letter and as two
+            if count > 1:  # such as "é" in composed and in decomposed form
                 raise UserError(f"{printable(path)} has {count} class folders of one name, {printable(name)}")
         self._odd_texts: dict[str, str] = {}
-        """Caption files that are not called just like their image, by its stem."""
+        """Caption files whose name has another Unicode form than their image's, by the image's stem."""
         self.has_captions = self._match(found.texts)
         if not self.has_captions:
             found.left_out[".txt"] += len(found.texts)
         say_left_out(path, found.left_out)
 
     def _match(self, texts: dict[str, str]) -> bool:
-        """Whether there are captions, these being all `.txt` files by their stem in composed form. Raises
-        UserError where they do not match the images."""
+        """True if the images have captions. `texts` are all `.txt` files, by their stem in composed form.
+        Raises UserError if only some of them match the images."""
         stems = [stem(file) for file, _ in self._files]
-        missing = [place for place, each in enumerate(stems) if same_name(each) not in texts]
+        missing = [place for place, name in enumerate(stems) if same_name(name) not in texts]
         if len(missing) == len(stems):
             return False
         if missing:
@@ -73,14 +73,14 @@ class ImageFolder:
                 f"beside it while others do ({len(missing)} of {len(stems)} images have none); expected one "
                 "for each image or for none"
             )
-        lonely = set(texts).difference(map(same_name, stems))
-        if lonely:
+        orphans = set(texts).difference(map(same_name, stems))
+        if orphans:
             raise UserError(
-                f"the caption file {printable(self._root / texts[min(lonely)])} has no image of the same "
-                f"name beside it (as {len(lonely)} of {len(texts)}); remove it, or put the image there"
+                f"the caption file {printable(self._root / texts[min(orphans)])} has no image of the same "
+                f"name beside it (as {len(orphans)} of {len(texts)}); remove it, or put the image there"
             )
         self._odd_texts = {
-            each: texts[same_name(each)] for each in stems if texts[same_name(each)] != each + ".txt"
+            name: texts[same_name(name)] for name in stems if texts[same_name(name)] != name + ".txt"
         }
         return True
 
@@ -124,7 +124,8 @@ class ImageFolder:
 
 
 class _Walk:
-    """What lies in a folder: images, `.txt` files, and what is left out. All paths are relative to it."""
+    """The contents of a folder: images, `.txt` files, and counts of what is not used. All paths are relative
+    to the folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -134,7 +135,7 @@ class _Walk:
         self._listed: dict[str, list[os.DirEntry[str]]] = {}
 
     def images_below(self, folder: str) -> list[str]:
-        """Sorted. Links to folders are followed, each folder once."""
+        """The images at any depth below a folder, sorted. Links are followed; each folder is read once."""
         found: list[str] = []
         waiting, seen = [folder], set()
         while waiting:
@@ -163,7 +164,7 @@ class _Walk:
         return sorted(found)
 
     def list_folder(self, folder: str) -> list[os.DirEntry[str]]:
-        """The entries that are the user's own; the others are counted."""
+        """The entries of a folder, without hidden and machine-made ones, which are counted."""
         if folder not in self._listed:
             try:
                 entries = list(os.scandir(self.root / folder))

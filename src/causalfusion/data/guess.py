@@ -1,4 +1,4 @@
-"""Which kind of data set lies at a path."""
+"""Recognising the kind of data set at a path."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ EXPECTED = (
     "or a folder written by causalfusion encode"
 )
 SHARD_SUFFIXES = (".tar", *PACKED, *UNSUPPORTED)
-"""Archives that hold images; `find_shards` says which of them can be read."""
-_MAX_LOOKED_AT = 20_000
-"""Entries to look at before a folder is believed to hold no image."""
+"""Endings of archives that may hold images; `find_shards` refuses those that cannot be read."""
+_MAX_ENTRIES = 20_000
+"""Entries to search before a folder is taken to hold no image."""
 
 
 def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
-    """The kind of data at a path, or at several (what a shell makes of shards/*.tar); cheap. `cache` is a
+    """The kind of data at a path, or at several (a shell's expansion of shards/*.tar); cheap. `cache` is a
     folder written by `causalfusion encode`. Raises UserError for anything else."""
     if not isinstance(path, str):
         if len(path) > 1:
-            one_path(path)
+            combine_paths(path)
             return "webdataset"
         path = path[0] if path else ""
     place = Path(find_path(os.path.expanduser(path)))
@@ -49,8 +49,9 @@ def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
     raise UserError(f"{shown} is no kind of data that is known; {EXPECTED}")
 
 
-def one_path(paths: str | Sequence[str]) -> str:
-    """Several shards as the one `data.path` that means them all; a single path as it is."""
+def combine_paths(paths: str | Sequence[str]) -> str:
+    """A `data.path` pattern that matches several shards; a single path is returned as it is. Raises UserError
+    for several paths that are not all shards."""
     if isinstance(paths, str):
         return paths
     if len(paths) == 1:
@@ -101,9 +102,9 @@ def _in_folder(folder: Path, shown: str) -> SourceName | Literal["cache"]:
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Images in a folder and below it, the nearest first, as far as is cheap to look."""
-    looked_at, waiting, seen = 0, [str(folder)], set()
-    while waiting and looked_at < _MAX_LOOKED_AT:
+    """Images in a folder and below it, breadth first, among its first `_MAX_ENTRIES` entries."""
+    searched, waiting, seen = 0, [str(folder)], set()
+    while waiting and searched < _MAX_ENTRIES:
         current = waiting.pop(0)
         real = os.path.realpath(current)
         if real in seen:
@@ -113,7 +114,7 @@ def _images(folder: Path) -> Iterator[str]:
             entries = list(os.scandir(current))
         except OSError:
             continue
-        looked_at += len(entries)
+        searched += len(entries)
         for entry in entries:
             if is_image(entry.name) and entry.is_file():
                 yield entry.path

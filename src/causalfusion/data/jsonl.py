@@ -1,4 +1,4 @@
-"""A JSONL file: on each line an object with the path of an image and what is known about it.
+"""Images listed in a JSONL file: each line is an object with an image's path, captions and label.
 
 {"image": "photos/1.jpg", "caption": "a red circle", "label": "circle"}
 {"image": "photos/2.jpg", "captions": ["a blue star", "there is a star"], "label": "star"}
@@ -24,11 +24,11 @@ from causalfusion.files import hash_of, stamp
 
 
 class JsonlImages:
-    """Images in the order of the lines; blank lines are skipped, keys of other names left alone.
+    """Images in the order of the lines; blank lines are skipped, unknown keys ignored.
 
-    `image` is relative to the file's folder, or absolute. `caption` (a string) or `captions` (a list of
-    strings), and `label` (a class number, or a class name: numbered in alphabetical order): every line has
-    them or none has. All is checked when the file is opened; only the lines' places are kept.
+    `image` is a path, absolute or relative to the file's folder. `caption` (a string) or `captions` (a list
+    of strings) is on every line or on none; so is `label`, a class number or a class name (names are numbered
+    in alphabetical order). Every line is checked when the file is opened, but only its offset is kept.
     """
 
     def __init__(self, path: str) -> None:
@@ -45,7 +45,7 @@ class JsonlImages:
         captioned = np.empty(len(self._lines), bool)
         files = Listing()
         self._odd_files: dict[str, str] = {}
-        """Files that the disk writes in another form (NFD for NFC), by the path that the line gives."""
+        """Files whose name on disk has another Unicode form (NFD for NFC), by the path in the line."""
         for index, line in enumerate(self._lines):
             record = self._parse(index, line)
             file = os.path.join(self._folder, record["image"])
@@ -63,13 +63,14 @@ class JsonlImages:
         self.class_names = self.classes.names if self.classes else []
 
     def _parse(self, index: int, line: bytes) -> dict[str, Any]:
-        """The object on this line, its `image` checked to be a string."""
+        """The object on this line. Raises UserError unless it has a string `image`."""
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            # The decoder counts lines within what it was given: only the column says something here.
-            at = isinstance(error, json.JSONDecodeError)
-            reason = f"{error.msg}, column {error.colno}" if at else str(error)
+            # The decoder was given one line, so its line number is always 1: only the column is of use.
+            reason = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"{error.msg}, column {error.colno}"
             raise UserError(
                 f"{self._where(index)} is not valid JSON ({reason}); expected an object on each line"
             ) from error
@@ -88,7 +89,7 @@ class JsonlImages:
         return f"{printable(self.name)} line {self._lines.number(index)}"
 
     def _all_or_none(self, present: np.ndarray, what: str) -> bool:
-        """Whether every line has it. Raises UserError where only some have."""
+        """True if every line has it, False if none has. Raises UserError if only some have."""
         missing = len(present) - int(present.sum())
         if 0 < missing < len(present):
             raise UserError(
@@ -141,7 +142,7 @@ class JsonlImages:
         return digest(json.dumps(facts, sort_keys=True), content)
 
     def fingerprint(self) -> str:
-        """Of all lines, and of the sizes and times of the images."""
+        """A hash of all lines, and of the sizes and modification times of the images."""
         return hash_of(
             part
             for index, line in enumerate(self._lines)

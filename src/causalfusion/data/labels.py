@@ -1,4 +1,4 @@
-"""Classes from the labels of a data set: those that the data have, and no others."""
+"""The classes of a data set: those that occur among its labels, and no others."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from causalfusion.data.names import same_name
 from causalfusion.errors import UserError, printable
 
 MAX_LABEL = 1_000_000
-"""A label from here on is taken for a mistake, such as the number of an image."""
+"""Labels from this one on are refused as a mistake, such as image numbers given as labels."""
 
 
 @dataclass(frozen=True)
 class Classes:
     names: list[str]
-    """A class of the model for each."""
+    """The name of each class; their order is that of the model's classes."""
     labels: np.ndarray
-    """(N,) int64 place in `names` of each image's class."""
+    """(N,) int64 class of each image, as an index into `names`."""
     numbers: np.ndarray | None = None
-    """(classes,) int64 the number that the data give each class; None where they give names."""
+    """(classes,) int64 number of each class in the data; None if the data name their classes."""
     listed: Sequence[str] = ()
-    """Names by number, where there is a list of them."""
+    """Names by number, from a list of classes; empty without one."""
 
     def by_number(self, num_classes: int) -> tuple[list[str], np.ndarray] | None:
-        """(names, label of each class) for a model whose class n is the data's number n; None where the
-        numbers are not below `num_classes`."""
+        """(class names, the model's class for each of `names`) for a model of `num_classes` whose class n is
+        number n of the data; None if the data give no numbers, or some are not below `num_classes`."""
         if self.numbers is None or self.numbers.max() >= num_classes:
             return None
         names = [self.listed[n] if n < len(self.listed) else str(n) for n in range(num_classes)]
@@ -40,11 +40,12 @@ class Classes:
 def fit_classes(
     classes: Classes | None, names: list[str], num_classes: int
 ) -> tuple[list[str], np.ndarray | None]:
-    """(class names, the model's class for each of the data's, None: the same) for a model that is said to
-    have `num_classes` (0: as many as the data).
+    """(class names, the model's class for each of the data's classes) for a model of `num_classes` classes
+    (0: as many as the data); the second is None where both number the classes alike.
 
-    A model of more classes has the data's own numbers: one that was trained on more, or begun when numbers
-    that no image has were classes too. One of a single class does not use labels.
+    In a model with more classes than the data, class n is number n of the data: it was trained on data with
+    more classes, or by a version that counted numbers without images as classes. A model with a single class
+    does not use labels. Raises UserError where the classes do not fit.
     """
     if num_classes in (0, max(len(names), 1)):
         return names, None
@@ -59,7 +60,7 @@ def fit_classes(
 
 
 def named_classes(labels: Sequence[str]) -> Classes:
-    """Classes in alphabetical order of their names."""
+    """The classes of named labels, in alphabetical order."""
     composed = [same_name(label) for label in labels]
     names = sorted(set(composed))
     places = {name: place for place, name in enumerate(names)}
@@ -69,8 +70,9 @@ def named_classes(labels: Sequence[str]) -> Classes:
 def numbered_classes(
     labels: Sequence[int] | np.ndarray, where: str, listed: Sequence[str] = (), list_name: str = ""
 ) -> Classes:
-    """Classes in the order of their numbers, named by the list's lines or by the numbers themselves. Numbers
-    that no image has are no classes, which is said. Raises UserError for labels that cannot be classes."""
+    """The classes of numbered labels, in the order of their numbers, named by `listed` or by the numbers
+    themselves. Numbers without an image are not classes; a warning says so. Raises UserError for labels that
+    are negative or at least MAX_LABEL, and for a list that ends before the highest label."""
     lowest, highest = min(labels), max(labels)
     if lowest < 0 or highest >= MAX_LABEL:
         wrong = str(lowest if lowest < 0 else highest)
@@ -93,8 +95,8 @@ def numbered_classes(
 
 
 def read_class_list(content: bytes, name: str) -> list[str]:
-    """The lines of a list of classes that are not blank, line n naming class n. Raises UserError for text
-    that is not UTF-8."""
+    """The class names in a text file, one per non-blank line, the first naming class 0. Raises UserError for
+    text that is not UTF-8."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -11,17 +11,17 @@ import numpy as np
 
 
 class LineFile:
-    """The lines of a file that are not blank: of each only its place is kept (24 bytes)."""
+    """The non-blank lines of a file. Memory holds only their offsets (24 bytes per line)."""
 
     def __init__(self, file: Path) -> None:
-        """Raises OSError."""
+        """Raises OSError for a file that cannot be read."""
         self.file = file.absolute()
-        places, at = array("q"), 0
+        places, offset = array("q"), 0
         with open(file, "rb") as stream:
             for number, line in enumerate(stream, 1):
                 if not line.isspace():
-                    places.extend((at, len(line), number))
-                at += len(line)
+                    places.extend((offset, len(line), number))
+                offset += len(line)
         self._places = np.array(places, np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
@@ -29,15 +29,15 @@ class LineFile:
 
     def __getitem__(self, index: int) -> bytes:
         offset, size, _ = self._places[index].tolist()
-        # Opened each time (some microseconds): no handles to share with workers.
+        # Opened each time (a few microseconds), so that workers share no file handles.
         with open(self.file, "rb", buffering=0) as stream:
             return os.pread(stream.fileno(), size, offset)
 
     def __iter__(self) -> Iterator[bytes]:
-        """All of them in one pass."""
+        """All lines, in one pass over the file."""
         with open(self.file, "rb") as stream:
             yield from (line for line in stream if not line.isspace())
 
     def number(self, index: int) -> int:
-        """Of this line in the file, counted from 1, blank ones included: as editors show it."""
+        """The line's number in the file as editors show it: counted from 1, blank lines included."""
         return int(self._places[index, 2])

@@ -1,9 +1,8 @@
-"""The sample stream: all epochs laid end to end, read from any place on.
+"""The sample stream: all epochs one after another, readable from any position.
 
-Sample n of the stream is image permutation(seed, n // N)[n % N] of the N training images. The order depends
-on (seed, epoch) and the data set alone, and so does which of its captions an image comes with; how many
-workers read it, and how many processes share it, changes nothing. A run's progress in its data is one
-number, the images seen.
+Sample n of the stream is image permutation(seed, n // N)[n % N] of the N training images. The order, and the
+caption that is drawn for each image, depend only on (seed, epoch) and the data set, not on the number of
+workers or processes. A run's position in its data is therefore one number, the images seen.
 
 Shape letters: B images, C, H, W channels and pixels.
 """
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from causalfusion.config import DataConfig
 from causalfusion.data.captions import draw_caption
-from causalfusion.data.reader import MIN_READ, Health, Reader, Reads, Samples, warn_of
+from causalfusion.data.reader import MIN_READ, Health, Reader, Reads, Samples, warn_unreadable
 from causalfusion.data.source import ImageSource
 from causalfusion.data.transforms import flip_decision
 from causalfusion.errors import UserError
@@ -41,14 +40,15 @@ class Batch:
     images: Tensor
     """(B, C, H, W) float32 in [-1, 1]."""
     labels: Tensor
-    """(B,) int64; 0 where there are none."""
+    """(B,) int64 class labels; 0 for data without labels."""
     captions: list[str | None]
-    """The one of each image's captions that is drawn for the epoch; None where there are none."""
+    """The caption drawn for each image in its epoch; None for an image without captions."""
     all_captions: list[tuple[str, ...]]
+    """All captions of each image."""
     sample_indices: Tensor
-    """(B,) int64 places in the sample stream."""
+    """(B,) int64 positions in the sample stream."""
     image_indices: Tensor
-    """(B,) int64 places in the source."""
+    """(B,) int64 indices into the source."""
 
 
 @lru_cache(maxsize=2)
@@ -57,7 +57,7 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 def stream(places: np.ndarray, indices: np.ndarray, *, seed: int, flip: bool) -> Samples:
-    """What lies at these places of the stream over the images `indices` of a source."""
+    """The samples at these positions of the stream over the images `indices` of a source."""
     images, mirrored = np.empty(len(places), np.int64), np.zeros(len(places), bool)
     epochs, within = np.divmod(places, len(indices))
     for epoch in np.unique(epochs).tolist():
@@ -69,9 +69,10 @@ def stream(places: np.ndarray, indices: np.ndarray, *, seed: int, flip: bool) ->
 
 
 def split_holdout(num_images: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out) indices, the same for every run; each has an image where holdout > 0.
+    """(training, held-out) indices, the same for every run; neither is empty if holdout > 0.
 
-    The held-out ones come shuffled, so that the first of them stand for all.
+    The held-out ones are shuffled, so that the first n of them are a fair sample. Raises UserError where
+    there is only one image to split.
     """
     if holdout == 0:
         return np.arange(num_images), np.empty(0, np.int64)
@@ -83,7 +84,7 @@ def split_holdout(num_images: int, holdout: float) -> tuple[np.ndarray, np.ndarr
 
 
 class Loader:
-    """Batches of the stream, this process's share of each."""
+    """Batches of the stream: the part of each that belongs to this process."""
 
     def __init__(
         self,
@@ -103,12 +104,13 @@ class Loader:
             )
         self.indices = np.arange(len(source)) if indices is None else np.sort(indices)
         self.config, self.seed, self.flip = config, seed, flip
-        self.batch_size, self.share, self.rank = batch_size, batch_size // world_size, rank
+        self.batch_size, self.local_batch_size, self.rank = batch_size, batch_size // world_size, rank
         self.reader = Reader(source, config.image_size, self.indices)
         self.health = Health(len(self.indices))
 
     def iterate(self, images_seen: int) -> Iterator[Batch]:
-        """Batches [n, n + batch_size) of the stream from n = images_seen on, without end."""
+        """This process's part of the batches [n, n + batch_size) of the stream, for n = images_seen,
+        images_seen + batch_size, ..., without end. Raises UserError if too many images are unreadable."""
         num_workers = self.config.num_workers
         loader = DataLoader(
             self.reader,
@@ -118,7 +120,7 @@ class Loader:
             collate_fn=unchanged,
             prefetch_factor=4 if num_workers else None,
             worker_init_fn=leave_signals,
-            generator=torch.Generator(),  # else it would draw from the global one
+            generator=torch.Generator(),  # by default it would draw from the global generator
         )
         places = self.places(images_seen)
         for reads in loader:
@@ -129,7 +131,8 @@ class Loader:
             places = places + self.batch_size
 
     def _captions(self, reads: Reads) -> list[str | None]:
-        """By the image that was asked for, as with mirroring, also where another had to stand in."""
+        """The caption drawn for each image. As with mirroring, the draw goes by the index of the requested
+        image, even where another replaced it."""
         asked = zip(reads.samples.indices.tolist(), reads.samples.epochs.tolist(), strict=True)
         return [
             draw_caption(captions, seed=self.seed, epoch=epoch, index=index)
@@ -137,12 +140,12 @@ class Loader:
         ]
 
     def places(self, images_seen: int) -> np.ndarray:
-        """This process's places of the stream in the batch that begins at `images_seen`."""
-        return images_seen + self.rank * self.share + np.arange(self.share)
+        """This process's positions, (B,) int64, in the batch of the stream that begins at `images_seen`."""
+        return images_seen + self.rank * self.local_batch_size + np.arange(self.local_batch_size)
 
 
 class _Requests:
-    """What to read for every batch, in order, for ever."""
+    """The samples of one batch after another, without end: the sampler of a `DataLoader`."""
 
     def __init__(self, loader: Loader, images_seen: int) -> None:
         self.loader, self.images_seen = loader, images_seen
@@ -155,34 +158,34 @@ class _Requests:
 
 
 def load_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -> Batch:
-    """Exactly these images, not mirrored, with the first of their captions; unreadable ones are named in a
-    warning and replaced by readable ones (`image_indices` tells)."""
+    """These images, not mirrored, each with its first caption. A warning names unreadable images; they are
+    replaced, and `image_indices` holds the replacements."""
     return batch_of(read_indices(source, indices, config))
 
 
 def read_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -> Reads:
-    """What `load_indices` reads, as the arrays that workers hand over."""
+    """The images of `load_indices` as the arrays that workers return."""
     indices = np.asarray(indices, np.int64)
     samples = Samples(indices, np.zeros(len(indices), bool), np.zeros(len(indices), np.int64))
     return Reader(source, config.image_size, np.arange(len(source))).read(samples)
 
 
 def batch_of(reads: Reads) -> Batch:
-    """What `read_indices` read, as tensors; what could not be read is named."""
+    """The images of `read_indices` as tensors, with a warning for each unreadable one."""
     for _, name in reads.failures:
-        warn_of(name)
+        warn_unreadable(name)
     first = [captions[0] if captions else None for captions in reads.captions]
     return _to_batch(reads, reads.samples.indices, first)
 
 
 def unchanged(item: object) -> object:
-    """What a reader gives is a batch already."""
+    """The identity, as a `collate_fn`: readers return whole batches."""
     return item
 
 
 def leave_signals(worker: int) -> None:
-    """Signals that reach the whole process group (Ctrl-C, schedulers, torchrun) are for the main process,
-    which finishes its step, saves, and ends its workers; a worker whose parent is gone ends by itself."""
+    """Have a worker ignore the signals that reach a whole process group (from Ctrl-C, schedulers, torchrun):
+    the main process finishes its step, saves, and ends its workers. A worker whose parent is gone exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""From the members of a shard to samples: which belong together, and what is left out."""
+"""Grouping the members of a shard into samples."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ _FIELDS = {"cls": "label", "txt": "text", "json": "record"}
 
 @dataclass
 class Sample:
-    """The members of one key."""
+    """The members that share a key."""
 
     images: dict[str, Member] = field(default_factory=dict)
-    """By suffix."""
+    """Image members by suffix."""
     label: Member | None = None
     text: Member | None = None
-    """A caption on each line."""
+    """Text with a caption on each line."""
     record: Member | None = None
-    """JSON, maybe with captions: then they count, not those of `text`; maybe with a label, where `label` is
-    None."""
+    """JSON. Captions in it override those of `text`; a label in it is used where `label` is None."""
 
     def add(self, suffix: str, member: Member) -> None:
         if suffix in _FIELDS:
@@ -37,9 +36,12 @@ class Sample:
 
 
 def group(members: Iterable[Member], image_suffix: str, left_out: Counter[str]) -> list[Sample]:
-    """The samples that have an image, in the order of their keys; members that are not used are counted by
-    kind. The first dot of the base name ends a key, as in WebDataset. Where a key has no image of its own
-    but photo.v1.jpg, photo.v2.jpg, these are keys up to the last dot; beside 1.jpg, 1.seg.png is left out.
+    """The samples that have an image, in the order of their keys. Unused members are counted by kind in
+    `left_out`.
+
+    A key ends at the first dot of the base name, as in WebDataset: beside 1.jpg, 1.seg.png is not used. If a
+    key has no image but such members, as photo.v1.jpg and photo.v2.jpg, each is a sample whose key ends at
+    the last dot.
     """
     samples: dict[str, Sample] = {}
     dotted: list[tuple[str, str, str, Member]] = []
@@ -77,8 +79,8 @@ def _is_image(suffix: str, image_suffix: str) -> bool:
 def _add_dotted(
     samples: dict[str, Sample], dotted: list[tuple[str, str, str, Member]], left_out: Counter[str]
 ) -> None:
-    """Members such as photo.v1.jpg as samples of their own, with the label and the texts of photo where they
-    have none; those of a key with an image are left out."""
+    """Make members such as photo.v1.jpg samples, with the label and texts of key photo where they have none
+    of their own. Those of a key that has an image are not used."""
     own: dict[str, tuple[str, Sample]] = {}
     for key, own_key, last, member in dotted:
         if key in samples and samples[key].images:

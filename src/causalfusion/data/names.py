@@ -1,4 +1,4 @@
-"""File names: which are images, which are left out, and when two of them are the same."""
+"""File names: image suffixes, hidden files, and Unicode forms of the same name."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from collections.abc import Mapping
 from causalfusion.errors import printable
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "tif", "tiff", "gif")
-"""Of a key of a shard with several images, the first of these is used unless `data.image_suffix` says
-otherwise."""
+"""Suffixes of image files. For a shard's key with several images, the earliest in this list is used unless
+`data.image_suffix` names another."""
 SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
-"""Endings of image files, in any case."""
+"""The same with their dot; case is ignored."""
 _MACHINE_MADE = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "__pycache__"} | {
     "thumbs.db",
     "desktop.ini",
     "ehthumbs.db",
 }
-"""Folders and files that systems, file servers and viewers put beside pictures, in lower case."""
+"""Folders and files that systems, file servers and viewers put beside images, in lower case."""
 
 
 def is_image(name: str) -> bool:
-    """Whether the ending is an image's; hidden files are none."""
+    """True for a name that ends as an image's does and is not hidden."""
     return name.lower().endswith(SUFFIXES) and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not the user's own: .ipynb_checkpoints, @eaDir, ._photo.jpg."""
+    """True for hidden and machine-made files and folders, such as .ipynb_checkpoints, @eaDir, ._photo.jpg."""
     return name.startswith(".") or name.lower() in _MACHINE_MADE
 
 
 def stem(file: str) -> str:
-    """The path without its last ending."""
+    """The path without its suffix."""
     return os.path.splitext(file)[0]
 
 
 def same_name(name: str) -> str:
-    """The composed form (NFC) of a name: "é" as one letter or as "e" with an accent are the same."""
+    """The composed form (NFC) of a name, equal for "é" as one character and as "e" with an accent."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def say_left_out(where: str, counts: Mapping[str, int]) -> None:
-    """One warning of all that a source does not use: {"hidden file": 3} as "3 x hidden file"."""
+    """Warn once about all files that a source does not use: {"hidden file": 3} as "3 x hidden file"."""
     kinds = [f"{number:,} x {printable(kind)}" for kind, number in counts.items() if number]
     if kinds:
         shown = ", ".join(kinds[:8]) + (f", and {len(kinds) - 8} kinds more" if len(kinds) > 8 else "")
@@ -51,14 +51,13 @@ def say_left_out(where: str, counts: Mapping[str, int]) -> None:
 
 
 class Listing:
-    """Which files there are: each folder is listed once, as a look at every single file takes far longer."""
+    """Look-up of files by path. Each folder is listed once, far quicker than asking for every single file."""
 
     def __init__(self) -> None:
         self._folders: dict[str, dict[str, str]] = {}
 
     def find(self, file: str) -> str | None:
-        """The file's path as it is on the disk, where accents may be written in another form; None where
-        there is no such file."""
+        """The file's path as spelled on disk, perhaps in another Unicode form; None if it does not exist."""
         folder, name = os.path.split(file)
         names = self._names(folder)
         if name in names:
@@ -87,8 +86,8 @@ class Listing:
 
 
 def find_path(path: str) -> str:
-    """A file or folder as it is on the disk, where accents may be written in another form (NFD for NFC); the
-    path itself where there is none."""
+    """The path of a file or folder as spelled on disk, perhaps in another Unicode form (NFD for NFC); the
+    path itself if nothing is there."""
     return _as_on_disk(path) or path
 
 
@@ -103,5 +102,5 @@ def _as_on_disk(path: str) -> str | None:
         names = os.listdir(actual or ".") if actual is not None else []
     except OSError:
         return None
-    found = next((each for each in names if same_name(each) == same_name(name)), None)
+    found = next((entry for entry in names if same_name(entry) == same_name(name)), None)
     return None if found is None or actual is None else os.path.join(actual, found)

@@ -1,4 +1,4 @@
-"""Arrays of images in an .npz file: `images` (or ADM's `arr_0`) and, if there, `labels` (or `arr_1`)."""
+"""Images in an .npz file: the array `images` (or ADM's `arr_0`) and, optionally, `labels` (or `arr_1`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from causalfusion.files import hash_of, stamp
 
 _MAGIC = b"\x93NUMPY"
 _STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
-"""Arrays that belong to an evaluation's reference of images."""
+"""Arrays of an evaluation's reference that lie beside the images; no warning is needed for them."""
 
 
 class NpzImages:
@@ -43,7 +43,7 @@ class NpzImages:
         self.class_names = self.classes.names if self.classes else []
 
     def __reduce__(self) -> tuple[Callable[[str], NpzImages], tuple[str]]:
-        """Another process maps the file itself, instead of being sent all images."""
+        """Pickle as the path: another process maps the file, instead of being sent all images."""
         return NpzImages, (self.name,)
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class NpzImages:
 
 
 def _load(path: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(images, labels or None)."""
+    """The arrays of images and labels, the latter None if the file has none. Raises UserError."""
     shown = printable(path)
     if not Path(path).is_file():
         raise UserError(f"data.path {shown} is not a file; expected an .npz of images")

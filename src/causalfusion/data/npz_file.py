@@ -1,6 +1,6 @@
-"""Arrays of an .npz file: their sizes are checked before memory is taken for them.
+"""Safe reading of .npz files: array sizes are checked before memory is allocated.
 
-An array that is stored uncompressed is mapped, not read.
+An array that is stored uncompressed is memory-mapped, not read.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ from causalfusion.errors import UserError, printable
 
 _MAX_RATIO = 200
 _SMALL = 2**28
-"""Bytes from which an array of more than `_MAX_RATIO` times its compressed bytes is taken for a bomb."""
+"""Bytes. A larger array that is more than `_MAX_RATIO` times its compressed size is refused as a bomb."""
 _MAX_HEADER = 2**16
+_DAMAGE = (
+    OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, OverflowError, MemoryError,
+    SyntaxError, TypeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""Errors that zipfile and numpy raise for damaged files."""
 
 T = TypeVar("T")
 
@@ -35,12 +40,12 @@ class _Member:
     fortran: bool
     dtype: np.dtype
     start: int
-    """Of the values, in bytes from the start of the member."""
+    """Offset of the values, in bytes from the start of the member."""
 
 
 class NpzFile:
-    """The arrays of a file by name; only their headers are read until they are asked for. Raises UserError
-    for a file that is none, or damaged, or whose arrays lie about their sizes."""
+    """The arrays of a file by name; an array is read when it is asked for, before that only its header.
+    Raises UserError for a file that is damaged or no .npz, or whose headers state wrong sizes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +62,7 @@ class NpzFile:
         return self._members[name].shape
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A read-only map of the file, or an array in memory where it is compressed."""
+        """The array: a read-only memory map, or in memory if it is compressed."""
         member = self._members[name]
         return self._guarded(lambda: self._read(name, member))
 
@@ -80,7 +85,7 @@ class NpzFile:
         shape, fortran, dtype = read(head)
         if dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
-        # Python's whole numbers: the product of a shape that lies does not fit into 64 bits.
+        # In Python's integers, as the product of a forged shape may overflow 64 bits.
         declared = math.prod(map(int, shape)) * dtype.itemsize
         held = info.file_size - head.tell()
         if min(shape, default=0) < 0 or declared != held:
@@ -102,7 +107,7 @@ class NpzFile:
             return np.memmap(
                 self.path, member.dtype, "r", self._place(info) + member.start, member.shape, order
             )
-        from causalfusion.machine.runtime import available_memory  # with it comes torch
+        from causalfusion.machine.runtime import available_memory  # imports torch, which takes seconds
 
         available = available_memory()
         if info.file_size > available:
@@ -113,16 +118,16 @@ class NpzFile:
         with zipfile.ZipFile(self.path) as archive, archive.open(info) as stream:
             stream.read(member.start)
             values = np.empty(info.file_size - member.start, np.uint8)
-            at = 0
+            filled = 0
             while piece := stream.read(2**24):
-                values[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-                at += len(piece)
-        if at != len(values):
+                values[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+                filled += len(piece)
+        if filled != len(values):
             raise ValueError(f"{name} is cut short")
         return values.view(member.dtype).reshape(member.shape, order=order)
 
     def _place(self, info: zipfile.ZipInfo) -> int:
-        """Where the content of a stored member begins."""
+        """The offset of a stored member's content, in bytes from the start of the file."""
         with open(self.path, "rb") as stream:
             stream.seek(info.header_offset)
             header = stream.read(30)
@@ -134,16 +139,13 @@ class NpzFile:
             raise ValueError("a member goes beyond the file")
         return start
 
-    def _guarded(self, do: Callable[[], T]) -> T:
+    def _guarded(self, read: Callable[[], T]) -> T:
+        """The result of `read`, with the errors of damaged files turned into UserErrors."""
         try:
-            return do()
+            return read()
         except UserError:
             raise
-        except (
-            OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, OverflowError,
-            MemoryError, SyntaxError, TypeError, struct.error, tokenize.TokenError, zipfile.BadZipFile,
-            zlib.error,
-        ) as error:  # fmt: skip
+        except _DAMAGE as error:
             reason = str(error) or type(error).__name__
             raise UserError(
                 f"{printable(self.path)} cannot be read as .npz ({printable(reason)}); it is damaged, cut "

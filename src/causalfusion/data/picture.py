@@ -1,6 +1,6 @@
-"""From the bytes of a picture to pixels: the only place where pictures of users are opened.
+"""Decoding images: the only place where image files of users are opened.
 
-Only the formats that are meant are tried, whatever a file is called: some of Pillow's others start programs.
+Only the formats in `FORMATS` are tried, whatever a file is called: some of Pillow's others start programs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-"""Of several frames or pages, the first is taken."""
+"""Pillow's names. Of an image with several frames or pages, the first is used."""
 MAX_SIDE = 65_535
 MAX_PIXELS = 2**27
-"""A picture of more is not decoded (400 MB as RGB)."""
+"""Larger images are not decoded (400 MB as RGB)."""
 MAX_FILE = 2**30
-"""Bytes of a file or member that may be a picture."""
+"""Bytes. Larger files and members are not read."""
 _ORIENTATION = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class UnreadableImage(Exception):
-    """An image that cannot be decoded, or whose caption cannot be read: it is counted, named and skipped."""
+    """An image that cannot be decoded, or whose captions cannot be read; readers count and replace it."""
 
     def __init__(self, name: str, reason: object) -> None:
         super().__init__(f"{printable(name)}: {printable(reason)}")
@@ -42,36 +42,37 @@ class UnreadableImage(Exception):
 
 
 def decode_image(content: bytes, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB from an encoded image, upright as its EXIF data say. Grey and palette images are
-    converted, transparency is dropped (both as in ADM), 16 bits become 8. Raises UnreadableImage."""
+    """The pixels of an encoded image, (H, W, 3) uint8 RGB, rotated upright by its EXIF data. Grey and palette
+    images are converted and transparency dropped (both as in ADM); 16 bits become 8. Raises
+    UnreadableImage."""
     return _decode(content, name, _rgb)
 
 
 def decode_native(content: bytes, name: str) -> np.ndarray:
-    """Like `decode_image`, but (H, W, 1) for an image that is grey."""
+    """Like `decode_image`, but (H, W, 1) for a grey image."""
     return _decode(content, name, lambda image: _rgb(image)[..., : 1 if image.mode in ("L", "1") else 3])
 
 
 def decode_grey_alpha(content: bytes, name: str) -> np.ndarray:
-    """(H, W, 2), grey (uint8, or uint16 of a picture of 16 bits, as it is) and opacity (255 where there is no
-    transparency), upright: for masks."""
+    """A mask's pixels, (H, W, 2): grey and opacity (255 for an image without transparency), upright; uint8,
+    or uint16 for a 16-bit image, whose values are kept. Raises UnreadableImage."""
     return _decode(content, name, _grey_alpha)
 
 
 def orientation_of(content: bytes) -> int:
-    """EXIF's number for how a picture that can be decoded lies in its file: 1 is upright, 5 to 8 swap its
-    sides."""
+    """The EXIF orientation of an image that can be decoded: 1 is upright, 5 to 8 swap width and height."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # of what surrounds the pixels: they can be read, so it says nothing
+    except Exception:  # damaged metadata around good pixels: the default orientation
         return 1
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file; devices and pipes are refused, not waited for. Raises OSError."""
+    """The content of a regular file. Raises OSError, also for devices and pipes, without waiting for them,
+    and for files larger than MAX_FILE."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     with open(handle, "rb") as stream:
         status = os.fstat(handle)
@@ -83,7 +84,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def kind_of(mode: int) -> str:
-    """A directory entry's kind, in words."""
+    """The kind of file that `st_mode` says, in words."""
     if stat.S_ISDIR(mode):
         return "a folder"
     if stat.S_ISFIFO(mode):
@@ -113,7 +114,7 @@ def _decode(content: bytes, name: str, convert: Callable[[Image], T]) -> T:
         try:
             return attempt(content)
         except ValueError:
-            # A megabyte of text (a workflow, say) in a PNG is refused by Pillow: the pixels are fine.
+            # Pillow refuses a PNG with a megabyte of text (such as a workflow), whose pixels are fine.
             if not content.startswith(_PNG):
                 raise
             return attempt(_without_texts(content))
@@ -125,7 +126,7 @@ def _decode(content: bytes, name: str, convert: Callable[[Image], T]) -> T:
 
 
 def _formats() -> list[str]:
-    """Those that this Pillow has."""
+    """The members of FORMATS that this installation of Pillow supports."""
     from PIL import Image
 
     Image.preinit()
@@ -140,9 +141,9 @@ def _has_16_bits(image: Image) -> bool:
 
 
 def _rgb(image: Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # `convert` would cut 16 bits off at 255
+    if image.mode.startswith("I"):  # `convert` would clip 16-bit values at 255
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if "transparency" in image.info:  # Pillow warns where it goes straight to RGB
+    if "transparency" in image.info:  # Pillow warns about a direct conversion to RGB
         return np.array(image.convert("RGBA").convert("RGB"))
     return np.array(image.convert("RGB"))
 
@@ -155,12 +156,12 @@ def _grey_alpha(image: Image) -> np.ndarray:
 
 
 def _without_texts(content: bytes) -> bytes:
-    """A PNG without its texts and its colour profile."""
-    kept, at = [content[:8]], 8
-    while at + 8 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, at)
-        end = at + 12 + length
+    """A PNG without its text chunks and its colour profile."""
+    kept, start = [content[:8]], 8
+    while start + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, start)
+        end = start + 12 + length
         if kind not in _PNG_TEXTS:
-            kept.append(content[at:end])
-        at = end
+            kept.append(content[start:end])
+        start = end
     return b"".join(kept)

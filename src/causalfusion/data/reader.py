@@ -1,4 +1,4 @@
-"""Reading images that may be damaged: the damaged are replaced, counted and named; too many of them stop.
+"""Reading images that may be damaged: those are replaced, counted and named; too many of them stop the run.
 
 Shape letters: B images, C, H, W channels and pixels.
 """
@@ -19,52 +19,52 @@ from causalfusion.errors import UserError
 from causalfusion.rng import derive_seed
 
 MAX_UNREADABLE = 0.01
-"""Share of the images that may be unreadable."""
+"""Fraction of the images that may be unreadable."""
 FEW_UNREADABLE = 5
-"""So many may be unreadable of a small set too, if they are no more than a quarter of it."""
+"""Number of images that may be unreadable in any set, if they are at most a quarter of it."""
 MIN_READ = 100
-"""Images to read before their unreadable share says anything; replacements to try before giving up."""
+"""Images to read before their unreadable fraction is trusted; replacements to try before giving up."""
 KEPT_BYTES = 2**28
-"""Cropped images of one set that stay in memory, at most."""
+"""Largest set, in bytes of its cropped images, that is kept in memory."""
 _HOPELESS = 0.1
-"""Unreadable share at which a run stops before it has met MAX_UNREADABLE of all images."""
+"""Unreadable fraction of the images read so far at which a run stops at once."""
 
 
 class Samples(NamedTuple):
-    """What to read for a batch."""
+    """The images that a batch asks for."""
 
     indices: np.ndarray
-    """(B,) int64 places in the source."""
+    """(B,) int64 indices into the source."""
     mirrored: np.ndarray
-    """(B,) bool."""
+    """(B,) bool: mirror the image."""
     epochs: np.ndarray
-    """(B,) int64; the same image comes with another of its captions in another epoch."""
+    """(B,) int64 epoch, on which the caption that is drawn depends."""
 
 
 @dataclass(frozen=True)
 class Reads:
-    """A batch as it was read. Arrays, as these cross from a worker's process."""
+    """A batch as a worker returns it, in arrays: they are cheap to send to another process."""
 
     pixels: np.ndarray
     """(B, H, W, C) uint8."""
     labels: np.ndarray
-    """(B,) int64; 0 where there are none."""
+    """(B,) int64 class labels; 0 for data without labels."""
     captions: list[tuple[str, ...]]
-    """All that each image has."""
+    """All captions of each image."""
     samples: Samples
-    """What was asked for."""
+    """The request."""
     indices: np.ndarray
-    """(B,) int64 places in the source of what was read, replacements included."""
+    """(B,) int64 indices into the source of the images that were read, replacements included."""
     failures: list[tuple[int, str]]
-    """Place in the source, and name with reason, of each unreadable image that was met."""
+    """(index into the source, name and reason) of each unreadable image that was tried."""
 
 
 class Reader(Dataset):
-    """Reads images of `source`, cropped to `image_size` (0: as they are). An unreadable one is replaced by
-    one of `pool` that depends on its index alone: the same whoever reads it.
+    """Reads images of `source`, cropped to `image_size` (0: not cropped). An unreadable image is replaced by
+    one of the indices `pool`, chosen by its own index alone: every process chooses the same.
 
-    Small sets stay in memory once they are cropped: large photographs take far longer to decode than a small
-    model takes to train on them.
+    The cropped images of a small set are kept in memory: decoding large photographs takes far longer than
+    training a small model on them.
     """
 
     def __init__(self, source: ImageSource, image_size: int, pool: np.ndarray) -> None:
@@ -73,13 +73,13 @@ class Reader(Dataset):
         self._kept: dict[int, Example] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process reads for itself."""
+        """Pickle without the kept images: another process reads them itself."""
         return {**self.__dict__, "_kept": {}}
 
     def __getitem__(self, samples: Samples) -> Reads | UserError:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
             return self.read(samples)
-        except UserError as error:  # a worker would wrap what it raises in a traceback: hand it over instead
+        except UserError as error:  # returned, as a DataLoader would wrap a raised one in a traceback
             return error
 
     def read(self, samples: Samples) -> Reads:
@@ -100,21 +100,21 @@ class Reader(Dataset):
         )
 
     def _read(self, index: int, failures: list[tuple[int, str]]) -> tuple[int, Example]:
-        """(index, image) of this one or of its replacement."""
+        """(index, example) of this image or its replacement. Raises UserError if none can be read."""
         current = index
         for attempt in range(MIN_READ):
             try:
                 return current, self._example(current)
             except UnreadableImage as error:
                 failures.append((current, str(error)))
-            # Anywhere in the data, as damage comes in runs; the next one might be as far as a shard away.
+            # Drawn from all of the data, as neighbours tend to be damaged together, up to a whole shard.
             current = int(self.pool[derive_seed(index, "replacement", attempt) % len(self.pool)])
         raise UserError(
             f"none of {MIN_READ} images tried can be read, the last: {failures[-1][1]}; repair the data"
         )
 
     def _example(self, index: int) -> Example:
-        """Raises UnreadableImage."""
+        """One image with its label and captions, cropped. Raises UnreadableImage."""
         if index in self._kept:
             return self._kept[index]
         example = self.source.read(index)
@@ -126,23 +126,24 @@ class Reader(Dataset):
 
 
 class Health:
-    """Counts what could not be read of `num_images`: each is named once, too many of them stop the run."""
+    """Counts the unreadable among `num_images` images. A warning names each once; too many stop the run."""
 
     def __init__(self, num_images: int) -> None:
         self.num_images, self.num_read = num_images, 0
         self.bad: dict[int, str] = {}
 
     def note(self, num_read: int, failures: Sequence[tuple[int, str]]) -> None:
-        """`num_read` images were read and, before that, these were not."""
+        """Record that `num_read` images were read and that `failures` could not be. Raises UserError if too
+        many images are unreadable."""
         self.num_read += num_read + len(failures)
         for index, name in failures:
             if index not in self.bad:
                 self.bad[index] = name
-                warn_of(name, f" ({len(self.bad)} so far)")
+                warn_unreadable(name, f" ({len(self.bad)} so far)")
                 self._stop_if_too_many()
 
     def _stop_if_too_many(self) -> None:
-        # Of all images, not of those read so far: the first hundred may well hold two bad ones of a thousand.
+        # Relative to all images, as the two bad ones of a thousand may well be among the first hundred.
         total = self.num_images
         if self.num_read >= MIN_READ and len(self.bad) > _HOPELESS * self.num_read:
             total = min(total, self.num_read)
@@ -155,16 +156,17 @@ class Health:
 
 
 def allowed_unreadable(num_images: int) -> int:
-    """How many images may be unreadable."""
+    """The number of images that may be unreadable in a set of `num_images`."""
     return max(int(MAX_UNREADABLE * num_images), min(FEW_UNREADABLE, num_images // 4))
 
 
-def warn_of(name: str, count: str = "") -> None:
-    """Name an unreadable image, and why, in a warning."""
+def warn_unreadable(name: str, count: str = "") -> None:
+    """Warn about an unreadable image; `name` includes the reason."""
     warnings.warn(f"skipped an image that cannot be read{count}: {name}", stacklevel=3)
 
 
 def _stack(images: Sequence[np.ndarray], indices: Sequence[int]) -> np.ndarray:
+    """(B, H, W, C) uint8. Raises UserError for images of different shapes."""
     first = images[0].shape
     for image, index in zip(images, indices, strict=True):
         if image.shape != first:

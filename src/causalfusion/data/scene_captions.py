@@ -1,11 +1,11 @@
 """A small grammar of captions for scenes: written with `describe`, read back with `parse_caption`.
 
-Both go by the same templates. In them A, B and C are figures in the order in which the caption names them:
+Both use the same templates, in which A, B and C are figures in the order in which the caption names them:
 
     A            "a small red circle"
-    A@           its place: "in the top left"
-    A>B          how A lies to B, before B is named: "to the left of"
-    A>B.it       the same where B is spoken of as "it": "to its left"
+    A@           its position in the image: "in the top left"
+    A>B          the position of A relative to B, before B is named: "to the left of"
+    A>B.it       the same where B is referred to as "it": "to its left"
     the.B        B named again: "the red circle"
     OPEN         nothing, or "there is", "a picture of", ...
 
@@ -74,18 +74,19 @@ TEMPLATES = {
         "OPEN A A@ with B B>A.it and C C>A.it",
     ),
 }
-"""By number of figures; one that stands twice is taken twice as often."""
+"""Templates by number of figures; one that is listed twice is drawn twice as often."""
 
 CLEAR_OFFSET, TRUE_OFFSET = 0.16, 0.08
-"""A relation is stated from the first on, and true from the second on, in units of the image's side."""
+"""Least offset between two figures for captions to state a relation, and for a relation to count as true; in
+units of the image's side."""
 CLEAR_ZONES = ((0.0, 0.37), (0.44, 0.56), (0.63, 1.0))
-"""Centres of which a row or column of the 3x3 places is said."""
+"""Ranges of a figure's centre for captions to name each row or column of the 3x3 places."""
 TRUE_ZONES = ((0.0, 0.42), (0.38, 0.62), (0.58, 1.0))
-"""And centres of which it is true."""
+"""Wider ranges, in which a stated row or column counts as true."""
 
 
 class Named(NamedTuple):
-    """What a caption says of one figure itself."""
+    """One figure as a caption names it; a size of None is not stated."""
 
     size: str | None
     color: str
@@ -94,29 +95,30 @@ class Named(NamedTuple):
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption says."""
+    """The meaning of a caption."""
 
     objects: tuple[Named, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
     """(i, "left", j): object i lies to the left of object j."""
     places: tuple[tuple[int, str], ...] = ()
-    """(i, "top left"): where object i lies."""
+    """(i, "top left"): object i lies in the top left."""
 
 
 def is_related(a: Figure, relation: str, b: Figure, offset: float = TRUE_OFFSET) -> bool:
-    """Whether a lies `relation` ("left", "right", "above", "below") of b, by at least `offset`."""
+    """True if a lies to the left or right of, above or below b (`relation`) by at least `offset`."""
     right, down = b.x - a.x, b.y - a.y
     return {"left": right, "right": -right, "above": down, "below": -down}[relation] >= offset
 
 
 def is_at(figure: Figure, place: str, zones: tuple[tuple[float, float], ...] = TRUE_ZONES) -> bool:
+    """True if the figure's centre lies in `place`, one of the nine PLACE_WORDS."""
     column = zones[0 if "left" in place else 2 if "right" in place else 1]
     row = zones[0 if "top" in place else 2 if "bottom" in place else 1]
     return column[0] <= figure.x <= column[1] and row[0] <= figure.y <= row[1]
 
 
 def clear_place(figure: Figure) -> str | None:
-    """The one of the nine places that a figure clearly lies at, if any."""
+    """The one of the nine places in which a figure clearly lies; None between two of them."""
     row = column = None
     for name, (low, high) in zip((0, 1, 2), CLEAR_ZONES, strict=True):
         row = name if low <= figure.y <= high else row
@@ -125,10 +127,10 @@ def clear_place(figure: Figure) -> str | None:
 
 
 class Element(NamedTuple):
-    """One piece of a template: what it stands for, and the figures it speaks of."""
+    """One element of a template: its kind, and the figures that it refers to."""
 
     kind: str
-    """"object", "place", "relation", "it", "again", "open", or "word"."""
+    """One of "object", "place", "relation", "it", "again", "open", "word"."""
     first: int
     second: int
     text: str
@@ -136,6 +138,7 @@ class Element(NamedTuple):
 
 @cache
 def elements(template: str) -> tuple[Element, ...]:
+    """The elements of a template, in order."""
     found = []
     for piece in re.findall(r"[,:]|[^ ,:]+", template):
         if match := re.fullmatch(r"(the\.)?([A-C])(@)?(?:>([A-C]))?(\.it)?", piece):
@@ -150,8 +153,8 @@ def elements(template: str) -> tuple[Element, ...]:
 
 
 def describe(scene: Scene, generator: np.random.Generator) -> str:
-    """A caption that names every figure of a scene and says only what is clearly true of it. The scene is as
-    `Shapes` draws it: one to three figures, apart, no two of the same colour and shape."""
+    """A caption that names every figure of a scene and states only what is clearly true. The scene is one of
+    `Shapes`: one to three separate figures, no two of the same colour and shape."""
 
     def pick(options: Sequence[str]) -> str:
         return options[int(generator.random() * len(options))]
@@ -163,7 +166,7 @@ def describe(scene: Scene, generator: np.random.Generator) -> str:
     places = [clear_place(figure) for figure in figures]
     while True:
         template = pick(TEMPLATES[len(figures)])
-        if all(places[e.first] for e in elements(template) if e.kind == "place"):  # always so for some
+        if all(places[e.first] for e in elements(template) if e.kind == "place"):  # some need no place
             break
     said = []
     for kind, first, second, text in elements(template):
@@ -184,6 +187,7 @@ def describe(scene: Scene, generator: np.random.Generator) -> str:
 
 
 def _any_of(words: dict[str, tuple[str, ...]] | tuple[str, ...]) -> str:
+    """A regular expression that matches any of the words, the longest first."""
     options = words if isinstance(words, tuple) else tuple(w for group in words.values() for w in group)
     return "|".join(sorted(filter(None, options), key=len, reverse=True))
 
@@ -195,17 +199,17 @@ _TOKEN = re.compile(
     "|(?P<word>[a-z]+|[,:])"
 )
 _OPEN = re.compile(f"(?P<open>{_any_of(OPENINGS)})(?= )")
+_WORDS_OF_KIND = {"size": SIZE_WORDS, "place": PLACE_WORDS, "relation": RELATION_WORDS, "it": IT_WORDS}
 _MEANING = {
     kind: {word: name for name, words in groups.items() for word in words}
-    for kind, groups in {
-        "size": SIZE_WORDS, "place": PLACE_WORDS, "relation": RELATION_WORDS, "it": IT_WORDS
-    }.items()
-}  # fmt: skip
+    for kind, groups in _WORDS_OF_KIND.items()
+}
 
 
 @cache
 def _templates_by_form() -> dict[tuple[str, ...], list[tuple[Element, ...]]]:
-    """Templates by their kinds of elements, words as they are; an opening may be left out."""
+    """Templates by their form: the kinds of their elements, with words spelled out; with and without the
+    opening."""
     found: dict[tuple[str, ...], list[tuple[Element, ...]]] = {}
     for template in dict.fromkeys(t for group in TEMPLATES.values() for t in group):
         pieces = elements(template)
@@ -216,8 +220,8 @@ def _templates_by_form() -> dict[tuple[str, ...], list[tuple[Element, ...]]]:
 
 
 def parse_caption(text: str) -> Description | None:
-    """What a caption says, or None for anything that the templates do not produce. A size may be left out, a
-    full stop may stand at the end, and case and spaces do not count."""
+    """The meaning of a caption, or None for a text that no template produces. Sizes may be left out, a full
+    stop may end it, and case and extra spaces are ignored."""
     text = " ".join(text.lower().split()).removesuffix(".").rstrip()
     form, words, end = [], [], 0
     while end < len(text):
@@ -239,7 +243,8 @@ def parse_caption(text: str) -> Description | None:
 
 
 def _understand(template: tuple[Element, ...], words: list[str]) -> Description | None:
-    """None where a figure that is named again is not the one that this template means."""
+    """The meaning of a caption of this template; None if a figure that is named again is not the one to which
+    the template refers."""
     objects = [_named(word) for e, word in zip(template, words, strict=True) if e.kind == "object"]
     relations, places = [], []
     for (kind, first, second, _), word in zip(template, words, strict=True):

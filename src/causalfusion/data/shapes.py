@@ -1,6 +1,7 @@
-"""Procedural scenes with captions, deterministic by index: one to three coloured figures; class = how many.
+"""Procedural scenes of one to three coloured figures, with captions, each determined by its index alone. The
+class is the number of figures.
 
-Six pairs of shape and colour never occur but in the split `compositional`, where every figure is one of them.
+Six pairs of shape and colour occur only in the split `compositional`, where every figure is one of them.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ HELD_OUT = (
     ("star", "blue"),
     ("circle", "yellow"),
 )
-"""(shape, color) of the compositional split."""
+"""(shape, color) pairs of the compositional split."""
 SEEN = tuple((shape, color) for shape in SHAPES for color in COLORS if (shape, color) not in HELD_OUT)
 LENGTHS: dict[SplitName, int] = {"train": 200_000, "validation": 5_000, "test": 5_000, "compositional": 5_000}
 OBJECT_SHARES = (0.40, 0.35, 0.25)
-"""Of scenes with one, two and three figures."""
+"""Fractions of scenes with one, two and three figures."""
 NUM_CAPTIONS = 4
 GAP = 1.5 / 32
-"""At least so far are the circles around two figures from each other."""
+"""Least distance between the circumscribed circles of two figures, in units of the image's side."""
 BORDER = 0.5 / 32
-"""And so far from the image's edge."""
+"""Least distance of a circumscribed circle from the image's edge, in the same units."""
 _TRIALS = (1, 64, 256)
-"""Placements of one, two and three figures drawn at once; the first that fits is taken."""
+"""Placements drawn at once for one, two and three figures; the first that fits is used."""
 _PAIRS_OF_FIGURES = {count: np.triu_indices(count, 1) for count in (1, 2, 3)}
 _CUMULATIVE_SHARES = (OBJECT_SHARES[0], OBJECT_SHARES[0] + OBJECT_SHARES[1])
 MIN_SIDE = 16
 
 
 class Shapes:
-    """Scenes of one split; `num_objects` 0 mixes one, two and three figures."""
+    """The scenes of one split, (side, side, 3); `num_objects` 0 mixes one, two and three figures."""
 
     name, has_captions = "shapes", True
 
@@ -73,11 +74,12 @@ class Shapes:
         return self._length
 
     def scene(self, index: int) -> Scene:
-        """The same at every `side`. No two figures of a scene have the same shape and colour."""
+        """The scene of an index, the same at every `side`; no two of its figures have the same shape and
+        colour. Raises IndexError."""
         return self._draw(index)[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Several descriptions of one scene, in different words."""
+        """Descriptions of a scene, all different. Raises IndexError."""
         return _captions(*self._draw(index))
 
     def read(self, index: int) -> Example:
@@ -91,7 +93,7 @@ class Shapes:
         return hash_of([self.name, self.split, self.side, self.num_objects, self._length, drawn])
 
     def _draw(self, index: int) -> tuple[Scene, np.random.Generator]:
-        """A scene, and the generator to go on with: each split has its own stream at each index."""
+        """(scene, the generator after drawing it). Each (split, index) has a random stream of its own."""
         if not 0 <= index < self._length:
             raise IndexError(index)
         stream = get_args(SplitName).index(self.split)
@@ -102,7 +104,7 @@ class Shapes:
         sizes = [names[int(drawn * len(names))] for drawn in random.random(count)]
         radii = _radii(sizes, jitter)
         while (places := _place(radii, random)) is None:
-            if "large" in sizes:  # too crowded; small ones find room at once
+            if "large" in sizes:  # too crowded: small figures fit at once
                 sizes[sizes.index("large")] = "small"
                 radii = _radii(sizes, jitter)
         rows = zip(pairs, sizes, places.tolist(), radii.tolist(), strict=True)
@@ -125,7 +127,8 @@ def _radii(sizes: list[str], jitter: np.ndarray) -> np.ndarray:
 
 
 def _place(radii: np.ndarray, random: np.random.Generator) -> np.ndarray | None:
-    """(N, 2) centres of N circles that stay inside and apart, or None if none of the trials did."""
+    """(N, 2) centres of N circles that lie inside the image and apart from one another; None if no trial
+    succeeded."""
     count = len(radii)
     lowest = (radii + BORDER)[:, None]
     places = lowest + random.random((_TRIALS[count - 1], count, 2)) * (1 - 2 * lowest)

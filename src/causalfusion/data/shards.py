@@ -1,7 +1,7 @@
-"""Which shards a path means, and each of them as a plain tar.
+"""Finding the shards that a path means, and decompressing them.
 
-A plain .tar is read in place. A compressed one cannot be: it is unpacked once into the user's cache folder
-(`XDG_CACHE_HOME`, or ~/.cache), under a name that holds its path, size and time.
+A plain .tar is read in place. A compressed one is unpacked once into the user's cache folder
+(`XDG_CACHE_HOME`, or ~/.cache), under a name that contains a hash of its path, size and time.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from causalfusion.files import cache_folder, hash_of, remove_leftovers, temporar
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNSUPPORTED = (".zip", ".tar.lz4", ".7z", ".rar")
-"""Archives that are refused by name."""
+"""Endings of archives that are refused with a message of their own."""
 _MAX_SHARDS = 1_000_000
 _MAX_RATIO = 100
 _SMALL = 2**28
-"""Bytes unpacked from which more than `_MAX_RATIO` times the packed ones are taken for a bomb."""
+"""Bytes. A shard that unpacks to more, and to more than `_MAX_RATIO` times its size, is refused as a bomb."""
 _KEEP_FREE = 2**28
-"""Bytes of the disk that unpacking leaves free."""
+"""Bytes of disk space that unpacking leaves free."""
 
 
 class _Reader(Protocol):
@@ -37,8 +37,8 @@ class _Reader(Protocol):
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """The shards that a folder, a glob, or braces such as train-{000000..000009}.tar mean, sorted. Of a shard
-    that lies there packed and unpacked, the unpacked one."""
+    """The shards that a folder, a glob, or braces such as train-{000000..000009}.tar stand for, sorted. A
+    shard that is there both packed and unpacked is read unpacked. Raises UserError."""
     place = Path(pattern)
     if place.is_dir():
         inside = [path for path in place.iterdir() if not path.name.startswith(".")]
@@ -70,7 +70,7 @@ def find_shards(pattern: str) -> list[Path]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """a{0..2}b and a{x,y}b in full; numbers keep the width of the first."""
+    """The names that a pattern such as a{00..12}b or a{x,y}b means; numbers have the width of the first."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
     if match is None:
         return [pattern]
@@ -91,7 +91,7 @@ def _stem(path: Path) -> str:
 
 
 def as_plain_tar(path: Path) -> Path:
-    """The shard itself, or its decompressed copy in the cache, made whole or not at all."""
+    """The shard itself, or its decompressed copy in the cache, which is made atomically. Raises UserError."""
     if not path.name.endswith(PACKED):
         return path
     status = path.stat()
@@ -123,7 +123,7 @@ def as_plain_tar(path: Path) -> Path:
             f"shard {printable(path)} cannot be unpacked ({error}); it is damaged or cut short: copy it again"
         ) from error
     except OSError as error:
-        if error.errno is None:  # of bz2: the data, not the disk
+        if error.errno is None:  # raised by bz2 for damaged data, not by the disk
             raise UserError(
                 f"shard {printable(path)} cannot be unpacked ({error}); it is damaged: copy it again"
             ) from error
@@ -157,7 +157,7 @@ def _open_packed(path: Path) -> _Reader:
 
 
 class _Zstandard:
-    """A stream whose errors of the data are ValueErrors."""
+    """A stream that raises ValueError for damaged data."""
 
     def __init__(self, stream: _Reader, error: type[Exception]) -> None:
         self._stream, self._error = stream, error
@@ -173,7 +173,7 @@ class _Zstandard:
 
 
 def _unpack(packed: _Reader, target: BinaryIO, path: Path, root: Path, packed_size: int) -> None:
-    """All of it, piece by piece; refused where it grows without bound, or would fill the disk."""
+    """Copy the stream piece by piece. Raises UserError if it grows beyond bounds or would fill the disk."""
     written, checked = 0, 0
     while piece := packed.read(2**20):
         written += len(piece)

@@ -1,4 +1,4 @@
-"""What a data set is: images by index, with a label, captions, both or neither."""
+"""The interface of data sets: images by index, each with an optional label and captions."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ class Example:
     """(H, W, C) uint8."""
     label: int | None = None
     captions: tuple[str, ...] = ()
-    """All that the source has for the image; which one is used is drawn (`captions.draw_caption`)."""
+    """All captions of the image; training draws one of them (`captions.draw_caption`)."""
 
 
 class ImageSource(Protocol):
     name: str
     class_names: list[str]
-    """Empty where there are no labels."""
+    """Empty for data without labels."""
     has_captions: bool
-    """Every image has at least one, or none has."""
+    """True if every image has at least one caption, False if none has."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Example:
-        """Raises `UnreadableImage` for a damaged one."""
+        """One image with its label and captions. Raises UnreadableImage if it is damaged."""
         ...
 
     def fingerprint(self) -> str:
-        """A short hash of what identifies the data: names, sizes and times of files; cheap."""
+        """A short hash that identifies the data by the names, sizes and times of their files; cheap."""
         ...
 
 
 @runtime_checkable
 class TracedSource(Protocol):
-    """A source of files: one that can tell which of them changed."""
+    """A source of files that can tell which of them changed."""
 
     def image_name(self, index: int) -> str:
-        """For messages."""
+        """The image's name in messages."""
         ...
 
     def content_hash(self, index: int) -> bytes:
-        """16 bytes, of all that `read` reads. Raises UnreadableImage where it cannot be read at all."""
+        """A hash, 16 bytes, of all that `read` reads. Raises UnreadableImage."""
         ...
 
     def sizes_fingerprint(self) -> str:
-        """The fingerprint of caches made before times of files counted."""
+        """The fingerprint in caches of the earlier format, which ignores the times of files."""
         ...
 
 
 def digest(*parts: object) -> bytes:
-    """16 bytes: a hash of byte strings, numbers and names."""
+    """A hash, 16 bytes, of byte strings, numbers and names."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         content = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
@@ -68,11 +68,11 @@ def digest(*parts: object) -> bytes:
 
 
 UNREADABLE = bytes(16)
-"""Stands for the content hash of what cannot be read."""
+"""The content hash of an image that cannot be read."""
 
 
 def content_hashes(source: TracedSource, indices: Iterable[int]) -> np.ndarray:
-    """(B, 16) uint8."""
+    """Content hashes of these images, (B, 16) uint8; UNREADABLE for an unreadable one."""
     found = []
     for index in indices:
         try:

@@ -1,4 +1,4 @@
-"""From an image of any size to the square a model is trained on, and whether it is mirrored."""
+"""Cropping images to the square that a model is trained on, and mirroring them at random."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import numpy as np
 from causalfusion.rng import derive_seed
 
 _MAX_SCALED = 2**24
-"""Pixels of a strip, scaled but not yet cropped."""
+"""Most pixels that a long, narrow image may have after scaling, before it is cropped."""
 
 
 def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """(size, size, C) uint8 as in ADM: halve by boxes while both sides are twice too large, scale the
-    shorter side to `size` (bicubic), cut out the middle."""
+    """The central square, (size, size, C) uint8, as in ADM: box-halve the image while both sides are at least
+    twice `size`, scale the shorter side to `size` (bicubic), crop the centre."""
     from PIL import Image
 
     height, width, channels = image.shape
@@ -20,7 +20,7 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
         return image
     shorter, longer = sorted((height, width))
     longest = int(shorter * max(_MAX_SCALED / size**2, 16))
-    if longer > longest:  # what lies beside the middle would take gigabytes to scale
+    if longer > longest:  # scaling the ends, which are cropped anyway, would take gigabytes
         top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
         image = np.ascontiguousarray(image[top : height - top, left : width - left])
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
@@ -34,5 +34,5 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def flip_decision(seed: int, epoch: int, index: int) -> bool:
-    """Whether this image is mirrored in this epoch: a coin that depends on nothing else."""
+    """True if this image is mirrored in this epoch, with probability 1/2, from (seed, epoch, index) alone."""
     return bool(derive_seed(seed, "flip", epoch, index) & 1)

@@ -1,6 +1,6 @@
-"""WebDataset tar shards: KEY.jpg (or .png, ...) with KEY.cls, KEY.txt and KEY.json, if there, read in place.
+"""WebDataset tar shards: KEY.jpg (or .png, ...) with optional KEY.cls, KEY.txt and KEY.json.
 
-A plain tar is indexed once (names, offsets, sizes) and read at random by position.
+Each shard is indexed once (names, offsets, sizes); then samples are read in place, in any order.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ from causalfusion.files import hash_of, stamp
 __all__ = ["WebDataset", "find_shards"]
 
 _NOWHERE = (0, -1)
-"""Offset and size of a member that is not there."""
+"""Offset and size of a missing member."""
 _LABEL_FIELDS = ("label", "cls", "class")
-"""Fields of a .json that may hold the label, where there is no .cls."""
-_LOOKED_AT = 64
-"""Records of a shard that are looked at for a label, before it is believed that they have none."""
+"""Fields of a .json that may hold the label if there is no .cls."""
+_RECORDS_TRIED = 64
+"""Records of a shard that are searched for a label before all are taken to have none."""
 
 Label = int | str | None
 
 
 class WebDataset:
-    """Samples in the order of the shards and of the keys in them. Each image has captions (in its .txt or
-    .json), or none has. A label is a .cls (a number), or `label`, `cls` or `class` of the .json (a number, or
-    a name); `classes.txt` beside the shards names the numbers. What is left out is said."""
+    """Samples in the order of the shards and of the keys in them. Either each image has captions (in its .txt
+    or .json), or none has. A label is a number in a .cls, or a number or name in the field `label`, `cls` or
+    `class` of the .json; `classes.txt` beside the shards names the numbers. One warning counts the members
+    that are not used."""
 
     def __init__(self, pattern: str, image_suffix: str = "") -> None:
         self.name, self._image_suffix = pattern, image_suffix.lower().lstrip(".")
         self._shards, self._from_json = find_shards(pattern), True
         self._plain = [as_plain_tar(path) for path in self._shards]
-        # Arrays, not objects: a million samples stay small, and forked workers share them.
+        # Arrays keep a million samples small, and forked workers share their memory.
         shards, names, labels, captioned = [], [], [], []
         places, texts, records = [], [], []
         left_out: Counter[str] = Counter()
@@ -81,7 +82,7 @@ class WebDataset:
         if missing == len(labels):
             return None
         if missing:
-            if self._from_json:  # maybe no labels at all, but facts of some other kind
+            if self._from_json:  # the field may be something else than a label
                 left_out["label in a .json, as other images have none"] += len(labels) - missing
                 return None
             name = self.image_name(labels.index(None))
@@ -143,7 +144,7 @@ class WebDataset:
                 self.image_name(index), f"it has {size:,} bytes; expected at most {MAX_FILE:,}"
             )
         try:
-            # Opened each time (some microseconds): no handles to share with workers, or to run out of.
+            # Opened each time (a few microseconds), so that workers share no handles, and none run out.
             with open(self._plain[self._shard_of[index]], "rb", buffering=0) as shard:
                 content = os.pread(shard.fileno(), size, offset)
         except OSError as error:
@@ -172,8 +173,8 @@ class WebDataset:
 
 
 class _Index:
-    """The samples of a shard that have an image, with their labels, and whether they have captions (None: in
-    a .json that is damaged). `plain` is `shard`, unpacked."""
+    """The samples of a shard that have an image, with their labels, and flags for those that have captions
+    (None: unknown, as the .json is damaged). `plain` is `shard`, decompressed. Raises UserError."""
 
     def __init__(self, plain: Path, shard: Path, image_suffix: str, left_out: Counter[str]) -> None:
         self._shard = shard
@@ -191,13 +192,13 @@ class _Index:
             ) from error
 
     def _labels(self, handle: int) -> list[Label]:
-        """From each .cls; where no sample has one, from the .json files, if they have labels."""
+        """Labels from the .cls members or, if no sample has one, from the .json members that have one."""
         self.from_json = not any(sample.label for sample in self.samples)
         if not self.from_json:
             return [self._number(handle, sample.label) for sample in self.samples]
         labels: list[Label] = []
         for sample in self.samples:
-            if len(labels) >= _LOOKED_AT and not any(label is not None for label in labels):
+            if len(labels) >= _RECORDS_TRIED and not any(label is not None for label in labels):
                 return [None] * len(self.samples)
             labels.append(_label_of_json(_content(handle, sample.record)) if sample.record else None)
         return labels
@@ -217,7 +218,7 @@ class _Index:
 
     def _has_captions(self, handle: int, sample: Sample) -> bool | None:
         if sample.text is not None and sample.text.size:
-            return True  # without a look into a .json that may be there too: it is read in time
+            return True  # a .json need not be read yet, even if it overrides these captions
         if sample.record is None:
             return False
         name = printable(f"{self._shard.name}:{sample.image.name}")
@@ -237,7 +238,7 @@ def _content(handle: int, member: Member) -> bytes:
 
 
 def _captions_of_json(content: bytes, name: str) -> tuple[str, ...]:
-    """() for one that is no object, too: such as a list of boxes."""
+    """The captions in a .json; () also for one that is not an object, such as a list of boxes."""
     try:
         record: Any = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -246,7 +247,7 @@ def _captions_of_json(content: bytes, name: str) -> tuple[str, ...]:
 
 
 def _label_of_json(content: bytes) -> Label:
-    """The label in a record, a number or a name; None where there is none of these kinds."""
+    """The label in a record, a number or a name; None if it has neither."""
     try:
         record: Any = json.loads(content)
     except (ValueError, RecursionError):

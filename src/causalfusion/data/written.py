@@ -1,4 +1,4 @@
-"""Pictures for people that the commands write beside their images, and which are no images of a set."""
+"""Overview pictures that the commands write beside their images, and that are not images of a data set."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "edit": ("original.png", "mask.png", "sheet.png"),
     "complete": ("story.png",),
 }
-"""By command."""
+"""Names of these pictures by command."""
 SETTINGS = {"sample": "settings.json", "edit": "settings.json", "complete": "story.json"}
-"""The file that says, by `command`, what wrote a folder."""
+"""Name, by command, of the file whose field `command` tells which command wrote a folder."""
 
 
 def written_settings(folder: Path, name: str = "settings.json") -> dict[str, Any] | None:
-    """What one of these commands says in the folder of its images; None where none did."""
+    """The settings that one of these commands wrote beside its images; None if there are none."""
     try:
         settings = json.loads((folder / name).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -26,8 +26,8 @@ def written_settings(folder: Path, name: str = "settings.json") -> dict[str, Any
 
 
 def pictures_beside(folder: Path) -> frozenset[str]:
-    """Names of the pictures in the folder that are drawn for people. A photo that happens to be called
-    grid.png, in a folder that none of the commands wrote, is an image."""
+    """Names of the overview pictures in a folder. A photo that happens to be called grid.png, in a folder
+    that none of the commands wrote, is an image."""
     found: set[str] = set()
     for name in sorted(set(SETTINGS.values())):
         settings = written_settings(folder, name)

@@ -23,13 +23,13 @@ def settle_data(line: Line, layers: dict[str, Any]) -> None:
 
 def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
     """A source on the command line counts; so does that of the file which names the path."""
-    from causalfusion.data import guess_source, one_path
+    from causalfusion.data import combine_paths, guess_source
 
     named = beneath.get("path") or ""
     paths = line.given.get("--data.path") or ([named] if named and "source" not in beneath else [])
     known = "source" in beneath or "--data.cache" in line.given
     if "--data.path" in line.given:
-        line.given["--data.path"] = [one_path(paths)]
+        line.given["--data.path"] = [combine_paths(paths)]
     if not paths or "--data.source" in line.given:
         return
     if not any(paths):
@@ -46,7 +46,7 @@ def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
         line.given["--data.source"] = [kind]
     elif line.command.name in ("train", "estimate"):
         line.given.pop("--data.path", None)
-        line.given["--data.cache"] = [one_path(paths)]
+        line.given["--data.cache"] = [combine_paths(paths)]
     else:
         raise UserError(f"{paths[0]} holds latents, written by causalfusion encode; expected images")
 
