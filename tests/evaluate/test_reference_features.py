@@ -7,7 +7,7 @@ import pytest
 
 from causalfusion.data.digits import Digits
 from causalfusion.errors import UserError
-from causalfusion.evaluate import reference as reference_module
+from causalfusion.evaluate.features import reference as reference_module
 from causalfusion.evaluate.features.extractor import Features
 from causalfusion.evaluate.features.reference import ReferenceFeatures, open_reference, reference_of
 from causalfusion.evaluate.features.reference_file import read_reference
