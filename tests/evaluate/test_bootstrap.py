@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.measures.bootstrap import bootstrap_interval, class_accuracy, frechet_interval
+from causalfusion.evaluate.measures.bootstrap import (
+    class_accuracy,
+    frechet_interval,
+    mean_interval,
+    share_interval,
+)
 from causalfusion.evaluate.measures.frechet import frechet_distance
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
 
@@ -69,51 +75,64 @@ def test_equal_distributions_have_an_interval_from_0_on() -> None:
 
 
 def test_the_mean_lies_within_its_interval() -> None:
-    """Also of what is not Gaussian, of two samples, and as narrow as Student's t has it."""
+    """Also of what is not Gaussian, and as narrow as Student's t has it."""
     held = 0
     for seed in range(100):
-        rng = np.random.default_rng(seed)
-        x, y = rng.exponential(size=80), rng.normal(size=(50, 2)) + 3
-        low, high = bootstrap_interval(lambda a, b: b.mean() - a.mean(), x, y, resamples=300, seed=seed)
-        held += low <= 2 <= high
+        low, high = mean_interval(np.random.default_rng(seed).exponential(size=80), resamples=300, seed=seed)
+        held += low <= 1 <= high
     assert held >= 88
     values = np.random.default_rng(1).normal(size=400)
     for level, reach in ((0.95, 1.96), (0.68, 0.994)):
-        low, high = bootstrap_interval(np.mean, values, resamples=4000, level=level)
+        low, high = mean_interval(values, resamples=4000, level=level)
         assert high - low == pytest.approx(2 * reach * values.std() / 20, rel=0.08)
         assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.01)
 
 
-def test_pairs_stay_pairs() -> None:
-    """Rows of one array are drawn together: a figure of pairs that all agree has no spread."""
-    pairs = np.repeat(np.arange(30)[:, None], 2, axis=1)
-    assert bootstrap_interval(lambda rows: float((rows[:, 0] == rows[:, 1]).mean()), pairs) == (1, 1)
+@pytest.mark.parametrize("count", [2, 7, 1001])
+def test_an_interval_of_a_mean_equals_a_plain_loop(count: int, monkeypatch) -> None:
+    """Resample by resample, from the same numbers; however many are drawn at once."""
+    values = np.random.default_rng(count).exponential(size=count)
+    random = np.random.default_rng(5)
+    means = sorted(sum(values[random.integers(count, size=count)].tolist()) / count for _ in range(200))
+    # Linear between the order statistics: places 199 * 0.1 and 199 * 0.9.
+    expected = means[19] * 0.1 + means[20] * 0.9, means[179] * 0.9 + means[180] * 0.1
+    assert mean_interval(values, resamples=200, seed=5, level=0.8) == pytest.approx(expected, rel=1e-12)
+    whole = mean_interval(values, resamples=200, seed=5)
+    monkeypatch.setattr("causalfusion.evaluate.measures.bootstrap._DRAWN_AT_ONCE", 3 * count)
+    assert mean_interval(values, resamples=200, seed=5) == whole
 
 
-@pytest.mark.parametrize(("hits", "count"), [(0, 10), (3, 20), (50, 50), (812, 1000)])
+def wilson(hits: int, count: int, level: float) -> tuple[float, float]:
+    """The closed form (Wilson, 1927): all shares that lie within z of their own standard deviations."""
+    z, share = NormalDist().inv_cdf((1 + level) / 2), hits / count
+    root = z * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5
+    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    return (middle - root) / scale, (middle + root) / scale
+
+
+@pytest.mark.parametrize(
+    ("hits", "count"), [(0, 10), (3, 20), (50, 50), (812, 1000), (1, 1), (49_999, 50_000)]
+)
 def test_class_accuracy_has_wilsons_interval(hits: int, count: int) -> None:
     labels = np.arange(count) % 7
     predicted = np.where(np.arange(count) < hits, labels, labels + 1)
     for level in (0.95, 0.8):
         found = class_accuracy(predicted, labels, level)
-        expected = binomtest(hits, count).proportion_ci(level, method="wilson")
         assert found.value == hits / count
-        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+        assert (found.low, found.high) == pytest.approx(wilson(hits, count, level), rel=1e-12, abs=1e-15)
+        assert (found.low, found.high) == share_interval(np.arange(count) < hits, level)
 
 
 def test_what_has_no_interval_is_refused() -> None:
     good = np.random.default_rng(2).normal(size=(20, 3))
     for arguments in ({"level": 0}, {"level": 95}, {"resamples": 39}):
         with pytest.raises(UserError):
-            bootstrap_interval(np.mean, good, **arguments)
+            mean_interval(good[:, 0], **arguments)
         with pytest.raises(UserError):
             frechet_interval(good, good, **arguments)
-    with pytest.raises(UserError, match="at least one set"):
-        bootstrap_interval(np.mean)
-    with pytest.raises(UserError, match="at least one set"):
-        bootstrap_interval(np.mean, np.zeros(0))
-    with pytest.raises(UserError, match="not finite"):
-        bootstrap_interval(lambda x: float("nan"), good)
+    for values in (good, good[:1, 0], good[:0, 0], good[:, 0] * np.nan):
+        with pytest.raises(UserError, match="at least 2 finite numbers"):
+            mean_interval(values)
     for bad in (good[:, :2], good[:1], good[0], good * np.nan):
         with pytest.raises(UserError):
             frechet_interval(good, bad)

@@ -19,6 +19,7 @@ from causalfusion.evaluate.measures.scenes import (
     UNKNOWN,
     Match,
     caption_truth,
+    connected_regions,
     matches,
     read_scene,
     scene_accuracy,
@@ -54,6 +55,32 @@ def test_scenes_are_read_from_their_pixels(split: SplitName, side: int):
     scenes = [source.scene(index) for index in range(1000 if side == 32 else 600)]
     right = [is_read(read_scene(draw_scene(scene, side)), scene, side) for scene in scenes]
     assert np.mean(right) >= 0.995
+
+
+def flooded(kind: np.ndarray) -> np.ndarray:
+    """Regions by flood fill, numbered in the order of their first pixels."""
+    numbers, count = np.zeros(kind.shape, np.int64), 0
+    for start in zip(*np.nonzero(kind >= 0), strict=True):
+        count += not numbers[start]
+        waiting = [] if numbers[start] else [start]
+        while waiting:
+            row, column = waiting.pop()
+            inside = 0 <= row < kind.shape[0] and 0 <= column < kind.shape[1]
+            if inside and not numbers[row, column] and kind[row, column] == kind[start]:
+                numbers[row, column] = count
+                waiting += [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+    return numbers
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_connected_regions_equal_a_flood_fill(seed: int):
+    """Up to their numbers: the same pixels together, and none where there is no colour."""
+    random = np.random.default_rng(seed)
+    kind = random.integers(-1, random.integers(0, 4), random.integers(1, 20, size=2))
+    found, expected = connected_regions(kind), flooded(kind)
+    pairs = set(zip(found.ravel().tolist(), expected.ravel().tolist(), strict=True))
+    assert len(pairs) == len(set(found.ravel().tolist())) == len(set(expected.ravel().tolist()))
+    assert ((found == 0) == (kind < 0)).all() and found.max() == expected.max()
 
 
 @pytest.mark.parametrize("side", [32, 64])

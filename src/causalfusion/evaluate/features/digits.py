@@ -55,6 +55,8 @@ class DigitsExtractor:
         self.fingerprint = self._weights.fingerprint
 
     def __call__(self, images: Images, /) -> Features:
+        from scipy.special import log_softmax
+
         check_images(images, self.name, self.image_size)
         if (images != images[..., :1]).any():
             raise UserError("features digits: the images have colours; expected grey ones")
@@ -62,9 +64,7 @@ class DigitsExtractor:
         weights = self._weights
         hidden = np.maximum(_inputs(images) @ weights.hidden + weights.hidden_bias, 0)
         logits = hidden @ weights.out + weights.out_bias
-        logits -= logits.max(axis=1, keepdims=True)
-        log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return Features(hidden.astype(np.float32), logits=log_probabilities.astype(np.float32))
+        return Features(hidden.astype(np.float32), logits=log_softmax(logits, axis=1).astype(np.float32))
 
 
 def _inputs(images: Images) -> NDArray[np.float64]:

@@ -15,9 +15,9 @@ from causalfusion.errors import UserError
 from causalfusion.evaluate.features.extractor import Extractor
 from causalfusion.evaluate.features.reference import ReferenceFeatures
 from causalfusion.evaluate.measures.bootstrap import (
-    bootstrap_interval,
     class_accuracy,
     frechet_interval,
+    mean_interval,
     share_interval,
 )
 from causalfusion.evaluate.measures.extrapolation import extrapolated_frechet_distance
@@ -226,7 +226,7 @@ def _precision_recall(samples: Collected, reference: ReferenceFeatures | None) -
 def _density_coverage(samples: Collected, reference: ReferenceFeatures | None) -> list[Part]:
     assert reference is not None and reference.pool is not None, "an obstacle otherwise"
     found = density_coverage(reference.pool, samples.pool)
-    interval = bootstrap_interval(np.mean, found.shares)
+    interval = mean_interval(found.shares)
     return [Part("density", found.density, interval.low, interval.high), Part("coverage", found.coverage)]
 
 

@@ -26,9 +26,9 @@ class InceptionScore(NamedTuple):
 
 def probabilities_of(logits: ArrayLike) -> Array:
     """Softmax of (N, K), in float64."""
-    values = feature_array(logits, "logits").astype(np.float64)
-    values = np.exp(values - values.max(axis=1, keepdims=True))
-    return values / values.sum(axis=1, keepdims=True)
+    from scipy.special import softmax
+
+    return softmax(feature_array(logits, "logits").astype(np.float64), axis=1)
 
 
 def inception_score(probabilities: ArrayLike, splits: int = 10) -> InceptionScore:
@@ -49,7 +49,6 @@ def inception_score(probabilities: ArrayLike, splits: int = 10) -> InceptionScor
 
 
 def _score(p: Array) -> float:
-    mean = p.mean(axis=0)
-    # 0 log 0 = 0; where the mean of a class is 0, so are all its probabilities.
-    logs = np.log(np.where(p > 0, p, 1.0)) - np.log(np.where(mean > 0, mean, 1.0))
-    return float(np.exp((p * logs).sum(axis=1).mean()))
+    from scipy.special import rel_entr
+
+    return float(np.exp(rel_entr(p, p.mean(axis=0)).sum(axis=1).mean()))

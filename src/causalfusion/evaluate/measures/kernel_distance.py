@@ -84,4 +84,4 @@ def _discrepancy(x: Array, y: Array) -> _Discrepancy:
 
 def _kernel(x: Array, y: Array) -> Array:
     base = x @ y.T / x.shape[1] + 1
-    return base * base * base  # a tenth of the time of ** 3
+    return base * base * base  # a tenth of the time of ** 3, and so of scikit-learn's polynomial_kernel

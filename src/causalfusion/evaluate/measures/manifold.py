@@ -102,7 +102,11 @@ def _radii(x: NDArray[Any], centre: Array, k: int) -> Array:
 def _squared_distances(
     x: NDArray[Any], y: NDArray[Any], centre: Array
 ) -> Iterator[tuple[slice, slice, Array]]:
-    """Blocks (rows of x, rows of y, squared distances between them)."""
+    """Blocks (rows of x, rows of y, squared distances between them).
+
+    Not scikit-learn's pairwise_distances_chunked: with it `precision_recall` took 1.3 to 1.4 times as long
+    (8,000 x 8,000 samples, D = 64 and 512, one core), and it needs all centred features in float64 at once:
+    1.6 GB more at 50,000 x 50,000 and D = 2048."""
     rounding = x.shape[1] * np.finfo(np.float64).eps
     for row in range(0, len(x), _BLOCK):
         a = x[row : row + _BLOCK] - centre

@@ -49,59 +49,41 @@ def read_scene(image: np.ndarray) -> Scene:
     mixed = np.clip(share, 0, 1)
     color = ((mixed * mixed - 2 * mixed * share) * (_STEPS**2).sum(1)).argmin(axis=2)
     kind = np.where(np.take_along_axis(share, color[:, :, None], 2)[:, :, 0] > 0.5, color, -1)
-    components = _connected(kind)
-    area = np.bincount(components.ravel())
-    area[0] = 0
-    kept = [c for c in np.argsort(-area, kind="stable") if area[c] >= SMALLEST_AREA * side**2]
-    taken = np.isin(components, kept)
+    from scipy.ndimage import maximum_filter
+
+    numbers = connected_regions(kind)
+    found, first, area = np.unique(numbers, return_index=True, return_counts=True)
+    largest_first = np.lexsort((first, -area))  # of equal area the upper one
+    kept = [found[i] for i in largest_first if found[i] and area[i] >= SMALLEST_AREA * side**2]
+    taken = np.isin(numbers, kept)
+    reach = max(1, round(side / 32))
     figures = []
-    for component in kept:
-        own = components == component
+    for number in kept:
+        own = numbers == number
         index = int(kind.flat[own.argmax()])
-        region = _grown(own, max(1, round(side / 32))) & (own | ~taken)
+        # With the pixels around it, where its soft edge may be.
+        region = maximum_filter(own, 2 * reach + 1, mode="constant") & (own | ~taken)
         figures.append(_fit(share[:, :, index] * region, _COLOR_NAMES[index]))
     return Scene(tuple(figures))
 
 
-def _connected(kind: np.ndarray) -> np.ndarray:
-    """(H, W) a number from 1 on for each region of equal `kind`, joined by the pixels' sides; 0 where it is
-    negative. Runs of each row are joined with those they touch in the row above."""
-    height, width = kind.shape
-    parent, found = [0], np.zeros((height, width), np.int64)
+def connected_regions(kind: np.ndarray) -> np.ndarray:
+    """(H, W) int64: a number from 1 on for each region of equal `kind`, joined by the pixels' sides; 0 where
+    `kind` is negative."""
+    from scipy.ndimage import label
 
-    def root(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = number = parent[parent[number]]
-        return number
-
-    changes = np.ones((height, width + 1), bool)
-    changes[:, 1:-1] = kind[:, 1:] != kind[:, :-1]
-    rows, columns = changes.nonzero()
-    for row, start, next_row, end in zip(rows, columns, rows[1:], columns[1:], strict=False):
-        if row != next_row or kind[row, start] < 0:
-            continue
-        above = found[row - 1, start:end][kind[row - 1, start:end] == kind[row, start]] if row else ()
-        roots = {root(int(number)) for number in above}
-        number = min(roots, default=len(parent))
-        if not roots:
-            parent.append(number)
-        for other in roots:
-            parent[other] = number
-        found[row, start:end] = number
-    names = np.array([root(number) for number in range(len(parent))])
-    return names[found]
-
-
-def _grown(region: np.ndarray, reach: int) -> np.ndarray:
-    """(H, W) with the pixels around it, where its soft edge may be."""
-    height, width = region.shape
-    padded = np.pad(region, reach)
-    tall = np.logical_or.reduce([padded[i : i + height] for i in range(2 * reach + 1)])
-    return np.logical_or.reduce([tall[:, i : i + width] for i in range(2 * reach + 1)])
+    numbers = np.zeros(kind.shape, np.int64)
+    for one in np.unique(kind[kind >= 0]):
+        regions, _ = label(kind == one)  # pyright: ignore[reportGeneralTypeIssues]
+        numbers += np.where(regions, regions + numbers.max(), 0)
+    return numbers
 
 
 def _blurred(images: np.ndarray, sigma: float) -> np.ndarray:
-    """(N, H, W) smoothed by a Gaussian of that many pixels."""
+    """(N, H, W) smoothed by a Gaussian of that many pixels; 0 lies around the images.
+
+    Not scipy.ndimage.gaussian_filter, which divides by the sum of the sampled Gaussian. At H = 16 (sigma
+    0.35) that sum is 1.18, and 125 figures of 1,280 images were read otherwise; at H = 32 and above none."""
 
     def weights(length: int) -> np.ndarray:
         distance = np.subtract.outer(np.arange(length), np.arange(length))
