@@ -387,7 +387,7 @@ def test_only_a_cache_that_fits_is_used(tmp_path: Path, autoencoder: str) -> Non
     )
     moments = _write(tmp_path / "moments", Grey(), config=_drawn(autoencoder))
     check_cache(moments, config.codec, GREY)  # the mode is the mean
-    assert open_autoencoder(autoencoder)[1] == 2
+    assert open_autoencoder(autoencoder).latent_channels == 2
     assert moments.codec_config(CodecConfig(patch_size=4)) == CodecConfig(
         patch_size=4, image_height=8, image_width=8, image_channels=3
     )

@@ -123,11 +123,12 @@ def test_checkpoint_file_equals_saved_folder(tmp_path: Path) -> None:
     weights = generated_weights(_small_shapes())
     torch.save({"model": weights}, tmp_path / "kl.ckpt")
     save_file(weights, tmp_path / "kl.safetensors")
-    autoencoder, *sizes = open_autoencoder(str(tmp_path / "kl.ckpt"))
-    assert sizes == [4, 2, 3]
+    opened = open_autoencoder(str(tmp_path / "kl.ckpt"))
+    autoencoder = opened.network
+    assert (opened.latent_channels, opened.downsample, opened.image_channels) == (4, 2, 3)
     assert not any(p.requires_grad for p in autoencoder.parameters())
     autoencoder.save_pretrained(tmp_path / "folder")
-    others = [open_autoencoder(str(tmp_path / name))[0] for name in ("kl.safetensors", "folder")]
+    others = [open_autoencoder(str(tmp_path / name)).network for name in ("kl.safetensors", "folder")]
     assert {fingerprint(other) for other in others} == {fingerprint(autoencoder)}
     images = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
     for other in others:
@@ -150,7 +151,7 @@ def test_checkpoints_as_training_leaves_them(tmp_path: Path) -> None:
 
 def _opened(file: Path, content: object) -> torch.nn.Module:
     torch.save(content, file)
-    return open_autoencoder(str(file))[0]
+    return open_autoencoder(str(file)).network
 
 
 def test_fingerprint_sees_one_number(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_fingerprint_sees_one_number(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "a.safetensors")
     weights["quant_conv.bias"][3] += 1e-6
     save_file(weights, tmp_path / "b.safetensors")
-    a, b = (fingerprint(open_autoencoder(str(tmp_path / f"{name}.safetensors"))[0]) for name in "ab")
+    a, b = (fingerprint(open_autoencoder(str(tmp_path / f"{name}.safetensors")).network) for name in "ab")
     assert a != b
 
 
@@ -201,7 +202,7 @@ def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "quant_conv" in message(tmp_path / "shape.pt") or "do not fit" in message(tmp_path / "shape.pt")
 
     save_file(weights, tmp_path / "kl.safetensors")
-    open_autoencoder(str(tmp_path / "kl.safetensors"))[0].save_pretrained(tmp_path / "folder")
+    open_autoencoder(str(tmp_path / "kl.safetensors")).network.save_pretrained(tmp_path / "folder")
     file = tmp_path / "folder" / "diffusion_pytorch_model.safetensors"
     saved = {name: value.clone() for name, value in load_file(file).items()}  # not mapped from the file
     whole = file.read_bytes()

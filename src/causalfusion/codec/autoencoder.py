@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from causalfusion.codec.codec import Autoencoder
 from causalfusion.errors import UserError
 from causalfusion.weight_files import read_pickle
 
@@ -21,9 +23,18 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _EXPECTED = "a diffusers folder, an original checkpoint file, or a hub id such as owner/name"
 
 
-def open_autoencoder(path: str) -> tuple[Any, int, int, int]:
-    """(autoencoder, latent channels, downsampling factor, image channels). The autoencoder is in evaluation
-    mode, without gradients. Raises UserError."""
+@dataclass(frozen=True)
+class OpenedAutoencoder:
+    network: Any
+    """diffusers' `AutoencoderKL`, in evaluation mode, without gradients."""
+    latent_channels: int
+    downsample: int
+    """Pixels on a side for each latent."""
+    image_channels: int
+
+
+def open_autoencoder(path: str) -> OpenedAutoencoder:
+    """The autoencoder in a folder, a file, or on the hub. Raises UserError."""
     place = Path(path).expanduser()
     if place.is_dir():
         autoencoder = _from_folder(place)
@@ -41,10 +52,10 @@ def open_autoencoder(path: str) -> tuple[Any, int, int, int]:
             f"{config.out_channels}; expected the same number"
         )
     downsample = 2 ** (len(config.block_out_channels) - 1)
-    return autoencoder, config.latent_channels, downsample, config.in_channels
+    return OpenedAutoencoder(autoencoder, config.latent_channels, downsample, config.in_channels)
 
 
-def fingerprint(autoencoder: torch.nn.Module) -> str:
+def fingerprint(autoencoder: Autoencoder) -> str:
     """SHA-256 of all weights in the order of their names, whatever kind of file they came from."""
     digest = hashlib.sha256()
     for name, value in sorted(autoencoder.state_dict().items()):

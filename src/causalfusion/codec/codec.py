@@ -6,11 +6,11 @@ L tokens, P numbers in a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,11 +24,25 @@ _CHUNK = 32
 """Images that the autoencoder computes at once: its feature maps are far larger than the latents."""
 
 
+class Autoencoder(Protocol):
+    """What a codec asks of an autoencoder: diffusers' `AutoencoderKL` has it."""
+
+    def encode(self, x: Tensor, /) -> Any:
+        """Images in [-1, 1]; `.latent_dist` has the posterior's `mean` and `std`, (B, c, h, w) each."""
+
+    def decode(self, z: Tensor, /) -> Any:
+        """Latents; `.sample` has the images."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def to(self, device: torch.device, /) -> Any: ...
+
+
 class Codec:
     """Encodes images to latents or tokens and back. `config` is complete: sizes, channels, scale and shift
     are those in use."""
 
-    def __init__(self, config: CodecConfig, autoencoder: Any = None) -> None:
+    def __init__(self, config: CodecConfig, autoencoder: Autoencoder | None = None) -> None:
         self.config, self.autoencoder = config, autoencoder
         self.device = torch.device("cpu")
 
@@ -44,7 +58,7 @@ class Codec:
     def to(self, device: torch.device | str) -> Codec:
         self.device = torch.device(device)
         if self.autoencoder is not None:
-            self.autoencoder.to(device)
+            self.autoencoder.to(self.device)
         return self
 
     @property
@@ -153,18 +167,20 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
     else:
         from causalfusion.codec.autoencoder import open_autoencoder
 
-        autoencoder, latent_channels, downsample, image_channels = open_autoencoder(config.autoencoder)
+        opened = open_autoencoder(config.autoencoder)
+        autoencoder = opened.network
         place = Path(config.autoencoder).expanduser()
         if place.exists():  # stored as an absolute path, as models are used from other folders too
             config = replace(config, autoencoder=str(place.resolve()))
-        if config.image_channels not in (0, image_channels):
+        if config.image_channels not in (0, opened.image_channels):
             raise UserError(
                 f"the images have {config.image_channels} channels; the autoencoder "
-                f"{config.autoencoder} takes {image_channels}: give another codec.autoencoder, or none"
+                f"{config.autoencoder} takes {opened.image_channels}: give another codec.autoencoder, or none"
             )
         config = replace(
-            config, latent_channels=latent_channels, downsample=downsample, image_channels=image_channels
-        )
+            config, latent_channels=opened.latent_channels, downsample=opened.downsample,
+            image_channels=opened.image_channels,
+        )  # fmt: skip
     _check_size(config)
     return Codec(config, autoencoder)
 
