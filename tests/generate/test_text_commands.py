@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from causalfusion import cli, saved
+from causalfusion import cli
 from causalfusion.generate import caption_run
 from causalfusion.generate.output import one_line
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.read import to_float
 from causalfusion.pictures.compose import paragraph, text_tile, with_texts, wrapped
 from causalfusion.pictures.fonts import Face
+from causalfusion.saved import folder as saved
 
 CAPTIONS = ["a small red circle", "a large blue star", "a small blue square above a red star"]
 TEXT = 40
