@@ -1,6 +1,7 @@
 """The command line: recipes reach the run unchanged, mistakes are one line and exit code 2."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -264,13 +265,27 @@ def test_doctor_on_a_model(model, capsys):
 
 
 def test_help_needs_no_torch():
-    """`--help` answers without loading PyTorch."""
+    """`--help` of every command answers without loading PyTorch."""
     code = (
-        "import sys; from causalfusion import cli; cli.run(['train', '--help']); "
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from causalfusion import cli; "
+        "codes = [cli.run([command, '--help']) for command in cli.COMMANDS]; "
+        "sys.exit(any(codes) or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "--train.lr" in done.stdout
+    assert done.returncode == 0 and "--train.lr" in done.stdout and "--guidance-scale" in done.stdout
+
+
+GROUPS = {"convert": ["official", "bundle"], "tokenizer": ["train"]}
+WITH_OPTIONS = [f"{name} {below}".strip() for name in cli.COMMANDS for below in GROUPS.get(name, [""])]
+
+
+@pytest.mark.parametrize("command", WITH_OPTIONS)
+def test_every_option_has_a_help_text(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")  # each on one line
+    assert cli.run([*command.split(), "--help"]) == 0
+    options = re.findall(r"^│ \*? *(--\S+)(.*?)  +(.*?) *│$", capsys.readouterr().out, re.MULTILINE)
+    assert options
+    assert not [name for name, _, text in options if not text or text.startswith("[")]
 
 
 def test_a_value_without_end_is_cut_in_a_message(capsys):

@@ -141,7 +141,24 @@ def test_words_of_habit_are_understood(typed, meant):
 def test_prompts_are_taken_as_they_are(tokens, prompts):
     prepared = cli.prepare(tokens)
     _, bound, _ = cli.app.parse_args(prepared.tokens, exit_on_error=False, print_error=False)
-    assert bound.arguments["prompt"] == prompts
+    assert bound.arguments["request"].prompts == prompts
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "options"),
+    [
+        (["sample"], 'prompt = ["a", "b"]\nimages = 3', {"prompts": ["a", "b"], "images": 3}),
+        (["edit", "x.png"], 'class = "dog"\nregion = "top"', {"class_name": "dog", "region": "top"}),
+        (["complete", "a text"], "elements = 2", {"elements": 2}),
+        (["plan", "--reference=digits"], 'budget = "2s"', {"budget": "2s", "budget_seconds": 2.0}),
+    ],
+)
+def test_a_file_sets_options_by_their_names(command, content, options, tmp_path, monkeypatch):
+    (tmp_path / "own.toml").write_text(content)
+    prepared = cli.prepare([*command, "--config", str(tmp_path / "own.toml")])
+    monkeypatch.setattr(cli.app, "config", prepared.config())
+    _, bound, _ = cli.app.parse_args(prepared.tokens, exit_on_error=False, print_error=False)
+    assert {name: getattr(bound.arguments["request"], name) for name in options} == options
 
 
 @pytest.mark.parametrize(
@@ -447,15 +464,15 @@ def test_control_characters_never_reach_the_terminal(capsys):
 
 
 def test_a_study_takes_recipes(tmp_path, monkeypatch):
-    requests = []
-    monkeypatch.setattr("causalfusion.study.run.run_study", requests.append)
+    grounds = []
+    monkeypatch.setattr("causalfusion.study.run.run_study", lambda _, ground, __: grounds.append(ground))
     own = tmp_path / "own.toml"
     own.write_text("[train]\nimages = 640\n[codec]\npatch_size = 4\n")
     assert cli.run(["study", "decay", "--config", str(own), "--config=tiny", "--out", str(tmp_path)]) == 0
-    (request,) = requests
-    assert request.ground.settings["train"]["images"] == 640
-    assert request.ground.settings["codec"]["patch_size"] == 4
-    assert request.ground.settings["model"]["depth"] == load_config("tiny").model.depth
+    (ground,) = grounds
+    assert ground.settings["train"]["images"] == 640
+    assert ground.settings["codec"]["patch_size"] == 4
+    assert ground.settings["model"]["depth"] == load_config("tiny").model.depth
 
 
 def test_an_estimate_takes_recipes_and_settings_in_any_spelling(capsys):

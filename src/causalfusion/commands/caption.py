@@ -5,17 +5,8 @@ from typing import Annotated
 
 from cyclopts import App
 
-from causalfusion.commands.common import (
-    Autoencoder,
-    Device,
-    Model,
-    Precision,
-    SamplingFiles,
-    Seed,
-    Settings,
-    Weights,
-)
-from causalfusion.config import WriteConfig
+from causalfusion.config.options import SamplingFiles, Settings
+from causalfusion.generate.request import CaptionRequest
 
 app = App(name="caption", result_action="return_value")
 
@@ -25,16 +16,8 @@ def caption(
     files: list[Path],
     /,
     *,
-    model: Model = Path("shapes"),
-    out: Path | None = None,
-    batch_size: int = 64,
-    seed: Seed = 0,
-    weights: Weights = "ema",
-    precision: Precision = "float32",
-    autoencoder: Autoencoder = "",
-    device: Device = "auto",
-    config: SamplingFiles = [],  # noqa: B006
-    write: Annotated[WriteConfig, Settings] = WriteConfig(),  # noqa: B008
+    request: Annotated[CaptionRequest, Settings] = CaptionRequest(),  # noqa: B008
+    config: SamplingFiles = (),
 ) -> int:
     """Say what images show.
 
@@ -44,16 +27,8 @@ def caption(
     ----------
     files
         Image files, or folders: all images in them, sorted. They are cropped and scaled to the model's size.
-    out
-        A .jsonl file to write as well: `image` and `caption` on each line.
-    batch_size
-        Images captioned together.
     """
-    from causalfusion.generate.caption_run import CaptionRequest, caption_images
+    from causalfusion.generate.caption_run import caption_images
 
-    request = CaptionRequest(
-        images=files, model=model, out=out, batch_size=batch_size, seed=seed, weights=weights,
-        precision=precision, device=device, autoencoder=autoencoder, write=write,
-    )  # fmt: skip
-    caption_images(request)
+    caption_images(files, request)
     return 0

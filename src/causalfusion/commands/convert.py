@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from causalfusion.commands.common import Autoencoder, Model
+from causalfusion.config.options import Autoencoder, Model
 
 app = App(name="convert", help="Bring models into this format.", result_action="return_value")
 
@@ -33,7 +33,7 @@ def official(
     include_autoencoder
         Put the autoencoder into the model's folder, which is then complete in itself.
     patch_size
-        Only where the checkpoint does not tell it.
+        Side of a token's patch of latents; needed only where the checkpoint does not tell it.
     """
     from causalfusion.interop.bundle import with_autoencoder
     from causalfusion.interop.official import convert_official

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from causalfusion.commands.common import Autoencoder, Device, Model
+from causalfusion.config.options import Autoencoder, Device, Model
 
 app = App(name="doctor", result_action="return_value")
 

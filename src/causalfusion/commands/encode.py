@@ -7,8 +7,8 @@ from typing import Literal
 
 from cyclopts import App
 
-from causalfusion.commands.common import Device, Paths, Recipes
 from causalfusion.config import CodecConfig, DataConfig, RunConfig
+from causalfusion.config.options import Device, Paths, Recipes
 from causalfusion.config.serialize import flat, to_dict
 
 app = App(name="encode", result_action="return_value")
@@ -16,14 +16,14 @@ app = App(name="encode", result_action="return_value")
 
 @app.default
 def encode(
-    paths: Paths = [],  # noqa: B006
+    paths: Paths = (),
     /,
     *,
     out: Path,
     batch_size: int = 64,
     dtype: Literal["auto", "float16", "float32"] = "auto",
     device: Device = "auto",
-    config: Recipes = [],  # noqa: B006
+    config: Recipes = (),
     data: DataConfig = DataConfig(),  # noqa: B008
     codec: CodecConfig = CodecConfig(),  # noqa: B008
 ) -> int:
@@ -38,7 +38,7 @@ def encode(
     batch_size
         Images encoded together.
     dtype
-        Of the latents on disk; auto: float16 for an autoencoder's, float32 (exact) for pixels.
+        Number format of the latents on disk; auto: float16 for an autoencoder's, float32 (exact) for pixels.
     """
     from causalfusion.codec.encode import encode_to_cache
     from causalfusion.errors import UserError

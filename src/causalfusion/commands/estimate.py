@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from causalfusion.commands.common import Recipes
+from causalfusion.config.options import Recipes
 
 app = App(name="estimate", result_action="return_value")
 
@@ -12,7 +12,7 @@ app = App(name="estimate", result_action="return_value")
 @app.default
 def estimate(
     *settings: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    config: Recipes = [],  # noqa: B006
+    config: Recipes = (),
     gpu: str = "",
     gpus: int = 1,
     share: float | None = None,
@@ -29,15 +29,15 @@ def estimate(
     Parameters
     ----------
     settings
-        Any settings that train takes, such as --train.batch-size 1024 (train --help).
+        Settings that train takes, such as --train.batch-size 1024 (train --help).
     gpu
-        a100, h100, h200, b200, l40s or rtx4090, by its data sheet; by default this machine, measured.
+        a100, h100, h200, b200, l40s or rtx4090, by its data sheet. Default: this machine, measured.
     gpus
-        How many of them train together.
+        Number of GPUs that train together.
     share
-        Of the device's matrix rate that training is assumed to reach, such as 0.4.
+        Share of the device's matrix rate that training is assumed to reach, such as 0.4.
     text_tokens
-        Of a sequence on average, markers included, for runs with text.
+        Mean number of text tokens in a sequence, markers included, for runs with text.
     json
         Print JSON.
     """

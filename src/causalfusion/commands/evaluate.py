@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from causalfusion.commands.common import SamplingFiles, Settings
+from causalfusion.config.options import SamplingFiles, Settings
 from causalfusion.evaluate.request import EvaluateRequest
 
 app = App(name="evaluate", result_action="return_value")
@@ -14,7 +14,7 @@ app = App(name="evaluate", result_action="return_value")
 def evaluate(
     *,
     request: Annotated[EvaluateRequest, Settings] = EvaluateRequest(),  # noqa: B008
-    config: SamplingFiles = [],  # noqa: B006
+    config: SamplingFiles = (),
 ) -> int:
     """Measure a model, or images: figures, and a card with all that they depend on.
 

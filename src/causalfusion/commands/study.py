@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from causalfusion.commands.common import Device, Recipes
+from causalfusion.config.options import Recipes, Settings
+from causalfusion.study.request import StudyRequest
 
 app = App(name="study", result_action="return_value")
 
@@ -16,13 +16,8 @@ def study(
     studies: list[str],
     /,
     *,
-    data: str = "digits",
-    features: str = "",
-    seeds: Annotated[list[int], Parameter(consume_multiple=True)] = [0, 1, 2],  # noqa: B006
-    out: Path = Path("runs/study"),
-    workers: int = 1,
-    device: Device = "auto",
-    config: Recipes = [],  # noqa: B006
+    request: Annotated[StudyRequest, Settings] = StudyRequest(),  # noqa: B008
+    config: Recipes = (),
 ) -> int:
     """Train and evaluate a grid of settings with several seeds.
 
@@ -33,27 +28,13 @@ def study(
     studies
         ar-steps, decay, order, ar-weight, timesteps, class-tokens, conditioning, several of them, or a TOML
         file of the same form. Runs that several studies need are trained once.
-    data
-        digits, shapes or cifar10, or a TOML file: how to train there, and how to judge.
-    features
-        The feature space of the Fréchet distance, as for evaluate; by default the data file's.
-    seeds
-        Each setting is trained once with each; tables give the mean and the spread.
-    out
-        Folder of the runs and of the results.
-    workers
-        Runs that share the machine.
     """
-    from causalfusion.study.recipe import load_ground, load_study
-    from causalfusion.study.run import Request, run_study
+    from causalfusion.study.recipe import load_ground
+    from causalfusion.study.run import run_study
 
-    ground = load_ground(data, config)
-    if features:
-        ground = replace(ground, features=features)
+    ground = load_ground(request.data, list(config))
+    if request.features:
+        ground = replace(ground, features=request.features)
     for name in studies:
-        request = Request(
-            name=Path(name).stem, study=load_study(name), ground_name=Path(data).stem, ground=ground,
-            seeds=seeds, out=out / Path(data).stem, workers=workers, device=device,
-        )  # fmt: skip
-        run_study(request)
+        run_study(name, ground, request)
     return 0

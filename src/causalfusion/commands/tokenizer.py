@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from causalfusion.commands.common import Paths, Recipes
 from causalfusion.config import DataConfig
+from causalfusion.config.options import Paths, Recipes
 from causalfusion.errors import UserError
 from causalfusion.machine.progress import ProgressLine
 
@@ -15,14 +16,14 @@ app = App(name="tokenizer", help="Make a tokenizer: text to ids and back.", resu
 
 @app.command
 def train(
-    paths: Paths = [],  # noqa: B006
+    paths: Paths = (),
     /,
     *,
     out: Path,
     vocab_size: int = 4096,
     max_texts: int = 200_000,
-    texts: Annotated[list[Path], Parameter(consume_multiple=True)] = [],  # noqa: B006
-    config: Recipes = [],  # noqa: B006
+    texts: Annotated[Sequence[Path], Parameter(consume_multiple=True)] = (),
+    config: Recipes = (),
     data: DataConfig = DataConfig(),  # noqa: B008
 ) -> int:
     """Train a byte-level BPE on the captions of a data set, or on text files.
@@ -32,9 +33,9 @@ def train(
     out
         The tokenizer.json to write; it may take the place of another one.
     vocab_size
-        Number of ids at most: 256 bytes, 5 markers, the rest words and parts of words.
+        Largest number of ids: 256 bytes, 5 markers, the rest words and parts of words.
     max_texts
-        Texts to train on at most.
+        Largest number of texts to train on.
     texts
         UTF-8 files with one text on each line, instead of a data set.
     """
@@ -58,8 +59,8 @@ def train(
     return 0
 
 
-def read_lines(files: list[Path], max_texts: int) -> list[str]:
-    """The first lines of the files that are not blank."""
+def read_lines(files: Sequence[Path], max_texts: int) -> list[str]:
+    """The first `max_texts` lines of the files that are not blank. Raises UserError where there are none."""
     found: list[str] = []
     for file in files:
         with file.open(encoding="utf-8-sig", newline="\n") as lines:
@@ -78,8 +79,9 @@ def read_lines(files: list[Path], max_texts: int) -> list[str]:
 
 
 def read_captions(config: DataConfig, max_texts: int) -> list[str]:
-    """Captions of training images, all of an image's; where there are too many, of images drawn at random
-    (the same ones each time)."""
+    """The captions of the training images, several where an image has several. Where there are more than
+    `max_texts` images, those of images drawn at random, always the same ones. Raises UserError for data
+    without captions."""
     import numpy as np
 
     from causalfusion.data import UnreadableImage, open_source
@@ -111,6 +113,7 @@ def read_captions(config: DataConfig, max_texts: int) -> list[str]:
 
 
 def _refuse_to_replace(out: Path) -> None:
+    """Raise UserError where `out` is a folder, or a file other than a tokenizer."""
     from causalfusion.codec.tokenizer import open_tokenizer
 
     if out.is_dir():

@@ -4,18 +4,18 @@ from typing import Annotated
 
 from cyclopts import App
 
-from causalfusion.commands.common import Device, Paths, Recipes, Settings
 from causalfusion.config import RunConfig
+from causalfusion.config.options import Device, Paths, Recipes, Settings
 
 app = App(name="train", result_action="return_value")
 
 
 @app.default
 def train(
-    paths: Paths = [],  # noqa: B006
+    paths: Paths = (),
     /,
     *,
-    config: Recipes = [],  # noqa: B006
+    config: Recipes = (),
     run: Annotated[RunConfig, Settings] = RunConfig(),  # noqa: B008
     device: Device = "auto",
 ) -> int:

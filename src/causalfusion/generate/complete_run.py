@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
 
-from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
@@ -29,68 +27,44 @@ from causalfusion.generate.output import (
     warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.request import CompleteRequest
 from causalfusion.generate.settings import check_settings
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.pictures.compose import framed, sheet, text_tile, to_tiles, with_texts
-from causalfusion.saved.folder import WeightsName
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 MAX_COLUMNS = 6
-"""Elements in a row of story.png."""
+"""Largest number of elements in a row of story.png."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompleteRequest:
-    """What `complete` was asked for."""
-
-    prompt: list[str]
-    model: Path
-    num_elements: int | None
-    out: Path
-    candidates: int
-    seed: int
-    weights: WeightsName
-    precision: str
-    device: str
-    write: WriteConfig
-    settings: SampleConfig
-    autoencoder: str = ""
-    """Where the model's autoencoder lies now, if neither in its folder nor where it was in training."""
-
-    def __post_init__(self) -> None:
-        if self.num_elements is not None and self.num_elements < 1:
-            raise UserError(f"--elements is {self.num_elements}; expected at least 1")
-        if self.candidates < 1:
-            raise UserError(f"--candidates is {self.candidates}; expected at least 1")
-
-
-def complete_to_folder(request: CompleteRequest) -> Path:
+def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
+    """Write the images that follow a prompt, of texts and names of image files, and the whole story into the
+    folder of the request, which is returned."""
     with join_world(request.device) as world:
         if world.size > 1:
             raise UserError("complete runs in one process; start it without torchrun")
-        _check_files(request.prompt)
+        _check_files(prompt)
         pipeline, folder = load_pipeline(
             request.model, request.weights, request.precision, world, request.autoencoder
         )
         pipeline.with_text()
         check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
-        prompt = [
+        read = [
             read_model_image(pipeline, Path(element)) if is_image_name(element) else element
-            for element in request.prompt
+            for element in prompt
         ]
         warn_of_untrained_null(pipeline, request.settings, ())
         given = [
-            {"from": "prompt", "image" if is_image_name(element) else "text": element}
-            for element in request.prompt
+            {"from": "prompt", "image" if is_image_name(element) else "text": element} for element in prompt
         ]
         settings = {
             "command": "complete",
             "elements": given,
-            **facts(pipeline, folder, request.weights, request.precision, request.seed, request.settings),
+            **facts(pipeline, folder, request),
             "write": to_dict(request.write),
             "candidates": request.candidates,
         }
@@ -98,13 +72,13 @@ def complete_to_folder(request: CompleteRequest) -> Path:
         names = [image_name(index) for index in range(pipeline.model.config.max_images)]
         check_room(request.out, "complete", ["story.png", *names], earlier)
         start = time.monotonic()
-        made = _complete(pipeline, request, prompt)
-        _warn_of_long_documents(pipeline, len(prompt) + len(made))
+        made = _complete(pipeline, request, read)
+        _warn_of_long_documents(pipeline, len(read) + len(made))
         settings["elements"] = [*given, *_told(made)]
         with in_use(request.out, "the folder"):
             begin(request.out, settings, earlier, keep=False)
             _save_images(pipeline, made, request.out)
-            save_png(np.asarray(_draw_story([*prompt, *made], len(prompt))), request.out / "story.png")
+            save_png(np.asarray(_draw_story([*read, *made], len(read))), request.out / "story.png")
             seconds = seconds_of_command(time.monotonic() - start)
             finish(request.out, {**settings, "seconds": round(seconds, 3)})
         say(f"{len(made)} element{'s' * (len(made) != 1)} in {seconds:.1f} s in {request.out}")
@@ -112,7 +86,7 @@ def complete_to_folder(request: CompleteRequest) -> Path:
 
 
 def _warn_of_long_documents(pipeline: Pipeline, num_elements: int) -> None:
-    """Say where a document is longer than any that training had."""
+    """Warn where a document is longer than any that training had."""
     longest = 2 * pipeline.spec.text.examples_per_sequence
     if num_elements > longest:
         warnings.warn(
@@ -125,24 +99,29 @@ def _warn_of_long_documents(pipeline: Pipeline, num_elements: int) -> None:
 def _complete(
     pipeline: Pipeline, request: CompleteRequest, prompt: Sequence[str | Tensor]
 ) -> list[str | Tensor]:
-    """The elements made, told as they come."""
+    """The elements that follow the prompt, printed as they come."""
     teller = _Teller(request.out)
     try:
         made = complete(
-            pipeline, prompt, request.settings, request.write,
-            num_elements=request.num_elements, seed=request.seed, candidates=request.candidates,
+            pipeline,
+            prompt,
+            request.settings,
+            request.write,
+            num_elements=request.elements,
+            seed=request.seed,
+            candidates=request.candidates,
             listener=teller,
-        )  # fmt: skip
+        )
     except KeyboardInterrupt:
         teller.interrupted()
         raise
-    if request.num_elements is not None and len(made) < request.num_elements:
-        say(f"{len(made)} of {request.num_elements} elements: the model has no room for more")
+    if request.elements is not None and len(made) < request.elements:
+        say(f"{len(made)} of {request.elements} elements: the model has no room for more")
     return made
 
 
 class _Teller(Listener):
-    """Prints what comes as it comes: texts piece by piece, images by the name of their file."""
+    """Prints elements as they come: texts piece by piece, images by the name of their file."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.num_images, self.in_line = out, 0, False
@@ -163,7 +142,7 @@ class _Teller(Listener):
             self.progress.show(0, describe(event))
 
     def interrupted(self) -> None:
-        """End the line in work."""
+        """End the unfinished line of the terminal."""
         if self.in_line:
             say("")
         if self.progress is not None:
@@ -182,7 +161,7 @@ def image_name(index: int) -> str:
 
 
 def _check_files(prompt: Sequence[str]) -> None:
-    """What ends like an image file is one: a text is not meant by it."""
+    """Raise UserError for an element that is named like an image file, and so is no text, but is missing."""
     for element in prompt:
         if is_image_name(element) and not Path(element).is_file():
             raise UserError(
@@ -191,7 +170,7 @@ def _check_files(prompt: Sequence[str]) -> None:
 
 
 def _told(made: Sequence[str | Tensor]) -> list[dict[str, str]]:
-    """The elements made, for story.json."""
+    """The generated elements as story.json has them."""
     story: list[dict[str, str]] = []
     for element in made:
         num_images = sum("image" in told for told in story)
@@ -207,7 +186,7 @@ def _save_images(pipeline: Pipeline, made: Sequence[str | Tensor], out: Path) ->
 
 
 def _draw_story(elements: Sequence[str | Tensor], num_given: int) -> Picture:
-    """All elements in a row, below each whose it is; `num_given` are the prompt's."""
+    """All elements in rows, "prompt" or "generated" below each; the first `num_given` are the prompt's."""
     shapes = [element.shape for element in elements if isinstance(element, Tensor)]
     height, width = shapes[0][1:] if shapes else (1, 1)
     scale = max(1, 192 // width)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from causalfusion.config import SampleConfig
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
 from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
@@ -28,94 +27,72 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import best_of
 from causalfusion.generate.read import read_image, to_float
 from causalfusion.generate.regions import Original, read_mask, region_mask
+from causalfusion.generate.request import EditRequest
 from causalfusion.machine.processes import join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.pictures.compose import Edit, below, edit_sheet, framed, paragraph
-from causalfusion.saved.folder import WeightsName
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SHOWN = 8
-"""Edits on the sheet."""
+"""Largest number of edits on the sheet."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EditRequest:
-    """What `edit` was asked for."""
+@dataclass(frozen=True)
+class _Task:
+    """The image, the region and the condition of the edits."""
 
-    image: Path
-    model: Path
-    class_name: str | None
-    prompt: str | None
-    mask: Path | None
-    region: str
-    out: Path
-    variants: int
-    candidates: int
-    paste: bool
-    seed: int
-    weights: WeightsName
-    precision: str
-    device: str
-    settings: SampleConfig
-    autoencoder: str = ""
-    """Where the model's autoencoder lies now, if neither in its folder nor where it was in training."""
-
-    def __post_init__(self) -> None:
-        if (self.mask is None) == (not self.region):
-            raise UserError("expected one of --mask and --region: which pixels may change")
-        if self.class_name is None and self.prompt is None:
-            raise UserError("expected --class, --prompt, or both: what the region is to show")
-        if self.variants < 1:
-            raise UserError(f"--variants is {self.variants}; expected at least 1")
-        if self.candidates < 1 or (self.candidates > 1 and self.prompt is None):
-            expected = "--prompt with it, or 1" if self.candidates > 1 else "at least 1"
-            raise UserError(f"--candidates is {self.candidates}; expected {expected}")
+    original: Tensor
+    """(C, H, W) in [-1, 1]."""
+    mask: Tensor
+    """(H, W), True where pixels may change."""
+    label: int
+    """The class; the null label where none was given."""
+    prompts: list[str] | None
+    """The prompt, alone in a list."""
 
 
-def edit_to_folder(request: EditRequest) -> Path:
+def edit_to_folder(image: Path, request: EditRequest) -> Path:
+    """Write edits of an image into the folder of the request, which is returned."""
     with join_world(request.device) as world:
         if world.size > 1:
             raise UserError("edit runs in one process; start it without torchrun")
         pipeline, folder = load_pipeline(
             request.model, request.weights, request.precision, world, request.autoencoder
         )
-        label, prompts = _condition(pipeline, request)
-        config = pipeline.codec.config
-        height, width = config.image_height, config.image_width
-        original = read_image(request.image, height, width, config.image_channels)
-        mask = _read_region(request, height, width)
-        warn_of_untrained_null(pipeline, request.settings, [label])
+        task = _open_task(pipeline, image, request)
+        warn_of_untrained_null(pipeline, request.settings, [task.label])
         settings = {
             "command": "edit",
-            "image": str(request.image),
+            "image": str(image),
             "mask": str(request.mask) if request.mask else None,
             "region": request.region,
-            "class": None if request.class_name is None else _name(pipeline, label),
-            "label": label,
+            "class": None if request.class_name is None else _name(pipeline, task.label),
+            "label": task.label,
             "prompt": request.prompt,
             "variants": request.variants,
             "candidates": request.candidates,
             "paste": request.paste,
-            **facts(pipeline, folder, request.weights, request.precision, request.seed, request.settings),
+            **facts(pipeline, folder, request),
         }
         earlier = settings_there(request.out, "edit") if request.out.is_dir() else None
         check_room(request.out, "edit", files_of(settings), earlier)
         start = time.monotonic()
-        edited = _edit(pipeline, request, original, mask, label, prompts)
+        edited = _edit(pipeline, request, task)
         pixels = pipeline.codec.to_uint8(edited)
-        before = pipeline.codec.to_uint8(original[None])
+        before = pipeline.codec.to_uint8(task.original[None])
+        mask = task.mask.numpy()
         if request.paste:  # exactly the input's pixels, whatever rounding the way through floats had
-            pixels = np.where(mask.numpy()[None, :, :, None], pixels, before)
+            pixels = np.where(mask[None, :, :, None], pixels, before)
         read_as = None if pipeline.tokenizer is None else pipeline.caption(to_float(pixels[:SHOWN]))
         with in_use(request.out, "the folder"):
             begin(request.out, settings, earlier, keep=False)
-            for index, image in enumerate(pixels):
-                save_png(image, request.out / f"edited-{index:02d}.png")
+            for index, edit in enumerate(pixels):
+                save_png(edit, request.out / f"edited-{index:02d}.png")
             save_png(before[0], request.out / "original.png")
-            save_png(mask.numpy()[:, :, None].astype(np.uint8) * 255, request.out / "mask.png")
-            sheet = _draw_sheet(request, settings["class"], original, mask, pixels, read_as)
+            save_png(mask[:, :, None].astype(np.uint8) * 255, request.out / "mask.png")
+            sheet = _draw_sheet(task, image.name, _asked(request, settings["class"]), pixels, read_as)
             save_png(np.asarray(sheet), request.out / "sheet.png")
             seconds = seconds_of_command(time.monotonic() - start)
             finish(request.out, {**settings, "read_as": read_as, "seconds": round(seconds, 3)})
@@ -124,61 +101,68 @@ def edit_to_folder(request: EditRequest) -> Path:
     return request.out
 
 
-def _edit(
-    pipeline: Pipeline, request: EditRequest, original: Tensor, mask: Tensor, label: int,
-    prompts: list[str] | None,
-) -> Tensor:  # fmt: skip
+def _open_task(pipeline: Pipeline, image: Path, request: EditRequest) -> _Task:
+    """The image and the region, read; the class and the prompt, checked."""
+    label = pipeline.model.config.null_label
+    if request.class_name is not None:
+        (label,) = read_labels(pipeline, [request.class_name])
+    prompts = None if request.prompt is None else [request.prompt]
+    if prompts is not None:
+        check_prompts(pipeline, prompts)
+    config = pipeline.codec.config
+    height, width = config.image_height, config.image_width
+    original = read_image(image, height, width, config.image_channels)
+    if request.mask is None:
+        mask = region_mask(request.region, height, width)
+    else:
+        mask = read_mask(request.mask, height, width, Original.of(image))
+    return _Task(original, mask, label, prompts)
+
+
+def _edit(pipeline: Pipeline, request: EditRequest, task: _Task) -> Tensor:
     """(variants, C, H, W), each the best of its candidates."""
     progress = ProgressLine(request.variants, 0, what="edits")
 
     def draw(seed: int) -> Tensor:
         return pipeline.edit(
-            original[None], mask, [label], request.settings,
-            prompts=prompts, seed=seed, variants=request.variants, paste=request.paste,
+            task.original[None],
+            task.mask,
+            [task.label],
+            request.settings,
+            prompts=task.prompts,
+            seed=seed,
+            variants=request.variants,
+            paste=request.paste,
             watch=lambda event: progress.show(0, describe(event)),
-        )  # fmt: skip
+        )
 
-    captions = (prompts or [""]) * request.variants
+    captions = (task.prompts or [""]) * request.variants
     edited = best_of(draw, pipeline, captions, request.candidates, request.seed)
     progress.close()
     return edited
-
-
-def _condition(pipeline: Pipeline, request: EditRequest) -> tuple[int, list[str] | None]:
-    """The label, the null label where no class was given, and the prompt."""
-    label = pipeline.model.config.null_label
-    if request.class_name is not None:
-        (label,) = read_labels(pipeline, [request.class_name])
-    if request.prompt is None:
-        return label, None
-    check_prompts(pipeline, [request.prompt])
-    return label, [request.prompt]
-
-
-def _read_region(request: EditRequest, height: int, width: int) -> Tensor:
-    """(H, W) True where pixels may change."""
-    if request.mask is not None:
-        return read_mask(request.mask, height, width, Original.of(request.image))
-    return region_mask(request.region, height, width)
 
 
 def _name(pipeline: Pipeline, label: int) -> str:
     return pipeline.spec.class_names[label] if pipeline.spec.class_names else str(label)
 
 
+def _asked(request: EditRequest, class_name: str | None) -> str:
+    """The class and the prompt of a request in words, for a picture."""
+    asked = [f"class: {class_name}"] * (class_name is not None)
+    return ", ".join(asked + [f"prompt: {request.prompt}"] * bool(request.prompt))
+
+
 def _draw_sheet(
-    request: EditRequest, name: str | None, original: Tensor, mask: Tensor, pixels: np.ndarray,
-    read_as: list[str] | None,
-) -> Picture:  # fmt: skip
-    """The original beside the first edits (n, H, W, C), beneath what was asked for; below each edit, of a
-    model with text, what the model itself reads in it: the edit may be another than the one asked for."""
+    task: _Task, image_name: str, asked: str, pixels: np.ndarray, read_as: list[str] | None
+) -> Picture:
+    """The class and the prompt asked for, and below them the original beside the first edits (n, H, W, C).
+    Below each edit by a model with text, the caption that the model gives it, which may be another one."""
     edits = [
-        Edit(f"edit {index:02d}", mask, image[None], [""])
+        Edit(f"edit {index:02d}", task.mask, image[None], [""])
         for index, image in enumerate(to_float(pixels)[:SHOWN])
     ]
-    scale = max(1, 192 // original.shape[1])
+    scale = max(1, 192 // task.original.shape[1])
     notes = None if read_as is None else [f"read by the model as: {text}" for text in read_as]
-    picture = edit_sheet(original[None], [request.image.name], edits, scale=scale, notes=notes)
-    asked = [f"class: {name}"] * (name is not None) + [f"prompt: {request.prompt}"] * bool(request.prompt)
-    heading = paragraph(", ".join(asked), picture.width - 32, 20)
+    picture = edit_sheet(task.original[None], [image_name], edits, scale=scale, notes=notes)
+    heading = paragraph(asked, picture.width - 32, 20)
     return below([framed(heading), picture], gap=-16)

@@ -1,4 +1,4 @@
-"""What the commands that generate share: loading, reading and writing, the facts of a run."""
+"""Functions that the generating commands share: loading a model, its conditions, messages, facts of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from causalfusion.errors import UserError
 from causalfusion.files import write_whole
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import prompt_ids
+from causalfusion.generate.request import CompileChoice, CompleteRequest, EditRequest, SampleRequest
 from causalfusion.generate.settings import parse_classes
 from causalfusion.generate.store import png_of
 from causalfusion.generate.tokens import StepEvent
@@ -32,36 +33,38 @@ _UNTRAINED = (
     "guidance leads away from images without a {0}; this model was trained with {1}: it never saw one, "
     "so that guided images may come out wrong; use --guidance-scale 1, or train with 0.1"
 )
-CompileChoice = Literal["auto", "always", "never"]
 IMAGES_TO_COMPILE = 1000
+"""From so many images on, compiling takes less time than it saves."""
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
-    """One image (H, W, 1 or 3) uint8, whole."""
+    """Write one image (H, W, 1 or 3) uint8 as a PNG file."""
     write_whole(path, png_of(pixels))
 
 
 def load_pipeline(
     model: Path, weights: WeightsName, precision: str, world: World, autoencoder: str = ""
 ) -> tuple[Pipeline, Path]:
+    """The pipeline, and the folder of its model: the latest checkpoint where `model` is a training run."""
+    dtype = compute_dtype(precision)
+
     def load(folder: Path) -> Pipeline:
         return Pipeline.load(
-            folder, weights=weights, device=world.device, autocast_dtype=compute_dtype(precision),
-            autoencoder=autoencoder,
-        )  # fmt: skip
+            folder, weights=weights, device=world.device, autocast_dtype=dtype, autoencoder=autoencoder
+        )
 
     return read_latest(model, load)
 
 
 def compile_for(pipeline: Pipeline, images: int, choice: CompileChoice = "auto") -> None:
-    """Compile the model's blocks; `auto`: where so many images are to come that it pays."""
+    """Compile the model's blocks; `auto`: on a GPU, from IMAGES_TO_COMPILE images on."""
     pays = pipeline.device.type == "cuda" and images >= IMAGES_TO_COMPILE
     if choice == "always" or (choice == "auto" and pays):
         compile_blocks(pipeline.model)
 
 
 def read_labels(pipeline: Pipeline, names: Sequence[str]) -> list[int]:
-    """Classes as `parse_classes` reads them; a model that does not use classes is refused."""
+    """Labels of classes, read by `parse_classes`. Raises UserError for a model that does not use classes."""
     model = pipeline.model.config
     if names and not uses_classes(pipeline):
         remedy = "give --prompt" if pipeline.tokenizer is not None else "leave the class out"
@@ -75,7 +78,7 @@ def uses_classes(pipeline: Pipeline) -> bool:
 
 
 def warn_of_untrained_null(pipeline: Pipeline, settings: SampleConfig, labels: Iterable[int]) -> None:
-    """Say where generation uses what training never showed the model: "no class", or no text."""
+    """Warn where generation uses a condition that the model never saw in training: no class, or no text."""
     spec, guided = pipeline.spec, settings.guidance_scale != 1
     null = pipeline.model.config.null_label
     given = [label != null for label in labels]
@@ -93,22 +96,23 @@ def warn_of_untrained_null(pipeline: Pipeline, settings: SampleConfig, labels: I
 
 
 def check_prompts(pipeline: Pipeline, prompts: Iterable[str]) -> None:
-    """Refuse, before any work is done, what generation with this model would refuse."""
+    """Raise UserError, before any work is done, for prompts that this model cannot take."""
     tokenizer = pipeline.with_text()
     for prompt in dict.fromkeys(prompts):
         prompt_ids(prompt, tokenizer, pipeline.model.config)
 
 
 def facts(
-    pipeline: Pipeline, folder: Path, weights: str, precision: str, seed: int, settings: SampleConfig
+    pipeline: Pipeline, folder: Path, request: SampleRequest | EditRequest | CompleteRequest
 ) -> dict[str, Any]:
+    """The model, the sampling settings and the versions of a run, for its settings file."""
     return {
         "model": str(folder),
         "images_seen": pipeline.spec.images_seen,
-        "weights": weights,
-        "seed": seed,
-        "settings": to_dict(settings),
-        "precision": precision,
+        "weights": request.weights,
+        "seed": request.seed,
+        "settings": to_dict(request.settings),
+        "precision": request.precision,
         "device": str(pipeline.device),
         "versions": {
             "causalfusion": __version__,
@@ -120,6 +124,7 @@ def facts(
 
 
 def describe(event: StepEvent) -> str:
+    """The AR step and the diffusion step in words, for a line of progress."""
     return (
         f"AR step {event.ar_step}/{event.num_ar_steps}, "
         f"diffusion step {event.diffusion_step}/{event.num_diffusion_steps}"
@@ -127,11 +132,11 @@ def describe(event: StepEvent) -> str:
 
 
 def one_line(text: str) -> str:
-    """What a model wrote, for a line of a terminal: control characters, line breaks too, become spaces."""
+    """A text on one line of a terminal: control characters, line breaks too, become spaces."""
     return "".join(" " if unicodedata.category(character) == "Cc" else character for character in text)
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print at once. What the terminal's encoding lacks is shown as a question mark."""
+    """Print without buffering; characters that the terminal's encoding lacks become question marks."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)

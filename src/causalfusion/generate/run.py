@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causalfusion import __version__
-from causalfusion.config import SampleConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of, in_use, stamp, write_whole
 from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
 from causalfusion.generate.output import (
-    CompileChoice,
     check_prompts,
     compile_for,
     describe,
@@ -32,12 +30,12 @@ from causalfusion.generate.output import (
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
 from causalfusion.generate.read import to_float
+from causalfusion.generate.request import SampleRequest
 from causalfusion.generate.settings import check_settings
 from causalfusion.generate.store import PartStore, PngStore, Store, png_of, runs_of, write_npz
 from causalfusion.machine.processes import World, join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.pictures.compose import framed, sheet, to_image_grid, to_tiles, with_texts
-from causalfusion.saved.folder import WeightsName
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -46,53 +44,14 @@ DEFAULT_IMAGES = 16
 MAX_IN_GRID = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What `sample` was asked for."""
-
-    model: Path
-    out: Path
-    num: int | None
-    """None: one for each line of the prompts file, or 16."""
-    classes: list[str]
-    prompts: list[str] | None
-    prompts_file: Path | None
-    candidates: int
-    first: int
-    batch_size: int
-    seed: int
-    weights: WeightsName
-    output: Sequence[str]
-    precision: str
-    compile: CompileChoice
-    device: str
-    settings: SampleConfig
-    autoencoder: str = ""
-    """Where the model's autoencoder lies now, if neither in its folder nor where it was in training."""
-
-    def __post_init__(self) -> None:
-        positive = {"--images": self.num, "--batch-size": self.batch_size, "--candidates": self.candidates}
-        for flag, value in positive.items():
-            if value is not None and value < 1:
-                raise UserError(f"{flag} is {value}; expected at least 1")
-        if self.first < 0:
-            raise UserError(f"--first is {self.first}; expected 0 or more")
-        if self.prompts == []:
-            raise UserError("--prompt has no value; expected one or more prompts")
-        if self.candidates > 1 and self.prompts is None and self.prompts_file is None:
-            raise UserError(f"--candidates is {self.candidates}; expected --prompt with it, or 1")
-        if self.prompts is not None and self.prompts_file is not None:
-            raise UserError("--prompt and --prompts-file are both given; expected one of them")
-
-
 @dataclass(frozen=True)
 class Task:
-    """What each image of a run is to show; image i is entry i - first."""
+    """The class and the prompt of each image of a run; those of image i are entry i - first."""
 
     first: int
     labels: list[int]
     class_names: list[str]
-    """The class of each in words; "" where the model is told none."""
+    """The class of each image in words; "" where the model is told none."""
     prompts: list[str] | None
 
     def __len__(self) -> int:
@@ -103,8 +62,8 @@ class Task:
         return range(self.first, self.first + len(self))
 
 
-def sample_to_folder(request: Request) -> Path:
-    """Generate the images of a request; the processes of a world take batches in turn."""
+def sample_to_folder(request: SampleRequest) -> Path:
+    """Generate the images of a request into its folder; the processes of a world take batches in turn."""
     with join_world(request.device) as world, ExitStack() as stack:
         pipeline, folder = load_pipeline(
             request.model, request.weights, request.precision, world, request.autoencoder
@@ -128,16 +87,16 @@ def sample_to_folder(request: Request) -> Path:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be in the folder, and how much of it is to be made."""
+    """The images that are to be in the folder, and those of them that are still to be made."""
 
     task: Task
     settings: dict[str, Any]
     store: Store
     missing: list[int]
-    """Indices of the images that are not there yet."""
+    """Indices of the images that are not in the folder yet."""
 
 
-def _begin(pipeline: Pipeline, folder: Path, request: Request, task: Task, world: World) -> _Job:
+def _begin(pipeline: Pipeline, folder: Path, request: SampleRequest, task: Task, world: World) -> _Job:
     """Take the folder over: as it is, where a run with the same settings did not end or is continued with
     --first; else empty of what an earlier one wrote."""
     earlier = settings_there(request.out, "sample") if request.out.is_dir() else None
@@ -157,7 +116,7 @@ def _begin(pipeline: Pipeline, folder: Path, request: Request, task: Task, world
         "class_names": pipeline.spec.class_names,
         "prompts": task.prompts,
         "candidates": request.candidates,
-        **facts(pipeline, folder, request.weights, request.precision, request.seed, request.settings),
+        **facts(pipeline, folder, request),
         "identity": identity,
         "batch_size": request.batch_size,
     }
@@ -175,19 +134,19 @@ def _begin(pipeline: Pipeline, folder: Path, request: Request, task: Task, world
     return _Job(task, settings, store, missing)
 
 
-def _identity(pipeline: Pipeline, folder: Path, request: Request) -> str:
-    """What image i depends on, beside i, as a short hash."""
-    prompts = request.prompts
+def _identity(pipeline: Pipeline, folder: Path, request: SampleRequest) -> str:
+    """A short hash of all that image i depends on, beside i."""
+    prompts = None if request.prompts is None else list(request.prompts)
     if request.prompts_file is not None:
         prompts = read_prompts(request.prompts_file)
     weights = folder / ("model.safetensors" if request.weights == "ema" else "raw.safetensors")
     told = [folder.resolve(), stamp(weights), to_dict(pipeline.spec), request.weights, request.precision]
-    told += [request.seed, request.candidates, request.classes, prompts, to_dict(request.settings)]
+    told += [request.seed, request.candidates, list(request.classes), prompts, to_dict(request.settings)]
     return hash_of([__version__, *told])
 
 
-def _generate(pipeline: Pipeline, request: Request, job: _Job, world: World) -> float:
-    """Make this process's share of what is missing, written batch by batch; the seconds it took."""
+def _generate(pipeline: Pipeline, request: SampleRequest, job: _Job, world: World) -> float:
+    """Generate and write this process's share of the missing images, batch by batch; the seconds it took."""
     task, start = job.task, time.monotonic()
     progress = ProgressLine(len(task), len(task) - len(job.missing), enabled=world.is_main)
     batches = list(runs_of(job.missing, request.batch_size))
@@ -211,8 +170,8 @@ def _generate(pipeline: Pipeline, request: Request, job: _Job, world: World) -> 
     return time.monotonic() - start
 
 
-def _write_together(request: Request, job: _Job) -> None:
-    """grid.png and samples.npz, from what lies on the disk."""
+def _write_together(request: SampleRequest, job: _Job) -> None:
+    """Write grid.png and samples.npz, as far as they are asked for, from the images on the disk."""
     task = job.task
     if "npz" in request.output:
         batches = list(runs_of(task.indices, request.batch_size))
@@ -224,8 +183,8 @@ def _write_together(request: Request, job: _Job) -> None:
             print(f"grid.png shows the first {MAX_IN_GRID} images")
 
 
-def _finish(request: Request, job: _Job, seconds: float) -> None:
-    """Say in the settings, and to the user, that all is there."""
+def _finish(request: SampleRequest, job: _Job, seconds: float) -> None:
+    """Mark the folder as finished in its settings, and print the number of images and the time."""
     total, made = seconds_of_command(seconds), len(job.missing)
     rate = made / max(seconds, 1e-9)
     figures = {
@@ -239,7 +198,7 @@ def _finish(request: Request, job: _Job, seconds: float) -> None:
 
 
 def _draw_grid(pixels: np.ndarray, task: Task) -> Picture:
-    """The first images, what they are to show above their column, or beneath each where there are prompts."""
+    """The first images in a grid: beneath each its prompt, or above each column its class."""
     shown = list(zip(task.class_names, task.prompts or [""] * len(task), strict=True))[: len(pixels)]
     different = len(set(shown))
     columns = different if 1 < different <= 16 else math.ceil(math.sqrt(len(shown)))
@@ -257,12 +216,12 @@ def _draw_grid(pixels: np.ndarray, task: Task) -> Picture:
     )
 
 
-def _task(pipeline: Pipeline, request: Request, indices: range | None = None) -> Task:
+def _task(pipeline: Pipeline, request: SampleRequest, indices: range | None = None) -> Task:
     count, prompts = DEFAULT_IMAGES, request.prompts
     if request.prompts_file is not None:
         prompts = read_prompts(request.prompts_file)
         count = len(prompts)
-    indices = indices or range(request.first, request.first + (request.num or count))
+    indices = indices or range(request.first, request.first + (request.images or count))
     return task_of(pipeline, request.classes, prompts, indices)
 
 

@@ -24,39 +24,19 @@ from causalfusion.generate.settings import check_settings
 from causalfusion.machine.progress import ProgressLine
 from causalfusion.machine.runtime import compute_dtype, select_device
 from causalfusion.planner.picture import save_picture
-from causalfusion.planner.sweep import Sweep, Tried, choose, frontier, in_time
+from causalfusion.planner.request import PlanRequest
+from causalfusion.planner.sweep import Tried, choose, frontier, in_time
 from causalfusion.saved.folder import read_latest
 
 BEYOND = 2.0
-"""Settings that take up to so many times the budget are measured too: the frontier does not end at it."""
+"""Settings that take up to so many times the budget are measured too: the frontier goes on beyond it."""
 PROMPTS = 1000
+"""Largest number of captions of the reference that serve as prompts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    model: Path
-    budget: float
-    """Seconds an image."""
-    reference: str
-    features: str
-    images: int
-    batch_size: int
-    seed: int
-    out: Path
-    sweep: Sweep
-    base: SampleConfig
-    precision: str
-    device: str
-    autoencoder: str = ""
-
-    def __post_init__(self) -> None:
-        for flag, value, least in (("--images", self.images, 2), ("--batch-size", self.batch_size, 1)):
-            if value < least:
-                raise UserError(f"{flag} is {value}; expected at least {least}")
-
-
-def plan(request: Request) -> Tried:
-    """Writes `plan.json`, `plan.md` and `plan.png`; what is measured already is not measured again."""
+def plan(request: PlanRequest) -> Tried:
+    """The best setting within the budget. Writes `plan.json`, `plan.md` and `plan.png`; figures that are in
+    plan.json are not measured again."""
     device = select_device(request.device)
 
     def load(folder: Path) -> Pipeline:
@@ -64,7 +44,7 @@ def plan(request: Request) -> Tried:
         return Pipeline.load(folder, device=device, autocast_dtype=dtype, autoencoder=request.autoencoder)
 
     pipeline, folder = read_latest(request.model, load)
-    settings = request.sweep.settings(request.base, pipeline.model.config.num_tokens)
+    settings = request.sweep.settings(request.sample, pipeline.model.config.num_tokens)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
     for one in settings:
@@ -77,13 +57,13 @@ def plan(request: Request) -> Tried:
         known = _Known.open(request, folder, str(device), fingerprint)
         tried = _timed(pipeline, settings, prompts, request, known)
         tried = _judged(pipeline, tried, judge, prompts, request, known)
-        best = choose(tried, request.budget)
+        best = choose(tried, request.budget_seconds)
         _write(request, tried)
     return best
 
 
 def prompts_for(pipeline: Pipeline, data: DataConfig) -> list[str] | None:
-    """For a model that is told what to show in words: captions of the reference."""
+    """Captions of the reference as prompts for a model that generates from text; None for other models."""
     if pipeline.tokenizer is None or uses_classes(pipeline):
         return None
     source = open_source(data)
@@ -99,33 +79,41 @@ def prompts_for(pipeline: Pipeline, data: DataConfig) -> list[str] | None:
 
 
 _LATER = ("weights", "reference_fingerprint")
-"""Facts that files of earlier versions do not tell."""
+"""Facts that the files of earlier versions lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """`plan.json`."""
+    """The content of `plan.json`: facts that the figures depend on, and the settings tried, by their hash."""
 
     facts: dict[str, str | int]
     settings: dict[str, Tried]
 
 
 class _Known:
-    """`plan.json`: what was measured before, of the same model, on the same device, in the same way."""
+    """The settings in `plan.json`, timed and measured with the same model, device and options."""
 
     def __init__(self, path: Path, facts: dict[str, Any], found: dict[str, Tried]) -> None:
         self.path, self.facts, self.found = path, facts, found
 
     @classmethod
-    def open(cls, request: Request, folder: Path, device: str, fingerprint: str) -> _Known:
-        """`fingerprint`: of the reference's images."""
+    def open(cls, request: PlanRequest, folder: Path, device: str, fingerprint: str) -> _Known:
+        """Read the request's `plan.json`; `fingerprint` is that of the reference's images. Raises UserError
+        for a file that was made with another model, device or options."""
         path = request.out / "plan.json"
         facts = {
-            "model": str(folder.resolve()), "device": device, "threads": torch.get_num_threads(),
-            "precision": request.precision, "batch_size": request.batch_size, "images": request.images,
-            "seed": request.seed, "features": request.features, "reference": request.reference,
-            "weights": file_hash(folder / "model.safetensors"), "reference_fingerprint": fingerprint,
-        }  # fmt: skip
+            "model": str(folder.resolve()),
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "precision": request.precision,
+            "batch_size": request.batch_size,
+            "images": request.images,
+            "seed": request.seed,
+            "features": request.features,
+            "reference": request.reference,
+            "weights": file_hash(folder / "model.safetensors"),
+            "reference_fingerprint": fingerprint,
+        }
         if not path.exists():
             return cls(path, facts, {})
         try:
@@ -154,11 +142,11 @@ def _timed(
     pipeline: Pipeline,
     settings: Sequence[SampleConfig],
     prompts: Sequence[str] | None,
-    request: Request,
+    request: PlanRequest,
     known: _Known,
 ) -> list[Tried]:
-    """Each setting with the time that an image takes in a full batch: the shorter of two, as the first one
-    also warms up."""
+    """Each setting with the seconds that an image takes in a full batch: the shorter of two measurements, as
+    the first also warms up."""
     line, found = ProgressLine(len(settings), 0, what="settings"), []
     for place, one in enumerate(settings):
         there = known.get(one)
@@ -175,7 +163,7 @@ def _timed(
 def _seconds(
     pipeline: Pipeline, settings: SampleConfig, prompts: Sequence[str] | None, batch_size: int
 ) -> float:
-    """An image's share of a batch."""
+    """The seconds of a batch for each of its images."""
     return generate_batch(pipeline, settings, range(batch_size), prompts=prompts).seconds / batch_size
 
 
@@ -184,19 +172,24 @@ def _judged(
     tried: Sequence[Tried],
     judge: Judge,
     prompts: Sequence[str] | None,
-    request: Request,
+    request: PlanRequest,
     known: _Known,
 ) -> list[Tried]:
-    """With the quality of those within reach of the budget."""
-    affordable = [one for one in tried if one.seconds_per_image <= BEYOND * request.budget]
+    """The settings, with the quality of those that take at most BEYOND times the budget."""
+    affordable = [one for one in tried if one.seconds_per_image <= BEYOND * request.budget_seconds]
     line, done = ProgressLine(len(affordable), 0, what="settings"), []
     for one in tried:
         if one in affordable and one.frechet is None:
             line.show(len(done), one.in_words())
             found = measure_quality(
-                pipeline, one.settings, judge, request.images, prompts=prompts, seed=request.seed,
+                pipeline,
+                one.settings,
+                judge,
+                request.images,
+                prompts=prompts,
+                seed=request.seed,
                 batch_size=request.batch_size,
-            )  # fmt: skip
+            )
             one = replace(one, frechet=found.frechet, accuracy=found.accuracy)
             known.add(one)
         done.append(one)
@@ -204,7 +197,8 @@ def _judged(
     return done
 
 
-def _write(request: Request, tried: Sequence[Tried]) -> None:
+def _write(request: PlanRequest, tried: Sequence[Tried]) -> None:
+    """Write the table `plan.md` and, where any setting was measured, the picture `plan.png`."""
     best = frontier(tried)
     lines = [
         f"# Quality against time: {request.model}\n\n",
@@ -225,4 +219,4 @@ def _write(request: Request, tried: Sequence[Tried]) -> None:
         lines.append(f"\nTimed but, being slower, not measured: {left_out}.\n")
     write_whole(request.out / "plan.md", "".join(lines))
     if best:
-        save_picture(request.out / "plan.png", tried, best, request.budget)
+        save_picture(request.out / "plan.png", tried, best, request.budget_seconds)

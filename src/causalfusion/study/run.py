@@ -1,11 +1,10 @@
-"""`causalfusion study`: trains and measures what is not yet, and writes the tables."""
+"""`causalfusion study`: train and measure the runs of a study that are left, and write its tables."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,54 +13,39 @@ from causalfusion.files import in_use
 from causalfusion.machine.runtime import select_device
 from causalfusion.saved.folder import checkpoints_of, load_spec
 from causalfusion.study.grid import Job, jobs_of
-from causalfusion.study.recipe import Ground, Study
+from causalfusion.study.recipe import Ground, load_study
+from causalfusion.study.request import StudyRequest
 from causalfusion.study.tables import Figures, write_results
 
 
-@dataclass(frozen=True)
-class Request:
-    name: str
-    study: Study
-    ground_name: str
-    ground: Ground
-    seeds: Sequence[int]
-    out: Path
-    workers: int
-    """Runs that share the machine."""
-    device: str
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"--workers is {self.workers}; expected at least 1")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise UserError(f"--seeds are {list(self.seeds)}; expected one or more different numbers")
-
-
-def run_study(request: Request) -> Path:
-    """The folder with `results.md`, `results.csv` and `results.png`. The same command goes on after any
-    interruption; a run or a figure that is there is not made again."""
-    jobs = jobs_of(request.study, request.ground, request.seeds, request.out)
-    check_before(jobs, request.ground)
-    folder = request.out / request.name
-    with in_use(request.out, "the study's folder"):  # its runs are shared by all studies there
-        _train_and_measure(jobs, request)
-        figures = {(job.variant, job.seed): _figures(job, request.ground) for job in jobs}
+def run_study(name: str, ground: Ground, request: StudyRequest) -> Path:
+    """The folder with `results.md`, `results.csv` and `results.png` of a study, given by name or by file. The
+    same command goes on after any interruption; a run or a figure that is there is not made again."""
+    study, ground_name = load_study(name), Path(request.data).stem
+    out = request.out / ground_name
+    jobs = jobs_of(study, ground, request.seeds, out)
+    check_before(jobs, ground)
+    folder = out / Path(name).stem
+    with in_use(out, "the study's folder"):  # its runs are shared by all studies there
+        _train_and_measure(jobs, folder.name, ground, request)
+        figures = {(job.variant, job.seed): _figures(job, ground) for job in jobs}
         folder.mkdir(parents=True, exist_ok=True)
-        write_results(folder, request.study, request.ground, request.ground_name, request.seeds, figures)
+        write_results(folder, study, ground, ground_name, request.seeds, figures)
     print((folder / "results.md").read_text("utf-8"))
     return folder
 
 
-def _train_and_measure(jobs: Sequence[Job], request: Request) -> None:
+def _train_and_measure(jobs: Sequence[Job], study: str, ground: Ground, request: StudyRequest) -> None:
+    """Do what is left of the jobs; `study` names them in the output."""
     for name, work, done in (("train", _train, _is_trained), ("measure", _measure, _is_measured)):
-        left = _without_doubles([job for job in jobs if not done(job, request.ground)])
+        left = _without_doubles([job for job in jobs if not done(job, ground)])
         if left:
-            print(f"{request.name}: {len(left)} of {len(jobs)} runs to {name}", flush=True)
-            _in_parallel(work, left, request)
+            print(f"{study}: {len(left)} of {len(jobs)} runs to {name}", flush=True)
+            _in_parallel(work, left, ground, request)
 
 
 def check_before(jobs: Sequence[Job], ground: Ground) -> None:
-    """Refuse now what hours of training would only find out at their end."""
+    """Raise UserError now for faults of a study that would otherwise show after hours of training."""
     from causalfusion.data import open_source
     from causalfusion.estimate.planned import plan_run
     from causalfusion.evaluate.features.open import open_extractor
@@ -115,17 +99,18 @@ def _figures(job: Job, ground: Ground) -> Figures:
 
 
 def _without_doubles(jobs: Sequence[Job]) -> list[Job]:
-    """One job of those that are the same run."""
+    """The jobs, with only one of those that are the same run."""
     return list({job.folder: job for job in reversed(jobs)}.values())[::-1]
 
 
 Work = Callable[[Job, Ground, str], None]
 
 
-def _in_parallel(work: Work, jobs: Sequence[Job], request: Request) -> None:
+def _in_parallel(work: Work, jobs: Sequence[Job], ground: Ground, request: StudyRequest) -> None:
+    """Do the work of each job, `request.workers` at a time in processes of their own."""
     if request.workers == 1:
         for number, job in enumerate(jobs, 1):
-            work(job, request.ground, request.device)
+            work(job, ground, request.device)
             _say(number, len(jobs), job)
         return
     threads = max(1, (os.cpu_count() or 1) // request.workers)
@@ -134,7 +119,7 @@ def _in_parallel(work: Work, jobs: Sequence[Job], request: Request) -> None:
         request.workers, get_context("spawn"), _use_threads, (threads,), max_tasks_per_child=1
     ) as pool:
         places = {
-            pool.submit(work, job, request.ground, _device(request.device, number)): job
+            pool.submit(work, job, ground, _device(request.device, number)): job
             for number, job in enumerate(jobs)
         }
         waiting = set(places)
@@ -156,7 +141,7 @@ def _use_threads(count: int) -> None:
 
 
 def _device(name: str, number: int) -> str:
-    """Runs take the GPUs in turn."""
+    """The device of a run by its number: runs take the GPUs in turn where `name` leaves the choice open."""
     import torch
 
     chosen = select_device(name)

@@ -1,11 +1,17 @@
-"""Options that several commands have, each with its meaning, once."""
+"""Options that several commands have, each with its help text, and the check of numbers given for options."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+
+from causalfusion.errors import UserError
+
+DEFAULT_MODEL = Path("shapes")
+"""The packaged model that generates where none is given."""
 
 Model = Annotated[
     Path,
@@ -22,16 +28,15 @@ Autoencoder = Annotated[
         "a diffusers folder, a hub id, or an original checkpoint."
     ),
 ]
-BatchSize = Annotated[int, Parameter(help="Images generated together.")]
 Precision = Annotated[Literal["float32", "bfloat16"], Parameter(help="Number format of the computation.")]
 Device = Annotated[str, Parameter(help="auto (a GPU where there is one), cpu, cuda, cuda:N, mps or xpu.")]
 Seed = Annotated[int, Parameter(help="The same seed gives the same result.")]
 Paths = Annotated[
-    list[str],
+    Sequence[str],
     Parameter(help="The data, as --data.path: a folder of images, shards, a .jsonl or an .npz file."),
 ]
 Recipes = Annotated[
-    list[str],
+    Sequence[str],
     Parameter(
         consume_multiple=False,
         help="A recipe's name or a TOML file, of which this command takes the tables that it uses. May be "
@@ -39,7 +44,7 @@ Recipes = Annotated[
     ),
 ]
 SamplingFiles = Annotated[
-    list[str],
+    Sequence[str],
     Parameter(
         consume_multiple=False,
         help="A recipe's name or a TOML file: its [sample] table, and any of these options. May be given "
@@ -47,4 +52,18 @@ SamplingFiles = Annotated[
     ),
 ]
 Settings = Parameter(name="*", consume_multiple=True)
-"""Of a configuration whose fields are options themselves."""
+"""Marks a parameter that is a dataclass: its fields are options of the command, their docstrings the help."""
+
+
+def option_name(field: str) -> str:
+    """The option that sets a field of a request: --batch-size for batch_size."""
+    return "--" + field.replace("_", "-")
+
+
+def require_at_least(least: int, request: object, *fields: str) -> None:
+    """Raise UserError for the first of these fields that is below `least`; None, not given, is allowed."""
+    expected = f"at least {least}" if least else "0 or more"
+    for field in fields:
+        value = getattr(request, field)
+        if value is not None and value < least:
+            raise UserError(f"{option_name(field)} is {value}; expected {expected}")

@@ -1,0 +1,160 @@
+"""The options of the commands that generate: `sample`, `edit`, `complete` and `caption`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.config.options import (
+    DEFAULT_MODEL,
+    Autoencoder,
+    Device,
+    Model,
+    Precision,
+    Seed,
+    Settings,
+    Weights,
+    require_at_least,
+)
+from causalfusion.errors import UserError
+
+CompileChoice = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """The options of `sample`."""
+
+    model: Model = DEFAULT_MODEL
+    out: Path = Path("samples")
+    """Folder for the images, `grid.png`, `samples.npz` and `settings.json`. Those of an earlier `sample`
+    there are replaced, other files left alone; where the same command was stopped, it goes on."""
+    images: int | None = None
+    """Number of images. Default: one for each line of the prompts file, else 16."""
+    prompts: Annotated[Sequence[str] | None, Parameter(name="--prompt")] = None
+    """Descriptions of the images in words; image i gets prompt[i % number of prompts]."""
+    prompts_file: Path | None = None
+    """UTF-8 file with one prompt on each line, instead of --prompt."""
+    candidates: int = 1
+    """Images generated for each one that is kept: the one for which the model itself finds the prompt
+    likeliest."""
+    classes: Sequence[str] = ()
+    """Names, or numbers counted from 0; name:7 and index:7 say which is meant. Image i gets classes[i %
+    number of classes]. Default: all in turn; with prompts, none."""
+    first: int = 0
+    """Index of the first image: --first N goes on with an earlier set of N images of the same settings."""
+    batch_size: int = 64
+    """Images generated together."""
+    seed: Seed = 0
+    weights: Weights = "ema"
+    output: Sequence[Literal["png", "grid", "npz"]] = ("png", "grid")
+    """png: one file per image; grid: all in one picture; npz: ADM's format (arr_0 images, arr_1 labels)."""
+    precision: Precision = "float32"
+    compile: CompileChoice = "auto"
+    """Compile the model's blocks with torch.compile: a minute to begin, faster from then on. auto: on GPUs,
+    for 1,000 images or more."""
+    autoencoder: Autoencoder = ""
+    device: Device = "auto"
+    settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "images", "batch_size", "candidates")
+        require_at_least(0, self, "first")
+        if self.prompts is not None and not self.prompts:
+            raise UserError("--prompt has no value; expected one or more prompts")
+        if self.candidates > 1 and self.prompts is None and self.prompts_file is None:
+            raise UserError(f"--candidates is {self.candidates}; expected --prompt with it, or 1")
+        if self.prompts is not None and self.prompts_file is not None:
+            raise UserError("--prompt and --prompts-file are both given; expected one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRequest:
+    """The options of `edit`. A mask or a region, and a class or a prompt, are needed."""
+
+    model: Model = DEFAULT_MODEL
+    class_name: Annotated[str | None, Parameter(name="--class")] = None
+    """Class of the new content: a name, or a number counted from 0; name:7 and index:7 say which is meant."""
+    prompt: str | None = None
+    """Description of the whole image in words; with a class, or instead of one."""
+    mask: Path | None = None
+    """Image of the picture's size, or the model's: bright pixels that are not transparent may change; in a
+    mask of zeros and ones, the ones. A token is regenerated if any of its pixels may change."""
+    region: str = ""
+    """Instead of a mask: center, top, bottom, left, right, outside, or a box x,y,w,h in pixels."""
+    out: Path = Path("edit")
+    """Folder for `edited-00.png`, ..., `original.png`, `mask.png`, `sheet.png` and `settings.json`. Those of
+    an earlier edit there are replaced, other files left alone."""
+    variants: int = 1
+    """Number of different edits; they share the cached context."""
+    candidates: int = 1
+    """Edits generated for each one that is kept: the one for which the model itself finds the prompt
+    likeliest."""
+    paste: bool = True
+    """Put the pixels outside the mask back exactly as they were (--no-paste: leave the model's)."""
+    seed: Seed = 0
+    weights: Weights = "ema"
+    precision: Precision = "float32"
+    autoencoder: Autoencoder = ""
+    device: Device = "auto"
+    settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        if (self.mask is None) == (not self.region):
+            raise UserError("expected one of --mask and --region: which pixels may change")
+        if self.class_name is None and self.prompt is None:
+            raise UserError("expected --class, --prompt, or both: what the region is to show")
+        require_at_least(1, self, "variants", "candidates")
+        if self.candidates > 1 and self.prompt is None:
+            raise UserError(f"--candidates is {self.candidates}; expected --prompt with it, or 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteRequest:
+    """The options of `complete`."""
+
+    model: Model = DEFAULT_MODEL
+    elements: int | None = None
+    """Number of texts and images to generate, if there is room. Default: until the model ends."""
+    candidates: int = 1
+    """Images generated for each one that follows a text; kept is the one for which the model finds the text
+    likeliest."""
+    out: Path = Path("completion")
+    """Folder for `completion-00.png`, ..., `story.png`, `story.json`."""
+    seed: Seed = 0
+    weights: Weights = "ema"
+    precision: Precision = "float32"
+    autoencoder: Autoencoder = ""
+    device: Device = "auto"
+    write: Annotated[WriteConfig, Settings] = field(default_factory=WriteConfig)
+    settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "elements", "candidates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRequest:
+    """The options of `caption`."""
+
+    model: Model = DEFAULT_MODEL
+    out: Path | None = None
+    """A .jsonl file to write as well: `image` and `caption` on each line."""
+    batch_size: int = 64
+    """Images captioned together."""
+    seed: Seed = 0
+    weights: Weights = "ema"
+    precision: Precision = "float32"
+    autoencoder: Autoencoder = ""
+    device: Device = "auto"
+    write: Annotated[WriteConfig, Settings] = field(default_factory=WriteConfig)
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "batch_size")
+        if self.out is not None and (self.out.suffix != ".jsonl" or self.out.is_dir()):
+            raise UserError(f"--out is {self.out}; expected a file that ends in .jsonl")

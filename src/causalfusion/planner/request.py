@@ -1,0 +1,56 @@
+"""The options of the command `plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from causalfusion.config import SampleConfig
+from causalfusion.config.options import (
+    DEFAULT_MODEL,
+    Autoencoder,
+    Device,
+    Model,
+    Precision,
+    Seed,
+    Settings,
+    require_at_least,
+)
+from causalfusion.planner.sweep import Sweep, read_time
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    model: Model = DEFAULT_MODEL
+    budget: str
+    """Time for each image, on this machine: 200ms, 0.5s, 2min."""
+    reference: str
+    """Real images to compare with, as for evaluate: digits, shapes:test, a folder, shards, an .npz file."""
+    features: str = "pixels:8"
+    """The feature space of the Fréchet distance, as for evaluate."""
+    images: int = 1000
+    """Images generated for each setting."""
+    batch_size: int = 64
+    """Images generated together; the time for each image is its share of a batch."""
+    seed: Seed = 0
+    out: Path = Path("plan")
+    """Folder for plan.json, plan.md and plan.png."""
+    sweep: Annotated[Sweep, Settings] = field(default_factory=Sweep)
+    precision: Precision = "float32"
+    autoencoder: Autoencoder = ""
+    device: Device = "auto"
+    sample: Annotated[SampleConfig, Parameter(show=False)] = field(default_factory=SampleConfig)
+    """Sampling settings that the sweep does not vary."""
+
+    def __post_init__(self) -> None:
+        read_time(self.budget)  # refuses what is not a time
+        require_at_least(2, self, "images")
+        require_at_least(1, self, "batch_size")
+
+    @property
+    def budget_seconds(self) -> float:
+        """The budget in seconds for each image."""
+        return read_time(self.budget)
