@@ -130,6 +130,17 @@ def test_learning_rate_warms_up_and_decays():
     ) == pytest.approx(0)
 
 
+def test_a_rate_that_falls_at_the_end_follows_images_or_time():
+    config = TrainConfig(lr=1.0, lr_schedule="wsd", lr_decay=0.25, images=1000, batch_size=10)
+    rates = [learning_rate(config, n) for n in (0, 500, 750, 875, 1000)]
+    assert rates == pytest.approx([1, 1, 1, 0.5, 0])
+    timed = replace(config, images=10**9, minutes=2.0)
+    rates = [learning_rate(timed, 500, seconds) for seconds in (0, 60, 90, 105, 120, 130)]
+    assert rates == pytest.approx([1, 1, 1, 0.5, 0, 0])
+    cosine = replace(timed, lr_schedule="cosine")
+    assert learning_rate(cosine, 500, 60.0) == pytest.approx(0.5)
+
+
 def test_ema_by_the_formula_and_nothing_for_frozen_tensors():
     model = torch.nn.Linear(3, 3)
     model.bias.requires_grad_(False)

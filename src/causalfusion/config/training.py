@@ -41,8 +41,11 @@ class TrainConfig:
     processes) images."""
     lr: float = 1e-4
     """Learning rate (AdamW)."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant (the paper), or a cosine to zero at the end of the run."""
+    lr_schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """After the warm-up: constant (the paper); a cosine to zero at the end of the run; or constant, then
+    falling linearly to zero over the last part of the run (warm-up, stable, decay)."""
+    lr_decay: float = 0.5
+    """wsd: the share of the run over which the learning rate falls."""
     warmup_images: int = 0
     """Images over which the learning rate grows linearly from 0."""
     beta1: float = 0.9
@@ -111,6 +114,7 @@ class TrainConfig:
             check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         check(self.batch_size <= 1_000_000, "train.batch_size", self.batch_size, "at most 1000000")
         check(0 < self.lr <= 1, "train.lr", self.lr, "a positive number, at most 1 (1e-4 is usual)")
+        check(0 < self.lr_decay <= 1, "train.lr_decay", self.lr_decay, "a share of the run in (0, 1]")
         for name in ("eps", "max_grad_norm"):
             check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
         for name in ("beta1", "beta2", "ema_decay", "class_dropout"):

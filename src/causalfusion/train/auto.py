@@ -126,6 +126,7 @@ def settings_from(
             "minutes": MINUTES[device],
             "batch_size": batch,
             "lr": 2e-3 if device == "cpu" else 3e-4,
+            "lr_schedule": "wsd",
             "warmup_images": 50 * batch,
             "eps": 1e-8,
             "precision": "bfloat16" if low_precision else "float32",

@@ -117,12 +117,18 @@ def load_sharded(expected: dict[str, Tensor], folder: Path, *, gaps: bool) -> di
     return tensors
 
 
-def learning_rate(config: TrainConfig, images_seen: int) -> float:
-    """Linear warm-up over `warmup_images`, then constant or a cosine to zero at `images`."""
+def learning_rate(config: TrainConfig, images_seen: int, seconds: float = 0.0) -> float:
+    """Linear warm-up over `warmup_images`, then as `lr_schedule` says. The end of the run, at which falling
+    rates arrive, is that of `images` or of `minutes` (of which `seconds` have passed), whichever is nearer.
+    """
     if images_seen < config.warmup_images:
         return config.lr * (images_seen + config.batch_size) / (config.warmup_images + config.batch_size)
     if config.lr_schedule == "constant":
         return config.lr
     span = max(config.images - config.warmup_images, 1)
     progress = min((images_seen - config.warmup_images) / span, 1.0)
-    return config.lr * (1 + math.cos(math.pi * progress)) / 2
+    if config.minutes:
+        progress = max(progress, min(seconds / (60 * config.minutes), 1.0))
+    if config.lr_schedule == "cosine":
+        return config.lr * (1 + math.cos(math.pi * progress)) / 2
+    return config.lr * min((1 - progress) / config.lr_decay, 1.0)

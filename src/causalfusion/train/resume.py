@@ -26,7 +26,8 @@ MAY_CHANGE = (
     "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every",
     "train.evaluate_images", "train.sample_every", "train.max_skipped_steps", "sample",
 )  # fmt: skip
-"""Settings that a resumed run may change; with lr_schedule = cosine, train.images changes later rates."""
+"""Settings that a resumed run may change. Where the learning rate falls towards the end of the run,
+train.images and train.minutes change later rates."""
 
 MAY_MOVE = ("data.cache", "codec.autoencoder", "text.tokenizer")
 """Settings that say where something lies: it may lie elsewhere, if its contents are the same."""

@@ -99,6 +99,8 @@ class _Run:
                 batch = next(feed)
                 result = trainer.step(batch)
                 seconds = trainer.progress.seconds + time.monotonic() - begin
+                if train.minutes:  # the learning rate may follow it: alike on all processes
+                    seconds = self.world.max(round(1000 * seconds)) / 1000
                 trainer.progress = replace(trainer.progress, seconds=seconds)
                 wanted = self._wanted()
                 self.over = bool(wanted & _OVER)

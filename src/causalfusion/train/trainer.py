@@ -79,7 +79,7 @@ class Trainer(TrainState):
         image_loss, text_loss = losses.tolist()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = float(whole(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm, foreach=True)))
-        rate = learning_rate(train, progress.images_seen)
+        rate = learning_rate(train, progress.images_seen, progress.seconds)
         # The norm is of gradients averaged over processes, so all of them decide alike.
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
