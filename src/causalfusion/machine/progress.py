@@ -57,9 +57,7 @@ def tell(text: str, *, end: str = "\n", stream: TextIO | None = None) -> None:
     try:
         print(text, end=end, file=target, flush=True)
     except (OSError, ValueError):
-        with suppress(
-            OSError, ValueError, AttributeError
-        ):  # the buffer must still be flushed somewhere
+        with suppress(OSError, ValueError, AttributeError):  # the buffer must still be flushed somewhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), _descriptor(target))
 
 
