@@ -25,10 +25,10 @@ def ink(text: str, face: Face | None = None) -> np.ndarray:
 def no_system_fonts(monkeypatch):
     """A machine that has DejaVu alone."""
     monkeypatch.setattr(fonts, "_system_fonts", lambda: ())
-    for cached in (fonts._file_of, fonts._say_once):
+    for cached in (fonts._file_of, fonts._warn_once):
         cached.cache_clear()
     yield
-    for cached in (fonts._file_of, fonts._say_once):
+    for cached in (fonts._file_of, fonts._warn_once):
         cached.cache_clear()
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
+from causalfusion.generate.layout import draw_orders, to_raster
 from causalfusion.generate.noise import ImageNoise
-from causalfusion.generate.pipeline import draw_orders, to_raster
 from causalfusion.generate.tokens import generate_tokens, prefill
 from causalfusion.model.transformer import Transformer
 from causalfusion.pictures.compose import (
@@ -145,11 +145,11 @@ def test_recorder_knows_the_state_of_every_token(recorded: tuple[ProcessRecorder
     for column, finished in zip(recorder.snapshots, (0, 3, 6), strict=True):
         for snapshot in column:
             assert int(snapshot.finished.sum()) == finished
-            assert not (snapshot.finished & snapshot.working).any()
+            assert not (snapshot.finished & snapshot.in_progress).any()
             assert torch.equal(snapshot.canvas[snapshot.finished], final[snapshot.finished])
-            untouched = ~(snapshot.finished | snapshot.working)
+            untouched = ~(snapshot.finished | snapshot.in_progress)
             assert not snapshot.canvas[untouched].any()
-        assert torch.equal(column[-1].canvas[column[-1].working], final[column[-1].working])
+        assert torch.equal(column[-1].canvas[column[-1].in_progress], final[column[-1].in_progress])
 
 
 def test_process_picture_marks_untouched_tokens(recorded: tuple[ProcessRecorder, torch.Tensor]) -> None:

@@ -284,7 +284,7 @@ def connected(members: list[Member], exits: list[int]) -> tuple[Watch, Watch]:
 
 
 def test_a_process_that_hangs_is_told_and_ended(monkeypatch, capfd):
-    """Where the work waits for ever out of Python's reach, the watch itself speaks and ends the process."""
+    """If the work hangs where Python cannot interrupt it, the watch itself reports and ends the process."""
     monkeypatch.setattr("causalfusion.machine.watch.GRACE", 0.1)
     members, exits = [Member(0, "here", 1), Member(1, "there", 2)], []
     main, other = connected(members, exits)

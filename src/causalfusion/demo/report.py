@@ -1,4 +1,4 @@
-"""The words around the demo's pictures: `report.html`."""
+"""The demo's `report.html`: texts and tables around its pictures."""
 
 from __future__ import annotations
 
@@ -20,70 +20,68 @@ INTRODUCTION = (
     "image at once, in many small diffusion steps. Autoregressive (AR) models write an image piece by "
     "piece, each piece in view of the finished ones. A causal diffusion transformer does both: the image "
     "is cut into tokens, the tokens are divided into AR steps, and the tokens of each AR step are "
-    "denoised together in view of the tokens that are finished. How many AR steps there are is free at "
-    "the time of use.",
+    "denoised together in view of the tokens that are finished. The number of AR steps is chosen when an "
+    "image is generated.",
     "This page was written by one command. It trained a small model from scratch on the 8x8-pixel "
     "handwritten digits that come with scikit-learn, then drew everything below with it. Each token is a "
     "patch of 2x2 pixels, so that an image has 16.",
 )
 SAMPLES = (
-    "One and the same model generates with any number of AR steps S. With S = 1 all 16 tokens are "
+    "The same model generates with any number of AR steps S. With S = 1 all 16 tokens are "
     "denoised at once: plain diffusion. With S = 8 there are eight rounds of two tokens each. Each column "
     "shows digits of the class that the model was asked for. They are the first five of each class, not "
     "the best ones.",
-    "A classifier that was trained on real digits only, and never on a generated one, was asked what it "
-    "reads:",
+    "Fraction of the samples that a classifier, trained on real digits only, assigns to the requested class:",
 )
 PROCESS = (
-    "Read it column by column, from the top to the bottom. In each column four of the 16 tokens, at "
-    "random places (orange), go from noise to clean pixels. Then they are finished, and the next column "
-    "starts four more, which see the finished ones but cannot change them. Grey tokens do not exist yet.",
+    "Read it column by column, from top to bottom. In each column four of the 16 tokens, at random places "
+    "(orange), go from noise to clean pixels. Then they are finished, and the next column starts four more, "
+    "which see the finished ones but cannot change them. Grey tokens have not been started.",
 )
 EDITS = (
     "The model was never trained to edit. As it can continue from any set of finished tokens, it is enough "
-    "to keep some tokens of a real image, and to have the others (grey, within the orange line) generated "
-    "anew under another class. Each row starts from a real digit that the model has not seen in training. "
-    "The new classes of a row are all different; each was chosen, before anything was generated, as the one "
-    "with the training digit most like the kept pixels.",
-    "What is kept is kept exactly, so that it may contradict the new class. How often the result reads as "
-    "the new class all the same:",
+    "to keep some tokens of a real image and to regenerate the others (grey, within the orange line) under "
+    "another class. Each row starts from a real digit that the model has not seen in training. The new "
+    "classes of a row are all different; each was chosen, before anything was generated, as the one with "
+    "the training digit most similar to the kept pixels.",
+    "Kept pixels do not change at all, so they may contradict the new class. Fraction of the edits that the "
+    "classifier still assigns to the new class:",
 )
 TEXT = (
-    "This and the next two pictures are not of the digits: they were made with the small model that comes "
-    "with the package, which was trained on scenes of one to three coloured shapes with captions. Text and "
-    "image stand in one sequence: the words come one after another, each seeing those before it, then come "
-    "the image's AR steps, which see the words.",
-    "An oracle reads every image back from its pixels; a parser reads every caption that the model writes. "
-    "Over unseen scenes with one object, and over scenes with one object whose pair of shape and colour "
-    "(a purple circle, a red square, ...) training never showed. Scenes with two and three objects are "
-    "harder, as the model's card says.",
+    "This and the next two pictures show the small model that comes with the package, which was trained on "
+    "scenes of one to three coloured shapes with captions. Text and image are one sequence: first the "
+    "words, each of which sees those before it, then the image's AR steps, which see the words.",
+    "An oracle recognises the objects in every image from its pixels; a parser reads every caption that the "
+    "model writes. The table is for unseen scenes with one object, and for scenes with one object whose "
+    "pair of shape and colour (a purple circle, a red square, ...) never occurred in training. Scenes with "
+    "two and three objects are harder, as the model card says.",
 )
 CAPTIONS = (
-    "The same model the other way round: the image stands first, and the words that follow see it. These "
-    "scenes are the first of the test split, not the best ones.",
+    "The same model in the other direction: the image comes first, and the words after it see it. These are "
+    "the first scenes of the test split, not the best ones.",
 )
 TEXT_EDITS = (
-    "The grey part is generated anew under a prompt for the whole picture; what is kept is context. The "
-    "model was never trained to edit.",
+    "The grey part is regenerated for a prompt that describes the whole image; the kept part is context. "
+    "The model was never trained to edit.",
 )
 LOSS = (
-    "The mean squared error of what the model predicts. The curve is jagged since each train step draws "
-    "noise levels and AR steps at random. The points are the averaged weights on held-out digits, always "
-    "with the same draws. They count all AR steps alike; training gives early ones up to twice the weight, "
-    "so that its curve lies higher.",
+    "The mean squared error of the model's prediction. The curve is jagged because each train step draws "
+    "noise levels and AR steps at random. The points are the loss of the averaged weights on held-out "
+    "digits, always with the same draws. It weights all AR steps alike; the training loss gives early ones "
+    "up to twice the weight, which is why its curve is higher.",
 )
 LOSS_MAP = (
-    "Where prediction is hard and where it is easy, on held-out digits. Left: tokens that are denoised in "
-    "view of more finished tokens have the easier task, which is what makes AR steps worth their while. "
-    "Right: the share of the noise in the tokens. The model predicts a mixture of noise and image (v), "
-    "mostly the noise where there is little of it, mostly the image where there is much.",
+    "Where prediction is hard and where it is easy, on held-out digits. Left: the more finished tokens are "
+    "in view, the easier the others are to denoise, which is what AR steps are good for. Right: the loss by "
+    "noise level. The model predicts a mixture of noise and image (v): mostly the noise where there is "
+    "little of it, mostly the image where there is much.",
 )
 
 
 def write_demo_report(
     out: Path, config: RunConfig, spec: ModelSpec, figures: dict[str, Any], *, quick: bool
 ) -> Path:
-    """`report.html` in `out`, where the pictures are."""
+    """Write `report.html` into `out`, where the pictures are; its path."""
     path = out / "report.html"
     path.write_text(render(_report(out, config, spec, figures, quick)), encoding="utf-8")
     return path
@@ -93,20 +91,20 @@ def _report(out: Path, config: RunConfig, spec: ModelSpec, figures: dict[str, An
     introduction = INTRODUCTION
     if quick:
         introduction += (
-            "THIS WAS A QUICK RUN, which only shows that everything works: its model is hardly trained, "
-            "and neither its pictures nor its figures mean anything.",
+            "THIS WAS A QUICK RUN, which only shows that everything works: its model is barely trained, "
+            "so its pictures and figures mean nothing.",
         )
     by_steps = figures["accuracy_by_ar_steps"]
     headline = [
-        Fact("of the samples read as their class", f"{figures['sample_accuracy']:.1%}"),
-        Fact("of unseen real digits read rightly by the same judge", f"{figures['judge_accuracy']:.1%}"),
-        Fact("of training", _duration(figures["training_seconds"])),
+        Fact("of the samples classified as the requested class", f"{figures['sample_accuracy']:.1%}"),
+        Fact("of unseen real digits classified correctly", f"{figures['judge_accuracy']:.1%}"),
+        Fact("training time", _duration(figures["training_seconds"])),
         Fact("parameters", f"{_parameters(spec):,}"),
     ]
     sample_table = [
         ["AR steps S", *(str(s) for s in by_steps), "all", "real digits, unseen"],
         [
-            "read as their class",
+            "classified as the requested class",
             *(f"{a:.1%}" for a in by_steps.values()),
             f"{figures['sample_accuracy']:.1%}",
             f"{figures['judge_accuracy']:.1%}",
@@ -115,12 +113,12 @@ def _report(out: Path, config: RunConfig, spec: ModelSpec, figures: dict[str, An
     names = figures["edit_accuracy"]
     edit_table = [
         ["regenerated", *names],
-        ["read as the new class", *(f"{a:.0%}" for a in names.values())],
+        ["classified as the new class", *(f"{a:.0%}" for a in names.values())],
     ]
     sections = [
         Section("Samples, by class and number of AR steps", SAMPLES, out / "samples.png", sample_table),
-        Section("Does it only repeat what it has seen?", [_diversity(figures)]),
-        Section("How one image comes into being", PROCESS, out / "process.png"),
+        Section("Does it only repeat its training images?", [_diversity(figures)]),
+        Section("How an image is generated", PROCESS, out / "process.png"),
         Section("Zero-shot edits", EDITS, out / "edits.png", edit_table),
         Section("From text to images", TEXT, out / "prompts.png", _text_table(figures)),
         Section("From images to text", CAPTIONS, out / "captions.png"),
@@ -143,7 +141,7 @@ def _text_table(figures: dict[str, Any]) -> list[list[str]]:
     rows = [
         ["one object", "images that show exactly what the prompt says", "captions that are true", "scenes"]
     ]
-    for name, suffix in (("unseen scenes", ""), ("pairs that training never showed", "_new_pairs")):
+    for name, suffix in (("unseen scenes", ""), ("pairs not seen in training", "_new_pairs")):
         drawn, said = figures[f"text_to_image{suffix}"], figures[f"caption_truth{suffix}"]
         rows.append([name, f"{drawn:.0%}", f"{said:.0%}", str(figures["text_scenes"])])
     return rows
@@ -153,9 +151,9 @@ def _diversity(figures: dict[str, Any]) -> str:
     generated, real = figures["nearest_distance_samples"], figures["nearest_distance_held_out"]
     return (
         f"The mean distance from a sample to the most similar training image is {generated:.1f} "
-        "(Euclidean, in grey levels 0 to 16 over 64 pixels); from a real digit outside of the training "
-        f"set it is {real:.1f}. Copies of training images would be at 0: the samples are new digits, as "
-        "far from the known ones as new real digits are, or a little farther."
+        "(Euclidean, in grey levels 0 to 16 over 64 pixels); from a held-out real digit it is "
+        f"{real:.1f}. Copies of training images would be at distance 0: the samples are new digits, as far "
+        "from the training images as held-out real digits are, or a little farther."
     )
 
 

@@ -1,8 +1,8 @@
-"""`causalfusion demo`: from nothing to a trained model, pictures of what it does, and a report.
+"""`causalfusion demo`: trains a small model, then draws and measures its output, and writes a report.
 
-The data are the handwritten digits inside scikit-learn, so nothing is downloaded; text and images are shown
-with the model that ships. Everything here is made of the public pieces: `train`, `Pipeline.generate`,
-`Pipeline.edit`, `Pipeline.caption`, the pictures and the charts.
+The data are the handwritten digits in scikit-learn, so nothing is downloaded; text and images are shown with
+the packaged model. The demo only uses public parts: `train`, `Pipeline.generate`, `Pipeline.edit`,
+`Pipeline.caption`, the pictures and the charts.
 
 Shape letters: B images, C, H, W channels and pixels.
 """
@@ -37,18 +37,18 @@ from causalfusion.train.run import train
 
 AR_STEPS = (1, 2, 4, 8)
 EDITS = {"center": "centre", "top": "top half", "bottom": "bottom half", "outside": "outside"}
-"""Regions, and what the pictures call them."""
+"""Names of the regions in the pictures."""
 CLASSES = 10
 MIN_JUDGE_ACCURACY, MIN_SAMPLE_ACCURACY = 0.97, 0.90
 EDIT_GUIDANCE_SCALE = 3.0
-"""More than for samples: what is kept pulls towards the old class."""
+"""Larger than for samples, as the kept part pulls towards the old class."""
 _EDITS_SEED, _PROCESS_SEED = 1, 2
 _EDITS_SHOWN = [0, 1, 3, 4, 7, 8]
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Real digits (B, 1, 8, 8) in [-1, 1] with labels (B,): those trained on, and those held out."""
+    """Real digits (B, 1, 8, 8) in [-1, 1] with labels (B,): the training set and the held-out set."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -63,17 +63,17 @@ class Digits:
         return cls(seen.images, seen.labels, unseen.images, unseen.labels)
 
     def examples(self, per_class: int) -> tuple[Tensor, Tensor]:
-        """The first held-out digits of each class: 0, 1, ..., 9, 0, 1, ..."""
+        """The first `per_class` held-out digits of each class, in the order 0, 1, ..., 9, 0, 1, ..."""
         by_class = [(self.held_out_labels == c).nonzero().flatten()[:per_class] for c in range(CLASSES)]
         chosen = torch.stack([rows[k % len(rows)] for k in range(per_class) for rows in by_class])
         return self.held_out_images[chosen], self.held_out_labels[chosen]
 
 
 def run_demo(out: Path = Path("runs/demo"), *, quick: bool = False) -> dict[str, Any]:
-    """Train (or go on training), draw, judge, report. Returns the figures that the report prints.
+    """Train (or resume), draw, judge, and write the report. Returns the figures in the report.
 
-    `quick` only shows that everything works: a short training and few samples, which need not be good.
-    Raises UserError when the finished model's samples, or the judge, are worse than they should be.
+    `quick` only shows that everything works, with a short training and few samples, whatever their quality.
+    Raises UserError if the finished model's samples, or the judge, are worse than expected.
     """
     with _one_thread():
         return _run(out, quick)
@@ -83,7 +83,7 @@ def _run(out: Path, quick: bool) -> dict[str, Any]:
     begin = time.monotonic()
     config = demo_config(out, quick=quick)
     folder = train(config)
-    print("training is done; now samples, edits and pictures", flush=True)
+    print("training is finished; drawing samples, edits and pictures", flush=True)
     pipeline, digits = Pipeline.load(folder), Digits.load(config)
     judge = DigitsJudge.trained_on(digits.train_images, digits.train_labels)
     figures: dict[str, Any] = {
@@ -93,7 +93,7 @@ def _run(out: Path, quick: bool) -> dict[str, Any]:
         **_draw_edits(pipeline, config.sample, digits, judge, 1 if quick else 10, out),
     }
     _draw_process(pipeline, config.sample, out)
-    print("and text and images, with the model that ships", flush=True)
+    print("drawing text and images, with the packaged model", flush=True)
     figures |= draw_text_images(out, count=10 if quick else 100)
     save_loss_curve(out / "log.jsonl", out / "loss.png")
     save_loss_map(
@@ -109,8 +109,8 @@ def _run(out: Path, quick: bool) -> dict[str, Any]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one CPU core. So small a model gains 1.5x from two on a quiet machine, and loses 5x or more
-    where another process has one of them, as threads then wait for each other after every operation."""
+    """Compute on one CPU core. A model this small gains 1.5x from two cores on an idle machine, and loses 5x
+    or more if another process uses one of them, as threads then wait for each other after every operation."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -120,7 +120,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def demo_config(out: Path, *, quick: bool) -> RunConfig:
-    """The recipe `digits`; quick: a fortieth of its images, so that a full run can go on from there."""
+    """The recipe `digits`; with `quick`, a fortieth of its images, from which a full run can continue."""
     config = replace(load_config("digits"), out=str(out))
     if not quick:
         return config
@@ -130,7 +130,7 @@ def demo_config(out: Path, *, quick: bool) -> RunConfig:
 
 
 def training_seconds(log_path: Path) -> float:
-    """Time spent in train steps, over all the sittings of a run."""
+    """Time spent in train steps, in seconds, over all sessions of a run."""
     seconds, before = 0.0, 0
     for record in read_log(log_path):
         if record["kind"] == "train":
@@ -145,7 +145,7 @@ def training_seconds(log_path: Path) -> float:
 def _draw_samples(
     pipeline: Pipeline, sample: SampleConfig, digits: Digits, judge: DigitsJudge, per_class: int, out: Path
 ) -> dict[str, Any]:
-    """samples.png: for every S, the first five samples of each class; figures over all of them."""
+    """Draw samples.png, with the first five samples of each class for every S; figures over all samples."""
     labels = torch.arange(CLASSES * per_class) % CLASSES
     names = [str(c) for c in range(CLASSES)]
     blocks, accuracy, everything = [], {}, []
@@ -173,7 +173,8 @@ def _draw_samples(
 def _draw_edits(
     pipeline: Pipeline, sample: SampleConfig, digits: Digits, judge: DigitsJudge, per_class: int, out: Path
 ) -> dict[str, Any]:
-    """edits.png: held-out digits, each edited in every region under another new class."""
+    """Draw edits.png, with held-out digits, each edited in every region under a different class; figures over
+    all edits."""
     originals, labels = digits.examples(per_class)
     config = replace(sample, num_ar_steps=2, guidance_scale=EDIT_GUIDANCE_SCALE)
     taken = torch.nn.functional.one_hot(labels, CLASSES).bool()
@@ -192,8 +193,8 @@ def _draw_edits(
 
 
 def best_fitting_classes(images: Tensor, mask: Tensor, digits: Digits, excluded: Tensor) -> Tensor:
-    """(B,) for each image the class, none of its `excluded` (B, classes) ones, that has the training digit
-    most like it where `mask` (H, W) is False."""
+    """(B,) class for each image, except its `excluded` ones (B, classes) bool, with the training digit that
+    is most similar to the image where `mask` (H, W) is False."""
     kept = (~mask).flatten()
     distance = torch.cdist(images.flatten(1)[:, kept], digits.train_images.flatten(1)[:, kept])
     by_class = [distance[:, digits.train_labels == c].min(1).values for c in range(CLASSES)]
@@ -201,11 +202,11 @@ def best_fitting_classes(images: Tensor, mask: Tensor, digits: Digits, excluded:
 
 
 def _draw_process(pipeline: Pipeline, sample: SampleConfig, out: Path) -> None:
-    """process.png: one image in four AR steps."""
+    """Draw process.png: one image, generated in four AR steps."""
     model = pipeline.model.config
     recorder = ProcessRecorder(model.num_tokens, model.token_dim)
     pipeline.generate([3], replace(sample, num_ar_steps=4), seed=_PROCESS_SEED, watch=recorder)
-    title = "How a 3 comes into being: AR steps across, diffusion steps down"
+    title = "How a 3 is generated: AR steps across, diffusion steps down"
     decode = pipeline.codec.decode_tokens
     recorder.draw(decode, model.grid_height, model.grid_width, scale=12, title=title).save(
         out / "process.png"
@@ -213,7 +214,7 @@ def _draw_process(pipeline: Pipeline, sample: SampleConfig, out: Path) -> None:
 
 
 def with_border(images: Tensor, value: float = -1.0) -> Tensor:
-    """A black pixel around each digit, which would touch the edge of its picture."""
+    """Images (B, C, H, W), or a mask (H, W), with a border of one pixel: digits reach their image's edge."""
     return torch.nn.functional.pad(images, (1, 1, 1, 1), value=value)
 
 
@@ -226,9 +227,9 @@ def _names(labels: Tensor) -> list[str]:
 
 def _print_summary(figures: dict[str, Any], report: Path) -> None:
     by_steps = ", ".join(f"S = {s}: {a:.1%}" for s, a in figures["accuracy_by_ar_steps"].items())
-    print(f"judge: reads {figures['judge_accuracy']:.1%} of the held-out real digits")
-    print(f"samples that read as their class: {figures['sample_accuracy']:.1%} ({by_steps})")
-    for which, suffix in (("unseen scenes", ""), ("pairs that training never showed", "_new_pairs")):
+    print(f"held-out real digits classified correctly: {figures['judge_accuracy']:.1%}")
+    print(f"samples classified as the requested class: {figures['sample_accuracy']:.1%} ({by_steps})")
+    for which, suffix in (("unseen scenes", ""), ("pairs not seen in training", "_new_pairs")):
         drawn, said = figures[f"text_to_image{suffix}"], figures[f"caption_truth{suffix}"]
         print(
             f"text and images, one object, {which}: {drawn:.0%} of the images are exactly as prompted, "
@@ -239,8 +240,8 @@ def _print_summary(figures: dict[str, Any], report: Path) -> None:
 
 def _check(figures: dict[str, Any], report: Path) -> None:
     for what, value, least in (
-        ("the judge reads", figures["judge_accuracy"], MIN_JUDGE_ACCURACY),
-        ("the judge recognises, of the samples,", figures["sample_accuracy"], MIN_SAMPLE_ACCURACY),
+        ("held-out digits classified correctly:", figures["judge_accuracy"], MIN_JUDGE_ACCURACY),
+        ("samples classified as the requested class:", figures["sample_accuracy"], MIN_SAMPLE_ACCURACY),
     ):
         if value < least:
             raise UserError(

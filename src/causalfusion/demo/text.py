@@ -1,4 +1,4 @@
-"""The demo's part on text and images: what the model that ships draws, says and changes."""
+"""The demo's part on text and images: prompts, captions and edits with the packaged model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _SHOWN_CAPTIONS, _SHOWN_EDITS = 16, 8
 
 
 def draw_text_images(out: Path, *, count: int) -> dict[str, Any]:
-    """prompts.png, captions.png and text-edits.png in `out`; figures over `count` scenes with one object, of
-    the kinds that training showed, and as many of pairs of shape and colour that it never did."""
+    """Draw prompts.png, captions.png and text-edits.png into `out`; figures over `count` scenes with one
+    object of the kinds in training, and over as many whose pair of shape and colour is not in training."""
     pipeline = Pipeline.load(MODEL)
     side = pipeline.codec.config.image_height
     prompts_picture(pipeline, PROMPTS, SAMPLE, (1, 4), CANDIDATES).save(out / "prompts.png")
@@ -59,7 +59,7 @@ def draw_text_images(out: Path, *, count: int) -> dict[str, Any]:
 
 
 def _measure(pipeline: Pipeline, scenes: Shapes, count: int, suffix: str) -> dict[str, float]:
-    """The shares of images that are what their prompt says, and of captions that are true of their image."""
+    """Fractions of images that show what their prompt says, and of captions that are true of their image."""
     drawn, _ = measure_text_to_image(pipeline, scenes, count, SAMPLE)
     said, _ = measure_caption_truth(pipeline, scenes, count, WriteConfig())
     return {f"text_to_image{suffix}": drawn["all"], f"caption_truth{suffix}": said["all"]}

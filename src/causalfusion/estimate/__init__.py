@@ -1,1 +1,1 @@
-"""What a run will cost in memory and time, before it begins."""
+"""Estimating the memory and time of a training run before it begins."""

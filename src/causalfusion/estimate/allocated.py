@@ -1,4 +1,4 @@
-"""The memory that tensors take, counted exactly: what an estimate is held against."""
+"""Exact counting of the memory that tensors take, with which estimates are compared."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_iter
 
 
 class Allocated(TorchDispatchMode):
-    """Bytes of the tensors made under it that are alive, `now`, and the most there were, `peak`.
+    """Counts the bytes of live tensors that were created in this context, `now`, and their maximum, `peak`.
 
-    Each storage counts once; what an operation needs only while it runs is not seen.
+    Each storage counts once. Temporary memory inside an operation is not included.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Allocated(TorchDispatchMode):
         return out
 
     def begin(self) -> None:
-        """Forget the most there was before."""
+        """Reset `peak`."""
         self.peak = self.now
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -41,8 +41,8 @@ class Allocated(TorchDispatchMode):
             self._known.add(key)
             self.now += size
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key, size)
+            weakref.finalize(storage, self._remove, key, size)
 
-    def _gone(self, key: int, size: int) -> None:
+    def _remove(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size

@@ -1,4 +1,4 @@
-"""The command `estimate`: from recipes and options to a printed cost."""
+"""The command `estimate`: prints the cost of a run from recipes and options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(
     text_tokens: float | None = None,
     as_json: bool = False,
 ) -> int:
-    """Print the cost; the exit code, 1 where the run does not fit."""
+    """Print the cost. Returns the exit code, 1 if the run does not fit. Raises UserError."""
     if share is not None and not 0 < share <= 1:
         raise UserError(f"share is {share}; expected a number in (0, 1]")
     if gpus < 1:
@@ -45,7 +45,8 @@ def run(
 
 
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Recipes (those that come first, and every `--config`), and the options on top of them."""
+    """(recipes: those that come first, and every `--config`; options, which override them). Raises UserError
+    if there is no recipe."""
     recipes, overrides, tokens = [], [], list(settings)
     while tokens and not tokens[0].startswith("-"):
         recipes.append(tokens.pop(0))
@@ -65,6 +66,7 @@ def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _here(precision: str, gpus: int, share: float | None) -> Device:
+    """This machine's device. Raises UserError for several GPUs on a machine without any."""
     device = select_device("auto")
     if gpus > 1 and device.type == "cpu":
         raise UserError(f"gpus is {gpus}, and this machine has none; name one: --gpu {', '.join(SHEETS)}")

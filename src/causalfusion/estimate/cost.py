@@ -1,8 +1,8 @@
-"""What a training run costs: arithmetic, time, memory; and what to change where it does not fit.
+"""The cost of a training run in arithmetic, time and memory, and changes that make it fit.
 
-The time is that of arithmetic at a stated share of the device's matrix rate, plus the reading and writing
-of the optimizer's tensors. Waiting for data, evaluation and an autoencoder that encodes on the way are not
-in it.
+The time is that of the arithmetic, at an assumed fraction of the device's peak matrix rate, plus that of
+reading and writing the optimizer's tensors. It does not include waiting for data, evaluation, and encoding
+with an autoencoder during training.
 """
 
 from __future__ import annotations
@@ -30,41 +30,46 @@ from causalfusion.model.arithmetic import (
 )
 
 OPTIMIZER_BYTES = 60
-"""Read and written for a parameter in a step: clipping (16), AdamW (28), EMA (12), clearing (4)."""
+"""Bytes read and written per parameter and step: clipping (16), AdamW (28), EMA (12), zeroing (4)."""
 
 LAUNCH_SECONDS = 5e-4
-"""At least, of a block's forward and backward pass on a GPU: about 60 kernels. Not measured."""
+"""Least time of a block's forward and backward pass on a GPU: about 60 kernel launches. Not measured."""
 
 
 @dataclass(frozen=True)
 class Cost:
+    """The cost of a run."""
+
     device: Device
     count: int
-    """Devices."""
+    """Number of devices."""
     parameters: int
     sequence: float
-    """Rows of a sequence on average."""
+    """Mean number of tokens in a packed sequence."""
     longest: int
-    """Rows of the longest that training can draw."""
+    """Tokens of the longest sequence that training can draw."""
     text_tokens: float
+    """Text tokens per sequence, markers included."""
     of_image: Flops
-    """Forward and backward, expected over the splits that training draws."""
+    """Forward and backward pass of an image, expected over the splits that training draws."""
     images: int
-    """Still to train on."""
+    """Number of images still to train on."""
     recomputed: float
-    """Arithmetic of checkpointing, of a step's without it."""
+    """Additional arithmetic of activation checkpointing, as a fraction of a step's."""
     micro_batch: int
-    """Images at once on one device."""
+    """Images computed at once on one device."""
     sharded_over: int
-    """Devices that share one state: 1 where each holds all of it."""
+    """Number of devices over which the training state is sharded; 1: each holds all of it."""
     step_seconds: float
     seconds: float
+    """Time of all steps."""
     memory: Memory
     changes: tuple[str, ...]
-    """Settings with which it fits; empty where it does, or where nothing helps."""
+    """Options with which the run fits; empty if it fits already, or if nothing helps."""
 
     @property
     def in_all(self) -> Flops:
+        """Arithmetic of the whole run."""
         return self.of_image * self.images
 
     @property
@@ -75,7 +80,7 @@ class Cost:
 def estimate(
     config: RunConfig, device: Device, count: int = 1, *, text_tokens: float = 0, images_seen: int = 0
 ) -> Cost:
-    """The cost of the rest of a run whose settings that follow from the data are filled in."""
+    """The cost of the rest of a run. The settings that follow from the data must be filled in."""
     train, model = config.train, config.model
     parameters, _ = parameters_of(model)
     shards = _sharded_over(train, device, count, parameters)
@@ -93,21 +98,31 @@ def estimate(
     step_seconds = arithmetic + OPTIMIZER_BYTES * parameters / shards / device.bandwidth
     memory = _memory(config, device, micro_batch, shards, text_tokens)
     cost = Cost(
-        device=device, count=count, parameters=parameters,
+        device=device,
+        count=count,
+        parameters=parameters,
         sequence=sequence_length(model, facts, form),
-        longest=_longest(config, text_tokens), text_tokens=text_tokens, of_image=of_image, images=images,
-        recomputed=recomputed, micro_batch=micro_batch, sharded_over=shards, step_seconds=step_seconds,
-        seconds=step_seconds * images / train.batch_size, memory=memory, changes=(),
-    )  # fmt: skip
+        longest=_longest(config, text_tokens),
+        text_tokens=text_tokens,
+        of_image=of_image,
+        images=images,
+        recomputed=recomputed,
+        micro_batch=micro_batch,
+        sharded_over=shards,
+        step_seconds=step_seconds,
+        seconds=step_seconds * images / train.batch_size,
+        memory=memory,
+        changes=(),
+    )
     return cost if cost.fits else replace(cost, changes=_changes(config, device, count, text_tokens))
 
 
 def micro_batches(
     config: RunConfig, device: Device, count: int, *, shards: int, text_tokens: float = 0
 ) -> int:
-    """Micro-batches that `count` devices compute a train step in: as few as `train.micro_batch` and
-    `train.grad_accumulation` allow; without `train.micro_batch`, as few as fit into memory, or, where none
-    do, as few as the settings allow. Raises UserError for a batch that cannot be divided so."""
+    """Number of micro-batches of a train step on each of `count` devices: the fewest that `train.micro_batch`
+    and `train.grad_accumulation` allow. Without `train.micro_batch`, the fewest that also fit into memory, if
+    any do. Raises UserError for a batch that cannot be divided so."""
     possible = _divisions(config, count)
     if config.train.micro_batch:
         return possible[0]
@@ -119,7 +134,7 @@ def micro_batches(
 
 
 def _divisions(config: RunConfig, count: int) -> list[int]:
-    """The numbers of micro-batches that the settings allow, fewest first."""
+    """The numbers of micro-batches that the settings allow, fewest first. Raises UserError for none."""
     train, group = config.train, config.text.examples_per_sequence
     parts = max(count, 1) * train.grad_accumulation
     if count < 1 or train.batch_size % parts:
@@ -127,11 +142,11 @@ def _divisions(config: RunConfig, count: int) -> list[int]:
             f"train.batch_size is {train.batch_size}; expected a multiple of {parts} "
             "(devices x train.grad_accumulation)"
         )
-    share, most = train.batch_size // count, train.micro_batch or train.batch_size
+    images, most = train.batch_size // count, train.micro_batch or train.batch_size
     possible = [
-        n
-        for n in range(train.grad_accumulation, share + 1)
-        if share % n == 0 and share // n % group == 0 and share // n <= most
+        number
+        for number in range(train.grad_accumulation, images + 1)
+        if images % number == 0 and images // number % group == 0 and images // number <= most
     ]
     if not possible:
         raise UserError(
@@ -142,6 +157,7 @@ def _divisions(config: RunConfig, count: int) -> list[int]:
 
 
 def _longest(config: RunConfig, text_tokens: float) -> int:
+    """Tokens of the longest sequence that training can draw."""
     model, form = config.model, form_of(config, text_tokens)
     context = 0
     if form.clean_copies:
@@ -151,8 +167,8 @@ def _longest(config: RunConfig, text_tokens: float) -> int:
 
 
 def shares_state(train: TrainConfig, *, on_gpu: bool, memory: float, count: int, parameters: int) -> bool:
-    """Whether the run's processes shard their state (fsdp): as asked, or, for `auto`, where replicas are
-    asked for or the state fills more than a quarter of a GPU's `memory`."""
+    """True if the run's processes shard their state (fsdp): as set, or, for `auto`, if replicas are set or
+    the state fills more than a quarter of a GPU's `memory` in bytes."""
     if count == 1:
         return False
     if train.parallel != "auto":
@@ -175,8 +191,8 @@ def _memory(config: RunConfig, device: Device, micro_batch: int, shards: int, te
 
 
 def _changes(config: RunConfig, device: Device, count: int, text_tokens: float) -> tuple[str, ...]:
-    """The cheapest settings that fit: smaller micro-batches first, which cost next to nothing down to a few
-    images; then blocks computed again; then shares of the state."""
+    """Options of the cheapest settings that fit: smaller micro-batches, which cost almost nothing down to a
+    few images; then recomputed blocks; then sharded state. () if nothing fits."""
     parameters, _ = parameters_of(config.model)
     for train, micro_batch in _candidates(config, count):
         candidate = replace(config, train=train)
@@ -189,17 +205,18 @@ def _changes(config: RunConfig, device: Device, count: int, text_tokens: float) 
 
 
 def _candidates(config: RunConfig, count: int) -> Iterator[tuple[TrainConfig, int]]:
-    """Settings to try, with their micro-batch. Where `train.micro_batch` is left open, so it stays."""
+    """Settings to try, with their micro-batch, the cheapest first. If `train.micro_batch` is not given, it
+    stays so."""
     train = config.train
     levels = list(CHECKPOINT_EVERY)
     checkpointing = levels[levels.index(train.activation_checkpointing) :]
     sizes = [train.batch_size // (count * number) for number in _divisions(config, count)]
-    ways = [train.parallel] if count == 1 or train.parallel == "fsdp" else [train.parallel, "fsdp"]
-    for few in (4, 1):
-        for parallel in ways:
+    options = [train.parallel] if count == 1 or train.parallel == "fsdp" else [train.parallel, "fsdp"]
+    for smallest in (4, 1):
+        for parallel in options:
             for level in checkpointing:
                 for size in sizes:
-                    if size >= min(few, sizes[0]):
+                    if size >= min(smallest, sizes[0]):
                         given = size if train.micro_batch and size != sizes[0] else train.micro_batch
                         changed = replace(
                             train, parallel=parallel, activation_checkpointing=level, micro_batch=given

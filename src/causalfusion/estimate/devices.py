@@ -1,4 +1,4 @@
-"""What devices can do: GPUs by their data sheets, this machine by measurement."""
+"""The speed and memory of devices: of GPUs by their data sheets, of this machine by measurement."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from causalfusion.errors import UserError
 from causalfusion.machine.runtime import available_memory, compute_dtype, measure_copy_rate, measure_gemm_rate
 
 GPU_SHARE = 0.4
-"""Of a GPU's data-sheet rate that training is assumed to reach. Not measured: good transformer trainers get
-0.35 to 0.5 of it."""
+"""Fraction of a GPU's peak FLOP/s that training is assumed to reach. Not measured: good transformer trainers
+reach 0.35 to 0.5."""
 CPU_SHARE = {"float32": 0.65, "bfloat16": 0.45}
-"""Of the matrix rate measured on this machine that training is assumed to reach with needed arithmetic, at
-widths of 256 and more (docs/performance.md)."""
+"""Fraction of the measured matrix rate that training is assumed to reach on a CPU, counting needed arithmetic
+only, at widths of 256 and more (docs/performance.md)."""
 USABLE = 0.92
-"""Share of a device's memory that can be filled; the rest goes to the driver and to fragments."""
+"""Fraction of a device's memory that can be used; the rest is for the driver and fragmentation."""
 
 
 @dataclass(frozen=True)
 class Device:
     name: str
     rate: float
-    """FLOP/s of matrix products in the precision asked for."""
+    """FLOP/s of matrix products in the run's precision."""
     memory: float
-    """Bytes; of this machine's main memory, those that are free."""
+    """Bytes; of this machine's main memory, the free ones."""
     bandwidth: float
-    """Bytes/s of its memory, reads and writes counted."""
+    """Bytes/s of memory reads and writes."""
     share: float
-    """Of `rate` that training is assumed to reach."""
+    """Fraction of `rate` that training is assumed to reach."""
     is_gpu: bool
     measured: bool
-    """Whether `rate` was measured here, or is of a data sheet."""
+    """True if `rate` was measured, False if it is from a data sheet."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class _Sheet:
     bfloat16: float
     """TFLOP/s on tensor cores, dense, accumulated in float32."""
     float32: float
-    """TFLOP/s outside of the tensor cores, which is how torch computes float32."""
+    """TFLOP/s without tensor cores, as torch computes float32 by default."""
     memory: float
-    """GB."""
+    """Memory in GB."""
     bandwidth: float
-    """GB/s."""
+    """Memory bandwidth in GB/s."""
 
 
 SHEETS = {
@@ -56,25 +56,23 @@ SHEETS = {
     "l40s": _Sheet(362, 91.6, 48, 864),
     "rtx4090": _Sheet(165, 82.6, 24, 1008),
 }
-"""NVIDIA's public data sheets: A100, H100, H200 and B200 as SXM modules; figures without sparsity."""
+"""NVIDIA's public data sheets, without sparsity; A100, H100, H200 and B200 as SXM modules."""
 
 
 def named_device(name: str, precision: str, share: float | None = None) -> Device:
-    """A GPU of the table."""
+    """A GPU of the table SHEETS. Raises UserError for any other name."""
     sheet = SHEETS.get(name.lower())
     if sheet is None:
         raise UserError(f"gpu is {name!r}; expected one of {', '.join(SHEETS)}, or none for this machine")
-    rate = sheet.float32 if precision == "float32" else sheet.bfloat16
-    return Device(
-        name.lower(), rate * 1e12, sheet.memory * 1e9, sheet.bandwidth * 1e9, share or GPU_SHARE,
-        is_gpu=True, measured=False,
-    )  # fmt: skip
+    rate = 1e12 * (sheet.float32 if precision == "float32" else sheet.bfloat16)
+    memory, bandwidth = sheet.memory * 1e9, sheet.bandwidth * 1e9
+    return Device(name.lower(), rate, memory, bandwidth, share or GPU_SHARE, is_gpu=True, measured=False)
 
 
 def this_device(
     device: torch.device, precision: str, share: float | None = None, rate: float | None = None
 ) -> Device:
-    """This machine, measured in less than a second; its matrix `rate`, if that is known already."""
+    """This machine, measured in less than a second; `rate` is its matrix rate, if that is known already."""
     on_gpu = device.type == "cuda"
     threads = torch.get_num_threads()
     name = f"this CPU ({threads} thread{'s' * (threads > 1)})"
@@ -92,8 +90,8 @@ def this_device(
 
 
 def unmeasured_device(device: torch.device) -> Device:
-    """This machine with its memory alone, shared by the processes that torchrun started on it: enough to say
-    what fits."""
+    """This machine with only its memory known, divided among the processes that torchrun started on it;
+    enough to tell what fits."""
     on_gpu = device.type == "cuda"
     memory = _memory_of(device)
     if not on_gpu:
@@ -102,15 +100,15 @@ def unmeasured_device(device: torch.device) -> Device:
 
 
 def _memory_of(device: torch.device) -> float:
-    """Bytes of a GPU, or those of main memory that are free."""
+    """Bytes of a GPU's memory, or of free main memory."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return available_memory()
 
 
 def faster_in_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products are clearly faster in bfloat16 than in float32; measured in under a second on a
-    CPU, where it depends on the model."""
+    """True if matrix products are clearly faster in bfloat16 than in float32; measured, in under a second, on
+    a CPU, as CPUs differ."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     low, full = (measure_gemm_rate(dtype, device, repeats=1) for dtype in (torch.bfloat16, torch.float32))

@@ -1,5 +1,8 @@
-"""A run's settings before its data are at hand: what follows from the data is taken from the recipe, from
-files where they are there, or assumed and said."""
+"""Completing a run's settings before its data are available.
+
+Settings that follow from the data are taken from the data if they exist, else from the recipe, else they are
+assumed, with a note.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from causalfusion.config.recipes import DataFacts, load_layers, merge
 from causalfusion.errors import UserError
 
 ELSEWHERE = "(elsewhere)"
-"""Stands for a path that a recipe leaves open."""
+"""Placeholder for a path that a recipe does not give."""
 KNOWN_AUTOENCODERS = {0.2325: (16, 16), 0.18215: (4, 8)}
 """(latent channels, downsampling) by scale: the 16-channel KL autoencoder and SD's."""
 ASSUMED_CLASSES = 1000
@@ -25,22 +28,26 @@ ASSUMED_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Planned:
+    """A run with complete settings."""
+
     config: RunConfig
     text_tokens: float
-    """Of a sequence, markers included."""
+    """Text tokens per sequence, markers included."""
     assumptions: tuple[str, ...]
+    """Assumed values, each with the option that changes it."""
 
 
 def read_settings(recipes: Sequence[str], overrides: Sequence[str]) -> RunConfig:
-    """Recipes laid over one another, then options as `train` takes them; paths may be missing."""
-    layers = merge([{"data": {"path": ELSEWHERE}}, load_layers(recipes)])  # recipes name no data
+    """The settings of recipes, of which later ones override earlier ones, and of options, as in `train`,
+    which override all; paths may be missing. Raises UserError or cyclopts' errors."""
+    layers = merge([{"data": {"path": ELSEWHERE}}, load_layers(recipes)])  # recipes give no path
     app = App(name="estimate", result_action="return_value", help_flags=[], version_flags=[])
-    app.default(_as_it_is)
+    app.default(_identity)
     app.config = (Dict(layers, source=", ".join(recipes)),)
     return app(list(overrides), exit_on_error=False, print_error=False)
 
 
-def _as_it_is(
+def _identity(
     *,
     run: Annotated[RunConfig, Parameter(name="*", consume_multiple=True)] = RunConfig(),  # noqa: B008
 ) -> RunConfig:
@@ -52,8 +59,8 @@ def plan_run(
     text_tokens: float | None = None,
     facts: DataFacts = DataFacts(),  # noqa: B008
 ) -> Planned:
-    """The settings filled in, as `open_training_data` does with the data themselves. `facts` count where the
-    data are not there."""
+    """Complete the settings, as `open_training_data` does with the data themselves; `facts` are used if the
+    data are missing. Raises UserError for a size that is unknown or does not fit."""
     notes: list[str] = []
     channels, height, width, classes = _images(config, facts, notes)
     codec = _codec(config.codec, (channels, height, width))
@@ -72,7 +79,7 @@ def plan_run(
 
 
 def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int, int, int, int]:
-    """(channels, height, width, classes)."""
+    """(channels, height, width, number of classes) of the images; adds assumptions to `notes`."""
     data, codec = config.data, config.codec
     if _is_there(data):
         return _found_images(data)
@@ -129,7 +136,7 @@ def _codec(config: CodecConfig, image_shape: tuple[int, int, int]) -> CodecConfi
             f"{config.scale:g}; give --codec.latent-channels and --codec.downsample"
         )
     _, height, width = image_shape
-    cell = down * config.patch_size
+    cell = down * config.patch_size  # pixels along a token's side
     if height % cell or width % cell:
         raise UserError(
             f"images of {width}x{height} do not divide into cells of {cell} pixels (downsampling {down} x "

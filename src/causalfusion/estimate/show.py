@@ -1,4 +1,4 @@
-"""A cost in words, and as JSON."""
+"""A cost as text and as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from causalfusion.model.arithmetic import Flops
 
 
 def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """(what, how much) in the order to read."""
+    """(quantity, value) of a cost, in the order of the output."""
     model, train, memory, flops = config.model, config.train, cost.memory, cost.of_image
     per_second = train.batch_size / cost.step_seconds
     conditions = f"{model.num_condition_tokens} class"
@@ -51,9 +51,9 @@ def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> 
 
 
 def announce(config: RunConfig, world_size: int, device: torch.device) -> list[str]:
-    """What a training that is about to begin needs: arithmetic and memory. Its time is measured, from the
-    first steps on. The settings that follow from the data are filled in; text is taken for half of what a
-    sequence can hold."""
+    """Lines on the arithmetic and memory of a training that is about to begin; its time is measured later.
+    The settings that follow from the data must be filled in; half of the text tokens that a sequence can hold
+    are assumed."""
     text_tokens = config.model.max_text_tokens // 2 if config.model.vocab_size else 0
     this = unmeasured_device(device)
     cost = estimate(config, this, world_size, text_tokens=text_tokens)
@@ -80,7 +80,7 @@ def _device(cost: Cost) -> str:
 
 
 def remedy(cost: Cost) -> str:
-    """How to make a run fit that does not, as the end of a sentence."""
+    """How to make a run fit, as the end of a sentence."""
     if cost.changes:
         return "give " + " ".join(cost.changes)
     if cost.memory.state > USABLE * cost.device.memory and cost.sharded_over == 1:

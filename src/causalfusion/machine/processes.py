@@ -1,4 +1,4 @@
-"""Several processes: what torchrun started, or one process alone. `World` is all that one knows of it."""
+"""The processes of a run: those that torchrun started, or a single one. `World` is the interface to them."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ from causalfusion.machine.watch import (
     host_watch,
     join_watch,
     open_watch,
-    time_to_tell,
-)  # fmt: skip
+    time_to_report,
+)
 
-_NEWS = 3.0
-"""Seconds to learn whether an operation failed because another process stopped."""
+_NEWS_TIMEOUT = 3.0
+"""Seconds to wait for news that an operation failed because another process stopped."""
 JOIN_TIMEOUT = timedelta(minutes=10)
-"""For all processes to start."""
+"""Time for all processes to start."""
 NO_TIMEOUT = timedelta(days=30)
-"""Others wait as long as the main process samples, evaluates or writes. PyTorch's ten minutes for NCCL would
-end the run; a process that is gone is told of by the watch, at once."""
+"""Timeout of collective operations, in effect none: processes wait while the main one samples, evaluates or
+writes, which PyTorch's ten minutes for NCCL would abort. The watch reports a dead process at once."""
 
 
 @dataclass(frozen=True)
 class World:
+    """The processes of a run, seen from one of them; operations on values are collective."""
+
     rank: int
     size: int
     device: torch.device
@@ -47,11 +49,11 @@ class World:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process."""
+        """True if the flag is set on any process."""
         return bool(self.max(int(flag)))
 
     def max(self, value: int) -> int:
-        """The largest of all processes' values."""
+        """The largest of the processes' values."""
         if self.size == 1:
             return value
         largest = torch.tensor(value, device=self.device)
@@ -59,6 +61,7 @@ class World:
         return int(largest)
 
     def mean(self, value: Tensor) -> Tensor:
+        """The mean of the processes' values; `value` is left unchanged."""
         if self.size == 1:
             return value
         value = value.clone()
@@ -71,20 +74,20 @@ class World:
 
 
 def wait_without_limit(group: dist.ProcessGroup | None) -> None:
-    """Take the time limit off the operations of a group of processes."""
-    with warnings.catch_warnings(action="ignore"):  # of backends that have no limit
+    """Remove the time limit of a process group's operations."""
+    with warnings.catch_warnings(action="ignore"):  # backends without a limit warn
         distributed_c10d._set_pg_timeout(NO_TIMEOUT, group)
 
 
 @contextmanager
 def join_world(device: str = "auto") -> Iterator[World]:
-    """The processes of this run: torchrun's (gloo on CPUs, NCCL on GPUs), or this one.
+    """The processes of this run: torchrun's (gloo on CPUs, NCCL on GPUs), or this one alone.
 
-    When one of several stops before its time, the others end with an error that names it.
+    When one of several stops prematurely, the others end with an error that names it.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_launcher()  # from the start: joining the others takes a while too
+        end_with_launcher()  # at once, as joining the others may take minutes
     chosen = select_device(device)
     if size == 1:
         if chosen.index is not None:
@@ -95,13 +98,13 @@ def join_world(device: str = "auto") -> Iterator[World]:
     local = select_device(f"cuda:{os.environ['LOCAL_RANK']}") if cuda else chosen
     if cuda:
         torch.cuda.set_device(local)
-    # gloo on GPUs too: checkpoints are written from the host's memory.
+    # gloo is needed on GPUs too, as checkpoints are written from the host's memory.
     backend, device_id = ("cpu:gloo,cuda:nccl", local) if cuda else ("gloo", None)
     dist.init_process_group(backend, device_id=device_id, timeout=JOIN_TIMEOUT)
     try:
         wait_without_limit(dist.group.WORLD)
         watch = _watch(dist.get_rank(), size)
-        with time_to_tell(watch):
+        with time_to_report(watch):
             try:
                 yield World(dist.get_rank(), size, local)
             except BaseException as error:
@@ -109,12 +112,12 @@ def join_world(device: str = "auto") -> Iterator[World]:
                 raise
         watch.end()
     finally:
-        gc.collect()  # a model still alive at this point makes the exit abort now and then
+        gc.collect()  # a model that is still alive here sometimes makes the exit abort
         dist.destroy_process_group()
 
 
 def _watch(rank: int, size: int) -> Watch:
-    """Have all processes know one another's names, and learn at once when one stops."""
+    """This process's connection to the watch. All processes exchange their names first."""
     members: list[Member] = [Member.own(rank)] * size
     dist.all_gather_object(members, Member.own(rank))
     if rank == 0:
@@ -127,16 +130,17 @@ def _watch(rank: int, size: int) -> Watch:
 
 
 def _fail(watch: Watch, error: BaseException) -> None:
-    """Tell the others that this process fails; or, if it fails because another one did, say which."""
+    """Tell the others that this process failed. If it failed because another one stopped, raise an error that
+    names that one instead."""
     own = isinstance(error, UserError) or not isinstance(error, Exception)
-    if own or not watch.news.wait(_NEWS):
+    if own or not watch.news.wait(_NEWS_TIMEOUT):
         said = str(error) if own else f"{type(error).__name__}: {error}"
         said = " ".join(said.split()) or "interrupted"
         watch.end(said)
-        if isinstance(error, UserError) and watch.is_told_by_main(said, _NEWS):
+        if isinstance(error, UserError) and watch.main_reports(said, _NEWS_TIMEOUT):
             raise SystemExit(1) from error
         return
     watch.end()
-    if watch.speaks:
+    if watch.reports:
         raise UserError(watch.message()) from error
     raise SystemExit(1) from error

@@ -1,4 +1,4 @@
-"""The line that tells how far long work is."""
+"""The progress line of long computations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TextIO
 
 
 class ProgressLine:
-    """One line that is rewritten on a terminal, and printed now and then elsewhere."""
+    """A line that is rewritten on a terminal, and printed every `seconds_between` elsewhere."""
 
     def __init__(
         self,
@@ -29,11 +29,12 @@ class ProgressLine:
         self.last_shown = -1e9
 
     def due(self) -> bool:
-        """Whether the next `show` prints anything."""
+        """True if the next `show` prints the line."""
         return self.enabled and time.monotonic() - self.last_shown >= self.seconds_between
 
     def show(self, done: int, text: str, *, force: bool = False, limit: float = math.inf) -> None:
-        """`limit`: seconds after which the work ends even if not all is done."""
+        """Print the line if it is due or `force` is set. `limit` is the number of seconds after which the
+        work ends even if it is not complete."""
         if not (self.enabled and force) and not self.due():
             return
         self.last_shown = now = time.monotonic()
@@ -50,13 +51,13 @@ class ProgressLine:
 
 
 def tell(text: str, *, end: str = "\n", stream: TextIO | None = None) -> None:
-    """Print a line, to standard output by default. Work does not end because nobody reads it any longer:
-    where the terminal or the reader of a pipe is gone, nothing more is printed."""
+    """Print a line, to standard output by default. If the terminal or the reader of a pipe is gone, later
+    output is discarded, so that the work itself continues."""
     target = sys.stdout if stream is None else stream
     try:
         print(text, end=end, file=target, flush=True)
     except (OSError, ValueError):
-        with suppress(OSError, ValueError, AttributeError):  # what is left in the buffer has to go somewhere
+        with suppress(OSError, ValueError, AttributeError):  # the buffer must still be flushed somewhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), _descriptor(target))
 
 
@@ -65,7 +66,7 @@ def _descriptor(stream: TextIO) -> int:
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, or 2:03."""
+    """A duration as 1:02:03 or 2:03; "?" for NaN."""
     if seconds != seconds:
         return "?"
     hours, rest = divmod(int(seconds), 3600)
@@ -73,8 +74,8 @@ def duration(seconds: float) -> str:
 
 
 def seconds_of_command(otherwise: float) -> float:
-    """Seconds since the command that this process is was started, the time to start Python and to load the
-    model with it; `otherwise` in a process that is something else, or where the system does not tell."""
+    """Seconds since this process started, if it is a causalfusion command: they include the start of Python
+    and the loading of the model. `otherwise` in any other process, or if the system does not say."""
     main = sys.modules.get("__main__")
     module = getattr(getattr(main, "__spec__", None), "name", "") or ""
     script = os.path.basename(getattr(main, "__file__", None) or "")

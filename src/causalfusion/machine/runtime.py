@@ -1,4 +1,4 @@
-"""The machine: device, precision, allocator, and the rate of its arithmetic."""
+"""The machine: device, precision, memory, and speed of arithmetic and copies."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """glibc's numbers for `mallopt` (malloc.h)."""
 
 GEMM_SHAPES = ((2048, 2048, 2048), (4096, 1536, 384), (4096, 384, 1536), (4096, 1152, 384))
-"""(rows, columns, inner size) of the products tried on a CPU: square, and those of a model of width 384."""
+"""(rows, columns, inner size) of the products timed on a CPU: a square one, and those of a model of width
+384."""
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """`auto`: the GPU where there is one, else the CPU. Raises UserError for a device that this machine, or
-    this installation of torch, does not have."""
+    """The device of a name; `auto` is the GPU if there is one, else the CPU. Raises UserError for a device
+    that this machine, or this installation of torch, does not have."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -45,8 +46,8 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def _computes(device: torch.device) -> bool:
-    """Whether a number can be put on the device and read back. Each kind of device that is missing fails in
-    its own way: with an assertion, an import, a backend that is not there."""
+    """True if a number can be moved to the device and back. Missing devices of different kinds raise
+    different errors: a failed assertion or import, a missing backend."""
     try:
         return torch.ones(1, device=device).item() == 1
     except Exception:
@@ -54,20 +55,20 @@ def _computes(device: torch.device) -> bool:
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """What `train.precision` and `--precision` name."""
+    """The dtype that `train.precision` or `--precision` names."""
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """The context in which a float32 model computes in `dtype`; float32 leaves things as they are."""
+    """The context in which a float32 model computes in `dtype`; for float32 it does nothing."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def tune_allocator() -> bool:
-    """Keep freed memory in the process instead of returning it to the system at once; True if that was done.
+    """Keep freed memory in the process instead of returning it to the system; True if that succeeded.
 
-    By default glibc maps every large activation anew, and the kernel clears its pages again in each train
-    step: a fifth of the time on a CPU. Linux with glibc only; elsewhere nothing happens.
+    By default glibc maps memory for every large activation anew, and the kernel clears its pages in each
+    train step, which takes a fifth of the time on a CPU. Does nothing except on Linux with glibc.
     """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return False
@@ -77,12 +78,12 @@ def tune_allocator() -> bool:
 
 
 def available_memory() -> float:
-    """Bytes of main memory that this process can still take: what is free, at most the control group's limit;
-    endless where the system does not say."""
+    """Bytes of main memory that this process can still allocate: the free memory, at most the control group's
+    limit; infinite if the system does not say."""
     limits = [math.inf]
     with suppress(OSError, ValueError, AttributeError):
         limits.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
-    with suppress(OSError, ValueError):  # another system, or "max"
+    with suppress(OSError, ValueError):  # not Linux, or "max"
         limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -96,7 +97,7 @@ def measure_gemm_rate(
     repeats: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """FLOP/s of the fastest of several large matrix products: what "the machine's arithmetic" means here."""
+    """Peak rate of large matrix products, in FLOP/s: the fastest of several shapes and repeats."""
     best = 0.0
     for rows, columns, inner in GEMM_SHAPES if device.type == "cpu" else ((8192, 8192, 8192),):
         a, b = (torch.randn(n, inner, device=device).to(dtype) for n in (rows, columns))
@@ -110,7 +111,7 @@ def measure_gemm_rate(
 
 
 def measure_copy_rate(device: torch.device, repeats: int = 5) -> float:
-    """Bytes/s of copying 256 MiB, reads and writes counted."""
+    """Memory bandwidth in bytes/s: reads and writes of a copy of 256 MiB, the fastest of several repeats."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
     best = 0.0

@@ -1,12 +1,12 @@
-"""The processes of a run watch one another: when one ends before its time, all learn at once which.
+"""The processes of a run watch one another: when one ends prematurely, all learn at once which.
 
-A collective operation that waits for a process that is gone says no more than "connection closed", or waits
-for many minutes. Here every process keeps one connection to the main one. When a process ends, whatever ended
-it, its system closes that connection; the main process names it to the others, and all of them end. Nothing
-is sent meanwhile: a process that is merely slow is left alone.
+A collective operation that waits for a dead process only reports "connection closed", or waits for many
+minutes. So every process keeps a connection to the main one. When a process ends, for whatever reason, its
+system closes that connection; the main process names it to the others, and all of them end. Nothing is sent
+in the meantime, so a process that is merely slow is left alone.
 
-torchrun's death ends its processes too: they look for it, since it starts each in a session of its own, where
-no signal to the terminal or the job reaches them.
+When torchrun dies, its processes end too. They have to check for that themselves: torchrun starts each in a
+session of its own, which no signal to the terminal or the job reaches.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 GRACE, LEAVE = 5.0, 20.0
-"""Seconds in which the work of a process may come to an end by itself once another one has stopped, and then
-the process."""
-_CONNECT, _LOOK = 30.0, 1.0
+"""Seconds for the work of a process to end by itself after another one has stopped, and then for the process
+to exit."""
+_CONNECT_TIMEOUT, _POLL_INTERVAL = 30.0, 1.0
 _KILLED = "it was killed, or its machine or network failed"
 
 
 @dataclass(frozen=True)
 class Member:
-    """One of the processes, as it is named to the user."""
+    """A process's name in messages."""
 
     rank: int
     host: str
@@ -48,36 +48,39 @@ class Member:
 
 @dataclass(frozen=True)
 class Stopped:
+    """A process that stopped prematurely."""
+
     rank: int
     reason: str
 
 
 @dataclass
 class Watch:
-    """What one process knows of the others."""
+    """One process's view of the others."""
 
     rank: int
     members: list[Member]
     peers: dict[int, socket.socket]
     """Connections by rank: the main process has one to every other, the others have one to it."""
     leave: Callable[[int], None] = os._exit
-    """How to end a process whose work waits for ever in a collective operation, out of Python's reach."""
+    """Ends a process whose work is stuck in a collective operation, which Python cannot interrupt."""
     stopped: Stopped | None = None
+    """The first other process that stopped prematurely."""
     news: threading.Event = field(default_factory=threading.Event)
-    """Set when another process has stopped before its time."""
+    """Set once `stopped` is known."""
     ending: threading.Event = field(default_factory=threading.Event)
-    """Set when this process ends by itself, well or not."""
+    """Set when this process ends by itself, successfully or not."""
     main_spoke: threading.Event = field(default_factory=threading.Event)
-    """Set when the main process has ended, or has sent its one message."""
+    """Set once the main process has ended or has sent its only message."""
     main_failure: str = ""
-    """Why it, or the process that it told of, failed."""
+    """Reason why the main process, or the one that it named, failed."""
 
     def start(self) -> Watch:
         threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def message(self) -> str:
-        """The one line that says which process stopped."""
+        """The line that says which process stopped."""
         assert self.stopped is not None
         member = self.members[self.stopped.rank]
         return (
@@ -86,24 +89,25 @@ class Watch:
         )
 
     @property
-    def speaks(self) -> bool:
-        """Whether this is the one of the remaining processes that tells the user."""
+    def reports(self) -> bool:
+        """True for the one remaining process that informs the user."""
         return self.stopped is not None and self.rank == (1 if self.stopped.rank == 0 else 0)
 
     def end(self, failure: str = "") -> None:
-        """This process is about to end: the others learn that it does, and why if it failed."""
+        """Tell the others that this process is about to end, and why if it failed."""
         self.ending.set()
         for peer in self.peers.values():
             _send(peer, {"failed": failure} if failure else {"left": True})
 
-    def is_told_by_main(self, failure: str, seconds: float) -> bool:
-        """Whether the main process says the same words: what is wrong for all is told once."""
+    def main_reports(self, failure: str, seconds: float) -> bool:
+        """True if the main process reports the same failure within this time: an error that all processes
+        meet is then printed once."""
         return self.rank != 0 and self.main_spoke.wait(seconds) and self.main_failure == failure
 
     # --- the listening thread -------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        """Each process sends one message, its last; the main one may send another's."""
+        """Receive the only message of each process, its last; the main one's may be about another."""
         with selectors.DefaultSelector() as selector:
             for rank, peer in self.peers.items():
                 selector.register(peer, selectors.EVENT_READ, rank)
@@ -126,7 +130,7 @@ class Watch:
             self._note(Stopped(said["stopped"], said["reason"]))
 
     def _note(self, stopped: Stopped) -> None:
-        """A process has stopped: tell the others, and see to it that this one ends."""
+        """Record that a process has stopped, tell the others, and have this one end."""
         if self.stopped is not None or self.ending.is_set():
             return
         self.stopped = stopped
@@ -139,60 +143,60 @@ class Watch:
     def _end_soon(self) -> None:
         if self.ending.wait(GRACE):
             time.sleep(LEAVE)
-        elif self.speaks:
+        elif self.reports:
             print(f"causalfusion: {self.message()}", file=sys.stderr, flush=True)
         self.leave(1)
 
 
 def end_with_launcher() -> None:
-    """When the torchrun that started this process is gone, or was before it could look, ask it to end as
-    torchrun would have."""
+    """Send this process SIGTERM, as torchrun would, once the torchrun that started it is gone."""
     launcher = os.getppid()
     alive = _may_be_launcher(launcher)
 
-    def look() -> None:
+    def poll() -> None:
         while alive and os.getppid() == launcher:
-            time.sleep(_LOOK)
+            time.sleep(_POLL_INTERVAL)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=poll, daemon=True).start()
 
 
 def _may_be_launcher(process: int) -> bool:
-    """Whether this process can be a torchrun: it is Python. Where the launcher is gone, it is whatever adopts
-    orphans: the first process of the system or the container, or a session's manager."""
+    """True if this parent process can be torchrun, which is Python. If torchrun was gone already, the parent
+    is whatever adopts orphans: the first process of the system or container, or a session's manager."""
     try:
         command = Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:  # another system, or somebody else's process
+    except OSError:  # not Linux, or another user's process
         return process != 1
     return b"python" in command or b"torch" in command
 
 
 @contextmanager
-def time_to_tell(watch: Watch) -> Iterator[None]:
-    """torchrun sends SIGTERM to the others as soon as one process has ended: let them first say which."""
+def time_to_report(watch: Watch) -> Iterator[None]:
+    """Delay SIGTERM until this process knows whether another one has stopped. torchrun sends it as soon as
+    one process has ended; the remaining ones shall report that first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ask(number: int, _: Any) -> None:
-        end = time.monotonic() + _LOOK
-        while not watch.news.is_set() and time.monotonic() < end:  # not wait(): its lock may be taken here
+    def delayed(number: int, _: Any) -> None:
+        end = time.monotonic() + _POLL_INTERVAL
+        while not watch.news.is_set() and time.monotonic() < end:  # wait() might deadlock in a signal handler
             time.sleep(0.05)
         if not watch.news.is_set():
             signal.signal(number, before)
             os.kill(os.getpid(), number)
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = signal.signal(signal.SIGTERM, delayed)
     try:
         yield
     finally:
-        if not watch.news.is_set():  # else this process ends anyway
+        if not watch.news.is_set():  # otherwise this process is about to end anyway
             signal.signal(signal.SIGTERM, before)
 
 
 def open_watch() -> tuple[socket.socket, int, str]:
-    """What the main process listens on: the socket, its port, and a token that the others have to know."""
+    """(socket, port, token) of the main process: where it listens, and the secret that others must send."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=1024)
@@ -200,13 +204,13 @@ def open_watch() -> tuple[socket.socket, int, str]:
 
 
 def host_watch(server: socket.socket, token: str, members: list[Member]) -> Watch:
-    """The main process's watch, once the others have joined; it goes on without those that cannot."""
+    """The main process's watch, once the others have joined; it continues without those that cannot."""
     peers: dict[int, socket.socket] = {}
-    server.settimeout(_CONNECT)
+    server.settimeout(_CONNECT_TIMEOUT)
     with server, suppress(TimeoutError):
         while len(peers) < len(members) - 1:
             peer, _ = server.accept()
-            peer.settimeout(_CONNECT)
+            peer.settimeout(_CONNECT_TIMEOUT)
             said = _receive(peer) or {}
             if said.get("token") == token:
                 peers[said["rank"]] = _kept_alive(peer)
@@ -216,9 +220,9 @@ def host_watch(server: socket.socket, token: str, members: list[Member]) -> Watc
 
 
 def join_watch(rank: int, address: tuple[str, int], token: str, members: list[Member]) -> Watch:
-    """Another process's watch. Where the main one cannot be reached, it knows nothing, and a line says so."""
+    """Another process's watch. If the main process cannot be reached, it watches nobody and prints a line."""
     try:
-        peer = _kept_alive(socket.create_connection(address, timeout=_CONNECT))
+        peer = _kept_alive(socket.create_connection(address, timeout=_CONNECT_TIMEOUT))
         _send(peer, {"token": token, "rank": rank})
     except OSError as error:
         where = f"{address[0]} port {address[1]}"
@@ -232,7 +236,7 @@ def join_watch(rank: int, address: tuple[str, int], token: str, members: list[Me
 
 
 def _kept_alive(peer: socket.socket) -> socket.socket:
-    """Have the system ask whether the other side still exists: a machine without power sends no farewell."""
+    """Have the system check that the other side still exists: a machine that loses power closes nothing."""
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
@@ -247,7 +251,7 @@ def _send(peer: socket.socket, message: dict[str, object]) -> None:
 
 
 def _receive(peer: socket.socket) -> dict[str, Any] | None:
-    """One line; None where the connection ended."""
+    """The next message; None if the connection has ended or the message is invalid."""
     line = b""
     try:
         while not line.endswith(b"\n"):

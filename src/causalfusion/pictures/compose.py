@@ -1,4 +1,4 @@
-"""Pictures for people, drawn with Pillow: grids of images, edits beside their originals.
+"""Overview pictures, drawn with Pillow: grids of images, edits beside their originals, texts.
 
 Shape letters: B images, C channels (1 or 3), H and W pixels. Images are in [-1, 1].
 """
@@ -23,13 +23,13 @@ Colour = tuple[int, int, int]
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (30, 34, 40)
 BLANK: Colour = (222, 226, 232)
-"""What is not there yet, or is about to be replaced."""
+"""Colour of regions that are not generated yet, or are about to be replaced."""
 ACCENT: Colour = (240, 120, 20)
-"""Around what is being worked on."""
+"""Colour of the outline of regions that are being generated."""
 
 
 def to_tiles(images: Tensor, scale: int, interpolation: Interpolation = "smooth") -> list[Image.Image]:
-    """RGB pictures of images (B, C, H, W), every pixel `scale` pixels wide and high."""
+    """RGB pictures of images (B, C, H, W), enlarged `scale` times. Raises UserError for other shapes."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise UserError(f"images have shape {tuple(images.shape)}; expected (B, 1 or 3, H, W)")
     values = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -50,7 +50,7 @@ def to_image_grid(
     captions: Sequence[str] | None = None,
     interpolation: Interpolation = "smooth",
 ) -> Image.Image:
-    """Images (B, C, H, W) row by row in a labelled grid; `captions` stand under the single images."""
+    """Images (B, C, H, W), row by row, in a grid with labels; `captions` are drawn below the images."""
     tiles = to_tiles(images, scale, interpolation)
     return sheet(tiles, columns, row_labels, column_labels, title=title, captions=captions)
 
@@ -64,7 +64,8 @@ def sheet(
     title: str | None = None,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Tiles of one size, row by row, with text around them. All texts but the title shrink to fit."""
+    """A grid of tiles of one size, row by row, with texts around them. Labels of columns and captions shrink
+    to fit. Raises UserError for no tiles or columns."""
     if not tiles or columns < 1:
         raise UserError(f"a grid of {len(tiles)} images in {columns} columns; expected at least one of each")
     rows, (width, height) = -(-len(tiles) // columns), tiles[0].size
@@ -96,7 +97,7 @@ def sheet(
 
 
 def beside(pictures: Sequence[Image.Image], gap: int = 24) -> Image.Image:
-    """Pictures next to each other, their lower edges on one line."""
+    """Pictures side by side, aligned at the bottom, `gap` pixels apart."""
     width = sum(p.width for p in pictures) + gap * (len(pictures) - 1)
     canvas = Image.new("RGB", (width, max(p.height for p in pictures)), PAPER)
     x = 0
@@ -107,7 +108,7 @@ def beside(pictures: Sequence[Image.Image], gap: int = 24) -> Image.Image:
 
 
 def below(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
-    """Pictures under each other, their left edges on one line."""
+    """Pictures one below the other, aligned at the left, `gap` pixels apart."""
     height = sum(p.height for p in pictures) + gap * (len(pictures) - 1)
     canvas = Image.new("RGB", (max(p.width for p in pictures), height), PAPER)
     y = 0
@@ -118,7 +119,7 @@ def below(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
 
 
 def framed(picture: Image.Image, margin: int = 16) -> Image.Image:
-    """With white around it."""
+    """A picture with a white margin, in pixels."""
     canvas = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), PAPER)
     canvas.paste(picture, (margin, margin))
     return canvas
@@ -126,15 +127,15 @@ def framed(picture: Image.Image, margin: int = 16) -> Image.Image:
 
 @dataclass(frozen=True)
 class Edit:
-    """One kind of edit of the originals of an `edit_sheet`."""
+    """The edits of one region in an `edit_sheet`, one per original."""
 
     name: str
     mask: Tensor
     """(H, W) bool, True where pixels were regenerated."""
     edited: Tensor
-    """(B, C, H, W), one per original."""
+    """(B, C, H, W), one edited image per original."""
     asked: Sequence[str]
-    """What each was to become, such as its new class; "" where it is said elsewhere."""
+    """The new class or prompt of each; "" if it is not to be drawn."""
 
 
 def edit_sheet(
@@ -145,8 +146,8 @@ def edit_sheet(
     scale: int,
     notes: Sequence[str] | None = None,
 ) -> Image.Image:
-    """One original (B, C, H, W) per row; for every edit what was kept of it, and what became of that.
-    `notes`: a text beneath each edit."""
+    """A sheet with one original (B, C, H, W) per row and, for every edit, two columns: the part of the
+    original that was kept, and the edited image. `notes` are texts below the edits."""
     blocks = [
         sheet(to_tiles(originals, scale), 1, column_labels=["original"], title=" ", captions=list(labels))
     ]
@@ -171,26 +172,28 @@ def edit_sheet(
 
 
 def _with_note(block: Image.Image, height: int, text: str | None) -> Image.Image:
-    """The picture, filled up above to a height, with a text beneath."""
+    """A picture, extended at the top to a height in pixels, with a text below."""
     canvas = Image.new("RGB", (block.width, height), PAPER)
     canvas.paste(block, (0, height - block.height))
     return canvas if text is None else below([canvas, paragraph(text, block.width)], gap=0)
 
 
 def _extended(picture: Image.Image, height: int) -> Image.Image:
+    """A picture, extended at the bottom to a height in pixels."""
     canvas = Image.new("RGB", (picture.width, height), PAPER)
     canvas.paste(picture, (0, 0))
     return canvas
 
 
 def cover(tile: Image.Image, cells: Tensor, colour: Colour) -> None:
-    """Paint the True cells of a (rows, columns) grid that spans the tile, in place."""
+    """Paint over the True cells, (rows, columns) bool, of a grid that spans the tile, in place."""
     small = Image.fromarray(cells.cpu().numpy().astype(np.uint8) * 255)
     tile.paste(colour, mask=small.resize(tile.size, Image.Resampling.NEAREST))
 
 
 def outline(tile: Image.Image, cells: Tensor, colour: Colour, width: int = 2) -> None:
-    """Draw the border of the True region of a (rows, columns) grid that spans the tile, inside it."""
+    """Draw, in place, the inner border of the region of True cells, (rows, columns) bool, of a grid that
+    spans the tile."""
     rows, columns = cells.shape
     step_x, step_y = tile.width // columns, tile.height // rows
     draw = ImageDraw.Draw(tile)
@@ -210,7 +213,7 @@ def outline(tile: Image.Image, cells: Tensor, colour: Colour, width: int = 2) ->
 
 
 def fitting_font(texts: Sequence[str], width: int, size: int) -> Face:
-    """The largest letters up to `size`, and not below 7, in which every text is at most `width` wide."""
+    """The largest face, of sizes 7 to `size`, in which every text is at most `width` pixels wide."""
     while size > 7 and any(_text_width(Face(size), text) > width for text in texts):
         size -= 1
     return Face(size)
@@ -221,7 +224,7 @@ def _text_width(face: Face, text: str) -> int:
 
 
 def with_texts(tiles: Sequence[Image.Image], texts: Sequence[str], size: int = 14) -> list[Image.Image]:
-    """The tiles with a text under each, over as many lines as it takes; all of one size again."""
+    """The tiles with a text below each, in as many lines as it needs; all of one size."""
     below_each = [paragraph(text, tile.width, size) for tile, text in zip(tiles, texts, strict=True)]
     height = max(picture.height for picture in below_each)
     result = []
@@ -234,7 +237,8 @@ def with_texts(tiles: Sequence[Image.Image], texts: Sequence[str], size: int = 1
 
 
 def paragraph(text: str, width: int, size: int = 14, max_lines: int = 12) -> Image.Image:
-    """A text in lines of the given width; where there are too many, the last one ends in dots."""
+    """A picture of a text, wrapped to `width` pixels; if it has more than `max_lines`, the last ends in
+    dots."""
     face, pitch = Face(size), round(size * 1.3)
     lines = wrapped(text, face, width - 4)
     if len(lines) > max_lines:
@@ -247,7 +251,7 @@ def paragraph(text: str, width: int, size: int = 14, max_lines: int = 12) -> Ima
 
 
 def text_tile(text: str, width: int, height: int) -> Image.Image:
-    """A text in a box of this size, in the largest letters (20 to 9) in which it fits."""
+    """A text in a box of this size in pixels, in the largest face, of sizes 9 to 20, in which it fits."""
     size, margin = 20, 8
     inside = width - 2 * margin
     while (
@@ -263,7 +267,7 @@ def text_tile(text: str, width: int, height: int) -> Image.Image:
 
 
 def wrapped(text: str, face: Face, width: int) -> list[str]:
-    """Lines of at most this width; a word that is longer than a line is broken. At least one line."""
+    """The lines, at least one, of a text wrapped to `width` pixels; a word that is wider is broken."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".lstrip()

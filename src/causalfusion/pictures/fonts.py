@@ -1,7 +1,7 @@
 """Text in pictures, in any script: each character in the first font that has it.
 
-Plain ASCII is drawn in Pillow's own font; what has accents, Greek or Cyrillic in DejaVu, which comes with
-matplotlib; what that lacks in a font of the system, if one has it, else as "?", which is said once.
+ASCII text is drawn in Pillow's own font, any other in DejaVu, which comes with matplotlib. Characters that
+DejaVu lacks are drawn in a font of the system, or as "?" with one warning.
 """
 
 from __future__ import annotations
@@ -24,28 +24,33 @@ if TYPE_CHECKING:
     Font = FreeTypeFont | BitmapFont
 
 MAX_FONTS = 300
-"""Of a system that does not tell what its fonts have, so that each has to be opened."""
+"""Fonts to open at most, on a system without a list of the characters in its fonts."""
 MISSING = "?"
-"""In place of a character that no font has."""
+"""Drawn instead of a character that no font has."""
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
-"""Unicode categories that have no glyph: controls, joiners, half surrogates, private, unassigned."""
+"""Unicode categories without glyphs: controls, joiners, lone surrogates, private use, unassigned."""
 
 
 @dataclass(frozen=True)
 class Face:
-    """Letters of one size."""
+    """Letters of one size, in pixels, from as many fonts as a text needs."""
 
     size: int
 
     def getlength(self, text: str) -> float:
+        """Width of a text in pixels."""
         return sum(font.getlength(part) for font, part in self.runs(text))
 
     def draw(
-        self, draw: ImageDraw, at: tuple[float, float], text: str, fill: tuple[int, int, int],
+        self,
+        draw: ImageDraw,
+        at: tuple[float, float],
+        text: str,
+        fill: tuple[int, int, int],
         anchor: str = "ls",
-    ) -> None:  # fmt: skip
-        """`anchor`: l, m or r for the side of `at`, then a (ascender), m (middle) or s (baseline), as
-        Pillow's. All runs stand on one baseline."""
+    ) -> None:
+        """Draw a text at (x, y), which is the point of the text that `anchor` names, as in Pillow: l, m or r
+        (left, middle, right), then a, m or s (ascender, middle, baseline)."""
         x, y = at
         x -= self.getlength(text) * {"l": 0.0, "m": 0.5, "r": 1.0}[anchor[0]]
         if anchor[1] == "a":
@@ -61,7 +66,7 @@ class Face:
         return round(self.size * 0.95)
 
     def runs(self, text: str) -> list[tuple[Font, str]]:
-        """The text in parts of one font each."""
+        """The text in parts, each with its font."""
         shown = shown_as(text)
         if shown.isascii():
             return [(_plain(self.size), shown)] if shown else []
@@ -73,18 +78,19 @@ class Face:
 
 
 def shown_as(text: str) -> str:
-    """The text as it is drawn: composed, on one line, without what no font has."""
+    """The text as it is drawn: in composed form, on one line, without invisible characters, and with MISSING
+    for those that no font has."""
     one_line = "".join(" " if c.isspace() else c for c in unicodedata.normalize("NFC", text))
     visible = "".join(c for c in one_line if unicodedata.category(c) not in _INVISIBLE)
     if visible.isascii():
         return visible
     if any(_file_of(c) is None for c in visible):
-        _say_once()
+        _warn_once()
     return "".join(MISSING if _file_of(c) is None else c for c in visible)
 
 
 @cache
-def _say_once() -> None:
+def _warn_once() -> None:
     warnings.warn(
         f'pictures show "{MISSING}" for characters that no font of this machine has; install one that does, '
         "such as Noto Sans CJK",
@@ -108,6 +114,7 @@ def _truetype(file: str, size: int) -> FreeTypeFont:
 
 @cache
 def dejavu() -> Path:
+    """File of the font that comes with matplotlib."""
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -115,7 +122,7 @@ def dejavu() -> Path:
 
 @cache
 def _file_of(character: str) -> Path | None:
-    """The font that has a character: DejaVu, else the system's first."""
+    """File of a font that has the character: DejaVu, else the first of the system; None if none has it."""
     code = ord(character)
     for file, ranges in ((dejavu(), _ranges_of(dejavu())), *_system_fonts()):
         if any(low <= code <= high for low, high in ranges) and _is_usable(file):
@@ -125,7 +132,7 @@ def _file_of(character: str) -> Path | None:
 
 @cache
 def _is_usable(file: Path) -> bool:
-    """Fonts of bitmaps, such as some of emoji, have one size only."""
+    """False for damaged fonts and bitmap fonts, such as some of emoji, which have a single size."""
     try:
         _truetype(str(file), 12)
     except (OSError, ValueError):
@@ -138,7 +145,7 @@ _Ranges = tuple[tuple[int, int], ...]
 
 @cache
 def _system_fonts() -> tuple[tuple[Path, _Ranges], ...]:
-    """The fonts of this machine, upright regular ones first, with the characters that they have."""
+    """(file, ranges of characters) of the fonts of this machine, regular ones first."""
     program = shutil.which("fc-list")
     found: dict[Path, _Ranges] = {}
     if program is not None:
@@ -162,6 +169,7 @@ def _system_fonts() -> tuple[tuple[Path, _Ranges], ...]:
 
 @cache
 def _ranges_of(file: Path) -> _Ranges:
+    """Ranges, (first, last), of the code points in a font; () if it cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:

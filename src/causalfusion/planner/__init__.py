@@ -1,1 +1,1 @@
-"""Settings of generation, measured: which is best at which speed."""
+"""Measuring the quality and speed of generation settings, to choose the best within a time budget."""

@@ -1,4 +1,4 @@
-"""Quality against time, the frontier marked."""
+"""A chart of quality against time, with the frontier."""
 
 from __future__ import annotations
 
@@ -13,26 +13,22 @@ _MARKS = "os^Dv"
 
 
 def save_picture(out: Path, tried: Sequence[Tried], best: Sequence[Tried], budget: float) -> None:
-    """One point for each setting: its colour is the sampler, its mark the number of AR steps."""
-    measured = [one for one in tried if one.frechet is not None]
-    samplers = list(dict.fromkeys(one.settings.sampler for one in measured))
-    ar_steps = sorted({one.settings.num_ar_steps for one in measured})
+    """Save a chart with one point for each setting, coloured by sampler and marked by number of AR steps."""
+    measured = [trial for trial in tried if trial.frechet is not None]
+    samplers = list(dict.fromkeys(trial.settings.sampler for trial in measured))
+    ar_steps = sorted({trial.settings.num_ar_steps for trial in measured})
     with axes_of(out, 1, (9.0, 5.2)) as (axes,):
-        for one in measured:
-            axes.plot(
-                one.seconds_per_image * 1e3, one.frechet or 0.0, alpha=1.0 if one in best else 0.35,
-                marker=_MARKS[ar_steps.index(one.settings.num_ar_steps) % len(_MARKS)], markersize=6,
-                color=_COLORS[samplers.index(one.settings.sampler) % len(_COLORS)], linestyle="none",
-            )  # fmt: skip
-        places = [(one.seconds_per_image * 1e3, one.frechet or 0.0) for one in best]
-        axes.plot(*zip(*places, strict=True), color="#444444", linewidth=1.2, zorder=0)
-        for one, place in zip(best, places, strict=True):
-            s = one.settings
+        for trial in measured:
+            mark = _MARKS[ar_steps.index(trial.settings.num_ar_steps) % len(_MARKS)]
+            color = _COLORS[samplers.index(trial.settings.sampler) % len(_COLORS)]
+            alpha = 1.0 if trial in best else 0.35
+            axes.plot(*_point(trial), mark, color=color, alpha=alpha, markersize=6)
+        axes.plot(*zip(*map(_point, best), strict=True), color="#444444", linewidth=1.2, zorder=0)
+        for trial in best:
+            s = trial.settings
             steps = sum(s.diffusion_steps) * (s.num_ar_steps if len(s.diffusion_steps) == 1 else 1)
-            axes.annotate(
-                f"{steps} steps, w {s.guidance_scale:g}",
-                place, textcoords="offset points", xytext=(5, 5), fontsize=7,
-            )  # fmt: skip
+            label = f"{steps} steps, w {s.guidance_scale:g}"
+            axes.annotate(label, _point(trial), textcoords="offset points", xytext=(5, 5), fontsize=7)
         axes.axvline(budget * 1e3, color="#f07814", linestyle="--", linewidth=1.2)
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -43,5 +39,10 @@ def save_picture(out: Path, tried: Sequence[Tried], best: Sequence[Tried], budge
         axes.plot([], [], "--", color="#f07814", label=f"budget, {in_time(budget)}")
         axes.plot([], [], color="#444444", label="frontier")
         axes.legend(frameon=False, fontsize=8)
-        axes.set_xlabel("milliseconds for each image (log scale)")
+        axes.set_xlabel("milliseconds per image (log scale)")
         axes.set_ylabel("Fréchet distance (log scale), lower is better")
+
+
+def _point(trial: Tried) -> tuple[float, float]:
+    """(milliseconds per image, Fréchet distance)."""
+    return trial.seconds_per_image * 1e3, trial.frechet or 0.0

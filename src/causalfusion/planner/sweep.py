@@ -1,4 +1,4 @@
-"""The settings that the planner tries, and what it finds: quality against time, the frontier, the choice."""
+"""The settings that the planner tries, the frontier of quality against time, and the choice."""
 
 from __future__ import annotations
 
@@ -13,44 +13,39 @@ from causalfusion.errors import UserError, check
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Every combination is tried."""
+    """The values to try, in every combination."""
 
     samplers: Sequence[SamplerName] = ("ddim", "dpm++")
     """Samplers to try."""
     diffusion_steps: Sequence[int] = (4, 8, 16, 32, 64)
-    """Numbers of diffusion steps to try, of all AR steps together."""
+    """Numbers of diffusion steps to try, each the total over all AR steps."""
     ar_steps: Sequence[int] = (1, 2, 4)
     """Numbers of AR steps to try."""
     guidance_scales: Sequence[float] = (1.0, 2.0)
     """Guidance scales to try."""
 
     def __post_init__(self) -> None:
-        for flag, values in (
-            ("--samplers", self.samplers), ("--diffusion-steps", self.diffusion_steps),
-            ("--ar-steps", self.ar_steps), ("--guidance-scales", self.guidance_scales),
-        ):  # fmt: skip
-            if not values:
-                raise UserError(f"{flag} has no value; expected one or more")
+        for name in ("samplers", "diffusion_steps", "ar_steps", "guidance_scales"):
+            if not getattr(self, name):
+                raise UserError(f"--{name.replace('_', '-')} has no value; expected one or more")
 
     def settings(self, base: SampleConfig, num_tokens: int) -> list[SampleConfig]:
-        """`diffusion_steps` are those of all AR steps together, shared evenly; at least one in each."""
+        """Every combination that is possible with this number of tokens, as changes of `base`. The diffusion
+        steps are divided evenly among the AR steps, at least one in each."""
         found = []
         combinations = product(self.samplers, self.diffusion_steps, self.ar_steps, self.guidance_scales)
         for sampler, steps, num_ar_steps, scale in combinations:
             if num_ar_steps <= num_tokens and steps >= num_ar_steps:
-                each = [steps // num_ar_steps + (k < steps % num_ar_steps) for k in range(num_ar_steps)]
-                found.append(
-                    replace(
-                        base, sampler=sampler, num_ar_steps=num_ar_steps, guidance_scale=scale,
-                        diffusion_steps=each if len(set(each)) > 1 else each[:1],
-                    )
-                )  # fmt: skip
+                counts = [steps // num_ar_steps + (k < steps % num_ar_steps) for k in range(num_ar_steps)]
+                counts = counts if len(set(counts)) > 1 else counts[:1]
+                changed = replace(base, sampler=sampler, num_ar_steps=num_ar_steps, diffusion_steps=counts)
+                found.append(replace(changed, guidance_scale=scale))
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """One setting. Its quality is None where it takes so long that it was not measured."""
+    """One setting with its time and quality. The quality is None if it was too slow to be measured."""
 
     settings: SampleConfig
     seconds_per_image: float
@@ -59,9 +54,8 @@ class Tried:
 
     def __post_init__(self) -> None:
         check(self.seconds_per_image > 0, "seconds_per_image", self.seconds_per_image, "a positive number")
-        check(
-            self.accuracy is None or 0 <= self.accuracy <= 1, "accuracy", self.accuracy, "a share in [0, 1]"
-        )
+        in_range = self.accuracy is None or 0 <= self.accuracy <= 1
+        check(in_range, "accuracy", self.accuracy, "a share in [0, 1]")
 
     def in_words(self) -> str:
         s = self.settings
@@ -79,24 +73,24 @@ class Tried:
 
 
 def frontier(tried: Iterable[Tried]) -> list[Tried]:
-    """Those that nothing quicker, or as quick, is better than; from the quickest on."""
+    """The settings to which no faster, or equally fast, one is superior, fastest first."""
     best: list[Tried] = []
-    measured = [one for one in tried if one.frechet is not None]
-    for one in sorted(measured, key=lambda t: (t.seconds_per_image, t.frechet)):
-        if not best or (one.frechet or 0.0) < (best[-1].frechet or 0.0):
-            best.append(one)
+    measured = [trial for trial in tried if trial.frechet is not None]
+    for trial in sorted(measured, key=lambda t: (t.seconds_per_image, t.frechet)):
+        if not best or (trial.frechet or 0.0) < (best[-1].frechet or 0.0):
+            best.append(trial)
     return best
 
 
 def choose(tried: Iterable[Tried], budget: float) -> Tried:
-    """The best within `budget` seconds an image. Raises UserError where nothing is as quick."""
+    """The best setting within `budget` seconds per image. Raises UserError if all are slower."""
     tried = list(tried)
-    within = [one for one in frontier(tried) if one.seconds_per_image <= budget]
+    within = [trial for trial in frontier(tried) if trial.seconds_per_image <= budget]
     if within:
         return within[-1]
-    quickest = min(one.seconds_per_image for one in tried)
+    fastest = min(trial.seconds_per_image for trial in tried)
     raise UserError(
-        f"--budget is {in_time(budget)}; the quickest of the {len(tried)} settings takes {in_time(quickest)} "
+        f"--budget is {in_time(budget)}; the quickest of the {len(tried)} settings takes {in_time(fastest)} "
         "an image here: allow more, fewer --diffusion-steps, a larger --batch-size or another device"
     )
 
@@ -105,7 +99,7 @@ _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 
 
 def read_time(text: str) -> float:
-    """Seconds of "200ms", "0.5s", "2min"."""
+    """Seconds that a text such as "200ms", "0.5s" or "2min" means. Raises UserError."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|ms|s|min)\s*", text)
     if match is None or float(match[1]) <= 0:
         raise UserError(f"--budget is {text!r}; expected a time for each image, such as 200ms, 0.5s or 2min")

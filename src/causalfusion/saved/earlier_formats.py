@@ -1,7 +1,7 @@
-"""Model folders of earlier formats, read as what they meant when they were written.
+"""Converting the configuration of model folders in earlier formats.
 
-Every key of a folder in the current format is required. What a folder in an earlier format leaves out is
-filled in from the table of that format, which is frozen: never from today's defaults, which may change.
+A folder in the current format must have every key. Keys that an earlier format allowed to omit are filled in
+from that format's table, which is frozen, and not from the current defaults, which may change.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _DEFAULTS_1: dict[str, Any] = {
     "tokenizer_fingerprint": "", "autoencoder_fingerprint": "", "class_names": [], "class_dropout": None,
     "images_seen": 0, "origin": "",
 }  # fmt: skip
-"""Defaults of causalfusion-1, under today's names."""
+"""Defaults of causalfusion-1, under the current names."""
 
 LATER_IN_1 = frozenset({
     "model.vocab_size", "model.max_text_tokens", "model.max_images", "diffusion.loss_weight",
     "diffusion.snr_limit", "factorization.given_order", "tokenizer_fingerprint", "autoencoder_fingerprint",
     "class_dropout", *(f"text.{name}" for name in _DEFAULTS_1["text"]),
 })  # fmt: skip
-"""Keys that came while causalfusion-1 was the format: folders from before have a right to lack them."""
+"""Keys that were added while causalfusion-1 was the format, so that older folders may lack them."""
 
 
 _ADDED_IN_3: dict[str, Any] = {
@@ -62,13 +62,13 @@ _ADDED_IN_3: dict[str, Any] = {
         "timestep_from": "clean",
     },
 }  # fmt: skip
-"""What came with causalfusion-3, as models of earlier formats behave."""
+"""Keys that were added in causalfusion-3, with the values that earlier formats imply."""
 
 
 def bring_forward(format_: str, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A `config.json` of an earlier format, without its `format`, as the current one has it; and what its own
-    format allowed it to leave out and was filled in, such as "diffusion.loss_weight = none". Keys that are
-    not known, and keys that its format required, are left for the reader to refuse."""
+    """(the content of a `config.json` of an earlier format, without its `format`, in the current format; the
+    settings that it lacked, such as "diffusion.loss_weight = none"). Unknown keys, and missing keys that its
+    format required, are left for the caller to refuse."""
     filled: list[str] = []
     if format_ == FORMAT_1:
         values, filled = _filled(rename_settings(values), _DEFAULTS_1)
@@ -86,7 +86,7 @@ def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str,
             continue
         table = values.get(key, {})
         if isinstance(table, dict):
-            missing = {name: copy.deepcopy(one) for name, one in default.items() if name not in table}
+            missing = {name: copy.deepcopy(value) for name, value in default.items() if name not in table}
             complete[key] = {**table, **missing}
-            filled += [f"{key}.{name} = {one!r}" for name, one in missing.items()]
+            filled += [f"{key}.{name} = {value!r}" for name, value in missing.items()]
     return complete, filled

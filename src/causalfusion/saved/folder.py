@@ -1,7 +1,7 @@
-"""A model on disk: a folder with `config.json` and `model.safetensors`, complete and publishable as it is.
+"""A model on disk: a folder with `config.json` and `model.safetensors`, complete and ready to publish.
 
-`model.safetensors` holds the weights to generate with (the EMA after training); a training checkpoint may
-hold the raw ones beside it in `raw.safetensors`. Weights load strictly.
+`model.safetensors` holds the weights for generation (the EMA after training); a training checkpoint may also
+hold the raw ones in `raw.safetensors`. Weights load strictly.
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ from causalfusion.weight_files import count_blocks, read_shapes, read_weights, r
 T = TypeVar("T")
 FORMAT = "causalfusion-3"
 SAMPLING_FILE = "sample.toml"
-"""In a model's folder: how it is best sampled, beneath all that the user says."""
+"""File in a model folder with recommended sampling settings, which the user's settings override."""
 WeightsName = Literal["ema", "raw"]
 AUTOENCODER_FOLDER = "autoencoder"
-"""In a model folder: the autoencoder that it needs, where the folder is complete in itself."""
+"""Folder in a self-contained model folder with the autoencoder that the model needs."""
 _FILES: dict[WeightsName, str] = {"ema": "model.safetensors", "raw": "raw.safetensors"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """All that generation needs to know of a model beside its weights."""
+    """Everything that generation needs to know about a model, except its weights."""
 
     model: ModelConfig
     codec: CodecConfig
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
-    """How it was trained; generation is free of it."""
+    """AR steps in training; generation does not depend on them."""
     text: TextConfig = field(default_factory=TextConfig)
-    """Likewise; but what text sees of an image is the model's for good."""
+    """Text in training; generation has to use the same `image_context`."""
     tokenizer_fingerprint: str = ""
-    """Of the tokenizer that lies beside the weights; empty for a model without text."""
+    """Fingerprint of the tokenizer in the folder; empty for a model without text."""
     autoencoder_fingerprint: str = ""
-    """Hash of the weights of the autoencoder whose latents the model knows; empty for pixels, or unknown."""
+    """Hash of the weights of the autoencoder used in training; empty for pixels, or unknown."""
     class_names: list[str] = field(default_factory=list)
     class_dropout: float | None = None
-    """How often training left the class out: 0 means that "no class", which guidance needs, was never
-    trained; None where nobody wrote it down."""
+    """Probability with which training replaced the class by the null class, which guidance needs; 0: the null
+    class is untrained; None: unknown."""
     images_seen: int = 0
     origin: str = ""
-    """Where the weights come from, in words."""
+    """Description of where the weights come from."""
 
 
 def save_model(
@@ -80,15 +80,13 @@ def save_model(
     tokenizer: Tokenizer | None = None,
     autoencoder: Any = None,
 ) -> None:
-    """Write a model folder; with `autoencoder`, that goes inside. Not atomic by itself: a checkpoint writes
-    into a folder that it renames."""
+    """Write a model folder, including the autoencoder and tokenizer that are given. Not atomic: callers that
+    need that write to a temporary folder and rename it."""
     folder.mkdir(parents=True, exist_ok=True)
     if autoencoder is not None:
         save_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
-        spec = replace(
-            spec, autoencoder_fingerprint=fingerprint(autoencoder),
-            codec=replace(spec.codec, autoencoder=AUTOENCODER_FOLDER),
-        )  # fmt: skip
+        codec = replace(spec.codec, autoencoder=AUTOENCODER_FOLDER)
+        spec = replace(spec, codec=codec, autoencoder_fingerprint=fingerprint(autoencoder))
     if tokenizer is not None:
         (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
         spec = replace(spec, tokenizer_fingerprint=tokenizer.fingerprint)
@@ -109,7 +107,8 @@ def replace_model(
     tokenizer: Tokenizer | None = None,
     autoencoder: Any = None,
 ) -> None:
-    """Write a model folder whole or not at all; it may take the place of another model, of nothing else."""
+    """Write a model folder atomically, replacing a model that is there. Raises UserError if the folder holds
+    anything else, or cannot be written."""
     if not (folder / "config.json").is_file() and holds_anything(folder):
         raise UserError(f"{folder} holds other things than a model; give another --out")
     temporary = temporary_name(folder)
@@ -124,11 +123,12 @@ def replace_model(
 
 
 def load_spec(folder: Path) -> ModelSpec:
+    """The settings of a model folder. Raises UserError."""
     return read_spec(folder)[0]
 
 
 def read_spec(folder: Path) -> tuple[ModelSpec, list[str]]:
-    """The settings of a model folder, and what an earlier format lacked and was filled in.
+    """(settings of a model folder, the settings that its earlier format lacked and that were filled in).
 
     Every key is required in the current format. Raises UserError.
     """
@@ -154,7 +154,8 @@ def read_spec(folder: Path) -> tuple[ModelSpec, list[str]]:
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer | None:
-    """The tokenizer of a model folder; None for a model without text."""
+    """The tokenizer of a model folder; None for a model without text. Raises UserError if it is missing or
+    not the one of training."""
     if not spec.model.vocab_size:
         return None
     tokenizer = open_tokenizer(str(folder))
@@ -168,8 +169,8 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer | None:
 
 
 def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Codec:
-    """The codec of a model folder, with the autoencoder that is given, or that lies in the folder, or where
-    the model was trained with it. Raises UserError for an autoencoder of other weights than the model's."""
+    """The codec of a model folder. Its autoencoder is the one that is given, else the one in the folder, else
+    the one at the path recorded in training. Raises UserError if its weights are not those of training."""
     if not spec.codec.autoencoder:
         if autoencoder:
             raise UserError(f"{folder} is a model of pixels; it takes no autoencoder, {autoencoder}")
@@ -199,12 +200,13 @@ def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Co
 
 
 def _token_sizes(of: Codec | ModelConfig) -> tuple[int, int, int]:
-    """Rows and columns of tokens in an image, and numbers in a token."""
+    """(rows of tokens, columns of tokens, numbers in a token)."""
     return of.grid_height, of.grid_width, of.token_dim
 
 
 def _autoencoder_place(folder: Path, recorded: str) -> str:
-    """Inside the model's folder, else as recorded: relative to that folder, or to where we are."""
+    """The autoencoder's path: in the model's folder, else as recorded, relative to that folder or to the
+    current one."""
     for place in (folder / AUTOENCODER_FOLDER, folder / recorded):
         if place.exists():
             return str(place)
@@ -212,7 +214,7 @@ def _autoencoder_place(folder: Path, recorded: str) -> str:
 
 
 def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:
-    """As they are stored. Raises UserError where they are missing, damaged or not finite."""
+    """The weights as they are stored. Raises UserError if they are missing, damaged or not finite."""
     return read_weights(_weights_file(folder, name))
 
 
@@ -224,7 +226,8 @@ def _weights_file(folder: Path, name: WeightsName) -> Path:
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str, *, assign: bool = False) -> None:
-    """Load all weights or none: a missing, unexpected or misshapen key is an error that names it."""
+    """Load all weights. Raises UserError, naming the weight, if one is missing, unexpected or of another
+    shape."""
     require_same_shapes(_shapes(weights), _shapes(model.state_dict()), where)
     model.load_state_dict(weights, assign=assign)
 
@@ -236,18 +239,18 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def load_model(
     folder: Path, name: WeightsName = "ema", device: torch.device | str = "cpu"
 ) -> tuple[Transformer, ModelSpec]:
-    """The model in evaluation mode, and what it needs to be used."""
+    """(model in evaluation mode, without gradients; its settings). Raises UserError."""
     spec = load_spec(folder)
     shapes = read_shapes(_weights_file(folder, name))
     blocks = count_blocks(shapes)
-    if blocks != spec.model.depth:  # before so many are built
+    if blocks != spec.model.depth:  # checked before the blocks are built
         raise UserError(
             f"{folder}: config.json says model.depth {spec.model.depth}, its weights have {blocks} blocks"
         )
-    with torch.device("meta"):  # nothing is drawn only to be overwritten
+    with torch.device("meta"):  # avoids drawing random weights only to overwrite them
         model = Transformer(spec.model)
-    require_same_shapes(shapes, _shapes(model.state_dict()), str(folder))  # before memory is taken
-    weights = {key: value.float() for key, value in load_weights(folder, name).items()}  # some are float16
+    require_same_shapes(shapes, _shapes(model.state_dict()), str(folder))  # before memory is allocated
+    weights = {key: value.float() for key, value in load_weights(folder, name).items()}  # may be float16
     load_strictly(model, weights, str(folder), assign=True)
     if spec.model.position_embedding != "learnable":
         model.fill_positions()
@@ -257,14 +260,14 @@ def load_model(
 def load_parts(
     folder: Path, name: WeightsName, device: torch.device | str, autoencoder: str
 ) -> tuple[Transformer, ModelSpec, Codec, Tokenizer | None]:
-    """All that a model folder holds for generation; `autoencoder` as in `open_model_codec`."""
+    """(model, settings, codec, tokenizer) of a model folder; `autoencoder` as in `open_model_codec`."""
     model, spec = load_model(folder, name, device)
     codec = open_model_codec(folder, spec, autoencoder).to(device)
     return model, spec, codec, load_tokenizer(folder, spec)
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     folder = run / "checkpoints"
     names = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
     return sorted(names, key=lambda p: int(p.name))
@@ -278,8 +281,8 @@ def packaged_models() -> dict[str, Path]:
 
 
 def latest_model(path: Path) -> Path:
-    """A model folder from itself, from the run folder that holds its checkpoints, or from the name of a
-    packaged model. What lies on disk goes before a packaged model of the same name, if it is a model."""
+    """The model folder that a path means: itself, the last checkpoint of a run folder, or the packaged model
+    of this name. A model on disk takes precedence over a packaged one. Raises UserError if there is none."""
     if (path / "config.json").is_file():
         return path
     found = checkpoints_of(path)
@@ -295,8 +298,8 @@ def latest_model(path: Path) -> Path:
 
 
 def read_latest(path: Path, read: Callable[[Path], T]) -> tuple[T, Path]:
-    """What is read of the latest model of `path`, and its folder. Where a run that is training removes that
-    checkpoint meanwhile, having written another, it is the newest one that counts."""
+    """(result of `read` for the latest model of `path`, its folder). If a run that is training removes that
+    checkpoint in the meantime, the newer one is read."""
     while True:
         folder = latest_model(path)
         try:

@@ -1,1 +1,1 @@
-"""Charts and pictures of training and generation, for people."""
+"""Charts, pictures and reports of training and generation."""

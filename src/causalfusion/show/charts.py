@@ -19,7 +19,8 @@ _LINE, _FAINT, _POINT = "#2f6db5", "#b9cfe8", "#f07814"
 
 
 def save_loss_curve(log_path: Path, out: Path) -> None:
-    """The training loss of a `log.jsonl`, with the loss on held-out images where it was evaluated."""
+    """Save a chart of the training loss in a `log.jsonl`, with the loss on held-out images if it was
+    measured. Raises UserError for a log without training records."""
     records = read_log(log_path)
     training = [(r["images_seen"], r["loss"]) for r in records if r["kind"] == "train"]
     held_out = [(r["images_seen"], r["mean"]) for r in records if r["kind"] == "evaluation"]
@@ -40,7 +41,7 @@ def save_loss_curve(log_path: Path, out: Path) -> None:
 
 
 def save_loss_map(record: Mapping[str, Any], out: Path) -> None:
-    """An evaluation record's loss by AR progress and by noise level (the paper's figure 4)."""
+    """Save a chart of an evaluation record's loss by AR progress and by noise level (paper, figure 4)."""
     progress: dict[str, float] = record["by_progress"]
     by_timestep: list[float] = record["by_timestep"]
     count = len(by_timestep)
@@ -48,7 +49,7 @@ def save_loss_map(record: Mapping[str, Any], out: Path) -> None:
     with axes_of(out, 2, (10.5, 4.0)) as (left, right):
         _bars(left, list(progress), list(progress.values()))
         left.set_title("By AR progress")
-        left.set_xlabel("share of the image that is already finished")
+        left.set_xlabel("fraction of the image that is finished")
         left.set_ylabel("mean squared error, held-out images")
         _bars(right, ranges, by_timestep)
         right.set_title("By noise level")
@@ -57,7 +58,8 @@ def save_loss_map(record: Mapping[str, Any], out: Path) -> None:
 
 
 def _bars(axes: Axes, names: list[str], values: list[float]) -> None:
-    """One bar per name; a bucket without tokens (nan) stays empty. Logarithmic where values differ much."""
+    """Draw one bar per name; NaN, a bucket without tokens, has none. The scale is logarithmic if the values
+    differ by more than a factor of 30."""
     known = [v for v in values if np.isfinite(v) and v > 0]
     if known and max(known) > 30 * min(known):
         _log_scale(axes)
@@ -68,7 +70,8 @@ def _bars(axes: Axes, names: list[str], values: list[float]) -> None:
 
 
 def _log_scale(axes: Axes) -> None:
-    """With plain numbers at 1, 2 and 5 times the powers of ten: losses span few decades."""
+    """Make the scale logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten, as losses span
+    few decades."""
 
     def label(value: float, _: object) -> str:
         mantissa = round(value / 10 ** np.floor(np.log10(value)))
@@ -80,7 +83,7 @@ def _log_scale(axes: Axes) -> None:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """A centred running mean over about a twentieth of the run, shorter at the ends."""
+    """A centred moving average over about a twentieth of the run, over less near the ends."""
     half = max(1, len(values) // 40)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -90,16 +93,17 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def axes_of(out: Path, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
-    """Axes side by side, saved to `out` in the end; no global state of matplotlib is touched."""
+    """Axes side by side in a figure of `size` inches, saved to `out` on exit, without matplotlib's global
+    state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(axis="y", color="#e6e9ee")
-        one.set_axisbelow(True)
+    for plot in axes:
+        plot.spines[["top", "right"]].set_visible(False)
+        plot.grid(axis="y", color="#e6e9ee")
+        plot.set_axisbelow(True)
     yield axes
     canvas.print_png(str(out))

@@ -1,4 +1,4 @@
-"""How one image comes into being: AR steps across, diffusion steps down.
+"""A picture of how one image is generated: AR steps across, diffusion steps down.
 
 Shape letters: L image tokens, P token dimension, B images.
 """
@@ -34,15 +34,16 @@ _FINISHED_SWATCH = (60, 66, 78)
 @dataclass(frozen=True)
 class _Snapshot:
     canvas: Tensor
-    """(L, P) raster order: finished tokens, tokens in work; untouched ones are 0."""
+    """(L, P), raster order: tokens that are finished or in progress; 0 for the others."""
     finished: Tensor
-    working: Tensor
     """(L,) bool."""
+    in_progress: Tensor
+    """(L,) bool: tokens of the current AR step."""
     event: StepEvent
 
 
 class ProcessRecorder:
-    """A watcher for `Pipeline.generate` that follows one image of the batch.
+    """A `watch` callback for `Pipeline.generate` that records one image of the batch.
 
     recorder = ProcessRecorder(num_tokens, token_dim)
     pipeline.generate([3], config, watch=recorder)
@@ -54,7 +55,7 @@ class ProcessRecorder:
         self._tokens = torch.zeros(num_tokens, token_dim)
         self._finished = torch.zeros(num_tokens, dtype=torch.bool)
         self.snapshots: list[list[_Snapshot]] = []
-        """By AR step, then by kept diffusion step."""
+        """Snapshots by AR step, then by recorded diffusion step."""
 
     def __call__(self, event: StepEvent) -> None:
         if event.diffusion_step not in self._kept_steps(event.num_diffusion_steps):
@@ -62,16 +63,16 @@ class ProcessRecorder:
         positions = event.positions[self.image].cpu()
         canvas = self._tokens.clone()
         canvas[positions] = event.tokens[self.image].float().cpu()
-        working = torch.zeros_like(self._finished)
-        working[positions] = True
+        in_progress = torch.zeros_like(self._finished)
+        in_progress[positions] = True
         if len(self.snapshots) < event.ar_step:
             self.snapshots.append([])
-        self.snapshots[-1].append(_Snapshot(canvas, self._finished.clone(), working, event))
+        self.snapshots[-1].append(_Snapshot(canvas, self._finished.clone(), in_progress, event))
         if event.diffusion_step == event.num_diffusion_steps:
-            self._tokens, self._finished = canvas, self._finished | working
+            self._tokens, self._finished = canvas, self._finished | in_progress
 
     def _kept_steps(self, count: int) -> list[int]:
-        """`rows` of the diffusion steps 1..count, the first and the last among them."""
+        """Up to `rows` diffusion steps of 1..count, evenly spaced, with the first and the last."""
         return torch.linspace(1, count, min(self.rows, count)).round().int().tolist()
 
     def draw(
@@ -84,14 +85,15 @@ class ProcessRecorder:
         title: str | None = None,
         interpolation: Interpolation = "nearest",
     ) -> Image.Image:
-        """The recorded process. `decode` turns tokens (B, L, P) in raster order into images (B, C, H, W)."""
+        """A picture of the recorded process. `decode` turns tokens (B, L, P), in raster order, into images
+        (B, C, H, W)."""
         columns = self.snapshots
         images = decode(torch.stack([s.canvas for column in columns for s in column]))
         tiles = iter(to_tiles(images, scale, interpolation))
         drawn = [[_mark(next(tiles), s, grid_height, grid_width) for s in column] for column in columns]
         height = max(len(column) for column in drawn)
         blank = Image.new("RGB", drawn[0][0].size, PAPER)
-        # Shorter columns end in the last row, where every AR step is finished.
+        # Shorter columns are aligned at the bottom, so that every AR step is finished in the last row.
         filled = [[blank] * (height - len(column)) + column for column in drawn]
         across = [filled[column][row] for row in range(height) for column in range(len(filled))]
         headings = [f"AR step {column + 1}" for column in range(len(filled))]
@@ -111,11 +113,11 @@ class ProcessRecorder:
 
 
 def _mark(tile: Image.Image, snapshot: _Snapshot, grid_height: int, grid_width: int) -> Image.Image:
-    """Blank out what is untouched, outline what is in work."""
-    working = snapshot.working.view(grid_height, grid_width)
-    untouched = ~(snapshot.finished | snapshot.working).view(grid_height, grid_width)
-    cover(tile, untouched, BLANK)
-    outline(tile, working, ACCENT)
+    """Cover the tokens that are not started, outline those in progress."""
+    in_progress = snapshot.in_progress.view(grid_height, grid_width)
+    not_started = ~(snapshot.finished | snapshot.in_progress).view(grid_height, grid_width)
+    cover(tile, not_started, BLANK)
+    outline(tile, in_progress, ACCENT)
     return tile
 
 
@@ -123,8 +125,8 @@ def _legend(width: int, title: str | None) -> Image.Image:
     face, swatch, spacing = Face(14), 18, 26
     entries = (
         ("finished: clean context for what follows", _FINISHED_SWATCH, _FINISHED_SWATCH),
-        ("in work: being denoised", (150, 150, 150), ACCENT),
-        ("not there yet", BLANK, BLANK),
+        ("in progress: being denoised", (150, 150, 150), ACCENT),
+        ("not started", BLANK, BLANK),
     )
     widths = [swatch + 8 + round(face.getlength(text)) + spacing for text, _, _ in entries]
     canvas = Image.new("RGB", (max(width, sum(widths)), 58 if title else 28), PAPER)

@@ -1,4 +1,4 @@
-"""A report: one HTML page that carries its pictures within itself."""
+"""A report as one HTML page with its pictures embedded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Section:
     title: str
     paragraphs: Sequence[str]
     picture: Path | None = None
-    """A PNG, embedded."""
+    """A PNG to embed."""
     table: Sequence[Sequence[str]] = ()
-    """Rows of cells, the first row the heading."""
+    """Rows of cells; the first is the heading."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +30,17 @@ class Report:
     title: str
     introduction: Sequence[str]
     headline: Sequence[Fact]
-    """The few figures that a reader should see first."""
+    """The most important figures, shown first."""
     sections: Sequence[Section]
     fact_tables: Mapping[str, Sequence[Fact]]
-    """Tables of settings and figures at the end, by title."""
+    """Tables of settings and figures, by title, shown last."""
     commands: Sequence[str]
-    """What to type to make it again."""
+    """Commands that reproduce the report."""
     footer: str = field(default="")
 
 
 def render(report: Report) -> str:
-    """The page. All texts are plain: what looks like HTML in them is escaped."""
+    """The HTML of a report. HTML in its texts is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)

@@ -1,4 +1,4 @@
-"""Pictures of what a model with text does: prompts with their images, images with their captions, edits.
+"""Pictures of the output of a model with text: prompts with images, images with captions, edits.
 
 Shape letters: B images, C, H, W channels and pixels.
 """
@@ -42,7 +42,7 @@ def prompts_picture(
     *,
     seed: int = 0,
 ) -> Image.Image:
-    """For every prompt an image for each number of AR steps and the best of several, the prompt beneath."""
+    """A picture with, for every prompt, an image for each number of AR steps and the best of `candidates`."""
     rows = []
     for steps in ar_steps:
         diffusion_steps = config.diffusion_steps if steps == 1 else [max(config.diffusion_steps[0] // 2, 1)]
@@ -60,7 +60,7 @@ def prompts_picture(
 def captions_picture(
     pipeline: Pipeline, images: Tensor, config: WriteConfig, *, seed: int = 0
 ) -> tuple[Image.Image, list[str]]:
-    """Images (B, C, H, W) with what the model says of them beneath; and these captions."""
+    """(picture of images (B, C, H, W) with the model's captions, these captions)."""
     captions = pipeline.caption(images, config, seed=seed)
     title = "Images that the model has not seen in training, and its captions"
     tiles = with_texts(_tiles(images), captions)
@@ -76,7 +76,8 @@ def edits_picture(
     *,
     seed: int = 0,
 ) -> Image.Image:
-    """Images (B, C, H, W), what of each is kept, and its region regenerated under its prompt."""
+    """A picture with, for each image (B, C, H, W): the image, the part that is kept, and the image with its
+    region regenerated for its prompt."""
     tiles, texts = [], []
     for image, prompt, region in zip(images, prompts, regions, strict=True):
         mask = region_mask(region, *image.shape[1:])
@@ -86,12 +87,12 @@ def edits_picture(
         outline(kept, mask, ACCENT)
         tiles.append(beside([before, kept, after], gap=4))
         texts.append(prompt)
-    title = "Text-guided edits: an image, what is kept of it, and the rest made anew for the prompt beneath"
+    title = "Text-guided edits: an image, the kept part, and the rest regenerated for the prompt below"
     return framed(below([paragraph(title, 900, 17), sheet(with_texts(tiles, texts), 2)]))
 
 
 def _tiles(images: Tensor) -> list[Image.Image]:
-    """Small images are enlarged pixel by pixel: what is seen is what was made."""
+    """Tiles of images, small ones enlarged without interpolation, so that every pixel shows."""
     scale = max(1, SCALE * 32 // images.shape[-1])
     return [_with_border(tile) for tile in to_tiles(images, scale, "nearest")]
 

@@ -1,1 +1,1 @@
-"""The paper's comparisons, run on small models, with a verdict on each finding."""
+"""The paper's comparisons, repeated with small models, with a verdict on each finding."""

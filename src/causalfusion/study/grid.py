@@ -1,4 +1,4 @@
-"""The runs that a study needs. Runs with equal settings are one run, whichever studies ask for it."""
+"""The training runs that a study needs. Runs with equal settings are one run, shared by all studies."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ from causalfusion.study.recipe import Ground, Study, Variant, fill_in
 
 @dataclass(frozen=True)
 class Job:
-    """One training, and the numbers of AR steps at which its model is evaluated."""
+    """A training run, and the numbers of AR steps at which its model is evaluated."""
 
     variant: str
     seed: int
     config: RunConfig
     ar_steps: tuple[int, ...]
     sample: dict[str, Any] = field(default_factory=dict)
-    """The study's own settings of sampling."""
+    """Sampling settings of the study, which override those of the data file."""
 
     @property
     def folder(self) -> Path:
         return Path(self.config.out)
 
     def sampling(self, ground: Ground, num_ar_steps: int) -> SampleConfig:
-        """In the order that the model was trained in."""
+        """Settings of generation with this number of AR steps, in the token order of the training."""
         trained = self.config.factorization
         sample = from_dict(SampleConfig, {**to_dict(ground.sample), **self.sample}, "sample.")
         return replace(
-            sample, num_ar_steps=num_ar_steps, order=trained.order, block_size=trained.block_size,
+            sample,
+            num_ar_steps=num_ar_steps,
+            order=trained.order,
+            block_size=trained.block_size,
             given_order=list(trained.given_order),
-        )  # fmt: skip
+        )
 
 
 def jobs_of(study: Study, ground: Ground, seeds: Sequence[int], out: Path) -> list[Job]:
-    """Every variant with every seed; all variants with the first seed come first."""
+    """One job for every variant and seed; all variants with the first seed come first."""
     ar_steps = tuple(s for s in study.ar_steps if s <= ground.num_tokens)
     return [
         Job(variant.name, seed, run_config(study, variant, ground, seed, out), ar_steps, study.sample)
@@ -50,16 +53,17 @@ def jobs_of(study: Study, ground: Ground, seeds: Sequence[int], out: Path) -> li
 
 
 def run_config(study: Study, variant: Variant, ground: Ground, seed: int, out: Path) -> RunConfig:
+    """The settings of a variant's training, in a folder named after what differs from the data file's own."""
     base = [load_layers(ground.recipes), ground.settings, {"train": {"seed": seed}}]
     layers = [fill_in(layer, ground.num_tokens) for layer in (study.settings, variant.settings)]
     plain, config = (
-        from_dict(RunConfig, rename_settings(merge(some), "study")) for some in (base, [*base, *layers])
+        from_dict(RunConfig, rename_settings(merge(tables), "study")) for tables in (base, [*base, *layers])
     )
     return replace(config, out=str(out / "runs" / _name(plain, config) / f"seed-{seed}"))
 
 
 def _name(plain: RunConfig, config: RunConfig) -> str:
-    """What differs from the data file's own training, in words: "decay=0.8"."""
+    """The settings that differ from the data file's own training, as a folder's name: "decay=0.8"."""
     before, now = flat(to_dict(plain)), flat(to_dict(config))
     changed = [f"{key.rpartition('.')[2]}={now[key]}" for key in sorted(now) if now[key] != before[key]]
     return ",".join(changed).replace(" ", "").replace("/", "-") or "as-given"

@@ -1,4 +1,4 @@
-"""The figures of a study: what a trained model generates with S AR steps, beside real images."""
+"""Measuring the figures of a study: the quality of a model's images for each number of AR steps S."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ FILE = "figures.json"
 
 
 def missing_ar_steps(job: Job, ground: Ground) -> list[int]:
-    there = _read(job.folder / FILE)
-    return [s for s in job.ar_steps if _key(job.sampling(ground, s), ground) not in there]
+    """The values of S at which the job's model is not measured yet."""
+    measured = _read(job.folder / FILE)
+    return [s for s in job.ar_steps if _key(job.sampling(ground, s), ground) not in measured]
 
 
 def read_figures(job: Job, ground: Ground) -> dict[int, dict[str, float]]:
-    """Of each S: `frechet` and, where the judge knows classes, `accuracy`."""
-    there = _read(job.folder / FILE)
-    return {s: there[_key(job.sampling(ground, s), ground)] for s in job.ar_steps}
+    """The figures at each S: `frechet` and, if the judge knows classes, `accuracy`."""
+    measured = _read(job.folder / FILE)
+    return {s: measured[_key(job.sampling(ground, s), ground)] for s in job.ar_steps}
 
 
 def measure_job(job: Job, ground: Ground, device: str) -> None:
-    """Add what is missing to the run's file of figures, one S after another."""
+    """Measure the missing figures and add them to the run's file, one S after another."""
     pipeline = Pipeline.load(checkpoints_of(job.folder)[-1], device=select_device(device))
     judge = _judge(ground.features, job.config.data, pipeline.codec.config.image_height, device)
     for num_ar_steps in missing_ar_steps(job, ground):
@@ -53,7 +54,7 @@ def _judge(features: str, data: DataConfig, image_size: int, device: str) -> Jud
 
 
 def _key(settings: SampleConfig, ground: Ground) -> str:
-    """What a figure depends on beside the model."""
+    """A hash of everything besides the model on which a figure depends."""
     return hash_of([to_dict(settings), ground.count, ground.features])
 
 
@@ -63,18 +64,18 @@ class _Figures:
     accuracy: float | None = None
 
     def __post_init__(self) -> None:
-        check(
-            self.accuracy is None or 0 <= self.accuracy <= 1, "accuracy", self.accuracy, "a share in [0, 1]"
-        )
+        in_range = self.accuracy is None or 0 <= self.accuracy <= 1
+        check(in_range, "accuracy", self.accuracy, "a share in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
     figures: dict[str, _Figures]
-    """By what they depend on."""
+    """Figures by `_key`."""
 
 
 def _read(path: Path) -> Mapping[str, dict[str, float]]:
+    """The measured figures by `_key`; empty if there is no file. Raises UserError if it is damaged."""
     if not path.exists():
         return {}
     try:
@@ -82,6 +83,6 @@ def _read(path: Path) -> Mapping[str, dict[str, float]]:
     except UserError as error:
         raise UserError(f"{path}: {error}; delete the file, and the figures are measured again") from None
     return {
-        key: {name: value for name, value in vars(one).items() if value is not None}
-        for key, one in found.figures.items()
+        key: {name: value for name, value in vars(figures).items() if value is not None}
+        for key, figures in found.figures.items()
     }

@@ -1,4 +1,4 @@
-"""A study as a picture: the paper's figures on the left, those measured here on the right."""
+"""A picture of a study's results: the paper's figures on the left, those measured here on the right."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ WIDE = 10
 def save_picture(
     out: Path, study: Study, here: Mapping[str, Sequence[float]], paper: Mapping[str, float]
 ) -> None:
+    """Save the picture; `here` are values per seed and `paper` single values, by "variant @ S"."""
     with_paper = {name: [value] for name, value in paper.items()}
     with axes_of(out, 2, (11.0, 4.4)) as (left, right):
         _draw(left, study, with_paper)
@@ -30,7 +31,7 @@ def save_picture(
 
 def _draw(axes: Axes, study: Study, values: Mapping[str, Sequence[float]]) -> None:
     steps = [s for s in study.ar_steps if any(entry(v.name, s) in values for v in study.variants)]
-    known = [value for some in values.values() for value in some if value > 0]
+    known = [value for per_seed in values.values() for value in per_seed if value > 0]
     if known and max(known) > WIDE * min(known):
         axes.set_yscale("log")
     if len(steps) > 1:
@@ -43,33 +44,39 @@ def _draw_lines(
     axes: Axes, study: Study, values: Mapping[str, Sequence[float]], steps: Sequence[int]
 ) -> None:
     for place, variant in enumerate(study.variants):
-        there = [(s, values[e]) for s in steps if (e := entry(variant.name, s)) in values]
-        if there:
-            places = [steps.index(s) for s, _ in there]
+        found = {s: values[e] for s in steps if (e := entry(variant.name, s)) in values}
+        if found:
+            places = [steps.index(s) for s in found]
+            means = [statistics.fmean(per_seed) for per_seed in found.values()]
             axes.errorbar(
-                places, [statistics.fmean(some) for _, some in there], yerr=_range(some for _, some in there),
-                color=f"C{place % 10}", marker="o", markersize=4, linewidth=1.6, capsize=2,
+                places,
+                means,
+                yerr=_range(found.values()),
+                color=f"C{place % 10}",
+                marker="o",
+                markersize=4,
+                linewidth=1.6,
+                capsize=2,
                 label=variant.name,
-            )  # fmt: skip
+            )
     axes.set_xticks(range(len(steps)), [f"S = {s}" for s in steps])
     axes.set_xlabel("AR steps in generation")
     axes.legend(frameon=False, fontsize=8, title="trained with", title_fontsize=8)
 
 
 def _draw_points(axes: Axes, study: Study, values: Mapping[str, Sequence[float]], step: int) -> None:
-    there = [(v.name, values[e]) for v in study.variants if (e := entry(v.name, step)) in values]
-    means = [statistics.fmean(some) for _, some in there]
-    axes.errorbar(
-        means, range(len(there)), xerr=_range(some for _, some in there), fmt="o", color="#2f6db5", capsize=3
-    )
+    found = {v.name: values[e] for v in study.variants if (e := entry(v.name, step)) in values}
+    means = [statistics.fmean(per_seed) for per_seed in found.values()]
+    rows, ranges = range(len(found)), _range(found.values())
+    axes.errorbar(means, rows, xerr=ranges, fmt="o", color="#2f6db5", capsize=3)
     axes.set_yscale("linear")
-    axes.set_yticks(range(len(there)), [name for name, _ in there])
+    axes.set_yticks(rows, list(found))
     axes.invert_yaxis()
     axes.set_xlabel(f"S = {step} in generation")
     axes.margins(y=0.15)
 
 
 def _range(groups: Iterable[Sequence[float]]) -> list[list[float]]:
-    """Distances from the mean down to the least and up to the greatest."""
-    found = [(statistics.fmean(some), min(some), max(some)) for some in groups]
+    """[distances from the mean of each group down to its least value, distances up to its greatest]."""
+    found = [(statistics.fmean(group), min(group), max(group)) for group in groups]
     return [[mean - low for mean, low, _ in found], [high - mean for mean, _, high in found]]

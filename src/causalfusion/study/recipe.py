@@ -1,8 +1,8 @@
-"""What a study compares, and on which data: TOML files in `studies/` and `studies/data/`.
+"""Reading studies and their data from TOML files, in `studies/` and `studies/data/`.
 
-A study's file has the settings it compares (`variants`), the numbers of AR steps S at which each is evaluated
-(`ar_steps`), the paper's figures, and the paper's findings as pairs "what should be better, than what".
-A data file says how a small model is trained there and how its images are judged.
+A study's file has the settings to compare (`variants`), the numbers of AR steps S at which to evaluate each
+(`ar_steps`), the paper's figures, and the paper's findings as pairs of (better, worse) entries.
+A data file says how a small model is trained on the data and how its images are judged.
 """
 
 from __future__ import annotations
@@ -20,42 +20,44 @@ from causalfusion.config.serialize import from_dict, parse_toml
 from causalfusion.errors import UserError, check
 
 PLACEHOLDERS: tuple[str, ...] = ("L", "side/2", "side/4")
-"""Instead of a number, in a variant: the image's tokens; half and a quarter of its side in tokens."""
+"""Words for numbers in a variant: an image's tokens; half and a quarter of its side in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    """Laid over the training of the data file."""
+    """Override the training settings of the data file."""
     paper: list[float] = field(default_factory=list)
-    """The paper's figure for each S; fewer where it has none."""
+    """The paper's figure for each S, as far as it has any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A finding of the paper, as comparisons that decide whether it holds here."""
+    """A finding of the paper, as pairs of entries to compare."""
 
     text: str
     better: list[str]
-    """Entries "variant @ S"."""
+    """Entries "variant @ S" whose figure should be lower."""
     worse: list[str]
-    """Each is compared with the entry at its place in `better`."""
+    """The entry with which each of `better` is compared."""
     within: float = 1.0
-    """`better` may be so many times `worse`: 1.1 asks for "at most a tenth more"."""
+    """The claim is better < within * worse; 1.1 allows a tenth more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
+    """The settings that are compared, and the findings of the paper on them."""
+
     title: str
     question: str
     ar_steps: list[int]
     variants: list[Variant]
     claims: list[Claim] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of all variants."""
+    """Settings of all variants."""
     sample: dict[str, Any] = field(default_factory=dict)
-    """How all variants are sampled, laid over the data file's settings."""
+    """Sampling settings of all variants, which override those of the data file."""
     paper_figure: str = "FID-10k, ImageNet 256x256"
 
     def entries(self) -> set[str]:
@@ -64,17 +66,17 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """The data on which a study is done."""
+    """The data of a study, with how models are trained and judged on them."""
 
     recipes: list[str]
-    """Of training, laid over one another."""
+    """Recipes of the training; later ones override earlier ones."""
     num_tokens: int
     features: str
     """The feature space of the Fréchet distance, as `evaluate --features` names it."""
     count: int
-    """Images generated for every figure."""
+    """Number of images generated for every figure."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Laid over the recipes."""
+    """Training settings that override the recipes."""
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
@@ -82,6 +84,7 @@ class Ground:
 
 
 def entry(variant: str, num_ar_steps: int) -> str:
+    """The name of a figure: "variant @ S"."""
     return f"{variant} @ {num_ar_steps}"
 
 
@@ -94,7 +97,7 @@ def ground_names() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """A study by its name, or from a file."""
+    """A study by its name, or from a file. Raises UserError if it is missing or inconsistent."""
     values = _load(resources.files("causalfusion") / "studies", name, "study", study_names())
     study = from_dict(Study, values, f"study {name}: ")
     from_dict(SampleConfig, study.sample, f"study {name}: sample.")
@@ -120,7 +123,8 @@ def load_study(name: str) -> Study:
 
 
 def load_ground(name: str, layers: list[str]) -> Ground:
-    """A data file by its name, or from a file; `layers` are recipes or TOML files laid over its training."""
+    """The content of a data file, by its name or path; `layers` are recipes or TOML files whose settings
+    override its own. Raises UserError."""
     folder = resources.files("causalfusion") / "studies" / "data"
     values = _load(folder, name, "data", ground_names())
     values["settings"] = merge([values.get("settings", {}), load_layers(layers)])
@@ -128,7 +132,7 @@ def load_ground(name: str, layers: list[str]) -> Ground:
 
 
 def fill_in(settings: dict[str, Any], num_tokens: int) -> dict[str, Any]:
-    """`settings` with numbers in place of PLACEHOLDERS."""
+    """`settings` with the PLACEHOLDERS replaced by numbers."""
     side = math.isqrt(num_tokens)
     numbers = dict(zip(PLACEHOLDERS, (num_tokens, side // 2, max(1, side // 4)), strict=True))
     filled: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The results of a study: Markdown, CSV and a picture, beside the paper's figures."""
+"""Writing the results of a study as Markdown, CSV and a picture, with the paper's figures for comparison."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from causalfusion.study.recipe import Ground, Study, entry
 from causalfusion.study.verdict import CONFIDENCE, Verdict, judge
 
 Figures = Mapping[int, Mapping[str, float]]
-"""By S, by name."""
+"""Figures by S, then by name."""
 Show = Callable[[Any], str]
 
 
 def write_results(
-    folder: Path, study: Study, ground: Ground, ground_name: str, seeds: Sequence[int],
+    folder: Path,
+    study: Study,
+    ground: Ground,
+    ground_name: str,
+    seeds: Sequence[int],
     figures: Mapping[tuple[str, int], Figures],
-) -> None:  # fmt: skip
-    """`results.md`, `results.csv` and `results.png`; `figures` by variant and seed."""
+) -> None:
+    """Write `results.md`, `results.csv` and `results.png`; `figures` are by (variant, seed)."""
     here = by_entry(figures, "frechet")
     paper = {
         entry(v.name, s): f for v in study.variants for s, f in zip(study.ar_steps, v.paper, strict=False)
@@ -55,13 +59,13 @@ def _setting(study: Study, ground: Ground, ground_name: str, seeds: Sequence[int
 
 
 def _beyond(study: Study, ground: Ground) -> str:
-    """What the data are too small for."""
+    """A sentence on the values of S that are larger than the number of tokens; empty if there are none."""
     left_out = [str(s) for s in study.ar_steps if s > ground.num_tokens]
     return f"Left out, as there are {ground.num_tokens} tokens: S = {', '.join(left_out)}.\n" * bool(left_out)
 
 
 def by_entry(figures: Mapping[tuple[str, int], Figures], name: str) -> dict[str, list[float]]:
-    """A figure's values, one per seed, by "variant @ S"."""
+    """The values of a figure, one per seed, by "variant @ S"."""
     found: dict[str, list[float]] = {}
     for (variant, _), of_ar_steps in figures.items():
         for num_ar_steps, values in of_ar_steps.items():
@@ -132,7 +136,7 @@ def _row(cells: Sequence[str]) -> str:
 def _write_csv(
     path: Path, study: Study, ground_name: str, figures: Mapping[tuple[str, int], Figures]
 ) -> None:
-    """One line for each figure."""
+    """Write one line for each figure."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["data", "variant", "seed", "ar_steps", "figure", "value", "paper"])

@@ -1,6 +1,6 @@
-"""Whether a finding of the paper holds here: paired ratios over the seeds, and what chance allows.
+"""Testing whether a finding of the paper holds here, by ratios of figures, paired over the seeds.
 
-Ratios, as the spread of a Fréchet distance over seeds grows with the distance: a model that fails has both.
+Ratios are used because the spread of a Fréchet distance over seeds grows with the distance.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from causalfusion.study.recipe import Claim
 
 Outcome = Literal["holds", "reversed", "unclear"]
 CONFIDENCE = 0.95
-"""One-sided, that a difference has the sign that it shows."""
+"""One-sided confidence that a difference has the observed sign."""
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """One pair of entries of a claim."""
+
     better: str
     worse: str
     paper: tuple[float, float] | None
     here: tuple[float, float]
-    """Means over the seeds."""
+    """Means over the seeds, of `better` and of `worse`."""
     outcome: Outcome
 
 
@@ -49,8 +51,8 @@ class Verdict:
 
 
 def judge(claim: Claim, here: Mapping[str, Sequence[float]], paper: Mapping[str, float]) -> Verdict | None:
-    """From the figures of each entry, one per seed, positive and lower being better. None: not all of them
-    are there, as where the data have fewer tokens than an S of the claim."""
+    """The verdict on a claim from the figures of each entry, one per seed, positive, lower being better. None
+    if a figure is missing, as where the data have fewer tokens than an S of the claim."""
     pairs = list(zip(claim.better, claim.worse, strict=True))
     if any(name not in here for pair in pairs for name in pair):
         return None
@@ -61,15 +63,13 @@ def _compare(
     better: str, worse: str, within: float, here: Mapping[str, Sequence[float]], paper: Mapping[str, float]
 ) -> Comparison:
     left, right = np.array(here[better]), np.array(here[worse])
-    known = better in paper and worse in paper
-    return Comparison(
-        better, worse, (paper[better], paper[worse]) if known else None,
-        (float(left.mean()), float(right.mean())), outcome_of(np.log(left) - np.log(within * right)),
-    )  # fmt: skip
+    in_paper = (paper[better], paper[worse]) if better in paper and worse in paper else None
+    means = (float(left.mean()), float(right.mean()))
+    return Comparison(better, worse, in_paper, means, outcome_of(np.log(left) - np.log(within * right)))
 
 
 def outcome_of(differences: np.ndarray) -> Outcome:
-    """Of one difference per seed, negative where the finding holds: Student's t, one-sided."""
+    """The outcome of one difference per seed, negative if the finding holds, by a one-sided t-test."""
     from scipy.stats import t
 
     count = len(differences)

@@ -1,1 +1,1 @@
-"""The words of the command line: which options a command has, what people type instead, what lies beneath."""
+"""Reading command lines: a command's options, words of other tools for them, and the files beneath them."""

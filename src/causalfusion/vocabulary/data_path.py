@@ -1,4 +1,4 @@
-"""What follows from the path of the data: the source, where nobody says it."""
+"""Settings that follow from the path of the data: the kind of source, or the settings of a cache."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from causalfusion.errors import UserError
 from causalfusion.vocabulary.read import Line
 
 IMAGES_OF_CACHE = ("source", "split", "image_size")
-"""Settings that say which images a cache was made of."""
+"""Settings that say from which images a cache was made."""
 
 
 def settle_data(line: Line, layers: dict[str, Any]) -> None:
-    """Put one `data.path`, and the source that it leads to, among the options of a line; of a cache, the
-    settings that it was made with. Raises UserError for a path that is no data."""
+    """Add the kind of source at `data.path`, or the settings of the images in a cache, to the options of a
+    line that do not give them. Several paths become one pattern. Raises UserError for a path without data."""
     if line.command.get("--data.path") is not None:
         _settle_source(line, layers.get("data", {}))
         _settle_cache(line, layers.get("data", {}))
 
 
 def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
-    """A source on the command line counts; so does that of the file which names the path."""
+    """A source on the command line is kept, and so is that of the file which gives the path."""
     from causalfusion.data import combine_paths, guess_source
 
     named = beneath.get("path") or ""
@@ -40,7 +40,7 @@ def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
         kind = guess_source(paths)
     except UserError:
         if known or line.command.name == "estimate":
-            return  # the source itself says what is wrong with its path
+            return  # the source itself reports what is wrong with its path
         raise
     if kind != "cache":
         line.given["--data.source"] = [kind]
@@ -52,13 +52,13 @@ def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
 
 
 def _settle_cache(line: Line, beneath: dict[str, Any]) -> None:
-    """The settings of a cache's images are those that it was made with, where nobody says others."""
+    """Settings of the images that are not given are those with which the cache was made."""
     cache = line.value("--data.cache")
     if not cache or line.command.name != "train":
         return
     try:
         manifest = read_json(Path(cache) / "manifest.json", "cache")
-    except UserError:  # training says what is wrong with it
+    except UserError:  # training reports what is wrong with it
         return
     made = manifest.get("data") if isinstance(manifest, dict) else None
     if not isinstance(made, dict):

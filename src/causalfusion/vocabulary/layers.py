@@ -1,8 +1,8 @@
-"""What lies beneath a command line: recipes and TOML files, of which each command takes the tables it uses.
+"""Settings of a command from recipes and TOML files, which its options on the command line override.
 
-A recipe describes a training run. `sample`, `edit`, `evaluate` and the like take its [sample] table, `encode`
-and `tokenizer train` its data, and so on; the tables that a command has no use for are left alone. A file may
-also name a command's options themselves: `batch_size = 16`.
+A recipe describes a training run. Each command uses the tables that concern it: `sample`, `edit`, `evaluate`
+and the like the table [sample], `encode` and `tokenizer train` the table [data]; it ignores the others. A
+file may also name a command's options directly: `batch_size = 16`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from causalfusion.errors import UserError
 from causalfusion.vocabulary.options import Command, Option, nearest
 from causalfusion.vocabulary.read import whole_number
 
-TABLES = (*(one.name for one in dataclasses.fields(RunConfig) if one.name != "out"), FACTS)
+TABLES = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "out"), FACTS)
 READ_BY_COMMAND = ("estimate", "study")
 """Commands that read their --config themselves."""
 
 
 def layers_for(command: Command, names: Sequence[str]) -> dict[str, Any]:
-    """Settings of the files and recipes for this command, the last on top. Raises UserError for a setting
-    that neither the command nor a recipe has, or of another type."""
-    return merge([settled(command, name, load_layer(name)) for name in names])
+    """The settings of files and recipes for this command; later ones override earlier ones. Raises UserError
+    for a setting that neither the command nor a recipe has, or that has another type."""
+    return merge([used_settings(command, name, load_layer(name)) for name in names])
 
 
-def settled(command: Command, source: str, layer: dict[str, Any]) -> dict[str, Any]:
-    """The settings of one file that the command uses, as tables of its options."""
+def used_settings(command: Command, source: str, layer: dict[str, Any]) -> dict[str, Any]:
+    """Those settings of a file that the command uses, as tables of its options."""
     is_recipe = any(isinstance(layer.get(table), dict) for table in TABLES)
     beneath: dict[str, Any] = {}
     direct: dict[str, Any] = {}
@@ -38,12 +38,13 @@ def settled(command: Command, source: str, layer: dict[str, Any]) -> dict[str, A
             if not isinstance(value, dict):
                 raise UserError(f"config {source}: {key} is {value!r}; expected a table of settings")
             if key == "sample" and _takes_sampling(command, value):
-                beneath |= {name: _checked(command, source, name, one) for name, one in value.items()}
+                beneath |= {name: _checked(command, source, name, item) for name, item in value.items()}
             elif _has_table(command, key):
-                table = {name: _checked(command, source, f"{key}.{name}", one) for name, one in value.items()}
-                direct[key] = table
+                direct[key] = {
+                    name: _checked(command, source, f"{key}.{name}", item) for name, item in value.items()
+                }
         elif key == "out" and is_recipe and not _has_table(command, "train"):
-            continue  # the folder of the training run
+            continue  # the folder of a training run does not concern other commands
         else:
             direct[key] = _checked(command, source, key, value)
     return merge([beneath, direct])
@@ -58,7 +59,7 @@ def _has_table(command: Command, table: str) -> bool:
 
 
 def _takes_sampling(command: Command, table: dict[str, Any]) -> bool:
-    """Its own options are those of a recipe's [sample] table."""
+    """True for a command that has the settings of a recipe's table [sample] as options of its own."""
     return not _has_table(command, "sample") and _has(command, "num_ar_steps")
 
 
@@ -67,7 +68,7 @@ def _option(command: Command, key: str) -> Option | None:
 
 
 def _checked(command: Command, source: str, key: str, value: Any) -> Any:
-    """The value, of the type that the option has."""
+    """The value of a setting, checked to have its option's type. Raises UserError."""
     option = _option(command, key)
     if option is None:
         near = nearest(key, [name[2:].replace("-", "_") for name in command.options])
@@ -77,7 +78,7 @@ def _checked(command: Command, source: str, key: str, value: Any) -> Any:
     if option.many or option.count > 1:
         if not isinstance(value, list):
             raise UserError(f"{where} is {value!r}; expected a list")
-        return [_of_type(option, where, one, in_list=True) for one in value]
+        return [_of_type(option, where, item, in_list=True) for item in value]
     return _of_type(option, where, value, in_list=False)
 
 

@@ -1,4 +1,4 @@
-"""What a command says beside its result: one line each, on stderr."""
+"""Notes and errors of a command: one line each, on stderr."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 MAX_LINE = 1200
-"""Characters."""
+"""Most characters of a note; a longer one is cut."""
 
 
 def say(text: str, kind: str = "note: ") -> None:
-    """One line, whatever is in the text. Of several processes (`torchrun`) the first says notes for all."""
+    """Print a text as one line. Of several processes (`torchrun`), only the first prints notes."""
     if kind == "note: " and os.environ.get("RANK", "0") != "0":
         return
     line = printable(" ".join(str(text).split()))
-    if len(line) > MAX_LINE:  # a value that was given back; what to do about it stands at the end
+    if len(line) > MAX_LINE:  # it repeats a long value; the remedy is at the end
         line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 4 :]}"
-    start = "\r\x1b[K" if sys.stderr.isatty() else ""  # over a line of progress
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""  # overwrites a progress line
     print(f"{start}{kind}{line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Warnings that this package raises are notes, each distinct one said once; those of other packages are
-    shown as Python does."""
+    """Print warnings of this package as notes, each text once; those of other packages are shown as usual."""
     said: set[str] = set()
     with warnings.catch_warnings():
         as_python_does = warnings.showwarning

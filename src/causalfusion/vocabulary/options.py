@@ -18,20 +18,20 @@ from cyclopts import App
 from causalfusion.config import RunConfig
 
 CLOSE = 0.7
-"""Least similarity of a word that is suggested instead of an unknown one."""
+"""Least similarity of an option that is suggested for an unknown one."""
 
 
 @dataclass(frozen=True)
 class Option:
     name: str
-    """With its dashes: `--data.path`."""
+    """The name with its dashes: `--data.path`."""
     kind: type
     """Type of a value: int, float, bool or str (paths and choices too)."""
     choices: tuple[str, ...] = ()
     many: bool = False
-    """A list: all values that follow are its entries."""
+    """The option is a list, which takes all values that follow."""
     count: int = 1
-    """Values that one occurrence takes, where it is not a list."""
+    """Number of values of one occurrence, for an option that is not a list."""
 
     @property
     def last_word(self) -> str:
@@ -40,19 +40,19 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """A command's name, its own options, and settings of a run that it hands on unread (`estimate`)."""
+    """A command and its options; `passed_on` are settings of a run that it passes on unread (`estimate`)."""
 
     name: str
     options: dict[str, Option]
-    handed_on: dict[str, Option]
-    most_positional: float
-    """Values that it takes without an option's name, at most."""
+    passed_on: dict[str, Option]
+    max_positional: float
+    """Largest number of values without an option's name."""
 
     def get(self, name: str) -> Option | None:
-        return self.options.get(name) or self.handed_on.get(name)
+        return self.options.get(name) or self.passed_on.get(name)
 
     def names(self) -> list[str]:
-        return [*self.options, *self.handed_on]
+        return [*self.options, *self.passed_on]
 
 
 def command_of(name: str, app: App) -> Command:
@@ -69,7 +69,7 @@ def command_of(name: str, app: App) -> Command:
 
 
 def run_options() -> Iterable[tuple[str, Option]]:
-    """Those of all settings of a run."""
+    """(name, option) of every setting of a run."""
     for table, hint in typing.get_type_hints(RunConfig).items():
         fields = typing.get_type_hints(hint).items() if dataclasses.is_dataclass(hint) else ()
         for name, kind in fields:
@@ -78,10 +78,10 @@ def run_options() -> Iterable[tuple[str, Option]]:
 
 
 def option(name: str, hint: Any) -> Option:
-    """An option from the type of its value."""
+    """The option of a name and a type of value."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        (hint,) = [one for one in args if one is not type(None)][:1]
+        (hint,) = [arg for arg in args if arg is not type(None)][:1]
         return option(name, hint)
     if origin is Literal:
         return Option(name, str, tuple(map(str, args)))
@@ -94,7 +94,7 @@ def option(name: str, hint: Any) -> Option:
 
 
 def nearest(word: str, names: Sequence[str]) -> str | None:
-    """The name that is most like the word, as a whole or in its last part."""
+    """The name that is most similar to a word, as a whole or in its last part; None if none is close."""
 
     def last(name: str) -> str:
         return re.split(r"[.]", name.lstrip("-"))[-1]

@@ -1,7 +1,7 @@
-"""A command line as people write it, brought into the one form that the commands are given.
+"""Reading a command line in any accepted spelling and bringing it into the form that the commands take.
 
-Options in any spelling that is understood become `--name=value`, checked for whole numbers and with `~`
-expanded; what stands without a name comes after `--`.
+Options become `--name=value`, with whole numbers checked and `~` expanded; values without an option's name
+follow after `--`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from causalfusion.vocabulary.words import (
     OLD,
     OLD_POSITIONAL,
     POSITIONAL,
-    answer,
-    meant,
-    several,
+    advice_on,
+    known_option,
+    same_last_word,
 )
 
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -33,19 +33,20 @@ PATHS = ("--out", "--model", "--mask", "--samples", "--reference", "--prompts-fi
 
 @dataclass
 class Line:
-    """One command line, read."""
+    """A command line that has been read."""
 
     command: Command
     given: dict[str, list[str]] = field(default_factory=dict)
-    """Values by option, in the order in which they were given."""
+    """Values by option, in the order of the line."""
     positional: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def value(self, name: str) -> str | None:
+        """The last value of an option; None if it is not given."""
         return self.given[name][-1] if self.given.get(name) else None
 
     def tokens(self) -> list[str]:
-        """For the command itself."""
+        """The line as the command takes it."""
         own, others = [], []
         for name, values in self.given.items():
             target = own if name in self.command.options else others
@@ -60,8 +61,8 @@ class Line:
 
 
 def read_line(command: Command, tokens: Sequence[str]) -> Line:
-    """`tokens`: what stands behind the command. Raises UserError for an option that the command does not
-    have, with the one that was likely meant."""
+    """Read the tokens that follow a command. Raises UserError for an option that the command does not have,
+    with a suggestion."""
     line, rest = Line(command), list(tokens)
     while rest:
         token = rest.pop(0)
@@ -73,22 +74,23 @@ def read_line(command: Command, tokens: Sequence[str]) -> Line:
             continue
         word, equals, value = token.partition("=")
         ahead = value if equals else (rest[0] if rest and not looks_like_option(rest[0]) else None)
-        option, negated = find(line, word.replace("_", "-"), ahead, rest)
+        option, negated = find_option(line, word.replace("_", "-"), ahead, rest)
         _take(line, option, negated, value if equals else None, rest)
     _place_positional(line)
     for name, values in line.given.items():
-        if name in PATHS and "" in values:  # an empty path would be the current folder
+        if name in PATHS and "" in values:  # an empty path would mean the current folder
             raise UserError(f"{name} is empty; expected a path (is a variable of the shell not set?)")
     return line
 
 
 def looks_like_option(token: str) -> bool:
-    """A name behind dashes. A number, or words with a space in them, are a value: "-5 degrees, snow"."""
+    """True for a name after dashes; a number, or words with a space, are a value: "-5 degrees, snow"."""
     return bool(re.match(r"-{1,2}[A-Za-z][\w.-]*(=|$)", token))
 
 
-def find(line: Line, word: str, ahead: str | None, rest: Sequence[str]) -> tuple[Option, bool]:
-    """The option that a word means, and whether it turns a flag off. `ahead`: the value that follows."""
+def find_option(line: Line, word: str, ahead: str | None, rest: Sequence[str]) -> tuple[Option, bool]:
+    """(the option that a word means, True if the word turns a flag off). `ahead` is the value that follows.
+    Raises UserError for an unknown or ambiguous word."""
     command = line.command
     names = command.names()
     option = command.get(word)
@@ -107,14 +109,14 @@ def find(line: Line, word: str, ahead: str | None, rest: Sequence[str]) -> tuple
         line.notes.append(f"{word} is now called {option.name}; the old name goes with the next release")
         return option, False
     batch = line.value("--train.batch-size") or _value_in(rest, "batch-size") or str(DEFAULT_BATCH)
-    advice = answer(command.name, word, ahead, names, int(batch) if batch.isdecimal() else DEFAULT_BATCH)
+    advice = advice_on(command.name, word, ahead, names, int(batch) if batch.isdecimal() else DEFAULT_BATCH)
     if advice is not None:
         raise UserError(f"{command.name} has no option {word}: {advice}")
-    found = meant(word, names)
+    found = known_option(word, names)
     option = command.get(found) if found else None
     if option is not None:
         return option, False
-    candidates = several(word, names)
+    candidates = same_last_word(word, names)
     if candidates:
         raise UserError(f"{word} may be one of {', '.join(candidates)}; say which")
     near = nearest(word, names)
@@ -123,7 +125,7 @@ def find(line: Line, word: str, ahead: str | None, rest: Sequence[str]) -> tuple
 
 
 def _value_in(rest: Sequence[str], ending: str) -> str | None:
-    """The value of an option further behind on the line, whatever its spelling."""
+    """The value of an option later on the line, in any spelling; None if it is not there."""
     for place, token in enumerate(rest):
         word, equals, value = token.partition("=")
         if looks_like_option(token) and word.replace("_", "-").endswith(ending):
@@ -132,7 +134,8 @@ def _value_in(rest: Sequence[str], ending: str) -> str | None:
 
 
 def _take(line: Line, option: Option, negated: bool, value: str | None, rest: list[str]) -> None:
-    """Values of an option from the rest of the line."""
+    """Move the values of an option from the rest of the line to `line`. Raises UserError for a wrong number
+    of values, or a flag that is neither true nor false."""
     if option.kind is bool:
         if value is None and rest and rest[0].lower() in TRUE + FALSE:
             value = rest.pop(0)
@@ -155,18 +158,18 @@ def _take(line: Line, option: Option, negated: bool, value: str | None, rest: li
     if len(values) < wanted or not (many or len(values) == wanted):
         count = "a value" if wanted == 1 else f"{wanted} values"
         raise UserError(f"{option.name} requires {count}")
-    line.given.setdefault(option.name, []).extend(converted(option, one) for one in values)
+    line.given.setdefault(option.name, []).extend(converted(option, value) for value in values)
 
 
 def _is_text(line: Line, token: str) -> bool:
-    """A value that only begins like an option: one dash and a word that no option is called."""
+    """True for a value that begins like an option: one dash and a word that is no option's name."""
     word = token.partition("=")[0]
-    known = token.startswith("--") or line.command.get(f"-{word}") or meant(word, line.command.names())
+    known = token.startswith("--") or line.command.get(f"-{word}") or known_option(word, line.command.names())
     return not known
 
 
 def converted(option: Option, value: str) -> str:
-    """A value of an option, with a whole number written out and a home folder in place of `~`."""
+    """An option's value with a whole number written in digits, or `~` replaced by the home folder."""
     if option.kind is int:
         return whole_number(option.name, value)
     if option.kind is str and option.name != "--prompt":
@@ -175,7 +178,7 @@ def converted(option: Option, value: str) -> str:
 
 
 def whole_number(name: str, text: str) -> str:
-    """1e6 and 1_000 as digits. Raises UserError for 12.6."""
+    """A whole number, such as 1e6 or 1_000, in digits. Raises UserError for anything else, such as 12.6."""
     try:
         return str(int(text, 0) if text.lower().lstrip("+-").startswith(("0x", "0b", "0o")) else int(text))
     except ValueError:
@@ -190,7 +193,8 @@ def whole_number(name: str, text: str) -> str:
 
 
 def _place_positional(line: Line) -> None:
-    """What stands without a name: data of commands that read some, old spellings, or the command's own."""
+    """Assign values without an option's name: to the data of commands that read some, to options that earlier
+    versions took without a name, or to the command's own arguments. Raises UserError for superfluous ones."""
     command = line.command
     old = OLD_POSITIONAL.get(command.name)
     line.positional = [expand_home(value) for value in line.positional]
@@ -212,9 +216,9 @@ def _place_positional(line: Line) -> None:
             f"{command.name} {' '.join(values)} is now {command.name} "
             f"{' '.join(f'{old} {value}' for value in values)}; the old spelling goes with the next release"
         )
-    elif len(line.positional) > command.most_positional:
-        unexpected = line.positional[int(command.most_positional)]
-        takes = "one value without an option's name" if command.most_positional else "options only"
+    elif len(line.positional) > command.max_positional:
+        unexpected = line.positional[int(command.max_positional)]
+        takes = "one value without an option's name" if command.max_positional else "options only"
         raise UserError(f"unexpected {unexpected!r}; {command.name} takes {takes}")
 
 

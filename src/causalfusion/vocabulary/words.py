@@ -1,8 +1,8 @@
-"""What people type, and what it is called here.
+"""Words of earlier versions and of other tools for the options of this one.
 
-OLD: spellings of earlier versions. They work for one more release, with a note.
-MEANT: words of other tools; the first option in the list that the command has is taken.
-`answer`: words that have no counterpart, with what to do instead.
+OLD: spellings of earlier versions, which work for one more release, with a note.
+_ALIASES: words of other tools. The first option in the list that the command has is used.
+`advice_on`: words without a counterpart, with what to do instead.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 from causalfusion.config.recipes import SIZES
 
 OLD = {"--vae": "--autoencoder"}
-"""Options. Those of settings are in `causalfusion.config.earlier`."""
+"""Options by their earlier names. Those of settings are in `causalfusion.config.earlier`."""
 OLD_POSITIONAL = {"doctor": "--model", "plan": "--model", "estimate": "--config"}
-"""What stood without an option's name."""
+"""Options, by command, whose values earlier versions took without the option's name."""
 POSITIONAL = {
     "train": "--data.path",
     "encode": "--data.path",
     "tokenizer train": "--data.path",
     "sample": "--prompt",
 }
-"""The option that is meant by what stands without a name."""
+"""The option, by command, of values without an option's name."""
 MANY_PATHS = ("--data.path",)
-"""A single setting that takes several values on the command line: a pattern that the shell has expanded."""
+"""Settings with a single value that may be given several on the command line: a shell expands patterns."""
 
-_MEANT = {
+_ALIASES = {
     "--train.lr": "learning-rate",
     "--train.epochs": "epochs max-epochs num-epochs n-epochs num-train-epochs",
     "--train.weight-decay": "wd",
@@ -74,16 +74,17 @@ _MEANT = {
     "--features": "feature feature-extractor",
     "--config": "c recipe cfg-file config-file",
 }
-"""By the option's name: the words for it, without dashes."""
+"""Words of other tools, without dashes, by the option that they mean."""
 
 
 def words_of_options() -> dict[str, list[str]]:
-    """The words of other tools by the option that they mean, without dashes."""
-    return {name: words.split() for name, words in _MEANT.items()}
+    """Words of other tools, without dashes, by the option that they mean."""
+    return {name: words.split() for name, words in _ALIASES.items()}
 
 
-def meant(word: str, names: list[str]) -> str | None:
-    """The option of a command that a word of habit means. `names`: the options that the command has."""
+def known_option(word: str, names: list[str]) -> str | None:
+    """The option, one of a command's `names`, that a word of another tool means, or whose last part the word
+    is; None if there is none, or several have that last part."""
     bare = word.lstrip("-")
     fitting = (name for name, words in words_of_options().items() if name in names and bare in words)
     found = next(fitting, None)
@@ -93,8 +94,8 @@ def meant(word: str, names: list[str]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-def several(word: str, names: list[str]) -> list[str]:
-    """Settings of several tables that are called like this."""
+def same_last_word(word: str, names: list[str]) -> list[str]:
+    """The settings, in any table, whose name ends in this word."""
     return [name for name in names if name.rpartition(".")[2] == word.lstrip("-") and "." in name]
 
 
@@ -102,7 +103,7 @@ _STEPS = (
     "steps max-steps num-steps train-steps num-train-steps max-train-steps iterations iters max-iters "
     "num-iterations n-iters total-steps"
 )
-_GO_ON = (
+_RESUME = (
     "resume resume-from resume-from-checkpoint resume-path ckpt checkpoint ckpt-path checkpoint-path load "
     "continue auto-resume"
 )
@@ -110,8 +111,8 @@ _PRECISION = "fp16 bf16 amp half autocast"
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "gpus": "cuda", "no-cuda": "cpu", "gpu-id": "cuda:0"}
 
 
-def answer(command: str, word: str, value: str | None, names: list[str], batch_size: int) -> str | None:
-    """What to do instead, for a word that has no counterpart in this command."""
+def advice_on(command: str, word: str, value: str | None, names: list[str], batch_size: int) -> str | None:
+    """Advice for a word that has no counterpart among a command's options; None if there is none."""
     bare = word.lstrip("-")
     if command in ("train", "estimate") and bare in _STEPS.split():
         advice = "training length is given in images or epochs: --train.images N or --train.epochs N"
@@ -124,7 +125,7 @@ def answer(command: str, word: str, value: str | None, names: list[str], batch_s
             return f"a size is a recipe: --config {value}"
         which = value or "MODEL"
         return f"to begin with the weights of a model: --train.init {which}; sizes are recipes: --config S"
-    if command == "train" and bare in _GO_ON.split():
+    if command == "train" and bare in _RESUME.split():
         return "the same command goes on with its run; to begin with other weights: --train.init MODEL"
     if bare in _PRECISION.split():
         precision = next((name for name in ("--precision", "--train.precision") if name in names), None)
