@@ -71,7 +71,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path):
 
 def test_features_are_kept_of_some_images_statistics_of_all(digits, monkeypatch):
     monkeypatch.setattr(reference_module, "KEPT", 40)
-    made = reference_of(digits[:300], Counting())
+    made = reference_of(ArrayImages(digits[:300]), Counting())
     assert made.count == 300 and made.pool is not None and made.pool.shape == (40, 64)
     assert np.allclose(made.statistics.mean, digits[:300].reshape(300, -1).mean(0) / 255)
     assert made.facts()["kept"] == 40

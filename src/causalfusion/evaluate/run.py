@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from causalfusion.evaluate.features.open import Extractor, open_extractor
 from causalfusion.evaluate.features.reference import ReferenceFeatures, open_reference
 from causalfusion.evaluate.measures.figure import Figure, MeasureName, features_word
 from causalfusion.evaluate.measures.figures import Means, choose, figures_of
-from causalfusion.evaluate.presets import changes, load_evaluation
+from causalfusion.evaluate.presets import changes
 from causalfusion.evaluate.request import EvaluateRequest
 from causalfusion.evaluate.samples.collect import Collected, Work, collect
 from causalfusion.evaluate.samples.images import ImageSet
@@ -210,11 +210,3 @@ def _draw_grid(images: ImageSet, path: Path) -> None:
     pixels = np.concatenate(first)[:IN_GRID]
     picture = to_image_grid(to_float(pixels), 8, scale=max(1, 96 // pixels.shape[2]), interpolation="nearest")
     framed(picture, 8).save(path)
-
-
-def request_of_preset(name: str, request: EvaluateRequest) -> EvaluateRequest:
-    """A request with the preset's settings in place of its own."""
-    values = load_evaluation(name)
-    own = {key: value for key, value in values.items() if key in vars(request)}
-    sampling = {key: value for key, value in values.items() if key not in own}
-    return replace(request, preset=name, settings=replace(request.settings, **sampling), **own)

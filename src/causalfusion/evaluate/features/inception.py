@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from causalfusion.evaluate.features.extractor import (
     to_array,
 )
 from causalfusion.evaluate.features.inception_network import InceptionV3, preprocess
+from causalfusion.files import sha256_of
 from causalfusion.saved.folder import load_strictly
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
@@ -96,14 +96,9 @@ def find_weights(url: str = URL) -> Path:
                 f"inception's weights are not at {path} and cannot be downloaded ({reason}); fetch {url} "
                 "where there is a network and put it there, or give --features inception:FILE"
             ) from None
-    found = _sha256(path)
+    found = sha256_of(path)
     if not found.startswith(expected):
         raise UserError(
             f"{path} is damaged: its SHA-256 begins with {found[:8]}, expected {expected}; remove the file"
         )
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

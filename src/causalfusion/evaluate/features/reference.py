@@ -21,7 +21,7 @@ from causalfusion.evaluate.features.reference_file import ReferenceFile, read_re
 from causalfusion.evaluate.measures.figure import is_inception
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
 from causalfusion.evaluate.samples.collect import Collected, Work, collect
-from causalfusion.evaluate.samples.images import ArrayImages, ImageSet, Shape, SourceImages, drawn
+from causalfusion.evaluate.samples.images import ImageSet, Shape, SourceImages, drawn
 from causalfusion.evaluate.samples.open_images import open_images
 from causalfusion.files import cache_folder, hash_of
 
@@ -73,14 +73,11 @@ class ReferenceFeatures:
         }
 
 
-def reference_of(
-    images: np.ndarray | ImageSet, extractor: Extractor, batch_size: int = 64
-) -> ReferenceFeatures:
-    """Of images (N, H, W, C) uint8, or of a set, in this process and without a file."""
-    image_set = ArrayImages(images) if isinstance(images, np.ndarray) else images
-    collected = _collect(image_set, extractor, Work(batch_size=batch_size))
+def reference_of(images: ImageSet, extractor: Extractor, batch_size: int = 64) -> ReferenceFeatures:
+    """The features of a set of images, made in this process and kept in no file."""
+    collected = _collect(images, extractor, Work(batch_size=batch_size))
     assert collected is not None, "there is one process"
-    return _of(collected, image_set, extractor)
+    return _of(collected, images, extractor)
 
 
 def open_reference(

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.extractor import (
     Features,
+    Images,
     as_rgb,
     check_images,
     exact_inference,
@@ -31,13 +32,18 @@ from causalfusion.evaluate.features.extractor import (
     to_array,
 )
 
-Images = NDArray[np.uint8]
-"""(N, 32, 32, 3), RGB."""
-
-SPATIAL_MAPS = 4
-
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
+_SPATIAL_MAPS = 4
+
+
+class ResNetCifarOutput(NamedTuple):
+    pool: Tensor
+    """(B, 64)."""
+    spatial: Tensor
+    """(B, 256): the first 4 of the 64 maps that are averaged to the pool, (8, 8, 4) flattened."""
+    logits: Tensor
+    """(B, 10)."""
 
 
 class ResNetCifar(nn.Module):
@@ -57,23 +63,15 @@ class ResNetCifar(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD), persistent=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, 64) and logits (N, 10) of images (N, H, W, 3): uint8, or floats in 0..1."""
-        return self.read(self.maps(images))
-
-    def maps(self, images: Tensor) -> Tensor:
-        """(N, 64, H / 4, W / 4): the features at places of the images."""
-        pixels = images.to(self.pixel_mean.dtype)
-        if not images.is_floating_point():
-            pixels = pixels / 255
+    def forward(self, images: Tensor) -> ResNetCifarOutput:
+        """Features and logits of images (B, 32, 32, 3) uint8."""
+        pixels = images.to(self.pixel_mean.dtype) / 255
         hidden = ((pixels - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2)
         hidden = F.relu(self.bn1(self.conv1(hidden)))
-        return self.layer3(self.layer2(self.layer1(hidden)))
-
-    def read(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, 64) and logits (N, 10)."""
-        features = maps.mean(dim=(2, 3))
-        return features, self.linear(features)
+        maps = self.layer3(self.layer2(self.layer1(hidden)))
+        pool = maps.mean(dim=(2, 3))
+        spatial = maps[:, :_SPATIAL_MAPS].permute(0, 2, 3, 1).flatten(1)
+        return ResNetCifarOutput(pool, spatial, self.linear(pool))
 
 
 class _Block(nn.Module):
@@ -124,27 +122,6 @@ def jpeg_round_trip(images: Images) -> Images:
     return decoded
 
 
-@torch.inference_mode()
-def judge(images: Images, model: ResNetCifar, batch_size: int = 500) -> tuple[Tensor, Tensor]:
-    """Features (N, 64) and logits (N, 10) of any number of images, on the CPU in float32."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
-        raise UserError(
-            f"images are {images.dtype} {images.shape}; expected uint8 of shape (N, 32, 32, 3), N > 0"
-        )
-    device = model.pixel_mean.device
-    outputs = [model(batch.to(device)) for batch in torch.from_numpy(images).split(batch_size)]
-    features, logits = zip(*outputs, strict=True)
-    return torch.cat(features).cpu(), torch.cat(logits).cpu()
-
-
-def class_accuracy(images: Images, labels: NDArray[np.integer], model: ResNetCifar) -> float:
-    """Share of the images (N, 32, 32, 3), taken as given, that the judge reads as their label (N,)."""
-    if len(labels) != len(images):
-        raise UserError(f"{len(labels)} labels for {len(images)} images; expected one for each")
-    _, logits = judge(images, model)
-    return float((logits.argmax(dim=1).numpy() == np.asarray(labels)).mean())
-
-
 class ResNetCifarExtractor:
     """Pool (64), spatial (256) and logits (10) of a CIFAR ResNet, for 32x32 images. Spatial are the first 4
     of the 64 maps that are averaged to the pool, 8x8 each, as sFID takes the first 7 of Inception's.
@@ -173,7 +150,5 @@ class ResNetCifarExtractor:
         if self._jpeg:
             images = jpeg_round_trip(images)
         with exact_inference():
-            maps = self._model.maps(torch.from_numpy(images).to(self._model.pixel_mean.device))
-            features, logits = self._model.read(maps)
-            spatial = maps[:, :SPATIAL_MAPS].permute(0, 2, 3, 1).flatten(1)
-        return Features(to_array(features), to_array(spatial), to_array(logits))
+            output = self._model(torch.from_numpy(images).to(self._model.pixel_mean.device))
+        return Features(to_array(output.pool), to_array(output.spatial), to_array(output.logits))

@@ -10,7 +10,7 @@ proportion, and the biases of both are removed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from statistics import linear_regression
 from typing import Any
 
 import numpy as np
@@ -24,21 +24,6 @@ Side = NDArray[Any] | GaussianStatistics
 """(N, D), or the statistics of the distribution."""
 
 
-@dataclass(frozen=True)
-class Extrapolated:
-    value: float
-    """The intercept: the distance at 1 / N = 0. Can fall a little below 0 for equal distributions."""
-    standard_error: float
-    """Of the fit: what other random subsets of the same samples would change. Not what other samples would:
-    that is `frechet_interval`."""
-    slope: float
-    """Bias at N generated samples, times N."""
-    counts: tuple[int, ...]
-    """Of generated samples, the largest first."""
-    distances: tuple[float, ...]
-    """The mean distance of the subsets of each count."""
-
-
 def extrapolated_frechet_distance(
     real: ArrayLike | GaussianStatistics,
     fake: ArrayLike,
@@ -47,9 +32,26 @@ def extrapolated_frechet_distance(
     smallest: int | None = None,
     subsets: int = 4,
     seed: int = 0,
-) -> Extrapolated:
-    """FID at infinitely many samples (Chong and Forsyth, 1911.07023): a line through the distances of
-    subsets at `points` counts evenly spaced in 1 / N, from all N samples down to `smallest`.
+) -> float:
+    """FID at infinitely many samples (Chong and Forsyth, 1911.07023): where the line through the distances of
+    `distances_of_subsets` meets 1 / N = 0. Can fall a little below 0 for equal distributions."""
+    counts, distances = distances_of_subsets(
+        real, fake, points=points, smallest=smallest, subsets=subsets, seed=seed
+    )
+    return linear_regression([1 / count for count in counts], distances).intercept
+
+
+def distances_of_subsets(
+    real: ArrayLike | GaussianStatistics,
+    fake: ArrayLike,
+    *,
+    points: int,
+    smallest: int | None,
+    subsets: int,
+    seed: int,
+) -> tuple[list[int], list[float]]:
+    """Counts of generated samples, from all N down to `smallest` at `points` places evenly spaced in 1 / N,
+    and the mean Fréchet distance of random subsets of each count.
 
     The distance is linear in 1 / N only where N is well above D: `smallest` is by default N / 10, but at
     least 2 D, and at most N / 2. At each count up to `subsets` disjoint subsets are averaged, as many as
@@ -73,8 +75,7 @@ def extrapolated_frechet_distance(
         real_count = 0 if isinstance(x, GaussianStatistics) else round(len(x) * count / total)
         parts = zip(_parts(x, real_count, subsets, random), _parts(y, count, subsets, random), strict=False)
         distances.append(float(np.mean([frechet_distance_of(a, b) for a, b in parts])))
-    value, slope, error = _line(1 / np.array(counts), np.array(distances))
-    return Extrapolated(value, error, slope, tuple(counts), tuple(distances))
+    return counts, distances
 
 
 def debiased_frechet_distance(
@@ -119,13 +120,3 @@ def _parts(side: Side, count: int, most: int, random: np.random.Generator) -> It
     order = random.permutation(len(side))
     for part in range(min(most, len(side) // count)):
         yield GaussianStatistics.of(side[order[part * count : (part + 1) * count]])
-
-
-def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Intercept and slope of the least-squares line, and the standard error of the intercept."""
-    deviation = x - x.mean()
-    squares = (deviation**2).sum()
-    slope = (deviation * y).sum() / squares
-    intercept = y.mean() - slope * x.mean()
-    variance = ((y - intercept - slope * x) ** 2).sum() / (len(x) - 2)
-    return float(intercept), float(slope), float(np.sqrt(variance * (1 / len(x) + x.mean() ** 2 / squares)))

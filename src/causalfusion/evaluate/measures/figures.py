@@ -27,8 +27,7 @@ from causalfusion.evaluate.measures.gaussian import GaussianStatistics
 from causalfusion.evaluate.measures.inception_score import inception_score, probabilities_of
 from causalfusion.evaluate.measures.kernel_distance import kernel_distance
 from causalfusion.evaluate.measures.manifold import density_coverage, precision_recall
-from causalfusion.evaluate.samples.collect import Collected, Work, collect
-from causalfusion.evaluate.samples.images import ArrayImages
+from causalfusion.evaluate.samples.collect import Collected
 
 SPLITS = 10
 """Of the Inception score, as everywhere."""
@@ -49,32 +48,6 @@ class Part:
     high: float | None = None
     standard_error: float | None = None
     warning: str = ""
-
-
-def measure(
-    images: np.ndarray,
-    labels: np.ndarray | None,
-    extractor: Extractor,
-    reference: ReferenceFeatures | None = None,
-    measures: Sequence[MeasureName] | None = None,
-    *,
-    batch_size: int = 64,
-) -> dict[str, Figure]:
-    """Figures by name of images (N, H, W, C) uint8, with labels (N,) or without, in this process. `measures`:
-    default all that are possible; one that is asked for and impossible is refused."""
-    samples = collect(ArrayImages(images, labels), extractor, Work(batch_size=batch_size))
-    assert samples is not None, "there is one process"
-    logits = 0 if samples.logits is None else samples.logits.shape[1]
-    highest = 0 if labels is None else int(np.max(labels)) + 1
-    means = Means(
-        features=extractor.name, count=len(images), spatial=samples.spatial is not None, num_logits=logits,
-        labels=labels is not None, num_classes=highest if highest > logits else 0, reference=reference,
-    )  # fmt: skip
-    chosen, left_out = choose(measures, means)
-    if measures is not None and left_out:
-        name, reason = next(iter(left_out.items()))
-        raise UserError(f"{name} cannot be measured: {reason}")
-    return figures_of(samples, extractor, reference, chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +162,7 @@ def _spatial_frechet(samples: Collected, reference: ReferenceFeatures | None) ->
 
 def _frechet_infinity(samples: Collected, reference: ReferenceFeatures | None) -> list[Part]:
     assert reference is not None, "an obstacle otherwise"
-    value = extrapolated_frechet_distance(reference.statistics, samples.pool).value
+    value = extrapolated_frechet_distance(reference.statistics, samples.pool)
     interval = frechet_interval(reference.statistics, samples.pool)
     count, dim = samples.pool.shape
     few = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
 from causalfusion.config import SampleConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.evaluate.samples.sample_set import SampleSet, missing, open_for_writing, write_part
-from causalfusion.files import hash_of
+from causalfusion.files import hash_of, sha256_of
 from causalfusion.generate.output import describe, uses_classes, warn_of_untrained_null
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
@@ -134,7 +133,7 @@ def identity_of(
     if pipeline.codec.autoencoder is not None:
         parts.append(pipeline.codec.autoencoder_fingerprint)
     return {
-        "checkpoint_sha256": file_hash(model_folder / _WEIGHTS[weights]),
+        "checkpoint_sha256": sha256_of(model_folder / _WEIGHTS[weights]),
         "config_hash": hash_of([json.dumps(parts, sort_keys=True)]),
         "weights": weights,
         "precision": str(pipeline.autocast_dtype).removeprefix("torch."),
@@ -159,9 +158,3 @@ def _told(values: Sequence[str], what: str) -> str:
     if len(values) <= SHOWN:
         return ", ".join(values)
     return f"{len(values)} {what}, hash {hash_of(values)}"
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256, as `sha256sum` prints it."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -29,7 +29,6 @@ from causalfusion.files import hash_of, holds_anything, write_whole
 
 FORMAT = "causalfusion-samples-1"
 SETTINGS = "settings.json"
-_PART = re.compile(r"part-(\d+)-(\d+)\.npz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +87,10 @@ class SampleSet:
         segments = []
         for start, stop, path in parts_of(self.folder):
             if done < min(stop, len(self)):
-                segments.append((start, range(done, min(stop, len(self))), path))
+                segments.append((start, stop, range(done, min(stop, len(self))), path))
                 done = min(stop, len(self))
-        for start, wanted, path in segments[rank::world_size]:
-            part = read_part(path, self.shape)
+        for start, stop, wanted, path in segments[rank::world_size]:
+            part = read_part(path, start, stop, self.shape)
             for first in range(wanted.start, wanted.stop, batch_size):
                 indices = np.arange(first, min(first + batch_size, wanted.stop))
                 labels = None if part.labels is None else part.labels[indices - start]
@@ -153,9 +152,18 @@ def is_sample_set(settings: object) -> bool:
 
 def parts_of(folder: Path) -> list[tuple[int, int, Path]]:
     """(start, stop, file) of every part, in order."""
-    matches = [(_PART.fullmatch(path.name), path) for path in folder.iterdir()]
-    parts = sorted((int(match[1]), int(match[2]), path) for match, path in matches if match)
+    parts = sorted((*bounds, path) for path in folder.iterdir() if (bounds := _bounds(path)))
     return [part for part in parts if part[0] < part[1]]
+
+
+def _part_path(folder: Path, indices: range) -> Path:
+    return folder / f"part-{indices.start:07d}-{indices.stop:07d}.npz"
+
+
+def _bounds(path: Path) -> tuple[int, int] | None:
+    """The first index of a part and the one after its last, by its file name; None for another file."""
+    match = re.fullmatch(r"part-(\d+)-(\d+)\.npz", path.name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def missing(folder: Path, count: int) -> list[range]:
@@ -177,13 +185,11 @@ def write_part(
     arrays = {"images": pixels, "seconds": np.array(seconds)}
     if labels is not None:
         arrays["labels"] = np.asarray(labels, np.int64)
-    path = folder / f"part-{indices.start:07d}-{indices.stop:07d}.npz"
-    write_whole(path, lambda stream: np.savez(stream, allow_pickle=False, **arrays))
+    write_whole(_part_path(folder, indices), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
 
 
-def read_part(path: Path, shape: Shape) -> ImageBatch:
-    """A part's images, its own places as indices."""
-    start, stop = (int(number) for number in path.stem.split("-")[1:])
+def read_part(path: Path, start: int, stop: int, shape: Shape) -> ImageBatch:
+    """Images start..stop-1, which a part holds. Raises UserError where it is damaged."""
     try:
         file = NpzFile(path)
         wrong = [name for name in ("images", "seconds") if name not in file]
