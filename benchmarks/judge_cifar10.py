@@ -14,15 +14,15 @@ import numpy as np
 
 from causalfusion.config import DataConfig
 from causalfusion.data import open_source
+from causalfusion.evaluate.features.extract import ExtractedFeatures, ExtractionSettings, extract_features
 from causalfusion.evaluate.features.resnet_cifar import ResNetCifarExtractor
-from causalfusion.evaluate.measures.frechet import frechet_distance_of
-from causalfusion.evaluate.samples.collect import Collected, Work, collect
+from causalfusion.evaluate.measures.frechet import gaussian_frechet_distance
 from causalfusion.evaluate.samples.images import ArrayImages
 
 
-def judged(images: np.ndarray, extractor: ResNetCifarExtractor) -> tuple[Collected, np.ndarray]:
+def judged(images: np.ndarray, extractor: ResNetCifarExtractor) -> tuple[ExtractedFeatures, np.ndarray]:
     """Features of images (N, 32, 32, 3), and the class (N,) that each is read as."""
-    found = collect(ArrayImages(images), extractor, Work(batch_size=500))
+    found = extract_features(ArrayImages(images), extractor, ExtractionSettings(batch_size=500))
     assert found is not None and found.logits is not None, "one process, a classifier"
     return found, found.logits.argmax(1)
 
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--real", default="", help="shards of the test images, for their figures")
     arguments = parser.parse_args()
     of_real, of_samples = (ResNetCifarExtractor(arguments.judge, jpeg=jpeg) for jpeg in (False, True))
-    real: Collected | None = None
+    real: ExtractedFeatures | None = None
     if arguments.real:
         source = open_source(DataConfig(source="webdataset", path=arguments.real))
         examples = [source.read(index) for index in range(len(source))]
@@ -48,7 +48,7 @@ def main() -> int:
         samples, read = judged(images, of_samples)
         line = f"{path}: {len(images)} samples, class accuracy {(read == labels).mean():.1%}"
         if real is not None:
-            distance = frechet_distance_of(samples.statistics, real.statistics)
+            distance = gaussian_frechet_distance(samples.statistics, real.statistics)
             line += (
                 f", Fréchet distance to the test images {distance:.2f} ({arguments.judge.stem}'s 64 features)"
             )

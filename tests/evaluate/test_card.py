@@ -10,14 +10,14 @@ import pytest
 
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import Card, load_card
+from causalfusion.evaluate.features.extract import ExtractionSettings, extract_features
 from causalfusion.evaluate.features.extractor import Features
-from causalfusion.evaluate.features.reference import ReferenceFeatures
-from causalfusion.evaluate.features.reference import reference_of as reference_of_set
-from causalfusion.evaluate.measures.figure import Figure, MeasureName, count_word, features_word, number
-from causalfusion.evaluate.measures.figures import Means, choose, figures_of
+from causalfusion.evaluate.figures import AvailableInputs, choose_measures, compute_figures
+from causalfusion.evaluate.measures.figure import Figure, MeasureName, count_word, features_word, format_value
 from causalfusion.evaluate.measures.frechet import frechet_distance
 from causalfusion.evaluate.presets import changes, evaluation_names, load_evaluation
-from causalfusion.evaluate.samples.collect import Work, collect
+from causalfusion.evaluate.references.reference import ReferenceFeatures
+from causalfusion.evaluate.references.reference import reference_of as reference_of_set
 from causalfusion.evaluate.samples.images import ArrayImages
 
 
@@ -51,17 +51,17 @@ def measure(
     """Figures of images (N, H, W, C) in the features of `Classifier`, as an evaluation makes them; a measure
     that is asked for and impossible is refused."""
     extractor = Classifier()
-    samples = collect(ArrayImages(images, labels), extractor, Work())
+    samples = extract_features(ArrayImages(images, labels), extractor, ExtractionSettings())
     assert samples is not None and samples.logits is not None
     highest = 0 if labels is None else int(np.max(labels)) + 1
-    means = Means(
+    available = AvailableInputs(
         features=extractor.name, count=len(images), spatial=True, num_logits=10, labels=labels is not None,
         num_classes=highest if highest > 10 else 0, reference=reference,
     )  # fmt: skip
-    chosen, left_out = choose(measures, means)
-    if measures is not None and left_out:
-        raise UserError(next(iter(left_out.values())))
-    return figures_of(samples, extractor, reference, chosen)
+    chosen = choose_measures(measures, available)
+    if measures is not None and chosen.impossible:
+        raise UserError(next(iter(chosen.impossible.values())))
+    return compute_figures(samples, extractor, reference, chosen.possible)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,12 @@ def test_customary_names():
     assert [figure(name).name for name in names] == [
         "fid_50k", "sfid_50k", "is_50k", "kid_50k", "precision_50k", "coverage_50k",
     ]  # fmt: skip
-    assert [number(v) for v in (13.7812, 0.0, 1e-5, 123456.0)] == ["13.78", "0", "1.000e-05", "1.235e+05"]
+    assert [format_value(v) for v in (13.7812, 0.0, 1e-5, 123456.0)] == [
+        "13.78",
+        "0",
+        "1.000e-05",
+        "1.235e+05",
+    ]
     with pytest.raises(UserError, match="fid_50k is nan"):
         Figure(
             quantity="frechet",

@@ -14,7 +14,7 @@ from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config.serialize import read_record, to_dict
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
-from causalfusion.evaluate.measures.quality import Judge, generate_batch, measure_quality, open_judge
+from causalfusion.evaluate.quality import Judge, generate_batch, measure_quality, open_judge
 from causalfusion.evaluate.samples.open_images import data_config
 from causalfusion.files import hash_of, in_use, sha256_of, write_whole
 from causalfusion.generate.output import check_prompts, uses_classes

@@ -20,7 +20,7 @@ from causalfusion.evaluate.features.extractor import (
     fingerprint_of,
     to_array,
 )
-from causalfusion.evaluate.features.inception_network import InceptionV3, preprocess
+from causalfusion.evaluate.features.inception_network import InceptionNetwork, preprocess
 from causalfusion.files import sha256_of
 from causalfusion.saved.folder import load_strictly
 
@@ -38,7 +38,7 @@ class InceptionExtractor:
     image_size = None
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        model = load_inception(path)
+        model = load_inception_network(path)
         weights = {key: value for key, value in model.state_dict().items() if not key.endswith(_COUNTER)}
         self.fingerprint = fingerprint_of(PREPROCESSING, weights)
         self._device = torch.device(device)
@@ -52,11 +52,11 @@ class InceptionExtractor:
         return Features(to_array(output.pool), to_array(output.spatial), to_array(output.logits))
 
 
-def load_inception(path: Path) -> InceptionV3:
+def load_inception_network(path: Path) -> InceptionNetwork:
     """The network in evaluation mode, from a state dict in a .pth or .safetensors file."""
     weights = {key: value.float() for key, value in _read(path).items()}
     with torch.device("meta"):  # nothing is drawn only to be overwritten
-        model = InceptionV3()
+        model = InceptionNetwork()
     counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith(_COUNTER)}
     try:
         load_strictly(model, {**counters, **weights}, f"inception weights {path}", assign=True)
@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def find_weights(url: str = URL) -> Path:
+def find_inception_weights(url: str = URL) -> Path:
     """The release's file in torch.hub's cache, downloaded if it is not there; its hash is checked."""
     name = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name

@@ -46,13 +46,13 @@ def open_extractor(name: str, device: str = "cpu") -> Extractor:
 
 
 def _open_pixels(side: str, device: str) -> Extractor:
-    from causalfusion.evaluate.features.pixels import PixelExtractor
+    from causalfusion.evaluate.features.pixels import PixelsExtractor
 
     if not side:
-        return PixelExtractor()
+        return PixelsExtractor()
     if not side.isdecimal() or int(side) < 1:
         raise UserError(f"features are 'pixels:{side}'; expected the side of the small images: pixels:8")
-    return PixelExtractor(int(side))
+    return PixelsExtractor(int(side))
 
 
 def _open_digits(value: str, device: str) -> Extractor:
@@ -73,9 +73,9 @@ def _open_resnet_cifar(path: str, device: str, *, jpeg: bool = False) -> Extract
 
 
 def _open_inception(path: str, device: str) -> Extractor:
-    from causalfusion.evaluate.features.inception import InceptionExtractor, find_weights
+    from causalfusion.evaluate.features.inception import InceptionExtractor, find_inception_weights
 
-    return InceptionExtractor(Path(path) if path else find_weights(), device)
+    return InceptionExtractor(Path(path) if path else find_inception_weights(), device)
 
 
 def _open_transformers(model: str, device: str) -> Extractor:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.measures.frechet import frechet_distance_of
+from causalfusion.evaluate.measures.frechet import gaussian_frechet_distance
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics, check_same_dim, feature_array
 
-Side = NDArray[Any] | GaussianStatistics
+FeatureSet = NDArray[Any] | GaussianStatistics
 """(N, D), or the statistics of the distribution."""
 
 
@@ -57,7 +57,7 @@ def distances_of_subsets(
     least 2 D, and at most N / 2. At each count up to `subsets` disjoint subsets are averaged, as many as
     there are; the paper takes one. It takes up to points x subsets distances.
     """
-    x, y = real_and_fake(real, fake)
+    x, y = checked_sets(real, fake)
     total, dim = y.shape
     if points < 3 or subsets < 1:
         raise UserError(f"points is {points} and subsets {subsets}; expected at least 3 points of 1 subset")
@@ -73,8 +73,12 @@ def distances_of_subsets(
     distances = []
     for count in counts:
         real_count = 0 if isinstance(x, GaussianStatistics) else round(len(x) * count / total)
-        parts = zip(_parts(x, real_count, subsets, random), _parts(y, count, subsets, random), strict=False)
-        distances.append(float(np.mean([frechet_distance_of(a, b) for a, b in parts])))
+        parts = zip(
+            _random_subsets(x, real_count, subsets, random),
+            _random_subsets(y, count, subsets, random),
+            strict=False,
+        )
+        distances.append(float(np.mean([gaussian_frechet_distance(a, b) for a, b in parts])))
     return counts, distances
 
 
@@ -85,7 +89,7 @@ def debiased_frechet_distance(
     order 1 / N cancels, and so does to first order the randomness of the halves, each with its complement.
     Its error is smaller than that of the extrapolation. It takes 1 + 2 x halvings distances.
     Can fall below 0."""
-    x, y = real_and_fake(real, fake)
+    x, y = checked_sets(real, fake)
     if halvings < 1:
         raise UserError(f"halvings is {halvings}; expected at least 1")
     if len(y) < 4 or (not isinstance(x, GaussianStatistics) and len(x) < 4):
@@ -94,12 +98,14 @@ def debiased_frechet_distance(
     halves = []
     for _ in range(halvings):
         real_half = 0 if isinstance(x, GaussianStatistics) else len(x) // 2
-        parts = zip(_parts(x, real_half, 2, random), _parts(y, len(y) // 2, 2, random), strict=False)
-        halves += [frechet_distance_of(a, b) for a, b in parts]
-    return 2 * frechet_distance_of(statistics_of(x), GaussianStatistics.of(y)) - float(np.mean(halves))
+        parts = zip(
+            _random_subsets(x, real_half, 2, random), _random_subsets(y, len(y) // 2, 2, random), strict=False
+        )
+        halves += [gaussian_frechet_distance(a, b) for a, b in parts]
+    return 2 * gaussian_frechet_distance(statistics_of(x), GaussianStatistics.of(y)) - float(np.mean(halves))
 
 
-def real_and_fake(real: ArrayLike | GaussianStatistics, fake: ArrayLike) -> tuple[Side, NDArray[Any]]:
+def checked_sets(real: ArrayLike | GaussianStatistics, fake: ArrayLike) -> tuple[FeatureSet, NDArray[Any]]:
     """Both sets, checked."""
     names = ("real features", "generated features")
     x = real if isinstance(real, GaussianStatistics) else feature_array(real, names[0], at_least=2)
@@ -108,15 +114,17 @@ def real_and_fake(real: ArrayLike | GaussianStatistics, fake: ArrayLike) -> tupl
     return x, y
 
 
-def statistics_of(side: Side) -> GaussianStatistics:
-    return side if isinstance(side, GaussianStatistics) else GaussianStatistics.of(side)
+def statistics_of(features: FeatureSet) -> GaussianStatistics:
+    return features if isinstance(features, GaussianStatistics) else GaussianStatistics.of(features)
 
 
-def _parts(side: Side, count: int, most: int, random: np.random.Generator) -> Iterator[GaussianStatistics]:
+def _random_subsets(
+    features: FeatureSet, count: int, most: int, random: np.random.Generator
+) -> Iterator[GaussianStatistics]:
     """Of up to `most` disjoint random subsets of `count` samples; or the distribution, as often as asked."""
-    if isinstance(side, GaussianStatistics):
-        yield from [side] * most
+    if isinstance(features, GaussianStatistics):
+        yield from [features] * most
         return
-    order = random.permutation(len(side))
-    for part in range(min(most, len(side) // count)):
-        yield GaussianStatistics.of(side[order[part * count : (part + 1) * count]])
+    order = random.permutation(len(features))
+    for part in range(min(most, len(features) // count)):
+        yield GaussianStatistics.of(features[order[part * count : (part + 1) * count]])

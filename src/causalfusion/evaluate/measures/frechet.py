@@ -23,10 +23,10 @@ _ROWS = 8192
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
     """Of features (N, D) and (M, D), N and M at least 2, in float64; 0 for equal sets."""
     a, b = feature_pair(features_a, features_b, ("features a", "features b"))
-    return frechet_distance_of(GaussianStatistics.of(a), GaussianStatistics.of(b))
+    return gaussian_frechet_distance(GaussianStatistics.of(a), GaussianStatistics.of(b))
 
 
-def frechet_distance_of(a: GaussianStatistics, b: GaussianStatistics) -> float:
+def gaussian_frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """|m_a - m_b|² + tr(A + B - 2 (AB)^½) of two sets that are known by their statistics, each of at least 2
     samples.
 
@@ -42,7 +42,7 @@ def frechet_distance_of(a: GaussianStatistics, b: GaussianStatistics) -> float:
     return max(float(distance), 0.0)
 
 
-def check_enough(count: int, dim: int, what: str) -> str | None:
+def few_samples_warning(count: int, dim: int, what: str) -> str | None:
     """A one-line warning where `count` samples give a distorted Fréchet distance of D = `dim` features, None
     where they do not. Raises UserError below two samples."""
     if count < 2:

@@ -59,7 +59,7 @@ class SampleSet:
         self.class_names: list[str] = list(self.settings["class_names"])
         height, width, channels = self.settings["image_shape"]
         self.shape: Shape = (height, width, channels)
-        whole = missing(folder, _last_stop(folder) + 1)
+        whole = missing_ranges(folder, _last_stop(folder) + 1)
         available = whole[0].start
         if count is not None and available < count:
             raise UserError(
@@ -108,7 +108,7 @@ def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, An
     path = folder / SETTINGS
     if path.exists():
         settings = read_settings(folder)
-        check_same(settings["identity"], identity, folder)
+        check_same_identity(settings["identity"], identity, folder)
         if settings["images"] >= count:
             return
     elif holds_anything(folder):
@@ -118,7 +118,7 @@ def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, An
     write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
-def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+def check_same_identity(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     """Raises UserError that names the first difference between what is there and what is asked for."""
     before, after = flat(old), flat(json.loads(json.dumps(new)))
     for name in [*after, *before]:
@@ -166,7 +166,7 @@ def _bounds(path: Path) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def missing(folder: Path, count: int) -> list[range]:
+def missing_ranges(folder: Path, count: int) -> list[range]:
     """The image indices below `count` that no part holds, as ranges."""
     gaps, done = [], 0
     for start, stop, _ in parts_of(folder) if folder.is_dir() else []:

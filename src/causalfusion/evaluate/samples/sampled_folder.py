@@ -19,7 +19,7 @@ from causalfusion.generate.store import TAG
 
 
 @dataclass(frozen=True)
-class _Sampled:
+class _SampledSettings:
     """What is needed of the settings."""
 
     first: int
@@ -37,9 +37,11 @@ class SampledFolder:
     has_captions = False
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        names = _Sampled.__dataclass_fields__
+        names = _SampledSettings.__dataclass_fields__
         try:
-            told = from_dict(_Sampled, {key: value for key, value in settings.items() if key in names})
+            told = from_dict(
+                _SampledSettings, {key: value for key, value in settings.items() if key in names}
+            )
         except UserError as error:
             raise UserError(f"{folder / SETTINGS['sample']}: {error}; it is damaged") from None
         self.name, self._folder, self._told = str(folder), folder, told

@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.resnet_cifar import (
-    ResNetCifar,
     ResNetCifarExtractor,
     jpeg_round_trip,
-    load_resnet_cifar,
+    load_resnet_cifar_network,
 )
+from causalfusion.evaluate.features.resnet_cifar_network import ResNetCifarNetwork
 from causalfusion.evaluate.measures.frechet import frechet_distance
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared"
 JUDGES = SHARED / "eval"
 SHARD = SHARED / "data" / "cifar10" / "cifar10-test-000000.tar.gz"
 needs_judges = pytest.mark.skipif(
@@ -49,7 +49,7 @@ def first_images() -> tuple[np.ndarray, np.ndarray]:
 def test_recorded_logits_features_and_accuracy(name: str) -> None:
     report = json.loads((JUDGES / "report.json").read_text())[name]
     file = JUDGES / f"{name}_cifar10.safetensors"
-    model, extractor = load_resnet_cifar(file), ResNetCifarExtractor(file)
+    model, extractor = load_resnet_cifar_network(file), ResNetCifarExtractor(file)
     assert sum(p.numel() for p in model.parameters()) == report["params"]
     images, labels = first_images()
     assert labels[:3].tolist() == report["labels_first3"]
@@ -94,16 +94,16 @@ def test_a_plain_colour_survives_jpeg_in_shape_type_and_value() -> None:
 
 def test_files_and_arrays_that_are_not_right_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        load_resnet_cifar(tmp_path / "absent.safetensors")
+        load_resnet_cifar_network(tmp_path / "absent.safetensors")
     (tmp_path / "text.safetensors").write_text("not weights")
     with pytest.raises(UserError, match="cannot be read"):
-        load_resnet_cifar(tmp_path / "text.safetensors")
-    weights = ResNetCifar(3).state_dict()
+        load_resnet_cifar_network(tmp_path / "text.safetensors")
+    weights = ResNetCifarNetwork(3).state_dict()
     del weights["layer2.1.bn2.bias"]
     save_file(weights, tmp_path / "partial.safetensors")
     with pytest.raises(UserError, match=r"layer2\.1\.bn2\.bias"):
-        load_resnet_cifar(tmp_path / "partial.safetensors")
-    save_file(ResNetCifar(1).state_dict(), tmp_path / "whole.safetensors")
+        load_resnet_cifar_network(tmp_path / "partial.safetensors")
+    save_file(ResNetCifarNetwork(1).state_dict(), tmp_path / "whole.safetensors")
     extractor = ResNetCifarExtractor(tmp_path / "whole.safetensors")
     with pytest.raises(UserError, match="expected uint8"):
         extractor(np.zeros((32, 32, 3), dtype=np.uint8))

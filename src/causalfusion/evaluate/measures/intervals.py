@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from causalfusion.errors import UserError
 from causalfusion.evaluate.measures.extrapolation import (
+    checked_sets,
     debiased_frechet_distance,
-    real_and_fake,
     statistics_of,
 )
 from causalfusion.evaluate.measures.frechet import frechet_influence
@@ -75,7 +75,7 @@ def frechet_interval(
     from N = D down the bias is no longer of order 1 / N and it falls (to 50 % at N = D / 2).
     """
     _check(resamples, level)
-    x, y = real_and_fake(real, fake)
+    x, y = checked_sets(real, fake)
     corrected = debiased_frechet_distance(x, y, halvings=halvings, seed=seed)
     of_real, of_fake = statistics_of(x), GaussianStatistics.of(y)
     random = np.random.default_rng([seed, 1])

@@ -18,7 +18,8 @@ from causalfusion.errors import UserError
 from causalfusion.evaluate.features.digits import HOLDOUT
 from causalfusion.evaluate.features.extractor import Extractor
 from causalfusion.evaluate.features.open import open_extractor
-from causalfusion.evaluate.features.resnet_cifar import ResNetCifar, jpeg_round_trip, load_resnet_cifar
+from causalfusion.evaluate.features.resnet_cifar import jpeg_round_trip, load_resnet_cifar_network
+from causalfusion.evaluate.features.resnet_cifar_network import ResNetCifarNetwork
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:
@@ -113,10 +114,10 @@ def test_the_digits_classifier_knows_digits_that_it_has_not_seen():
 def test_a_cifar_resnet_with_jpeg_and_without(tmp_path):
     torch.manual_seed(0)
     file = tmp_path / "judge.safetensors"
-    save_file(ResNetCifar(1).state_dict(), file)
+    save_file(ResNetCifarNetwork(1).state_dict(), file)
     plain, jpeg = (open_extractor(f"{kind}:{file}") for kind in ("resnet-cifar", "resnet-cifar-jpeg"))
     batch = images(3, 32, 32, 3)
-    model = load_resnet_cifar(file)
+    model = load_resnet_cifar_network(file)
     with torch.inference_mode():
         direct, after_jpeg = (model(torch.from_numpy(each)) for each in (batch, jpeg_round_trip(batch)))
     found = plain(batch)
