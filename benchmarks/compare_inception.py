@@ -5,7 +5,8 @@ fetches it into a folder that is removed at the end, without what it depends on;
 networks get the same random weights, with random statistics of batch normalization, and the same images of
 several sizes; then resizing, pooled and spatial features and logits are compared in float32, and those of
 images that need no resizing in float64 too. The exit code is 1 where they differ by more than rounding. At
-the end come the numbers that tests/evaluate/test_inception.py holds, by the other implementation in float64.
+the end come the numbers that tests/evaluate/features/test_inception.py holds, by the other implementation in
+float64.
 
 Shape letters: B images, C channels, H and W pixels.
 """
@@ -27,7 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causalfusion.evaluate.features.inception_network import InceptionV3, preprocess, resize_bilinear_legacy
+from causalfusion.evaluate.features.inception_network import (
+    InceptionNetwork,
+    preprocess,
+    resize_bilinear_legacy,
+)
 
 PACKAGE = "torch-fidelity==0.4.0"
 SIZES = ((299, 299), (32, 32), (256, 256), (71, 400))
@@ -85,7 +90,7 @@ def other_network(folder: Path) -> tuple[torch.nn.Module, Callable[..., Tensor]]
     extractor = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     resizing = importlib.import_module("torch_fidelity.interpolate_compat_tensorflow")
     initial = folder / "initial.pth"
-    torch.save(InceptionV3().state_dict(), initial)  # its constructor asks for some, with the same names
+    torch.save(InceptionNetwork().state_dict(), initial)  # its constructor asks for some, with the same names
     names = ["2048", "logits_unbiased", "logits"]
     network = extractor.FeatureExtractorInceptionV3(
         "inception", names, feature_extractor_weights_path=str(initial)
@@ -109,7 +114,7 @@ def outputs_of_other(network: Any, images: Tensor, dtype: torch.dtype) -> dict[s
 
 
 @torch.no_grad()
-def outputs_of_ours(network: InceptionV3, images: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def outputs_of_ours(network: InceptionNetwork, images: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     output = network.to(dtype)(preprocess(images).to(dtype))
     biased = output.logits + network.fc.bias
     return {
@@ -122,7 +127,7 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())
 
 
-def compare(ours: InceptionV3, other: Any, other_resize: Callable[..., Tensor], seed: int) -> float:
+def compare(ours: InceptionNetwork, other: Any, other_resize: Callable[..., Tensor], seed: int) -> float:
     """Print a line for each size and precision; the largest share of its limit that a difference reaches."""
     worst = 0.0
     for height, width in SIZES:
@@ -143,7 +148,7 @@ def compare(ours: InceptionV3, other: Any, other_resize: Callable[..., Tensor], 
     return worst
 
 
-def print_golden(ours: InceptionV3, other: Any) -> None:
+def print_golden(ours: InceptionNetwork, other: Any) -> None:
     shapes = {key: tuple(value.shape) for key, value in ours.state_dict().items()}
     names = sorted(key for key in shapes if not key.endswith("num_batches_tracked"))
     print(f"parameters: {sum(p.numel() for p in other.parameters())}")
@@ -165,7 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare_inception", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2, help="of random weights and images")
     arguments = parser.parse_args()
-    ours = InceptionV3().eval()
+    ours = InceptionNetwork().eval()
     with tempfile.TemporaryDirectory() as folder:
         other, other_resize = other_network(Path(folder))
         shapes = {key: tuple(value.shape) for key, value in other.state_dict().items()}

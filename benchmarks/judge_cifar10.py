@@ -14,8 +14,17 @@ import numpy as np
 
 from causalfusion.config import DataConfig
 from causalfusion.data import open_source
-from causalfusion.evaluate.features.resnet_cifar import jpeg_round_trip, judge, load_resnet_cifar
-from causalfusion.evaluate.measures.frechet import frechet_distance
+from causalfusion.evaluate.features.extract import ExtractedFeatures, ExtractionSettings, extract_features
+from causalfusion.evaluate.features.resnet_cifar import ResNetCifarExtractor
+from causalfusion.evaluate.measures.frechet import gaussian_frechet_distance
+from causalfusion.evaluate.samples.images import ArrayImages
+
+
+def judged(images: np.ndarray, extractor: ResNetCifarExtractor) -> tuple[ExtractedFeatures, np.ndarray]:
+    """Features of images (N, 32, 32, 3), and the class (N,) that each is read as."""
+    found = extract_features(ArrayImages(images), extractor, ExtractionSettings(batch_size=500))
+    assert found is not None and found.logits is not None, "one process, a classifier"
+    return found, found.logits.argmax(1)
 
 
 def main() -> int:
@@ -24,24 +33,22 @@ def main() -> int:
     parser.add_argument("--judge", type=Path, required=True, help="resnet20 or resnet56 weights")
     parser.add_argument("--real", default="", help="shards of the test images, for their figures")
     arguments = parser.parse_args()
-    model = load_resnet_cifar(arguments.judge)
-    real_features = None
+    of_real, of_samples = (ResNetCifarExtractor(arguments.judge, jpeg=jpeg) for jpeg in (False, True))
+    real: ExtractedFeatures | None = None
     if arguments.real:
         source = open_source(DataConfig(source="webdataset", path=arguments.real))
         examples = [source.read(index) for index in range(len(source))]
         images = np.stack([example.image for example in examples])
         labels = np.array([example.label for example in examples])
-        real_features, logits = judge(images, model)
-        accuracy = float((logits.argmax(1).numpy() == labels).mean())
-        print(f"{len(images)} real test images: class accuracy {accuracy:.1%}")
+        real, read = judged(images, of_real)
+        print(f"{len(images)} real test images: class accuracy {(read == labels).mean():.1%}")
     for path in arguments.samples:
         with np.load(path) as arrays:
             images, labels = arrays["arr_0"], arrays["arr_1"]
-        features, logits = judge(jpeg_round_trip(images), model)
-        read = logits.argmax(1).numpy()
+        samples, read = judged(images, of_samples)
         line = f"{path}: {len(images)} samples, class accuracy {(read == labels).mean():.1%}"
-        if real_features is not None:
-            distance = frechet_distance(features.numpy(), real_features.numpy())
+        if real is not None:
+            distance = gaussian_frechet_distance(samples.statistics, real.statistics)
             line += (
                 f", Fréchet distance to the test images {distance:.2f} ({arguments.judge.stem}'s 64 features)"
             )

@@ -159,6 +159,12 @@ def hash_of(parts: Iterable[object]) -> str:
     return digest.hexdigest()[:16]
 
 
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's contents, as `sha256sum` prints it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def stamp(file: str | os.PathLike[str]) -> tuple[int, int]:
     """(size in bytes, time of the last change in ns): tells cheaply whether a file changed. (-1, -1) where it
     is missing."""

@@ -8,9 +8,14 @@ import jobs
 import numpy as np
 import pytest
 
+from causalfusion.evaluate.features.extract import (
+    ONE_PROCESS,
+    ExtractedFeatures,
+    ExtractionSettings,
+    extract_features,
+)
 from causalfusion.evaluate.features.extractor import Features
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
-from causalfusion.evaluate.samples.collect import ALONE, Collected, Work, collect
 from causalfusion.evaluate.samples.images import ArrayImages
 from causalfusion.machine.processes import join_world
 
@@ -32,10 +37,12 @@ def images() -> ArrayImages:
     return ArrayImages(pixels, np.arange(COUNT) % 10)
 
 
-def share(folder: str, batch_size: int) -> Collected | None:
+def share(folder: str, batch_size: int) -> ExtractedFeatures | None:
     """In each process of a world."""
     with join_world("cpu") as world:
-        return collect(images(), Pixels(), Work(batch_size=batch_size, world=world, exchange=Path(folder)))
+        return extract_features(
+            images(), Pixels(), ExtractionSettings(batch_size=batch_size, world=world, exchange=Path(folder))
+        )
 
 
 def check(statistics: GaussianStatistics | None, features: np.ndarray | None) -> None:
@@ -49,7 +56,9 @@ def check(statistics: GaussianStatistics | None, features: np.ndarray | None) ->
 def test_statistics_do_not_depend_on_the_number_of_processes(processes, batch_size, tmp_path):
     """With batches of 24 there are two: the last of three processes has none."""
     if processes == 1:
-        found = collect(images(), Pixels(), Work(batch_size=batch_size, world=ALONE))
+        found = extract_features(
+            images(), Pixels(), ExtractionSettings(batch_size=batch_size, world=ONE_PROCESS)
+        )
     else:
         found, *others = jobs.run(processes, share, str(tmp_path), batch_size)
         assert others == [None] * len(others), "features meet on the main process"
@@ -60,5 +69,5 @@ def test_statistics_do_not_depend_on_the_number_of_processes(processes, batch_si
     check(found.spatial, whole.spatial)
     assert (found.indices == np.arange(COUNT)).all() and (found.pool == whole.pool).all()
     assert (found.logits == whole.logits).all() and (found.labels == np.arange(COUNT) % 10).all()
-    alone = collect(images(), Pixels(), Work())
+    alone = extract_features(images(), Pixels(), ExtractionSettings())
     assert alone is not None and found.hash() == alone.hash()

@@ -10,12 +10,15 @@ import pytest
 
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import Card, load_card
+from causalfusion.evaluate.features.extract import ExtractionSettings, extract_features
 from causalfusion.evaluate.features.extractor import Features
-from causalfusion.evaluate.features.reference import reference_of
-from causalfusion.evaluate.measures.figure import Figure, count_word, features_word, number
-from causalfusion.evaluate.measures.figures import measure
+from causalfusion.evaluate.figures import AvailableInputs, choose_measures, compute_figures
+from causalfusion.evaluate.measures.figure import Figure, MeasureName, count_word, features_word, format_value
 from causalfusion.evaluate.measures.frechet import frechet_distance
 from causalfusion.evaluate.presets import changes, evaluation_names, load_evaluation
+from causalfusion.evaluate.references.reference import ReferenceFeatures
+from causalfusion.evaluate.references.reference import reference_of as reference_of_set
+from causalfusion.evaluate.samples.images import ArrayImages
 
 
 def figure(quantity: str = "frechet", features: str = "inception", count: int = 50_000, **more) -> Figure:
@@ -33,6 +36,32 @@ class Classifier:
         flat = (images.reshape(len(images), -1) / 255).astype(np.float32)
         logits = np.eye(10, dtype=np.float32)[images[:, 0, 0, 0] // 2 % 10] * 20
         return Features(flat[:, :6], spatial=flat[:, 6:9], logits=logits)
+
+
+def reference_of(images: np.ndarray) -> ReferenceFeatures:
+    return reference_of_set(ArrayImages(images), Classifier())
+
+
+def measure(
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    reference: ReferenceFeatures | None = None,
+    measures: list[MeasureName] | None = None,
+) -> dict[str, Figure]:
+    """Figures of images (N, H, W, C) in the features of `Classifier`, as an evaluation makes them; a measure
+    that is asked for and impossible is refused."""
+    extractor = Classifier()
+    samples = extract_features(ArrayImages(images, labels), extractor, ExtractionSettings())
+    assert samples is not None and samples.logits is not None
+    highest = 0 if labels is None else int(np.max(labels)) + 1
+    available = AvailableInputs(
+        features=extractor.name, count=len(images), spatial=True, num_logits=10, labels=labels is not None,
+        num_classes=highest if highest > 10 else 0, reference=reference,
+    )  # fmt: skip
+    chosen = choose_measures(measures, available)
+    if measures is not None and chosen.impossible:
+        raise UserError(next(iter(chosen.impossible.values())))
+    return compute_figures(samples, extractor, reference, chosen.possible)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +91,12 @@ def test_customary_names():
     assert [figure(name).name for name in names] == [
         "fid_50k", "sfid_50k", "is_50k", "kid_50k", "precision_50k", "coverage_50k",
     ]  # fmt: skip
-    assert [number(v) for v in (13.7812, 0.0, 1e-5, 123456.0)] == ["13.78", "0", "1.000e-05", "1.235e+05"]
+    assert [format_value(v) for v in (13.7812, 0.0, 1e-5, 123456.0)] == [
+        "13.78",
+        "0",
+        "1.000e-05",
+        "1.235e+05",
+    ]
     with pytest.raises(UserError, match="fid_50k is nan"):
         Figure(
             quantity="frechet",
@@ -138,7 +172,7 @@ def test_every_figure_of_a_classifier_with_a_reference():
     real, fake = (random.integers(0, top, (200, 3, 3, 1), np.uint8) for top in (250, 200))
     labels = fake[:, 0, 0, 0] // 2 % 10
     labels[:20] = (labels[:20] + 1) % 10
-    figures = measure(fake, labels, Classifier(), reference_of(real, Classifier()))
+    figures = measure(fake, labels, reference_of(real))
     assert [name.removesuffix("_classifier_200") for name in figures] == [
         "frechet", "spatial_frechet", "inception_score", "kernel", "precision", "recall", "density",
         "coverage", "class_accuracy", "frechet_infinity",
@@ -158,9 +192,9 @@ def test_every_figure_of_a_classifier_with_a_reference():
 
 def test_the_standard_error_of_a_frechet_distance_is_that_of_other_samples():
     random = np.random.default_rng(1)
-    reference = reference_of(random.integers(0, 250, (2000, 3, 3, 1), np.uint8), Classifier())
+    reference = reference_of(random.integers(0, 250, (2000, 3, 3, 1), np.uint8))
     runs = [
-        measure(random.integers(0, 200, (400, 3, 3, 1), np.uint8), None, Classifier(), reference, ["frechet"])
+        measure(random.integers(0, 200, (400, 3, 3, 1), np.uint8), None, reference, ["frechet"])
         for _ in range(40)
     ]
     figures = [run["frechet_classifier_400"] for run in runs]
@@ -172,11 +206,11 @@ def test_the_standard_error_of_a_frechet_distance_is_that_of_other_samples():
 def test_precision_and_density_lie_within_their_intervals():
     """Those of very many samples beside the same reference, in most repetitions."""
     random = np.random.default_rng(2)
-    reference = reference_of(random.integers(0, 250, (150, 3, 3, 1), np.uint8), Classifier())
+    reference = reference_of(random.integers(0, 250, (150, 3, 3, 1), np.uint8))
 
     def figures(count: int) -> dict[str, Figure]:
         images = random.integers(0, 200, (count, 3, 3, 1), np.uint8)
-        found = measure(images, None, Classifier(), reference, ["precision_recall", "density_coverage"])
+        found = measure(images, None, reference, ["precision_recall", "density_coverage"])
         return {figure.quantity: figure for figure in found.values()}
 
     true = {name: figure.value for name, figure in figures(2000).items()}
@@ -190,51 +224,48 @@ def test_precision_and_density_lie_within_their_intervals():
 
 def test_what_cannot_be_measured_is_said():
     images = np.random.default_rng(0).integers(0, 250, (30, 3, 3, 1), np.uint8)
-    reference = reference_of(images, Classifier())
-    few = reference_of(images[:3], Classifier())
+    reference = reference_of(images)
+    few = reference_of(images[:3])
     cases: list[tuple[Any, Any, str]] = [
-        (["frechet"], (images, None, Classifier()), "frechet cannot be measured: there is no reference"),
-        (["class_accuracy"], (images, None, Classifier()), "the samples have no labels"),
-        (["class_accuracy"], (images, np.full(30, 10), Classifier()), "knows 10 classes, the samples 11"),
-        (["fid"], (images, None, Classifier()), "measure 'fid' is unknown"),
+        (["frechet"], (images,), "there is no reference"),
+        (["class_accuracy"], (images,), "the samples have no labels"),
+        (["class_accuracy"], (images, np.full(30, 10)), "knows 10 classes, the samples 11"),
+        (["fid"], (images,), "measure 'fid' is unknown"),
         (
             ["frechet"],
-            (images[:1], None, Classifier(), reference),
+            (images[:1], None, reference),
             "there are 1 samples; it takes at least 2",
         ),
         (
             ["precision_recall"],
-            (images, None, Classifier(), few),
+            (images, None, few),
             "the reference has 3 images; it takes at least 4",
         ),
     ]
     for measures, given, message in cases:
         with pytest.raises(UserError, match=message):
             measure(*given, measures=measures)
-    assert list(measure(images, None, Classifier())) == ["inception_score_classifier_30"]
+    assert list(measure(images)) == ["inception_score_classifier_30"]
 
 
 def test_too_few_samples_are_warned_of():
     images = np.random.default_rng(0).integers(0, 250, (30, 3, 3, 1), np.uint8)
-    reference = reference_of(images, Classifier())
-    few = measure(images[:5], None, Classifier(), reference, ["frechet"])["frechet_classifier_5"]
+    reference = reference_of(images)
+    few = measure(images[:5], None, reference, ["frechet"])["frechet_classifier_5"]
     assert "5 samples for features of D = 6" in few.warning
-    enough = measure(images[:20], None, Classifier(), reference, ["frechet"])["frechet_classifier_20"]
+    enough = measure(images[:20], None, reference, ["frechet"])["frechet_classifier_20"]
     assert enough.warning == ""
-    score = measure(images, None, Classifier(), reference, ["inception_score"])
+    score = measure(images, None, reference, ["inception_score"])
     assert "each of 10 splits has 3 samples for 10 classes" in score["inception_score_classifier_30"].warning
 
 
 def test_too_small_a_reference_is_warned_of():
     images = np.random.default_rng(3).integers(0, 256, size=(40, 4, 4, 1), dtype=np.uint8)
-    few, enough = (
-        measure(images, None, Classifier(), reference_of(images[:n], Classifier()), ["frechet"])
-        for n in (5, 20)
-    )
+    few, enough = (measure(images, None, reference_of(images[:n]), ["frechet"]) for n in (5, 20))
     assert "the reference: 5 samples for features of D = 6" in few["frechet_classifier_40"].warning
     assert enough["frechet_classifier_40"].warning == ""
-    of_others = replace(reference_of(images[:5], Classifier()), count=None)  # its file does not say
-    unknown = measure(images, None, Classifier(), of_others, ["frechet", "frechet_infinity"])
+    of_others = replace(reference_of(images[:5]), count=None)  # its file does not say
+    unknown = measure(images, None, of_others, ["frechet", "frechet_infinity"])
     assert all(figure.warning == "" for figure in unknown.values())
 
 

@@ -16,10 +16,10 @@ from causalfusion.config import SampleConfig
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import Card, load_card
 from causalfusion.evaluate.cards.compare import compare_cards, to_markdown
-from causalfusion.evaluate.cards.show import show_card, show_comparison
-from causalfusion.evaluate.features.reference_file import ReferenceFile, read_reference, write_reference
+from causalfusion.evaluate.cards.terminal import show_card, show_comparison
 from causalfusion.evaluate.measures.figure import Figure
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
+from causalfusion.evaluate.references.reference_file import ReferenceFile, read_reference, write_reference
 from causalfusion.evaluate.samples.sample_set import SampleSet, open_for_writing, write_part
 from causalfusion.planner.run import _Known
 from causalfusion.planner.sweep import Tried

@@ -8,7 +8,7 @@ from causalfusion.config import DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import load_indices, split_holdout
 from causalfusion.errors import UserError
-from causalfusion.evaluate.features.digits_judge import DigitsJudge, grey_levels, nearest_distance
+from causalfusion.evaluate.digits_judge import DigitsJudge, grey_levels, nearest_distance
 
 
 @pytest.fixture(scope="module")

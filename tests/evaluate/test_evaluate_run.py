@@ -17,8 +17,9 @@ from causalfusion import cli
 from causalfusion.config import CodecConfig, ModelConfig, SampleConfig
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import Card, load_card
+from causalfusion.evaluate.presets import load_evaluation
 from causalfusion.evaluate.request import EvaluateRequest
-from causalfusion.evaluate.run import evaluate, request_of_preset
+from causalfusion.evaluate.run import evaluate
 from causalfusion.evaluate.samples.sample_set import SampleSet, parts_of
 from causalfusion.files import in_use
 from causalfusion.generate.pipeline import Pipeline
@@ -264,6 +265,14 @@ def test_the_command_line_the_models_own_settings_and_compare(model, cache, tmp_
     assert capsys.readouterr().out.startswith("| figure | own | four | best |")
     assert cli.run(["compare", str(tmp_path / "own")]) == 2
     assert "expected two or more" in capsys.readouterr().err
+
+
+def request_of_preset(name: str, request: EvaluateRequest) -> EvaluateRequest:
+    """A request with the preset's settings in place of its own."""
+    values = load_evaluation(name)
+    own = {key: value for key, value in values.items() if key in vars(request)}
+    sampling = {key: value for key, value in values.items() if key not in own}
+    return replace(request, preset=name, settings=replace(request.settings, **sampling), **own)
 
 
 def test_a_preset_decides_all_and_says_what_was_changed(model, cache, tmp_path, capsys, monkeypatch):

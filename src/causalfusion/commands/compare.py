@@ -25,7 +25,7 @@ def compare(cards: list[Path], /, *, markdown: Annotated[bool, Parameter(negativ
     """
     from causalfusion.evaluate.cards.card import load_card
     from causalfusion.evaluate.cards.compare import compare_cards, to_markdown
-    from causalfusion.evaluate.cards.show import card_names, show_comparison
+    from causalfusion.evaluate.cards.terminal import card_names, show_comparison
 
     comparison = compare_cards([load_card(path) for path in cards], card_names(cards))
     if markdown:

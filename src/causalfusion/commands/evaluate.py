@@ -24,7 +24,7 @@ def evaluate(
 
     The names of figures carry N: in Inception's features fid_50k, is_50k, ...; in others frechet_pixels8_10k.
     """
-    from causalfusion.evaluate.cards.show import show_card
+    from causalfusion.evaluate.cards.terminal import show_card
     from causalfusion.evaluate.run import evaluate as run_evaluation
 
     card = run_evaluation(request)

@@ -26,7 +26,7 @@ from causalfusion.data.loader import load_indices, split_holdout
 from causalfusion.demo.report import write_demo_report
 from causalfusion.demo.text import draw_text_images
 from causalfusion.errors import UserError
-from causalfusion.evaluate.features.digits_judge import DigitsJudge, nearest_distance
+from causalfusion.evaluate.digits_judge import DigitsJudge, nearest_distance
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.regions import region_mask
 from causalfusion.pictures.compose import Edit, below, beside, edit_sheet, framed, to_image_grid

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,22 @@ import torch
 from causalfusion import __version__
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import FILE_NAME, Card
+from causalfusion.evaluate.features.extract import ExtractedFeatures, ExtractionSettings, extract_features
 from causalfusion.evaluate.features.open import Extractor, open_extractor
-from causalfusion.evaluate.features.reference import ReferenceFeatures, open_reference
-from causalfusion.evaluate.measures.figure import Figure, MeasureName, features_word
-from causalfusion.evaluate.measures.figures import Means, choose, figures_of
-from causalfusion.evaluate.presets import changes, load_evaluation
+from causalfusion.evaluate.figures import AvailableInputs, ChosenMeasures, choose_measures, compute_figures
+from causalfusion.evaluate.measures.figure import Figure, features_word
+from causalfusion.evaluate.origin import SampleOrigin, open_sample_origin, sample_facts
+from causalfusion.evaluate.presets import changes
+from causalfusion.evaluate.references.reference import ReferenceFeatures, open_reference
 from causalfusion.evaluate.request import EvaluateRequest
-from causalfusion.evaluate.samples.collect import Collected, Work, collect
 from causalfusion.evaluate.samples.images import ImageSet
-from causalfusion.evaluate.samples.source import Origin, open_origin, sample_facts
 from causalfusion.files import LOCK_FILE, in_use
 from causalfusion.generate.read import to_float
 from causalfusion.machine.processes import World, join_world
 from causalfusion.pictures.compose import framed, to_image_grid
 
-IN_GRID = 64
-GRID = "grid.png"
+GRID_IMAGES = 64
+GRID_FILE = "grid.png"
 
 
 def evaluate(request: EvaluateRequest) -> Card | None:
@@ -54,31 +53,35 @@ def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
     with in_use(request.out, "the evaluation") if world.is_main else nullcontext():
         start = time.monotonic()
         extractors = _open_extractors(request.extractors, world)
-        origin = open_origin(request, world)
+        origin = open_sample_origin(request, world)
         request.out.mkdir(parents=True, exist_ok=True)
-        work = Work(
+        work = ExtractionSettings(
             batch_size=request.batch_size, num_workers=request.num_workers, world=world,
             exchange=request.out, show_progress=request.show_progress,
         )  # fmt: skip
-        references = [_reference(request, extractor, origin, work) for extractor in extractors]
-        plans = []
+        references = [_open_reference(request, extractor, origin, work) for extractor in extractors]
+        chosen = []
         if world.is_main:
             both = zip(extractors, references, strict=True)
-            plans = [_plan(request, extractor, origin, reference) for extractor, reference in both]
-            _refuse_nothing(request, plans)
+            chosen = [
+                _choose_measures(request, extractor, origin, reference) for extractor, reference in both
+            ]
+            _refuse_impossible(request, chosen)
         referenced = time.monotonic()
         images = origin.images(request, world)
         sampled = time.monotonic()
-        collected = [collect(images, extractor, work) for extractor in extractors]
+        collected = [extract_features(images, extractor, work) for extractor in extractors]
         if not world.is_main:
             return None
         measured = [samples for samples in collected if samples is not None]
         featured = time.monotonic()
         figures: dict[str, Figure] = {}
         left_out: dict[str, str] = {}
-        for extractor, reference, plan, samples in zip(extractors, references, plans, measured, strict=True):
-            figures |= figures_of(samples, extractor, reference, plan.possible)
-            left_out |= {f"{name} ({extractor.name})": reason for name, reason in plan.impossible.items()}
+        for extractor, reference, choice, samples in zip(
+            extractors, references, chosen, measured, strict=True
+        ):
+            figures |= compute_figures(samples, extractor, reference, choice.possible)
+            left_out |= {f"{name} ({extractor.name})": reason for name, reason in choice.impossible.items()}
         seconds = {
             "references": referenced - start, "samples": sampled - referenced,
             "features": featured - sampled, "figures": time.monotonic() - featured,
@@ -88,13 +91,13 @@ def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
             samples=sample_facts(origin, images, measured[0]),
             references=[reference.facts() for reference in references if reference is not None],
             features=[{"name": e.name, "fingerprint": e.fingerprint} for e in extractors],
-            preset=_preset(request),
+            preset=_preset_facts(request),
             left_out=left_out,
             warnings=_warnings(figures, images, measured[0]),
             run=_run_facts(world, seconds),
         )
         card.save(request.out / FILE_NAME)
-        _draw_grid(images, request.out / GRID)
+        _draw_grid(images, request.out / GRID_FILE)
         return card
 
 
@@ -112,8 +115,8 @@ def _open_extractors(asked: Sequence[str], world: World) -> list[Extractor]:
     return extractors
 
 
-def _reference(
-    request: EvaluateRequest, extractor: Extractor, origin: Origin, work: Work
+def _open_reference(
+    request: EvaluateRequest, extractor: Extractor, origin: SampleOrigin, work: ExtractionSettings
 ) -> ReferenceFeatures | None:
     if request.reference is None:
         return None
@@ -123,19 +126,12 @@ def _reference(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Plan:
-    possible: list[MeasureName]
-    impossible: dict[str, str]
-    """And why."""
-
-
-def _plan(
-    request: EvaluateRequest, extractor: Extractor, origin: Origin, reference: ReferenceFeatures | None
-) -> _Plan:
+def _choose_measures(
+    request: EvaluateRequest, extractor: Extractor, origin: SampleOrigin, reference: ReferenceFeatures | None
+) -> ChosenMeasures:
     """The measures, before there are samples: what cannot be is refused before hours of work."""
     probe = extractor(np.zeros((1, *origin.shape), np.uint8))
-    means = Means(
+    available = AvailableInputs(
         features=extractor.name,
         count=origin.count,
         spatial=probe.spatial is not None,
@@ -144,25 +140,25 @@ def _plan(
         num_classes=len(origin.class_names),
         reference=reference,
     )
-    return _Plan(*choose(request.measures, means))
+    return choose_measures(request.measures, available)
 
 
-def _refuse_nothing(request: EvaluateRequest, plans: Sequence[_Plan]) -> None:
+def _refuse_impossible(request: EvaluateRequest, chosen: Sequence[ChosenMeasures]) -> None:
     """A measure that was asked for has to be possible in some features, and one of all in any."""
     for name in request.measures or ():
-        if not any(name in plan.possible for plan in plans):
+        if not any(name in choice.possible for choice in chosen):
             raise UserError(
-                f"{name} cannot be measured: {plans[0].impossible[name]}; leave it out of --measures"
+                f"{name} cannot be measured: {chosen[0].impossible[name]}; leave it out of --measures"
             )
-    if not any(plan.possible for plan in plans):
-        why = plans[0].impossible
+    if not any(choice.possible for choice in chosen):
+        why = chosen[0].impossible
         raise UserError(
             f"there is nothing to measure: {why['frechet']}, and {why['class_accuracy']}; expected a "
             "--reference, or --features that know the classes, and more samples than a few"
         )
 
 
-def _preset(request: EvaluateRequest) -> dict[str, Any] | None:
+def _preset_facts(request: EvaluateRequest) -> dict[str, Any] | None:
     if request.preset is None:
         return None
     used = {**vars(request), **vars(request.settings)}
@@ -170,7 +166,7 @@ def _preset(request: EvaluateRequest) -> dict[str, Any] | None:
     return {"name": request.preset, "changed": changes(request.preset, used)}
 
 
-def _warnings(figures: dict[str, Figure], images: ImageSet, samples: Collected) -> list[str]:
+def _warnings(figures: dict[str, Figure], images: ImageSet, samples: ExtractedFeatures) -> list[str]:
     lines = [f"{name}: {figure.warning}" for name, figure in figures.items() if figure.warning]
     repeated = samples.num_repeated()
     if repeated:
@@ -203,18 +199,10 @@ def _run_facts(world: World, seconds: dict[str, float]) -> dict[str, Any]:
 def _draw_grid(images: ImageSet, path: Path) -> None:
     """The first samples."""
     first: list[np.ndarray] = []
-    for batch in images.batches(IN_GRID):
+    for batch in images.batches(GRID_IMAGES):
         first.append(batch.pixels)
-        if sum(map(len, first)) >= IN_GRID:
+        if sum(map(len, first)) >= GRID_IMAGES:
             break
-    pixels = np.concatenate(first)[:IN_GRID]
+    pixels = np.concatenate(first)[:GRID_IMAGES]
     picture = to_image_grid(to_float(pixels), 8, scale=max(1, 96 // pixels.shape[2]), interpolation="nearest")
     framed(picture, 8).save(path)
-
-
-def request_of_preset(name: str, request: EvaluateRequest) -> EvaluateRequest:
-    """A request with the preset's settings in place of its own."""
-    values = load_evaluation(name)
-    own = {key: value for key, value in values.items() if key in vars(request)}
-    sampling = {key: value for key, value in values.items() if key not in own}
-    return replace(request, preset=name, settings=replace(request.settings, **sampling), **own)

@@ -14,10 +14,9 @@ from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config.serialize import read_record, to_dict
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
-from causalfusion.evaluate.measures.quality import Judge, generate_batch, measure_quality, open_judge
-from causalfusion.evaluate.samples.make import file_hash
+from causalfusion.evaluate.quality import Judge, generate_batch, measure_quality, open_judge
 from causalfusion.evaluate.samples.open_images import data_config
-from causalfusion.files import hash_of, in_use, write_whole
+from causalfusion.files import hash_of, in_use, sha256_of, write_whole
 from causalfusion.generate.output import check_prompts, uses_classes
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
@@ -111,7 +110,7 @@ class _Known:
             "seed": request.seed,
             "features": request.features,
             "reference": request.reference,
-            "weights": file_hash(folder / "model.safetensors"),
+            "weights": sha256_of(folder / "model.safetensors"),
             "reference_fingerprint": fingerprint,
         }
         if not path.exists():

@@ -11,7 +11,7 @@ from pathlib import Path
 from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config.serialize import from_dict, read_json, to_dict
 from causalfusion.errors import UserError, check
-from causalfusion.evaluate.measures.quality import Judge, measure_quality, open_judge
+from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
 from causalfusion.files import hash_of, write_whole
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.runtime import select_device

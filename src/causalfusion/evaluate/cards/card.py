@@ -9,7 +9,7 @@ from typing import Any
 
 from causalfusion.config.serialize import from_dict, read_json
 from causalfusion.errors import UserError, check
-from causalfusion.evaluate.measures.figure import Figure, number
+from causalfusion.evaluate.measures.figure import Figure, format_value
 from causalfusion.files import write_whole
 
 FORMAT = "causalfusion-card-1"
@@ -53,7 +53,7 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reference:
+class _ReferenceFacts:
     """What every description of a reference has, beside other facts."""
 
     name: str
@@ -75,10 +75,10 @@ def load_card(path: Path) -> Card:
     try:
         card = from_dict(Card, values)
         for reference in card.references:
-            _check_known(_Reference, reference)
+            _check_facts(_ReferenceFacts, reference)
         for features in card.features:
-            _check_known(_Features, features)
-        _check_known(_Origin, card.samples)
+            _check_facts(_FeatureFacts, features)
+        _check_facts(_SampleFacts, card.samples)
         _check_counts(card)
     except UserError as error:
         raise UserError(f"{file} is not a whole result card ({error}); make it anew") from None
@@ -88,20 +88,20 @@ def load_card(path: Path) -> Card:
     return card
 
 
-def _check_known(kind: type, facts: dict[str, Any]) -> None:
+def _check_facts(kind: type, facts: dict[str, Any]) -> None:
     """Those facts that `kind` knows."""
     known = {one.name for one in fields(kind)}
     from_dict(kind, {name: value for name, value in facts.items() if name in known})
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Features:
+class _FeatureFacts:
     name: str
     fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Origin:
+class _SampleFacts:
     """What `samples` has, beside other facts."""
 
     name: str = "?"
@@ -116,10 +116,10 @@ def _check_counts(card: Card) -> None:
 
 def figure_rows(card: Card) -> list[tuple[str, str, str]]:
     """(name, value, interval or standard error) of every figure."""
-    return [(name, number(figure.value), spread(figure)) for name, figure in card.figures.items()]
+    return [(name, format_value(figure.value), uncertainty(figure)) for name, figure in card.figures.items()]
 
 
-def spread(figure: Figure) -> str:
+def uncertainty(figure: Figure) -> str:
     if figure.low is not None and figure.high is not None:
-        return f"{number(figure.low)} .. {number(figure.high)}"
-    return "" if figure.standard_error is None else f"± {number(figure.standard_error)}"
+        return f"{format_value(figure.low)} .. {format_value(figure.high)}"
+    return "" if figure.standard_error is None else f"± {format_value(figure.standard_error)}"

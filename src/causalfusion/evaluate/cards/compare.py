@@ -12,15 +12,15 @@ from typing import Any
 from causalfusion.config.serialize import flat
 from causalfusion.errors import UserError, printable
 from causalfusion.evaluate.cards.card import Card
-from causalfusion.evaluate.measures.figure import Figure, count_word, number
+from causalfusion.evaluate.measures.figure import Figure, count_word, format_value
 
 SAME_STATISTICS = 1e-3
 """Relative difference of a reference's summary below which only rounding, of other machines, is at work."""
 EQUAL = 1e-9
 """Relative difference of two figures that only rounding accounts for."""
-_OWN = ("name", "hash", "seconds", "file", "statistics_hash", "mean_norm", "covariance_trace")
+_NOT_COMPARED = ("name", "hash", "seconds", "file", "statistics_hash", "mean_norm", "covariance_trace")
 """Facts that differ between any two evaluations, or that only follow from others."""
-_MACHINE = ("device", "processes", "precision", "versions")
+_COMPARED_OF_RUN = ("device", "processes", "precision", "versions")
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Row:
             if figure is None:
                 cells.append("-")
                 continue
-            text = number(figure.value)
+            text = format_value(figure.value)
             if own_counts:
                 text += f" (N {count_word(figure.count)})"
             if place and first is not None:
                 change = 0.0 if _equal(figure, first) else figure.value - first.value
-                text += f" ({'+' if change >= 0 else '-'}{number(abs(change))})"
+                text += f" ({'+' if change >= 0 else '-'}{format_value(abs(change))})"
             cells.append(text)
         return cells
 
@@ -156,25 +156,27 @@ def _same_statistics(references: Sequence[dict[str, Any]]) -> bool:
 def _differences(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
     facts = [_facts(card) for card in cards]
     names = dict.fromkeys(name for card_facts in facts for name in card_facts)
-    rows = [(name, tuple(_text(card_facts.get(name)) for card_facts in facts)) for name in names]
+    rows = [(name, tuple(_setting_text(card_facts.get(name)) for card_facts in facts)) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
 def _facts(card: Card) -> dict[str, Any]:
     """All that figures may depend on, under full names."""
     facts: dict[str, Any] = {"preset": (card.preset or {}).get("name")}
-    facts |= flat({key: value for key, value in card.samples.items() if key not in _OWN})
+    facts |= flat({key: value for key, value in card.samples.items() if key not in _NOT_COMPARED})
     for reference in card.references:
         own = {
-            key: value for key, value in reference.items() if key not in (*_OWN, "features") or key == "name"
+            key: value
+            for key, value in reference.items()
+            if key not in (*_NOT_COMPARED, "features") or key == "name"
         }
         facts |= flat(own, f"reference[{reference['features']}].")
     facts |= {f"features[{f['name']}]": f["fingerprint"] for f in card.features}
-    facts |= flat({key: value for key, value in card.run.items() if key in _MACHINE})
+    facts |= flat({key: value for key, value in card.run.items() if key in _COMPARED_OF_RUN})
     return facts
 
 
-def _text(value: object) -> str:
+def _setting_text(value: object) -> str:
     if value is None:
         return "-"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)

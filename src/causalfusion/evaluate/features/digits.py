@@ -29,7 +29,7 @@ _DECIMALS = 4
 
 
 @dataclass(frozen=True)
-class _Weights:
+class _ClassifierWeights:
     hidden: NDArray[np.float64]
     """(64, 64): from pixels to hidden units."""
     hidden_bias: NDArray[np.float64]
@@ -51,7 +51,7 @@ class DigitsExtractor:
     image_size = 8
 
     def __init__(self) -> None:
-        self._weights = _train()
+        self._weights = _train_classifier()
         self.fingerprint = self._weights.fingerprint
 
     def __call__(self, images: Images, /) -> Features:
@@ -62,25 +62,25 @@ class DigitsExtractor:
             raise UserError("features digits: the images have colours; expected grey ones")
         images = images[..., :1]
         weights = self._weights
-        hidden = np.maximum(_inputs(images) @ weights.hidden + weights.hidden_bias, 0)
+        hidden = np.maximum(_grey_levels(images) @ weights.hidden + weights.hidden_bias, 0)
         logits = hidden @ weights.out + weights.out_bias
         return Features(hidden.astype(np.float32), logits=log_softmax(logits, axis=1).astype(np.float32))
 
 
-def _inputs(images: Images) -> NDArray[np.float64]:
+def _grey_levels(images: Images) -> NDArray[np.float64]:
     """(B, 64) in 0..1."""
     return np.round(images.reshape(len(images), -1) * (_LEVELS / 255)) / _LEVELS
 
 
 @cache
-def _train() -> _Weights:
+def _train_classifier() -> _ClassifierWeights:
     import sklearn
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
     digits = Digits()
     examples = [digits.read(index) for index in split_holdout(len(digits), HOLDOUT)[0]]
-    inputs = _inputs(np.stack([example.image for example in examples]))
+    inputs = _grey_levels(np.stack([example.image for example in examples]))
     labels = np.array([example.label for example in examples])
     classifier = MLPClassifier(
         (_HIDDEN,), alpha=0.1, learning_rate_init=5e-3, random_state=0,
@@ -96,4 +96,4 @@ def _train() -> _Weights:
     fingerprint = hash_of(
         ["17 grey levels", sklearn.__version__, *(array.tobytes().hex() for array in rounded)]
     )
-    return _Weights(*weights, fingerprint)
+    return _ClassifierWeights(*weights, fingerprint)

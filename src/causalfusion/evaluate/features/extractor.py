@@ -55,15 +55,13 @@ class Extractor(Protocol):
         ...
 
 
-def check_images(
-    images: Images, name: str, image_size: int | None = None, channels: tuple[int, ...] = (1, 3)
-) -> None:
+def check_images(images: Images, name: str, image_size: int | None = None) -> None:
     """Refuse what the extractor `name` cannot take: each extractor calls this first."""
     side = ("H", "W") if image_size is None else (str(image_size),) * 2
-    shape = f"(B, {side[0]}, {side[1]}, {' or '.join(map(str, channels))})"
+    shape = f"(B, {side[0]}, {side[1]}, 1 or 3)"
     found = f"{getattr(images, 'dtype', type(images).__name__)} of shape {np.shape(images)}"
     ok = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4 and images.size > 0
-    ok = ok and images.shape[3] in channels
+    ok = ok and images.shape[3] in (1, 3)
     if not ok or (image_size is not None and images.shape[1:3] != (image_size, image_size)):
         raise UserError(f"features {name}: the images are {found}; expected uint8 of shape {shape}, B > 0")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from causalfusion.evaluate.features.extractor import (
     fingerprint_of,
     to_array,
 )
-from causalfusion.evaluate.features.inception_network import InceptionV3, preprocess
+from causalfusion.evaluate.features.inception_network import InceptionNetwork, preprocess
+from causalfusion.files import sha256_of
 from causalfusion.saved.folder import load_strictly
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
@@ -38,7 +38,7 @@ class InceptionExtractor:
     image_size = None
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        model = load_inception(path)
+        model = load_inception_network(path)
         weights = {key: value for key, value in model.state_dict().items() if not key.endswith(_COUNTER)}
         self.fingerprint = fingerprint_of(PREPROCESSING, weights)
         self._device = torch.device(device)
@@ -52,11 +52,11 @@ class InceptionExtractor:
         return Features(to_array(output.pool), to_array(output.spatial), to_array(output.logits))
 
 
-def load_inception(path: Path) -> InceptionV3:
+def load_inception_network(path: Path) -> InceptionNetwork:
     """The network in evaluation mode, from a state dict in a .pth or .safetensors file."""
     weights = {key: value.float() for key, value in _read(path).items()}
     with torch.device("meta"):  # nothing is drawn only to be overwritten
-        model = InceptionV3()
+        model = InceptionNetwork()
     counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith(_COUNTER)}
     try:
         load_strictly(model, {**counters, **weights}, f"inception weights {path}", assign=True)
@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def find_weights(url: str = URL) -> Path:
+def find_inception_weights(url: str = URL) -> Path:
     """The release's file in torch.hub's cache, downloaded if it is not there; its hash is checked."""
     name = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -96,14 +96,9 @@ def find_weights(url: str = URL) -> Path:
                 f"inception's weights are not at {path} and cannot be downloaded ({reason}); fetch {url} "
                 "where there is a network and put it there, or give --features inception:FILE"
             ) from None
-    found = _sha256(path)
+    found = sha256_of(path)
     if not found.startswith(expected):
         raise UserError(
             f"{path} is damaged: its SHA-256 begins with {found[:8]}, expected {expected}; remove the file"
         )
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

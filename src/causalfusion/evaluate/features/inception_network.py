@@ -166,7 +166,7 @@ class BlockE(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-class InceptionV3(nn.Module):
+class InceptionNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)

@@ -15,13 +15,14 @@ Features compare only within one feature space: the same extractor for samples a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.extractor import Extractor, Features
 from causalfusion.machine.runtime import select_device
 
-__all__ = ["NAMES", "Extractor", "Features", "open_extractor"]
+__all__ = ["BUILT_IN", "NAMES", "Extractor", "Features", "open_extractor"]
 
 NAMES = (
     "pixels, pixels:SIDE, digits, resnet-cifar:PATH, resnet-cifar-jpeg:PATH, inception, inception:PATH, "
@@ -33,18 +34,10 @@ def open_extractor(name: str, device: str = "cpu") -> Extractor:
     """The feature space of that name. Raises UserError where there is none, or its weights are missing."""
     place = str(select_device(device))
     kind, colon, value = name.partition(":")
-    openers: dict[str, Callable[[], Extractor]] = {
-        "pixels": lambda: _pixels(value if colon else "8"),
-        "digits": lambda: _digits(name),
-        "resnet-cifar": lambda: _resnet_cifar(name, value, place, jpeg=False),
-        "resnet-cifar-jpeg": lambda: _resnet_cifar(name, value, place, jpeg=True),
-        "inception": lambda: _inception(value, place),
-        "transformers": lambda: _transformers(value, place),
-    }
     if colon and not value:
         raise UserError(f"features are {name!r}; expected something after the colon: {NAMES}")
-    if kind in openers:
-        return openers[kind]()
+    if kind in _OPENERS:
+        return _OPENERS[kind](value, place)
     if colon:
         from causalfusion.evaluate.features.user import open_user_extractor
 
@@ -52,39 +45,54 @@ def open_extractor(name: str, device: str = "cpu") -> Extractor:
     raise UserError(f"features are {name!r}; expected {NAMES}")
 
 
-def _pixels(side: str) -> Extractor:
-    from causalfusion.evaluate.features.pixels import PixelExtractor
+def _open_pixels(side: str, device: str) -> Extractor:
+    from causalfusion.evaluate.features.pixels import PixelsExtractor
 
+    if not side:
+        return PixelsExtractor()
     if not side.isdecimal() or int(side) < 1:
         raise UserError(f"features are 'pixels:{side}'; expected the side of the small images: pixels:8")
-    return PixelExtractor(int(side))
+    return PixelsExtractor(int(side))
 
 
-def _digits(name: str) -> Extractor:
+def _open_digits(value: str, device: str) -> Extractor:
     from causalfusion.evaluate.features.digits import DigitsExtractor
 
-    if name != "digits":
-        raise UserError(f"features are {name!r}; expected digits alone: it has nothing to choose")
+    if value:
+        raise UserError(f"features are 'digits:{value}'; expected digits alone: it has nothing to choose")
     return DigitsExtractor()
 
 
-def _resnet_cifar(name: str, path: str, device: str, *, jpeg: bool) -> Extractor:
+def _open_resnet_cifar(path: str, device: str, *, jpeg: bool = False) -> Extractor:
     from causalfusion.evaluate.features.resnet_cifar import ResNetCifarExtractor
 
     if not path:
+        name = "resnet-cifar-jpeg" if jpeg else "resnet-cifar"
         raise UserError(f"features are {name!r}; expected the classifier's weights: {name}:FILE.safetensors")
     return ResNetCifarExtractor(Path(path), device, jpeg=jpeg)
 
 
-def _inception(path: str, device: str) -> Extractor:
-    from causalfusion.evaluate.features.inception import InceptionExtractor, find_weights
+def _open_inception(path: str, device: str) -> Extractor:
+    from causalfusion.evaluate.features.inception import InceptionExtractor, find_inception_weights
 
-    return InceptionExtractor(Path(path) if path else find_weights(), device)
+    return InceptionExtractor(Path(path) if path else find_inception_weights(), device)
 
 
-def _transformers(model: str, device: str) -> Extractor:
+def _open_transformers(model: str, device: str) -> Extractor:
     from causalfusion.evaluate.features.transformers import TransformersExtractor
 
     if not model:
         raise UserError("features are 'transformers'; expected a model: transformers:facebook/dinov2-base")
     return TransformersExtractor(model, device)
+
+
+_OPENERS: dict[str, Callable[[str, str], Extractor]] = {
+    "pixels": _open_pixels,
+    "digits": _open_digits,
+    "resnet-cifar": _open_resnet_cifar,
+    "resnet-cifar-jpeg": partial(_open_resnet_cifar, jpeg=True),
+    "inception": _open_inception,
+    "transformers": _open_transformers,
+}
+"""What opens a feature space from what follows the colon (empty: nothing does) and a device, by its name."""
+BUILT_IN = tuple(_OPENERS)

@@ -21,7 +21,7 @@ def area_weights(size: int, side: int) -> NDArray[np.float64]:
     return overlap.clip(min=0) * (side / size)
 
 
-class PixelExtractor:
+class PixelsExtractor:
     """Images (B, H, W, C) as (B, S * S * C) in [-1, 1]; sides that S does not divide are averaged exactly."""
 
     image_size = None

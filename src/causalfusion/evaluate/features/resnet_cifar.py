@@ -1,11 +1,5 @@
-"""CIFAR-10 ResNets as a neutral judge of samples: their class, and features for a Fréchet distance.
-
-The architecture is that of He et al. (1512.03385) section 4.2, with parameter-free shortcuts (option A);
-the weights are a safetensors file of akamaster/pytorch_resnet_cifar10's names. They are meant to judge images
-that went through JPEG, as their reference images did: use `jpeg_round_trip` on samples first.
-
-As a feature space: `ResNetCifarExtractor`, which says where JPEG belongs.
-"""
+"""A CIFAR ResNet as a feature space and as a neutral judge of the class of an image, with JPEG before it or
+without."""
 
 from __future__ import annotations
 
@@ -14,135 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.extractor import (
     Features,
+    Images,
     as_rgb,
     check_images,
     exact_inference,
     fingerprint_of,
     to_array,
 )
-
-Images = NDArray[np.uint8]
-"""(N, 32, 32, 3), RGB."""
-
-SPATIAL_MAPS = 4
-
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
-
-
-class ResNetCifar(nn.Module):
-    """`blocks_per_stage` is 3 for ResNet-20 and 9 for ResNet-56."""
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
-    def __init__(self, blocks_per_stage: int, num_classes: int = 10) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, blocks_per_stage)
-        self.layer2 = _stage(16, 32, blocks_per_stage)
-        self.layer3 = _stage(32, 64, blocks_per_stage)
-        self.linear = nn.Linear(64, num_classes)
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD), persistent=False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, 64) and logits (N, 10) of images (N, H, W, 3): uint8, or floats in 0..1."""
-        return self.read(self.maps(images))
-
-    def maps(self, images: Tensor) -> Tensor:
-        """(N, 64, H / 4, W / 4): the features at places of the images."""
-        pixels = images.to(self.pixel_mean.dtype)
-        if not images.is_floating_point():
-            pixels = pixels / 255
-        hidden = ((pixels - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2)
-        hidden = F.relu(self.bn1(self.conv1(hidden)))
-        return self.layer3(self.layer2(self.layer1(hidden)))
-
-    def read(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, 64) and logits (N, 10)."""
-        features = maps.mean(dim=(2, 3))
-        return features, self.linear(features)
-
-
-class _Block(nn.Module):
-    def __init__(self, in_width: int, width: int) -> None:
-        super().__init__()
-        self.stride = width // in_width
-        self.conv1 = nn.Conv2d(in_width, width, 3, stride=self.stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut_padding = (width - in_width) // 2
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        shortcut = hidden[:, :, :: self.stride, :: self.stride]
-        shortcut = F.pad(shortcut, (0, 0, 0, 0, self.shortcut_padding, self.shortcut_padding))
-        hidden = F.relu(self.bn1(self.conv1(hidden)))
-        return F.relu(self.bn2(self.conv2(hidden)) + shortcut)
-
-
-def _stage(in_width: int, width: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(_Block(in_width, width), *(_Block(width, width) for _ in range(blocks - 1)))
-
-
-def load_resnet_cifar(path: str | Path) -> ResNetCifar:
-    """The judge of a safetensors file, in evaluation mode; its depth follows from the file."""
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"judge {path} cannot be read ({error}); expected a safetensors file") from None
-    blocks = sum(name.startswith("layer1.") and name.endswith(".conv1.weight") for name in weights)
-    classes = weights["linear.bias"].shape[0] if "linear.bias" in weights else 10
-    model = ResNetCifar(max(blocks, 1), classes)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        what = " ".join(str(error).split())
-        raise UserError(f"judge {path} is not a CIFAR ResNet of this architecture: {what}") from None
-    return model.eval()
-
-
-def jpeg_round_trip(images: Images) -> Images:
-    """What is left of images (N, H, W, 3) after JPEG at quality 75 with 4:2:0 chroma, as in data/cifar10."""
-    decoded = np.empty_like(images)
-    for index, image in enumerate(images):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="JPEG", quality=75, subsampling=2)
-        decoded[index] = np.asarray(Image.open(buffer).convert("RGB"))
-    return decoded
-
-
-@torch.inference_mode()
-def judge(images: Images, model: ResNetCifar, batch_size: int = 500) -> tuple[Tensor, Tensor]:
-    """Features (N, 64) and logits (N, 10) of any number of images, on the CPU in float32."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
-        raise UserError(
-            f"images are {images.dtype} {images.shape}; expected uint8 of shape (N, 32, 32, 3), N > 0"
-        )
-    device = model.pixel_mean.device
-    outputs = [model(batch.to(device)) for batch in torch.from_numpy(images).split(batch_size)]
-    features, logits = zip(*outputs, strict=True)
-    return torch.cat(features).cpu(), torch.cat(logits).cpu()
-
-
-def class_accuracy(images: Images, labels: NDArray[np.integer], model: ResNetCifar) -> float:
-    """Share of the images (N, 32, 32, 3), taken as given, that the judge reads as their label (N,)."""
-    if len(labels) != len(images):
-        raise UserError(f"{len(labels)} labels for {len(images)} images; expected one for each")
-    _, logits = judge(images, model)
-    return float((logits.argmax(dim=1).numpy() == np.asarray(labels)).mean())
+from causalfusion.evaluate.features.resnet_cifar_network import ResNetCifarNetwork
 
 
 class ResNetCifarExtractor:
@@ -161,7 +41,7 @@ class ResNetCifarExtractor:
     image_size = 32
 
     def __init__(self, path: Path, device: str = "cpu", *, jpeg: bool = False) -> None:
-        self._model = load_resnet_cifar(path).to(device)
+        self._model = load_resnet_cifar_network(path).to(device)
         self._jpeg = jpeg
         self.name = f"resnet-cifar{'-jpeg' if jpeg else ''}:{path.stem}"
         preprocessing = "RGB, JPEG quality 75 4:2:0" if jpeg else "RGB"
@@ -173,7 +53,32 @@ class ResNetCifarExtractor:
         if self._jpeg:
             images = jpeg_round_trip(images)
         with exact_inference():
-            maps = self._model.maps(torch.from_numpy(images).to(self._model.pixel_mean.device))
-            features, logits = self._model.read(maps)
-            spatial = maps[:, :SPATIAL_MAPS].permute(0, 2, 3, 1).flatten(1)
-        return Features(to_array(features), to_array(spatial), to_array(logits))
+            output = self._model(torch.from_numpy(images).to(self._model.pixel_mean.device))
+        return Features(to_array(output.pool), to_array(output.spatial), to_array(output.logits))
+
+
+def load_resnet_cifar_network(path: str | Path) -> ResNetCifarNetwork:
+    """The network in evaluation mode, from a safetensors file, which also tells its depth."""
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"judge {path} cannot be read ({error}); expected a safetensors file") from None
+    blocks = sum(name.startswith("layer1.") and name.endswith(".conv1.weight") for name in weights)
+    classes = weights["linear.bias"].shape[0] if "linear.bias" in weights else 10
+    model = ResNetCifarNetwork(max(blocks, 1), classes)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"judge {path} is not a CIFAR ResNet of this architecture: {what}") from None
+    return model.eval()
+
+
+def jpeg_round_trip(images: Images) -> Images:
+    """What is left of images (N, H, W, 3) after JPEG at quality 75 with 4:2:0 chroma, as in data/cifar10."""
+    decoded = np.empty_like(images)
+    for index, image in enumerate(images):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="JPEG", quality=75, subsampling=2)
+        decoded[index] = np.asarray(Image.open(buffer).convert("RGB"))
+    return decoded

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.extractor import Extractor, Features, Images, check_images
+from causalfusion.evaluate.features.open import BUILT_IN
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
-_TAKEN = ("pixels", "digits", "resnet-cifar", "resnet-cifar-jpeg", "inception", "transformers")
 _CONTRACT = (
     "expected name (letters, digits, _ . : -; none of ours), fingerprint (a text that changes with the "
     "numbers), image_size (a side, or None) and a call with images (B, H, W, C) uint8 that returns Features"
@@ -87,7 +87,7 @@ def open_user_extractor(name: str, device: str = "cpu") -> Extractor:
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):
         raise UserError(
             f"features are {name!r}; expected module:attribute, as in my_features:Edges, or one of "
-            f"{', '.join(_TAKEN)}"
+            f"{', '.join(BUILT_IN)}"
         )
     before = list(sys.path)
     sys.path.insert(0, os.getcwd())
@@ -128,7 +128,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(_NAME.fullmatch(value)) and value.split(":")[0] not in _TAKEN
+    return isinstance(value, str) and bool(_NAME.fullmatch(value)) and value.split(":")[0] not in BUILT_IN
 
 
 def _is_side(value: object) -> bool:

@@ -1,5 +1,5 @@
 """How close captions are to reference captions: CIDEr-D, BLEU-4 and ROUGE-L, by the scorers of COCO captions
-(pycocoevalcap). Its PTB tokenization needs Java; ours is `tokenize_caption`, and a result card names it.
+(pycocoevalcap). Its PTB tokenization needs Java; ours is `tokenize_caption`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ import unicodedata
 from collections.abc import Sequence
 
 from causalfusion.errors import UserError
-
-TOKENIZATION = "lower case, punctuation removed, split at white space (not PTB)"
 
 
 def tokenize_caption(text: str) -> list[str]:

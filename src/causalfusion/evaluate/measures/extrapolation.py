@@ -10,33 +10,18 @@ proportion, and the biases of both are removed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from statistics import linear_regression
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.measures.frechet import frechet_distance_of
+from causalfusion.evaluate.measures.frechet import gaussian_frechet_distance
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics, check_same_dim, feature_array
 
-Side = NDArray[Any] | GaussianStatistics
+FeatureSet = NDArray[Any] | GaussianStatistics
 """(N, D), or the statistics of the distribution."""
-
-
-@dataclass(frozen=True)
-class Extrapolated:
-    value: float
-    """The intercept: the distance at 1 / N = 0. Can fall a little below 0 for equal distributions."""
-    standard_error: float
-    """Of the fit: what other random subsets of the same samples would change. Not what other samples would:
-    that is `frechet_interval`."""
-    slope: float
-    """Bias at N generated samples, times N."""
-    counts: tuple[int, ...]
-    """Of generated samples, the largest first."""
-    distances: tuple[float, ...]
-    """The mean distance of the subsets of each count."""
 
 
 def extrapolated_frechet_distance(
@@ -47,15 +32,32 @@ def extrapolated_frechet_distance(
     smallest: int | None = None,
     subsets: int = 4,
     seed: int = 0,
-) -> Extrapolated:
-    """FID at infinitely many samples (Chong and Forsyth, 1911.07023): a line through the distances of
-    subsets at `points` counts evenly spaced in 1 / N, from all N samples down to `smallest`.
+) -> float:
+    """FID at infinitely many samples (Chong and Forsyth, 1911.07023): where the line through the distances of
+    `distances_of_subsets` meets 1 / N = 0. Can fall a little below 0 for equal distributions."""
+    counts, distances = distances_of_subsets(
+        real, fake, points=points, smallest=smallest, subsets=subsets, seed=seed
+    )
+    return linear_regression([1 / count for count in counts], distances).intercept
+
+
+def distances_of_subsets(
+    real: ArrayLike | GaussianStatistics,
+    fake: ArrayLike,
+    *,
+    points: int,
+    smallest: int | None,
+    subsets: int,
+    seed: int,
+) -> tuple[list[int], list[float]]:
+    """Counts of generated samples, from all N down to `smallest` at `points` places evenly spaced in 1 / N,
+    and the mean Fréchet distance of random subsets of each count.
 
     The distance is linear in 1 / N only where N is well above D: `smallest` is by default N / 10, but at
     least 2 D, and at most N / 2. At each count up to `subsets` disjoint subsets are averaged, as many as
     there are; the paper takes one. It takes up to points x subsets distances.
     """
-    x, y = real_and_fake(real, fake)
+    x, y = checked_sets(real, fake)
     total, dim = y.shape
     if points < 3 or subsets < 1:
         raise UserError(f"points is {points} and subsets {subsets}; expected at least 3 points of 1 subset")
@@ -71,10 +73,13 @@ def extrapolated_frechet_distance(
     distances = []
     for count in counts:
         real_count = 0 if isinstance(x, GaussianStatistics) else round(len(x) * count / total)
-        parts = zip(_parts(x, real_count, subsets, random), _parts(y, count, subsets, random), strict=False)
-        distances.append(float(np.mean([frechet_distance_of(a, b) for a, b in parts])))
-    value, slope, error = _line(1 / np.array(counts), np.array(distances))
-    return Extrapolated(value, error, slope, tuple(counts), tuple(distances))
+        parts = zip(
+            _random_subsets(x, real_count, subsets, random),
+            _random_subsets(y, count, subsets, random),
+            strict=False,
+        )
+        distances.append(float(np.mean([gaussian_frechet_distance(a, b) for a, b in parts])))
+    return counts, distances
 
 
 def debiased_frechet_distance(
@@ -84,7 +89,7 @@ def debiased_frechet_distance(
     order 1 / N cancels, and so does to first order the randomness of the halves, each with its complement.
     Its error is smaller than that of the extrapolation. It takes 1 + 2 x halvings distances.
     Can fall below 0."""
-    x, y = real_and_fake(real, fake)
+    x, y = checked_sets(real, fake)
     if halvings < 1:
         raise UserError(f"halvings is {halvings}; expected at least 1")
     if len(y) < 4 or (not isinstance(x, GaussianStatistics) and len(x) < 4):
@@ -93,12 +98,14 @@ def debiased_frechet_distance(
     halves = []
     for _ in range(halvings):
         real_half = 0 if isinstance(x, GaussianStatistics) else len(x) // 2
-        parts = zip(_parts(x, real_half, 2, random), _parts(y, len(y) // 2, 2, random), strict=False)
-        halves += [frechet_distance_of(a, b) for a, b in parts]
-    return 2 * frechet_distance_of(statistics_of(x), GaussianStatistics.of(y)) - float(np.mean(halves))
+        parts = zip(
+            _random_subsets(x, real_half, 2, random), _random_subsets(y, len(y) // 2, 2, random), strict=False
+        )
+        halves += [gaussian_frechet_distance(a, b) for a, b in parts]
+    return 2 * gaussian_frechet_distance(statistics_of(x), GaussianStatistics.of(y)) - float(np.mean(halves))
 
 
-def real_and_fake(real: ArrayLike | GaussianStatistics, fake: ArrayLike) -> tuple[Side, NDArray[Any]]:
+def checked_sets(real: ArrayLike | GaussianStatistics, fake: ArrayLike) -> tuple[FeatureSet, NDArray[Any]]:
     """Both sets, checked."""
     names = ("real features", "generated features")
     x = real if isinstance(real, GaussianStatistics) else feature_array(real, names[0], at_least=2)
@@ -107,25 +114,17 @@ def real_and_fake(real: ArrayLike | GaussianStatistics, fake: ArrayLike) -> tupl
     return x, y
 
 
-def statistics_of(side: Side) -> GaussianStatistics:
-    return side if isinstance(side, GaussianStatistics) else GaussianStatistics.of(side)
+def statistics_of(features: FeatureSet) -> GaussianStatistics:
+    return features if isinstance(features, GaussianStatistics) else GaussianStatistics.of(features)
 
 
-def _parts(side: Side, count: int, most: int, random: np.random.Generator) -> Iterator[GaussianStatistics]:
+def _random_subsets(
+    features: FeatureSet, count: int, most: int, random: np.random.Generator
+) -> Iterator[GaussianStatistics]:
     """Of up to `most` disjoint random subsets of `count` samples; or the distribution, as often as asked."""
-    if isinstance(side, GaussianStatistics):
-        yield from [side] * most
+    if isinstance(features, GaussianStatistics):
+        yield from [features] * most
         return
-    order = random.permutation(len(side))
-    for part in range(min(most, len(side) // count)):
-        yield GaussianStatistics.of(side[order[part * count : (part + 1) * count]])
-
-
-def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Intercept and slope of the least-squares line, and the standard error of the intercept."""
-    deviation = x - x.mean()
-    squares = (deviation**2).sum()
-    slope = (deviation * y).sum() / squares
-    intercept = y.mean() - slope * x.mean()
-    variance = ((y - intercept - slope * x) ** 2).sum() / (len(x) - 2)
-    return float(intercept), float(slope), float(np.sqrt(variance * (1 / len(x) + x.mean() ** 2 / squares)))
+    order = random.permutation(len(features))
+    for part in range(min(most, len(features) // count)):
+        yield GaussianStatistics.of(features[order[part * count : (part + 1) * count]])

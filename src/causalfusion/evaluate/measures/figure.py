@@ -20,7 +20,7 @@ MeasureName = Literal[
 """What can be asked for; `precision_recall` and `density_coverage` are two figures each."""
 MEASURES: tuple[MeasureName, ...] = get_args(MeasureName)
 LOWER_IS_BETTER = ("frechet", "spatial_frechet", "kernel", "frechet_infinity")
-CUSTOMARY = {
+INCEPTION_NAMES = {
     "frechet": "fid", "spatial_frechet": "sfid", "inception_score": "is", "kernel": "kid",
     "frechet_infinity": "fid_infinity",
 }  # fmt: skip
@@ -56,7 +56,7 @@ class Figure:
     def base(self) -> str:
         """The name without N: figures of the same base are the same thing measured from other numbers."""
         if is_inception(self.features):
-            return CUSTOMARY.get(self.quantity, self.quantity)
+            return INCEPTION_NAMES.get(self.quantity, self.quantity)
         return f"{self.quantity}_{features_word(self.features)}"
 
     @property
@@ -95,6 +95,6 @@ def features_word(features: str) -> str:
     return re.sub(r"[^a-z0-9]", "", (stem or kind + rest).lower()) or "features"
 
 
-def number(value: float) -> str:
+def format_value(value: float) -> str:
     """Four digits that count."""
     return f"{value:.4g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"

@@ -18,31 +18,31 @@ from causalfusion.evaluate.measures.gaussian import (
 )
 
 _ROWS = 8192
-_ASYMMETRY = 1e-3
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
     """Of features (N, D) and (M, D), N and M at least 2, in float64; 0 for equal sets."""
     a, b = feature_pair(features_a, features_b, ("features a", "features b"))
-    return frechet_distance_of(GaussianStatistics.of(a), GaussianStatistics.of(b))
+    return gaussian_frechet_distance(GaussianStatistics.of(a), GaussianStatistics.of(b))
 
 
-def frechet_distance_of(a: GaussianStatistics, b: GaussianStatistics) -> float:
-    """Of two sets that are known by their statistics, each of at least 2 samples."""
+def gaussian_frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
+    """|m_a - m_b|² + tr(A + B - 2 (AB)^½) of two sets that are known by their statistics, each of at least 2
+    samples.
+
+    AB is not symmetric, and its square root carries complex residue where a covariance is singular. For
+    A = F Fᵀ and B = G Gᵀ the trace of the root is the sum of the singular values of FᵀG: real, and exact to
+    rounding for singular covariances too. (Measured at D = 2048 on one core: 3.7 s; with symmetric roots
+    instead of F and G 6.5 s, and relative errors of 1e-9 where covariances are singular; by the eigenvalues
+    of A^½ B A^½ 4 s, and 1e-8.)"""
     check_same_dim(a.dim, b.dim)
-    return _distance(a.mean, a.covariance, b.mean, b.covariance)
+    cov_a, cov_b = a.covariance, b.covariance
+    overlap = np.linalg.svd(_factor(cov_a)[0].T @ _factor(cov_b)[0], compute_uv=False).sum()
+    distance = ((a.mean - b.mean) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2.0 * overlap
+    return max(float(distance), 0.0)
 
 
-def frechet_distance_of_gaussians(
-    mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike
-) -> float:
-    """|m_a - m_b|² + tr(A + B - 2 (AB)^½), for means (D,) and symmetric covariances (D, D)."""
-    (m_a, a), (m_b, b) = _gaussian(mean_a, cov_a), _gaussian(mean_b, cov_b)
-    check_same_dim(len(m_a), len(m_b))
-    return _distance(m_a, a, m_b, b)
-
-
-def check_enough(count: int, dim: int, what: str) -> str | None:
+def few_samples_warning(count: int, dim: int, what: str) -> str | None:
     """A one-line warning where `count` samples give a distorted Fréchet distance of D = `dim` features, None
     where they do not. Raises UserError below two samples."""
     if count < 2:
@@ -89,17 +89,6 @@ def frechet_influence(
     return values - values.mean()
 
 
-def _distance(mean_a: Array, a: Array, mean_b: Array, b: Array) -> float:
-    """AB is not symmetric, and its square root carries complex residue where a covariance is singular. For
-    A = F Fᵀ and B = G Gᵀ the trace of the root is the sum of the singular values of FᵀG: real, and exact to
-    rounding for singular covariances too. (Measured at D = 2048 on one core: 3.7 s; with symmetric roots
-    instead of F and G 6.5 s, and relative errors of 1e-9 where covariances are singular; by the eigenvalues
-    of A^½ B A^½ 4 s, and 1e-8.)"""
-    overlap = np.linalg.svd(_factor(a)[0].T @ _factor(b)[0], compute_uv=False).sum()
-    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(a) + np.trace(b) - 2.0 * overlap
-    return max(float(distance), 0.0)
-
-
 def _factor(covariance: Array) -> tuple[Array, NDArray[np.intp]]:
     """F (D, R) with F Fᵀ = covariance, by a Cholesky decomposition with pivots that stops at the rank; and
     the R rows that make F lower triangular."""
@@ -110,16 +99,3 @@ def _factor(covariance: Array) -> tuple[Array, NDArray[np.intp]]:
     factor = np.empty((len(covariance), rank))
     factor[rows] = np.tril(packed)[:, :rank]
     return factor, rows[:rank]
-
-
-def _gaussian(mean: ArrayLike, covariance: ArrayLike) -> tuple[Array, Array]:
-    m, cov = np.asarray(mean, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
-    if m.ndim != 1 or len(m) == 0 or cov.shape != (len(m), len(m)):
-        raise UserError(
-            f"a mean has shape {m.shape} and its covariance {cov.shape}; expected (D,) and (D, D)"
-        )
-    if not (np.isfinite(m).all() and np.isfinite(cov).all()):
-        raise UserError("a mean or covariance is not finite; expected numbers: look for broken images")
-    if abs(cov - cov.T).max() > _ASYMMETRY * abs(cov).max():
-        raise UserError("a covariance is not symmetric; expected one (D, D) with equal halves")
-    return m, (cov + cov.T) / 2

@@ -23,8 +23,6 @@ class KernelDistance:
     standard_error: float
     """How far the mean would lie from that of the distributions: of the samples and of the subsets. On the
     safe side: up to about twice too large near 0, right far from it."""
-    subset_size: int
-    """S: what was asked for, or the size of the smaller set."""
 
 
 def kernel_distance(
@@ -35,7 +33,8 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> KernelDistance:
-    """Of features (N, D) and (M, D), N and M at least 2, each subset without repetition.
+    """Of features (N, D) and (M, D), N and M at least 2. Subsets are drawn without repetition, each of
+    `subset_size` samples or as many as the smaller set has.
 
     The deviation over subsets alone (what is often reported) is too small an error once subsets overlap, and
     0 where they hold all samples. Here the variance is that of the discrepancy of all samples, to first order
@@ -60,7 +59,7 @@ def kernel_distance(
     if subsets == 1 and size < max(len(a), len(b)):
         # Nothing is known of other subsets: the error is that of these S samples.
         of_samples = (found[0].spread_a + found[0].spread_b) / size
-    return KernelDistance(float(values.mean()), float(np.sqrt(of_samples + of_subsets)), size)
+    return KernelDistance(float(values.mean()), float(np.sqrt(of_samples + of_subsets)))
 
 
 class _Discrepancy(NamedTuple):

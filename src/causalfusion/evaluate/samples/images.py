@@ -83,7 +83,7 @@ class ArrayImages:
         return hash_of([self.shape, self.pixels.tobytes().hex(), self.labels])
 
     def batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
-        for places in _shares(np.arange(len(self)), batch_size, rank, world_size):
+        for places in _batch_places(np.arange(len(self)), batch_size, rank, world_size):
             yield ImageBatch(
                 places, self.pixels[places], None if self.labels is None else self.labels[places]
             )
@@ -114,7 +114,7 @@ class SourceImages:
             raise UserError(
                 f"{source.name} holds {len(source)} images, and {count} are asked for; ask for fewer"
             )
-        self._places = drawn(len(source), count)
+        self._places = draw_places(len(source), count)
         self.native_shape: Shape = self._first_shape()
         """Of the first image, before it is cropped."""
         self.shape: Shape = self._shape_of(self._fit(np.zeros(self.native_shape, np.uint8)))
@@ -126,7 +126,7 @@ class SourceImages:
         return hash_of([self._source.fingerprint(), len(self), self.shape])
 
     def batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
-        shares = list(_shares(np.arange(len(self)), batch_size, rank, world_size))
+        shares = list(_batch_places(np.arange(len(self)), batch_size, rank, world_size))
         health = Health(len(self))
         loader = DataLoader(
             _Reading(self, shares),
@@ -215,7 +215,7 @@ class _Reading(Dataset):
             return error
 
 
-def drawn(total: int, count: int | None) -> np.ndarray:
+def draw_places(total: int, count: int | None) -> np.ndarray:
     """The places of all images, or of `count` drawn once and for all, in rising order."""
     if count is None or count >= total:
         return np.arange(total)
@@ -225,6 +225,6 @@ def drawn(total: int, count: int | None) -> np.ndarray:
     return np.sort(places.numpy())
 
 
-def _shares(places: np.ndarray, batch_size: int, rank: int, world_size: int) -> Iterator[np.ndarray]:
+def _batch_places(places: np.ndarray, batch_size: int, rank: int, world_size: int) -> Iterator[np.ndarray]:
     for start in range(rank * batch_size, len(places), world_size * batch_size):
         yield places[start : start + batch_size]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ import numpy as np
 from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
 from causalfusion.config import SampleConfig
 from causalfusion.config.serialize import to_dict
-from causalfusion.evaluate.samples.sample_set import SampleSet, missing, open_for_writing, write_part
-from causalfusion.files import hash_of
+from causalfusion.evaluate.samples.sample_set import SampleSet, missing_ranges, open_for_writing, write_part
+from causalfusion.files import hash_of, sha256_of
 from causalfusion.generate.output import describe, uses_classes, warn_of_untrained_null
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
@@ -27,7 +26,7 @@ from causalfusion.machine.processes import World
 from causalfusion.machine.progress import ProgressLine
 from causalfusion.saved.folder import WeightsName
 
-SHOWN = 16
+LISTED = 16
 """More classes or prompts than these are told by a hash."""
 _WEIGHTS: dict[WeightsName, str] = {"ema": "model.safetensors", "raw": "raw.safetensors"}
 
@@ -66,13 +65,13 @@ def make_samples(
         codec, spec = pipeline.codec.config, pipeline.spec
         facts = {
             "image_shape": [codec.image_height, codec.image_width, codec.image_channels],
-            "class_names": spec.class_names if _tells_classes(pipeline, task) else [],
+            "class_names": spec.class_names if _has_labels(pipeline, task) else [],
             "model": str(model_folder.resolve()),
             "images_seen": spec.images_seen,
         }
         open_for_writing(out, identity_of(pipeline, model_folder, weights, task), facts, task.images)
     world.barrier()
-    gaps = missing(out, task.images)
+    gaps = missing_ranges(out, task.images)
     world.barrier()  # nobody writes before all have looked
     batches = [
         range(start, min(start + batch_size, gap.stop))
@@ -107,7 +106,7 @@ def _fill(
             pipeline, entries.labels, entries.prompts, task.settings, task.candidates,
             seed=task.seed, image_indices=batch, watch=tell,
         )  # fmt: skip
-        labels = np.array(entries.labels) if _tells_classes(pipeline, task) else None
+        labels = np.array(entries.labels) if _has_labels(pipeline, task) else None
         seconds = time.monotonic() - start
         write_part(out, batch, pipeline.codec.to_uint8(images), labels, seconds)
         made += len(batch)
@@ -116,7 +115,7 @@ def _fill(
     progress.close()
 
 
-def _tells_classes(pipeline: Pipeline, task: SampleTask) -> bool:
+def _has_labels(pipeline: Pipeline, task: SampleTask) -> bool:
     """Whether every image is to be of a class."""
     return uses_classes(pipeline) and (bool(task.classes) or task.prompts is None)
 
@@ -134,13 +133,13 @@ def identity_of(
     if pipeline.codec.autoencoder is not None:
         parts.append(pipeline.codec.autoencoder_fingerprint)
     return {
-        "checkpoint_sha256": file_hash(model_folder / _WEIGHTS[weights]),
+        "checkpoint_sha256": sha256_of(model_folder / _WEIGHTS[weights]),
         "config_hash": hash_of([json.dumps(parts, sort_keys=True)]),
         "weights": weights,
         "precision": str(pipeline.autocast_dtype).removeprefix("torch."),
         "seed": task.seed,
         "labels": label_rule(pipeline, task),
-        "prompts": "none" if task.prompts is None else _told(task.prompts, "prompts"),
+        "prompts": "none" if task.prompts is None else _listed_or_hashed(task.prompts, "prompts"),
         "candidates": task.candidates,
         "sample": to_dict(task.settings),
     }
@@ -148,20 +147,14 @@ def identity_of(
 
 def label_rule(pipeline: Pipeline, task: SampleTask) -> str:
     """Which class image i has, in words; "none" where it has none."""
-    if not _tells_classes(pipeline, task):
+    if not _has_labels(pipeline, task):
         return "none"
     if task.classes:
-        return "given: " + _told(task.classes, "classes")
+        return "given: " + _listed_or_hashed(task.classes, "classes")
     return f"balanced: image i has class i mod {pipeline.model.config.num_classes}"
 
 
-def _told(values: Sequence[str], what: str) -> str:
-    if len(values) <= SHOWN:
+def _listed_or_hashed(values: Sequence[str], what: str) -> str:
+    if len(values) <= LISTED:
         return ", ".join(values)
     return f"{len(values)} {what}, hash {hash_of(values)}"
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256, as `sha256sum` prints it."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -29,7 +29,6 @@ from causalfusion.files import hash_of, holds_anything, write_whole
 
 FORMAT = "causalfusion-samples-1"
 SETTINGS = "settings.json"
-_PART = re.compile(r"part-(\d+)-(\d+)\.npz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class SampleSet:
         self.class_names: list[str] = list(self.settings["class_names"])
         height, width, channels = self.settings["image_shape"]
         self.shape: Shape = (height, width, channels)
-        whole = missing(folder, _last_stop(folder) + 1)
+        whole = missing_ranges(folder, _last_stop(folder) + 1)
         available = whole[0].start
         if count is not None and available < count:
             raise UserError(
@@ -88,10 +87,10 @@ class SampleSet:
         segments = []
         for start, stop, path in parts_of(self.folder):
             if done < min(stop, len(self)):
-                segments.append((start, range(done, min(stop, len(self))), path))
+                segments.append((start, stop, range(done, min(stop, len(self))), path))
                 done = min(stop, len(self))
-        for start, wanted, path in segments[rank::world_size]:
-            part = read_part(path, self.shape)
+        for start, stop, wanted, path in segments[rank::world_size]:
+            part = read_part(path, start, stop, self.shape)
             for first in range(wanted.start, wanted.stop, batch_size):
                 indices = np.arange(first, min(first + batch_size, wanted.stop))
                 labels = None if part.labels is None else part.labels[indices - start]
@@ -109,7 +108,7 @@ def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, An
     path = folder / SETTINGS
     if path.exists():
         settings = read_settings(folder)
-        check_same(settings["identity"], identity, folder)
+        check_same_identity(settings["identity"], identity, folder)
         if settings["images"] >= count:
             return
     elif holds_anything(folder):
@@ -119,7 +118,7 @@ def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, An
     write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
-def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+def check_same_identity(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     """Raises UserError that names the first difference between what is there and what is asked for."""
     before, after = flat(old), flat(json.loads(json.dumps(new)))
     for name in [*after, *before]:
@@ -153,12 +152,21 @@ def is_sample_set(settings: object) -> bool:
 
 def parts_of(folder: Path) -> list[tuple[int, int, Path]]:
     """(start, stop, file) of every part, in order."""
-    matches = [(_PART.fullmatch(path.name), path) for path in folder.iterdir()]
-    parts = sorted((int(match[1]), int(match[2]), path) for match, path in matches if match)
+    parts = sorted((*bounds, path) for path in folder.iterdir() if (bounds := _bounds(path)))
     return [part for part in parts if part[0] < part[1]]
 
 
-def missing(folder: Path, count: int) -> list[range]:
+def _part_path(folder: Path, indices: range) -> Path:
+    return folder / f"part-{indices.start:07d}-{indices.stop:07d}.npz"
+
+
+def _bounds(path: Path) -> tuple[int, int] | None:
+    """The first index of a part and the one after its last, by its file name; None for another file."""
+    match = re.fullmatch(r"part-(\d+)-(\d+)\.npz", path.name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def missing_ranges(folder: Path, count: int) -> list[range]:
     """The image indices below `count` that no part holds, as ranges."""
     gaps, done = [], 0
     for start, stop, _ in parts_of(folder) if folder.is_dir() else []:
@@ -177,13 +185,11 @@ def write_part(
     arrays = {"images": pixels, "seconds": np.array(seconds)}
     if labels is not None:
         arrays["labels"] = np.asarray(labels, np.int64)
-    path = folder / f"part-{indices.start:07d}-{indices.stop:07d}.npz"
-    write_whole(path, lambda stream: np.savez(stream, allow_pickle=False, **arrays))
+    write_whole(_part_path(folder, indices), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
 
 
-def read_part(path: Path, shape: Shape) -> ImageBatch:
-    """A part's images, its own places as indices."""
-    start, stop = (int(number) for number in path.stem.split("-")[1:])
+def read_part(path: Path, start: int, stop: int, shape: Shape) -> ImageBatch:
+    """Images start..stop-1, which a part holds. Raises UserError where it is damaged."""
     try:
         file = NpzFile(path)
         wrong = [name for name in ("images", "seconds") if name not in file]

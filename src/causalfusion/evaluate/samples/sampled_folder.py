@@ -11,6 +11,7 @@ from typing import Any
 from causalfusion.config.serialize import from_dict
 from causalfusion.data.picture import UnreadableImage, decode_native, read_file
 from causalfusion.data.source import Example
+from causalfusion.data.written import SETTINGS
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of, stamp
 from causalfusion.generate.out_folder import image_name
@@ -18,7 +19,7 @@ from causalfusion.generate.store import TAG
 
 
 @dataclass(frozen=True)
-class _Sampled:
+class _SampledSettings:
     """What is needed of the settings."""
 
     first: int
@@ -36,11 +37,13 @@ class SampledFolder:
     has_captions = False
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        names = _Sampled.__dataclass_fields__
+        names = _SampledSettings.__dataclass_fields__
         try:
-            told = from_dict(_Sampled, {key: value for key, value in settings.items() if key in names})
+            told = from_dict(
+                _SampledSettings, {key: value for key, value in settings.items() if key in names}
+            )
         except UserError as error:
-            raise UserError(f"{folder / 'settings.json'}: {error}; it is damaged") from None
+            raise UserError(f"{folder / SETTINGS['sample']}: {error}; it is damaged") from None
         self.name, self._folder, self._told = str(folder), folder, told
         known = all(0 <= label < len(told.class_names) for label in told.labels)
         self.class_names: list[str] = told.class_names if known else []
@@ -77,9 +80,10 @@ class SampledFolder:
         except OSError as error:
             raise UnreadableImage(str(file), error) from error
         if identity and identity != self._told.identity:
+            settings = self._folder / SETTINGS["sample"]
             raise UserError(
-                f"{file} was made by another `sample` than {self._folder / 'settings.json'} says: the folder "
-                "holds images of two runs; run `sample` again"
+                f"{file} was made by another `sample` than {settings} says: the folder holds images of two "
+                "runs; run `sample` again"
             )
         return Example(image, self._told.labels[index] if self.class_names else None)
 

@@ -26,9 +26,10 @@ def test_equals_the_naive_double_loop() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(12, 3)), rng.normal(size=(12, 3)) * 1.5 + 0.3
     assert kernel_distance(a, b).mean == pytest.approx(by_loops(a, b), rel=1e-12)
-    assert kernel_distance(a, b).subset_size == 12
     longer = np.concatenate([b, b[:5]])
-    assert kernel_distance(a, longer, subsets=30).subset_size == 12  # that of the smaller set
+    of_the_smaller = kernel_distance(a, longer, subsets=30, subset_size=12)
+    assert kernel_distance(a, longer, subsets=30) == of_the_smaller
+    assert kernel_distance(a, longer, subsets=30, subset_size=11) != of_the_smaller
 
 
 def test_subsets_average_to_all_pairs() -> None:

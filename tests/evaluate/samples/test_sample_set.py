@@ -11,8 +11,8 @@ from causalfusion.evaluate.samples.images import ArrayImages, SourceImages
 from causalfusion.evaluate.samples.open_images import data_config, open_images
 from causalfusion.evaluate.samples.sample_set import (
     SampleSet,
-    check_same,
-    missing,
+    check_same_identity,
+    missing_ranges,
     open_for_writing,
     parts_of,
     write_part,
@@ -42,12 +42,12 @@ def indices_of(images, **shares) -> list[int]:
 
 
 def test_what_is_missing(tmp_path):
-    assert missing(tmp_path / "none", 5) == [range(5)]
+    assert missing_ranges(tmp_path / "none", 5) == [range(5)]
     fill(tmp_path, range(4, 8), range(10, 12))
-    assert missing(tmp_path, 20) == [range(4), range(8, 10), range(12, 20)]
-    assert missing(tmp_path, 9) == [range(4), range(8, 9)]
+    assert missing_ranges(tmp_path, 20) == [range(4), range(8, 10), range(12, 20)]
+    assert missing_ranges(tmp_path, 9) == [range(4), range(8, 9)]
     fill(tmp_path, range(6))
-    assert missing(tmp_path, 8) == []
+    assert missing_ranges(tmp_path, 8) == []
 
 
 def test_reading_goes_through_every_image_once_whatever_the_parts(tmp_path):
@@ -70,7 +70,7 @@ def test_other_settings_are_refused_by_the_first_difference(tmp_path):
     with pytest.raises(UserError, match=r"sample.diffusion_steps \[25\], and \[50\] is asked for"):
         open_for_writing(tmp_path, other, FACTS, 4)
     with pytest.raises(UserError, match="candidates nothing, and 2 is asked for"):
-        check_same(IDENTITY, {**IDENTITY, "candidates": 2}, tmp_path)
+        check_same_identity(IDENTITY, {**IDENTITY, "candidates": 2}, tmp_path)
     fill(tmp_path, count=50)
     assert json.loads((tmp_path / "settings.json").read_text())["images"] == 50, "it may grow"
     (tmp_path / "file").mkdir()

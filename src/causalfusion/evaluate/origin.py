@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from causalfusion.evaluate.features.extract import ExtractedFeatures
 from causalfusion.evaluate.request import DEFAULT_IMAGES, DEFAULT_MODEL, EvaluateRequest
-from causalfusion.evaluate.samples.collect import Collected
 from causalfusion.evaluate.samples.images import ImageSet, Shape
 from causalfusion.evaluate.samples.make import SampleTask, label_rule, make_samples
 from causalfusion.evaluate.samples.open_images import open_images, sampled_settings
@@ -17,9 +17,9 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.run import read_prompts
 from causalfusion.machine.processes import World
 
-FOLDER = "samples"
+SAMPLES_FOLDER = "samples"
 """In the folder of an evaluation."""
-_OF_SAMPLE = {
+_NAMES_ON_CARD = {
     "model": "model", "images_seen": "images_seen", "weights": "weights", "precision": "precision",
     "seed": "seed", "candidates": "candidates", "settings": "sample",
 }  # fmt: skip
@@ -27,7 +27,7 @@ _OF_SAMPLE = {
 
 
 @dataclass(frozen=True)
-class Origin:
+class SampleOrigin:
     """Either a model that is to make the samples, or the samples."""
 
     name: str
@@ -45,19 +45,21 @@ class Origin:
             return self.read
         pipeline, folder, task = self.model
         return make_samples(
-            pipeline, folder, request.weights, task, request.out / FOLDER, world,
+            pipeline, folder, request.weights, task, request.out / SAMPLES_FOLDER, world,
             batch_size=request.batch_size, show_progress=request.show_progress,
         )  # fmt: skip
 
 
-def open_origin(request: EvaluateRequest, world: World) -> Origin:
+def open_sample_origin(request: EvaluateRequest, world: World) -> SampleOrigin:
     if request.samples is not None:
         images = open_images(
             request.samples, image_size=request.image_size, count=request.images,
             num_workers=request.num_workers,
         )  # fmt: skip
         labelled = next(images.batches(1)).labels is not None
-        return Origin(request.samples, len(images), images.shape, images.class_names, labelled, read=images)
+        return SampleOrigin(
+            request.samples, len(images), images.shape, images.class_names, labelled, read=images
+        )
     model = request.model or DEFAULT_MODEL
     pipeline, folder = load_pipeline(model, request.weights, request.precision, world, request.autoencoder)
     task = SampleTask(
@@ -73,10 +75,10 @@ def open_origin(request: EvaluateRequest, world: World) -> Origin:
     shape = codec.image_height, codec.image_width, codec.image_channels
     labelled = label_rule(pipeline, task) != "none"
     names = pipeline.spec.class_names if labelled else []
-    return Origin(str(model), task.images, shape, names, labelled, model=(pipeline, folder, task))
+    return SampleOrigin(str(model), task.images, shape, names, labelled, model=(pipeline, folder, task))
 
 
-def sample_facts(origin: Origin, images: ImageSet, samples: Collected) -> dict[str, Any]:
+def sample_facts(origin: SampleOrigin, images: ImageSet, samples: ExtractedFeatures) -> dict[str, Any]:
     """For a card."""
     facts: dict[str, Any] = {
         "name": origin.name,
@@ -90,5 +92,5 @@ def sample_facts(origin: Origin, images: ImageSet, samples: Collected) -> dict[s
         return {**facts, **told, **images.identity, "seconds": round(images.seconds(), 3)}
     settings = sampled_settings(origin.name) or {}
     if settings.get("command") == "sample":
-        facts |= {name: settings[key] for key, name in _OF_SAMPLE.items() if key in settings}
+        facts |= {name: settings[key] for key, name in _NAMES_ON_CARD.items() if key in settings}
     return {**facts, "fingerprint": images.fingerprint()}

@@ -16,9 +16,9 @@ from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.open import Extractor, open_extractor
-from causalfusion.evaluate.features.reference import reference_of
-from causalfusion.evaluate.measures.frechet import frechet_distance_of
+from causalfusion.evaluate.measures.frechet import gaussian_frechet_distance
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
+from causalfusion.evaluate.references.reference import reference_of
 from causalfusion.evaluate.samples.images import SourceImages
 from causalfusion.generate.output import uses_classes
 from causalfusion.generate.pipeline import Pipeline
@@ -106,5 +106,5 @@ def measure_quality(
         if batch.labels is not None and features.logits is not None:
             right += int((features.logits.argmax(1) == np.array(batch.labels)).sum())
     assert whole is not None, "there are images"
-    distance = frechet_distance_of(whole, judge.reference)
+    distance = gaussian_frechet_distance(whole, judge.reference)
     return Quality(distance, right / count if judged else None, seconds / count)

@@ -7,7 +7,7 @@ import pytest
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import Card
 from causalfusion.evaluate.cards.compare import compare_cards, to_markdown
-from causalfusion.evaluate.cards.show import show_comparison
+from causalfusion.evaluate.cards.terminal import show_comparison
 from causalfusion.evaluate.measures.figure import Figure
 
 REFERENCE = {

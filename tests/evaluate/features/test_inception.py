@@ -18,13 +18,17 @@ from causalfusion.evaluate.features.inception import (
     FILE_NAME,
     URL,
     InceptionExtractor,
-    find_weights,
-    load_inception,
+    find_inception_weights,
+    load_inception_network,
 )
-from causalfusion.evaluate.features.inception_network import InceptionV3, preprocess, resize_bilinear_legacy
+from causalfusion.evaluate.features.inception_network import (
+    InceptionNetwork,
+    preprocess,
+    resize_bilinear_legacy,
+)
 from causalfusion.evaluate.features.open import open_extractor
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "compare_inception.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "compare_inception.py"
 
 
 def script() -> ModuleType:
@@ -44,7 +48,7 @@ def comparison() -> ModuleType:
 @pytest.fixture(scope="module")
 def weights(comparison) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in InceptionV3().state_dict().items()}
+        shapes = {key: tuple(value.shape) for key, value in InceptionNetwork().state_dict().items()}
     return comparison.random_weights(shapes, comparison.GOLDEN_SEED)
 
 
@@ -66,7 +70,7 @@ def test_the_layout_is_that_of_the_public_weights(comparison, weights):
     shapes = {k: tuple(v.shape) for k, v in weights.items() if not k.endswith("num_batches_tracked")}
     assert comparison.hash_names(shapes) == "d84f693f2abd7fea"
     with torch.device("meta"):
-        assert sum(p.numel() for p in InceptionV3().parameters()) == 23850960
+        assert sum(p.numel() for p in InceptionNetwork().parameters()) == 23850960
     assert shapes["fc.weight"] == (1008, 2048) and shapes["Conv2d_1a_3x3.bn.running_var"] == (32,)
 
 
@@ -153,7 +157,7 @@ def test_wrong_files_are_refused_in_one_line(weights, tmp_path):
         elif content is not None:
             torch.save(content, path)
         with pytest.raises(UserError, match=message) as refusal:
-            load_inception(path)
+            load_inception_network(path)
         assert "\n" not in str(refusal.value) and name in str(refusal.value)
         path.unlink(missing_ok=True)
 
@@ -165,19 +169,19 @@ def test_the_public_file_is_fetched_once_and_its_hash_checked(tmp_path, monkeypa
     digest = hashlib.sha256(content).hexdigest()[:8]
     release = tmp_path / f"network-{digest}.pth"
     release.write_bytes(content)
-    found = find_weights(release.as_uri())
+    found = find_inception_weights(release.as_uri())
     assert found == tmp_path / "hub" / "checkpoints" / release.name and found.read_bytes() == content
     release.unlink()
-    assert find_weights(release.as_uri()) == found, "it is there already"
+    assert find_inception_weights(release.as_uri()) == found, "it is there already"
     found.write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"is damaged: its SHA-256 begins with .* expected {digest}; remove"):
-        find_weights(release.as_uri())
+        find_inception_weights(release.as_uri())
     found.unlink()
     with pytest.raises(UserError, match=r"cannot be downloaded .* or give --features inception:FILE"):
-        find_weights(release.as_uri())
+        find_inception_weights(release.as_uri())
     release.write_bytes(b"another")
     with pytest.raises(UserError, match="invalid hash value"):
-        find_weights(release.as_uri())
+        find_inception_weights(release.as_uri())
     assert not list((tmp_path / "hub" / "checkpoints").iterdir())
 
 

@@ -20,27 +20,27 @@ from causalfusion.files import write_whole
 from causalfusion.machine.processes import World
 from causalfusion.machine.progress import ProgressLine
 
-ALONE = World(0, 1, torch.device("cpu"))
-_STATISTICS = ("statistics", "spatial")
+ONE_PROCESS = World(0, 1, torch.device("cpu"))
+_STATISTICS_NAMES = ("statistics", "spatial")
 _ROWS = 4096
 """Features that are summed up together: each sum costs as much as D of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class ExtractionSettings:
     """How the work is done; the features do not depend on it, but for rounding."""
 
     batch_size: int = 64
     num_workers: int = 0
     """Processes that read images, for each that computes."""
-    world: World = ALONE
+    world: World = ONE_PROCESS
     exchange: Path | None = None
     """A folder that the processes of the world share."""
     show_progress: bool = False
 
 
 @dataclass(frozen=True)
-class Collected:
+class ExtractedFeatures:
     """Features of a set of images: statistics of all, the features themselves of those that are kept."""
 
     statistics: GaussianStatistics
@@ -70,35 +70,35 @@ class Collected:
         return len(self.digests) - len(np.unique(self.digests))
 
 
-def collect(
-    images: ImageSet, extractor: Extractor, work: Work, *, keep: np.ndarray | None = None
-) -> Collected | None:
+def extract_features(
+    images: ImageSet, extractor: Extractor, work: ExtractionSettings, *, keep: np.ndarray | None = None
+) -> ExtractedFeatures | None:
     """On the main process; elsewhere None. `keep`: the places whose features are kept, rising; None: all.
     Several processes leave their parts in the folder `work.exchange` for a moment."""
     world = work.world
-    running = {name: _Running() for name in _STATISTICS}
+    running = {name: _StatisticsSum() for name in _STATISTICS_NAMES}
     parts: list[dict[str, np.ndarray]] = []
     progress = ProgressLine(len(images), 0, enabled=work.show_progress and world.is_main)
     done = 0
     for batch in images.batches(work.batch_size, rank=world.rank, world_size=world.size):
         features = extractor(batch.pixels)
-        _check(features, extractor, len(batch.pixels))
+        _check_features(features, extractor, len(batch.pixels))
         for name, values in (("statistics", features.pool), ("spatial", features.spatial)):
             if values is not None:
                 running[name].add(values)
-        parts.append(_kept(batch, features, keep))
+        parts.append(_kept_rows(batch, features, keep))
         done += len(batch.pixels)
         progress.show(min(done * world.size, len(images)), f"features {extractor.name} of {images.name}")
     progress.show(len(images), f"features {extractor.name} of {images.name}", force=done > 0)
     progress.close()
-    arrays, statistics = _joined(parts), {name: sums.total() for name, sums in running.items()}
+    arrays, statistics = _concatenated(parts), {name: sums.total() for name, sums in running.items()}
     if world.size > 1:
         assert work.exchange is not None, "several processes meet in a folder"
-        return _exchange(arrays, statistics, work.exchange, world)
-    return _collected(arrays, statistics, images.name)
+        return _gather(arrays, statistics, work.exchange, world)
+    return _in_order(arrays, statistics, images.name)
 
 
-def _kept(batch: ImageBatch, features: Features, keep: np.ndarray | None) -> dict[str, np.ndarray]:
+def _kept_rows(batch: ImageBatch, features: Features, keep: np.ndarray | None) -> dict[str, np.ndarray]:
     rows = np.arange(len(batch.indices))
     if keep is not None:
         rows = rows[np.isin(batch.indices, keep, assume_unique=True)]
@@ -115,7 +115,7 @@ def _digest(pixels: np.ndarray) -> int:
     return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
 
 
-def _check(features: Features, extractor: Extractor, count: int) -> None:
+def _check_features(features: Features, extractor: Extractor, count: int) -> None:
     pool = features.pool
     if pool.ndim != 2 or len(pool) != count or not np.isfinite(pool).all():
         raise UserError(
@@ -124,7 +124,7 @@ def _check(features: Features, extractor: Extractor, count: int) -> None:
         )
 
 
-class _Running:
+class _StatisticsSum:
     """Statistics of features that come in small batches."""
 
     def __init__(self) -> None:
@@ -148,18 +148,18 @@ def _merged(before: GaussianStatistics | None, new: GaussianStatistics) -> Gauss
     return new if before is None else before.merged(new)
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Of one process: everything in one array each."""
     names = parts[0].keys() if parts else ()
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
-def _exchange(
+def _gather(
     arrays: dict[str, np.ndarray],
     statistics: dict[str, GaussianStatistics | None],
     folder: Path,
     world: World,
-) -> Collected | None:
+) -> ExtractedFeatures | None:
     """All processes' parts, on the main one, through files: one folder is what they share anyway."""
     content = dict(arrays)
     for name, values in statistics.items():
@@ -170,45 +170,47 @@ def _exchange(
                 f"{name}_scatter": values.scatter,
             }
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(_file_of(folder, world.rank), lambda stream: np.savez(stream, allow_pickle=False, **content))
+    write_whole(
+        _exchange_file(folder, world.rank), lambda stream: np.savez(stream, allow_pickle=False, **content)
+    )
     world.barrier()
     result = None
     if world.is_main:
-        shares = [_read_share(_file_of(folder, rank)) for rank in range(world.size)]
-        whole: dict[str, GaussianStatistics | None] = dict.fromkeys(_STATISTICS)
+        shares = [_read_part(_exchange_file(folder, rank)) for rank in range(world.size)]
+        whole: dict[str, GaussianStatistics | None] = dict.fromkeys(_STATISTICS_NAMES)
         for _, theirs in shares:
             for name, values in theirs.items():
                 whole[name] = _merged(whole[name], values)
-        result = _collected(_joined([own for own, _ in shares if own]), whole, str(folder))
+        result = _in_order(_concatenated([own for own, _ in shares if own]), whole, str(folder))
     world.barrier()
     return result
 
 
-def _file_of(folder: Path, rank: int) -> Path:
+def _exchange_file(folder: Path, rank: int) -> Path:
     return folder / f".features-{rank}.npz"
 
 
-def _read_share(path: Path) -> tuple[dict[str, np.ndarray], dict[str, GaussianStatistics]]:
+def _read_part(path: Path) -> tuple[dict[str, np.ndarray], dict[str, GaussianStatistics]]:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     path.unlink()
     statistics = {}
-    for name in _STATISTICS:
+    for name in _STATISTICS_NAMES:
         if f"{name}_count" in arrays:
             count, mean, scatter = (arrays.pop(f"{name}_{part}") for part in ("count", "mean", "scatter"))
             statistics[name] = GaussianStatistics(int(count), mean, scatter)
     return arrays, statistics
 
 
-def _collected(
+def _in_order(
     arrays: dict[str, np.ndarray], statistics: dict[str, GaussianStatistics | None], name: str
-) -> Collected:
+) -> ExtractedFeatures:
     whole = statistics["statistics"]
     if whole is None:
         raise UserError(f"{name} holds no image that can be read")
     order = np.argsort(arrays["indices"])
     rows = {name: values[order] for name, values in arrays.items()}
-    return Collected(
+    return ExtractedFeatures(
         statistics=whole,
         spatial=statistics["spatial"],
         indices=rows["indices"],

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from causalfusion.errors import UserError
-from causalfusion.evaluate.features.pixels import PixelExtractor
-from causalfusion.evaluate.features.reference import open_reference
-from causalfusion.evaluate.samples.collect import Work
+from causalfusion.evaluate.features.extract import ExtractionSettings
+from causalfusion.evaluate.features.pixels import PixelsExtractor
+from causalfusion.evaluate.references.reference import open_reference
 from causalfusion.evaluate.samples.open_images import data_config, open_images
 
 
@@ -25,7 +25,7 @@ def test_a_reference_whose_pictures_changed_is_made_anew(tmp_path):
     photos, cache = tmp_path / "photos", tmp_path / "cache"
 
     def mean() -> float:
-        found = open_reference(str(photos), PixelExtractor(4), (8, 8, 3), Work(), cache=cache)
+        found = open_reference(str(photos), PixelsExtractor(4), (8, 8, 3), ExtractionSettings(), cache=cache)
         assert found is not None
         return float(np.max(found.statistics.mean))
 

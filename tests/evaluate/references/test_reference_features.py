@@ -7,16 +7,16 @@ import pytest
 
 from causalfusion.data.digits import Digits
 from causalfusion.errors import UserError
-from causalfusion.evaluate.features import reference as reference_module
+from causalfusion.evaluate.features.extract import ExtractionSettings, extract_features
 from causalfusion.evaluate.features.extractor import Features
-from causalfusion.evaluate.features.reference import ReferenceFeatures, open_reference, reference_of
-from causalfusion.evaluate.features.reference_file import read_reference
-from causalfusion.evaluate.measures.frechet import frechet_distance_of
+from causalfusion.evaluate.measures.frechet import gaussian_frechet_distance
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
-from causalfusion.evaluate.samples.collect import Work, collect
+from causalfusion.evaluate.references import reference as reference_module
+from causalfusion.evaluate.references.reference import ReferenceFeatures, open_reference, reference_of
+from causalfusion.evaluate.references.reference_file import read_reference
 from causalfusion.evaluate.samples.images import ArrayImages
 
-WORK = Work(batch_size=64)
+WORK = ExtractionSettings(batch_size=64)
 
 
 class Counting:
@@ -70,8 +70,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path):
 
 
 def test_features_are_kept_of_some_images_statistics_of_all(digits, monkeypatch):
-    monkeypatch.setattr(reference_module, "KEPT", 40)
-    made = reference_of(digits[:300], Counting())
+    monkeypatch.setattr(reference_module, "KEPT_FEATURES", 40)
+    made = reference_of(ArrayImages(digits[:300]), Counting())
     assert made.count == 300 and made.pool is not None and made.pool.shape == (40, 64)
     assert np.allclose(made.statistics.mean, digits[:300].reshape(300, -1).mean(0) / 255)
     assert made.facts()["kept"] == 40
@@ -100,7 +100,9 @@ def test_adm_statistics(digits, tmp_path):
     found = opened(path, Counting("inception"), tmp_path)
     assert found.count is None and found.pool is None and found.spatial is not None
     assert np.allclose(found.statistics.covariance, arrays["sigma"])
-    assert frechet_distance_of(found.statistics, GaussianStatistics.of(flat)) == pytest.approx(0, abs=1e-9)
+    assert gaussian_frechet_distance(found.statistics, GaussianStatistics.of(flat)) == pytest.approx(
+        0, abs=1e-9
+    )
     with pytest.raises(UserError, match=r"holds statistics of Inception features .* not of own"):
         opened(path, Counting(), tmp_path)
     narrow = {"mu": arrays["mu"][:9], "sigma": arrays["sigma"][:9, :9]}
@@ -152,7 +154,7 @@ def test_damaged_images_of_a_reference_are_left_out(tmp_path, digits):
 
 def test_equal_images_are_counted_and_told_apart(digits):
     images = np.concatenate([digits[:10], digits[:3]])
-    collected = collect(ArrayImages(images), Counting(), WORK)
-    other = collect(ArrayImages(images[::-1].copy()), Counting(), WORK)
+    collected = extract_features(ArrayImages(images), Counting(), WORK)
+    other = extract_features(ArrayImages(images[::-1].copy()), Counting(), WORK)
     assert collected is not None and other is not None
     assert collected.num_repeated() == 3 and collected.hash() != other.hash()

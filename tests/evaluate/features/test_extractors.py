@@ -18,7 +18,8 @@ from causalfusion.errors import UserError
 from causalfusion.evaluate.features.digits import HOLDOUT
 from causalfusion.evaluate.features.extractor import Extractor
 from causalfusion.evaluate.features.open import open_extractor
-from causalfusion.evaluate.features.resnet_cifar import ResNetCifar, jpeg_round_trip, judge, load_resnet_cifar
+from causalfusion.evaluate.features.resnet_cifar import jpeg_round_trip, load_resnet_cifar_network
+from causalfusion.evaluate.features.resnet_cifar_network import ResNetCifarNetwork
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:
@@ -113,19 +114,19 @@ def test_the_digits_classifier_knows_digits_that_it_has_not_seen():
 def test_a_cifar_resnet_with_jpeg_and_without(tmp_path):
     torch.manual_seed(0)
     file = tmp_path / "judge.safetensors"
-    save_file(ResNetCifar(1).state_dict(), file)
+    save_file(ResNetCifarNetwork(1).state_dict(), file)
     plain, jpeg = (open_extractor(f"{kind}:{file}") for kind in ("resnet-cifar", "resnet-cifar-jpeg"))
     batch = images(3, 32, 32, 3)
-    model = load_resnet_cifar(file)
-    features, logits = judge(batch, model)
+    model = load_resnet_cifar_network(file)
+    with torch.inference_mode():
+        direct, after_jpeg = (model(torch.from_numpy(each)) for each in (batch, jpeg_round_trip(batch)))
     found = plain(batch)
-    assert (
-        found.logits is not None and np.allclose(found.pool, features) and np.allclose(found.logits, logits)
-    )
+    assert found.logits is not None and np.allclose(found.logits, direct.logits)
+    assert np.allclose(found.pool, direct.pool)
     assert found.spatial is not None and found.spatial.shape == (3, 256)
     places = found.spatial.reshape(3, 64, 4)
     assert np.allclose(places.mean(axis=1), found.pool[:, :4], atol=1e-6), "the pool is their mean"
-    assert np.allclose(jpeg(batch).pool, judge(jpeg_round_trip(batch), model)[0])
+    assert np.allclose(jpeg(batch).pool, after_jpeg.pool)
     assert plain.fingerprint != jpeg.fingerprint and jpeg.name == "resnet-cifar-jpeg:judge"
     assert (plain(batch[..., :1]).pool == plain(np.repeat(batch[..., :1], 3, axis=3)).pool).all()
     rows_depend_on_their_image_alone(jpeg, batch)

@@ -1,7 +1,7 @@
 """References: what samples are compared with, as statistics and features that are made once and kept.
 
-Statistics are of all images of the reference, the features themselves of at most `KEPT`: a Fréchet distance
-needs no more, and neighbours are sought among 10,000 images in ADM's evaluation too.
+Statistics are of all images of the reference, the features themselves of at most `KEPT_FEATURES`: a Fréchet
+distance needs no more, and neighbours are sought among 10,000 images in ADM's evaluation too.
 
 Shape letters: N images, D numbers in a pooled feature, d in a spatial one, H, W, C pixels and channels.
 """
@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from causalfusion.errors import UserError
+from causalfusion.evaluate.features.extract import ExtractedFeatures, ExtractionSettings, extract_features
 from causalfusion.evaluate.features.extractor import Extractor
-from causalfusion.evaluate.features.reference_file import ReferenceFile, read_reference, write_reference
 from causalfusion.evaluate.measures.figure import is_inception
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
-from causalfusion.evaluate.samples.collect import Collected, Work, collect
-from causalfusion.evaluate.samples.images import ArrayImages, ImageSet, Shape, SourceImages, drawn
+from causalfusion.evaluate.references.reference_file import ReferenceFile, read_reference, write_reference
+from causalfusion.evaluate.samples.images import ImageSet, Shape, SourceImages, draw_places
 from causalfusion.evaluate.samples.open_images import open_images
 from causalfusion.files import cache_folder, hash_of
 
-KEPT = 10_000
+KEPT_FEATURES = 10_000
 """Images whose features are kept."""
 
 
@@ -73,21 +73,18 @@ class ReferenceFeatures:
         }
 
 
-def reference_of(
-    images: np.ndarray | ImageSet, extractor: Extractor, batch_size: int = 64
-) -> ReferenceFeatures:
-    """Of images (N, H, W, C) uint8, or of a set, in this process and without a file."""
-    image_set = ArrayImages(images) if isinstance(images, np.ndarray) else images
-    collected = _collect(image_set, extractor, Work(batch_size=batch_size))
+def reference_of(images: ImageSet, extractor: Extractor, batch_size: int = 64) -> ReferenceFeatures:
+    """The features of a set of images, made in this process and kept in no file."""
+    collected = _extract(images, extractor, ExtractionSettings(batch_size=batch_size))
     assert collected is not None, "there is one process"
-    return _of(collected, image_set, extractor)
+    return _from_features(collected, images, extractor)
 
 
 def open_reference(
     name: str,
     extractor: Extractor,
     shape: Shape,
-    work: Work,
+    work: ExtractionSettings,
     *,
     count: int | None = None,
     cache: Path | None = None,
@@ -105,21 +102,21 @@ def open_reference(
                 f"{name} holds statistics of all its images; leave --reference-images {count} out"
             )
         return _from_file(found, file, name, extractor, shape, work)
-    images = _images_like(name, shape, count, work)
-    key = hash_of([images.fingerprint(), extractor.fingerprint, KEPT])
+    images = _open_images(name, shape, count, work)
+    key = hash_of([images.fingerprint(), extractor.fingerprint, KEPT_FEATURES])
     path = (cache or cache_folder("references")) / f"{key}.npz"
-    kept = _cached(path)
+    kept = _read_cached(path)
     if kept is not None:
-        return replace(_of_ours(kept, path, extractor), name=name)
-    collected = _collect(images, extractor, work)
+        return replace(_from_own_file(kept, path, extractor), name=name)
+    collected = _extract(images, extractor, work)
     if collected is None:
         return None
-    made = replace(_of(collected, images, extractor), name=name, path=path)
+    made = replace(_from_features(collected, images, extractor), name=name, path=path)
     write_reference(path, _to_file(made))
     return made
 
 
-def _images_like(name: str, shape: Shape, count: int | None, work: Work) -> ImageSet:
+def _open_images(name: str, shape: Shape, count: int | None, work: ExtractionSettings) -> ImageSet:
     """The images, of the samples' shape; refused where they cannot be."""
     height, width, channels = shape
     images = open_images(
@@ -141,12 +138,12 @@ def _images_like(name: str, shape: Shape, count: int | None, work: Work) -> Imag
     return images
 
 
-def _collect(images: ImageSet, extractor: Extractor, work: Work) -> Collected | None:
-    keep = None if len(images) <= KEPT else drawn(len(images), KEPT)
-    return collect(images, extractor, work, keep=keep)
+def _extract(images: ImageSet, extractor: Extractor, work: ExtractionSettings) -> ExtractedFeatures | None:
+    keep = None if len(images) <= KEPT_FEATURES else draw_places(len(images), KEPT_FEATURES)
+    return extract_features(images, extractor, work, keep=keep)
 
 
-def _of(collected: Collected, images: ImageSet, extractor: Extractor) -> ReferenceFeatures:
+def _from_features(collected: ExtractedFeatures, images: ImageSet, extractor: Extractor) -> ReferenceFeatures:
     return ReferenceFeatures(
         name=images.name,
         fingerprint=images.fingerprint(),
@@ -172,7 +169,7 @@ def _to_file(reference: ReferenceFeatures) -> ReferenceFile:
     return ReferenceFile(about, reference.statistics, reference.spatial, reference.pool)
 
 
-def _cached(path: Path) -> ReferenceFile | None:
+def _read_cached(path: Path) -> ReferenceFile | None:
     """A damaged one is made anew."""
     try:
         return read_reference(path) if path.is_file() else None
@@ -186,11 +183,11 @@ def _from_file(
     name: str,
     extractor: Extractor,
     shape: Shape,
-    work: Work,
+    work: ExtractionSettings,
 ) -> ReferenceFeatures | None:
     if found.about is None:
-        return _of_others(found, file, name, extractor, shape, work)
-    reference = replace(_of_ours(found, file, extractor), name=name)
+        return _from_foreign_file(found, file, name, extractor, shape, work)
+    reference = replace(_from_own_file(found, file, extractor), name=name)
     if reference.image_shape != shape:
         raise UserError(
             f"the reference {name} was made for images of shape {reference.image_shape}, the samples have "
@@ -199,7 +196,7 @@ def _from_file(
     return reference
 
 
-def _of_ours(found: ReferenceFile, path: Path, extractor: Extractor) -> ReferenceFeatures:
+def _from_own_file(found: ReferenceFile, path: Path, extractor: Extractor) -> ReferenceFeatures:
     assert found.about is not None, "the file says what it is of"
     about = found.about
     if about["features_fingerprint"] != extractor.fingerprint:
@@ -223,13 +220,13 @@ def _of_ours(found: ReferenceFile, path: Path, extractor: Extractor) -> Referenc
     )
 
 
-def _of_others(
+def _from_foreign_file(
     found: ReferenceFile,
     file: Path,
     name: str,
     extractor: Extractor,
     shape: Shape,
-    work: Work,
+    work: ExtractionSettings,
 ) -> ReferenceFeatures | None:
     """ADM's files (mu, sigma, maybe mu_s, sigma_s, maybe arr_0): in Inception's features, as everywhere."""
     width = len(found.statistics.mean)
@@ -238,11 +235,11 @@ def _of_others(
             f"the reference {name} holds statistics of Inception features ({width} numbers), not of "
             f"{extractor.name}; give --features inception, or a reference of images"
         )
-    _check_width(found, name, extractor, shape)
+    _check_dim(found, name, extractor, shape)
     pool = None
     if found.has_images:
-        images = _images_like(name, shape, None, work)
-        collected = _collect(images, extractor, work)
+        images = _open_images(name, shape, None, work)
+        collected = _extract(images, extractor, work)
         if collected is None:
             return None
         pool = collected.pool
@@ -258,7 +255,7 @@ def _of_others(
     )
 
 
-def _check_width(found: ReferenceFile, name: str, extractor: Extractor, shape: Shape) -> None:
+def _check_dim(found: ReferenceFile, name: str, extractor: Extractor, shape: Shape) -> None:
     """Before hours of work: do the statistics have as many numbers as the features?"""
     probe = extractor(np.zeros((1, *shape), np.uint8))
     for statistics, values in ((found.statistics, probe.pool), (found.spatial, probe.spatial)):
