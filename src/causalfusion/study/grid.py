@@ -54,7 +54,7 @@ def jobs_of(study: Study, ground: Ground, seeds: Sequence[int], out: Path) -> li
 
 def run_config(study: Study, variant: Variant, ground: Ground, seed: int, out: Path) -> RunConfig:
     """The settings of a variant's training, in a folder named after what differs from the data file's own."""
-    base = [load_layers(ground.recipes), ground.settings, {"train": {"seed": seed}}]
+    base = [load_layers(ground.recipes), ground.settings, {"sample": study.sample, "train": {"seed": seed}}]
     layers = [fill_in(layer, ground.num_tokens) for layer in (study.settings, variant.settings)]
     plain, config = (
         from_dict(RunConfig, rename_settings(merge(tables), "study")) for tables in (base, [*base, *layers])
