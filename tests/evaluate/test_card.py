@@ -55,8 +55,8 @@ def measure(
     assert samples is not None and samples.logits is not None
     highest = 0 if labels is None else int(np.max(labels)) + 1
     available = AvailableInputs(
-        features=extractor.name, count=len(images), spatial=True, num_logits=10, labels=labels is not None,
-        num_classes=highest if highest > 10 else 0, reference=reference,
+        features=extractor.name, count=len(images), has_spatial=True, num_logits=10, has_labels=labels is not
+        None, num_classes=highest if highest > 10 else 0, reference=reference,
     )  # fmt: skip
     chosen = choose_measures(measures, available)
     if measures is not None and chosen.impossible:

@@ -1,4 +1,4 @@
-"""From features to figures: which measures are possible, and what they say.
+"""From features to figures: which measures are possible, and their figures.
 
 Shape letters: N images, H, W, C pixels and channels, D numbers in a pooled feature, K classes.
 """
@@ -34,7 +34,7 @@ from causalfusion.evaluate.measures.manifold import density_coverage, precision_
 from causalfusion.evaluate.references.reference import ReferenceFeatures
 
 SCORE_SPLITS = 10
-"""Of the Inception score, as everywhere."""
+"""Splits of the Inception Score, as in the reference implementation."""
 FEWEST_SAMPLES: dict[MeasureName, int] = {
     "frechet": 2,
     "spatial_frechet": 2,
@@ -45,12 +45,12 @@ FEWEST_SAMPLES: dict[MeasureName, int] = {
     "class_accuracy": 1,
     "frechet_infinity": 20,
 }
-"""Samples without which there is no figure at all, be it a bad one."""
+"""Smallest numbers of samples with which a measure can be computed at all, however badly."""
 
 
 @dataclass(frozen=True)
 class UnnamedFigure:
-    """A figure before it has a name."""
+    """A figure without the facts that all figures of an evaluation share, which its name needs."""
 
     quantity: str
     value: float
@@ -62,17 +62,20 @@ class UnnamedFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class AvailableInputs:
-    """What there is to measure with, in the features of one extractor."""
+    """Inputs for measures, in the features of one extractor."""
 
     features: str
+    """Name of the feature space."""
     count: int
-    """N."""
-    spatial: bool
+    """Number of samples, N."""
+    has_spatial: bool
+    """The extractor gives spatial features."""
     num_logits: int
-    """K; 0: none."""
-    labels: bool
+    """Number of classes of the extractor, K; 0: it has no classes."""
+    has_labels: bool
+    """The samples have labels."""
     num_classes: int
-    """Of the labels; 0: unknown."""
+    """Number of classes of the labels; 0: unknown."""
     reference: ReferenceFeatures | None
 
 
@@ -80,11 +83,11 @@ class AvailableInputs:
 class ChosenMeasures:
     possible: list[MeasureName]
     impossible: dict[str, str]
-    """Why each of the others cannot be measured, by name."""
+    """Reason for each measure that is left out, by its name."""
 
 
 def choose_measures(measures: Sequence[MeasureName] | None, available: AvailableInputs) -> ChosenMeasures:
-    """The possible ones of these measures (of all, by default), and why each of the others is not."""
+    """Sort measures (default: all) into possible and impossible. Raises UserError for an unknown name."""
     for name in measures or ():
         if name not in MEASURES:
             raise UserError(f"measure {name!r} is unknown; expected some of {', '.join(MEASURES)}")
@@ -100,13 +103,13 @@ def choose_measures(measures: Sequence[MeasureName] | None, available: Available
 
 
 def why_impossible(name: MeasureName, available: AvailableInputs) -> str:
-    """Why this cannot be measured; empty where it can."""
+    """Reason why a measure cannot be computed; empty if it can."""
     if available.count < FEWEST_SAMPLES[name]:
         return f"there are {available.count} samples; it takes at least {FEWEST_SAMPLES[name]}"
     if name in ("inception_score", "class_accuracy"):
         if not available.num_logits:
             return f"the features {available.features} have no classes"
-        if name == "class_accuracy" and not available.labels:
+        if name == "class_accuracy" and not available.has_labels:
             return "the samples have no labels"
         known, asked = available.num_logits, available.num_classes
         if name == "class_accuracy" and asked not in (0, known):
@@ -115,7 +118,7 @@ def why_impossible(name: MeasureName, available: AvailableInputs) -> str:
     if available.reference is None:
         return "there is no reference"
     if name == "spatial_frechet":
-        if not available.spatial:
+        if not available.has_spatial:
             return f"{available.features} gives no spatial features"
         return "" if available.reference.spatial is not None else "the reference has no spatial statistics"
     if name in ("kernel", "precision_recall", "density_coverage"):
@@ -133,30 +136,36 @@ def compute_figures(
     reference: ReferenceFeatures | None,
     measures: Sequence[MeasureName],
 ) -> dict[str, Figure]:
-    """These measures, all of them possible, by the figures' names."""
+    """Figures of these measures, all of which are possible, by the figures' names."""
     figures = {}
     for name in measures:
         against = reference if name not in _WITHOUT_REFERENCE else None
         for part in _COMPUTE[name](samples, reference):
             figure = Figure(
-                quantity=part.quantity, value=part.value, count=len(samples.pool), features=extractor.name,
+                quantity=part.quantity,
+                value=part.value,
+                count=len(samples.pool),
+                features=extractor.name,
                 features_fingerprint=extractor.fingerprint,
-                reference="" if against is None else against.fingerprint, low=part.low, high=part.high,
-                standard_error=part.standard_error, warning=part.warning,
-            )  # fmt: skip
+                reference="" if against is None else against.fingerprint,
+                low=part.low,
+                high=part.high,
+                standard_error=part.standard_error,
+                warning=part.warning,
+            )
             figures[figure.name] = figure
     return figures
 
 
 def _few_samples(own: GaussianStatistics, reference: ReferenceFeatures) -> str:
-    """A warning where there are."""
+    """Warning of too few samples or reference images; empty if there are enough."""
     return _joined(
         few_samples_warning(own.count, own.dim, "the samples"), _small_reference(reference, own.dim)
     )
 
 
 def _small_reference(reference: ReferenceFeatures, dim: int) -> str | None:
-    """A warning where it is of too few images; a file of others does not say of how many."""
+    """Warning of a reference of too few images; None if there are enough, or if its file does not tell."""
     return None if reference.count is None else few_samples_warning(reference.count, dim, "the reference")
 
 
@@ -165,7 +174,7 @@ def _joined(*warnings: str | None) -> str:
 
 
 def _frechet(samples: ExtractedFeatures, reference: ReferenceFeatures | None) -> list[UnnamedFigure]:
-    assert reference is not None, "an why_impossible otherwise"
+    assert reference is not None, "the measure is possible"
     own, other = samples.statistics, reference.statistics
     moves = frechet_influence(samples.pool, own, other)
     error = float(moves.std() / math.sqrt(len(moves)))
@@ -176,15 +185,15 @@ def _frechet(samples: ExtractedFeatures, reference: ReferenceFeatures | None) ->
 
 
 def _spatial_frechet(samples: ExtractedFeatures, reference: ReferenceFeatures | None) -> list[UnnamedFigure]:
-    assert reference is not None, "an why_impossible otherwise"
+    assert reference is not None, "the measure is possible"
     own, other = samples.spatial, reference.spatial
-    assert own is not None and other is not None, "an why_impossible otherwise"
+    assert own is not None and other is not None, "the measure is possible"
     warning = _few_samples(own, reference)
     return [UnnamedFigure("spatial_frechet", gaussian_frechet_distance(own, other), warning=warning)]
 
 
 def _frechet_infinity(samples: ExtractedFeatures, reference: ReferenceFeatures | None) -> list[UnnamedFigure]:
-    assert reference is not None, "an why_impossible otherwise"
+    assert reference is not None, "the measure is possible"
     value = extrapolated_frechet_distance(reference.statistics, samples.pool)
     interval = frechet_interval(reference.statistics, samples.pool)
     count, dim = samples.pool.shape
@@ -206,15 +215,15 @@ def _frechet_infinity(samples: ExtractedFeatures, reference: ReferenceFeatures |
 
 
 def _kernel(samples: ExtractedFeatures, reference: ReferenceFeatures | None) -> list[UnnamedFigure]:
-    assert reference is not None and reference.pool is not None, "an why_impossible otherwise"
+    assert reference is not None and reference.pool is not None, "the measure is possible"
     found = kernel_distance(reference.pool, samples.pool)
     return [UnnamedFigure("kernel", found.mean, standard_error=found.standard_error)]
 
 
 def _precision_recall(samples: ExtractedFeatures, reference: ReferenceFeatures | None) -> list[UnnamedFigure]:
-    assert reference is not None and reference.pool is not None, "an why_impossible otherwise"
+    assert reference is not None and reference.pool is not None, "the measure is possible"
     found = precision_recall(reference.pool, samples.pool)
-    # Of other samples beside the same reference. Recall and coverage are no means over samples.
+    # An interval over other samples with the same reference. Recall and coverage are no means over samples.
     interval = share_interval(found.within)
     return [
         UnnamedFigure("precision", found.precision, interval.low, interval.high),
@@ -223,7 +232,7 @@ def _precision_recall(samples: ExtractedFeatures, reference: ReferenceFeatures |
 
 
 def _density_coverage(samples: ExtractedFeatures, reference: ReferenceFeatures | None) -> list[UnnamedFigure]:
-    assert reference is not None and reference.pool is not None, "an why_impossible otherwise"
+    assert reference is not None and reference.pool is not None, "the measure is possible"
     found = density_coverage(reference.pool, samples.pool)
     interval = mean_interval(found.shares)
     return [
@@ -233,8 +242,8 @@ def _density_coverage(samples: ExtractedFeatures, reference: ReferenceFeatures |
 
 
 def _inception_score(samples: ExtractedFeatures, reference: ReferenceFeatures | None) -> list[UnnamedFigure]:
-    assert samples.logits is not None, "an why_impossible otherwise"
-    # Shuffled, always alike: splits of samples that are sorted by class would score too low.
+    assert samples.logits is not None, "the measure is possible"
+    # A fixed shuffle: splits of samples that are sorted by class would score too low.
     order = np.random.default_rng(0).permutation(len(samples.logits))
     found = inception_score(probabilities_of(samples.logits[order]), SCORE_SPLITS)
     share, classes = len(order) // SCORE_SPLITS, samples.logits.shape[1]
@@ -243,13 +252,13 @@ def _inception_score(samples: ExtractedFeatures, reference: ReferenceFeatures | 
         warning = (
             f"each of {SCORE_SPLITS} splits has {share} samples for {classes} classes: the score is too low"
         )
-    # Of the mean of the splits; customary is their deviation itself, that is 3 times as much.
+    # Standard error of the mean. Papers customarily give the deviation of the splits, 3 times as much.
     error = found.deviation / math.sqrt(SCORE_SPLITS - 1)
     return [UnnamedFigure("inception_score", found.mean, standard_error=error, warning=warning)]
 
 
 def _class_accuracy(samples: ExtractedFeatures, reference: ReferenceFeatures | None) -> list[UnnamedFigure]:
-    assert samples.logits is not None and samples.labels is not None, "an why_impossible otherwise"
+    assert samples.logits is not None and samples.labels is not None, "the measure is possible"
     found = class_accuracy(samples.logits.argmax(1), samples.labels)
     return [UnnamedFigure("class_accuracy", found.value, found.low, found.high)]
 

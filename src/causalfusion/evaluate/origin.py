@@ -1,4 +1,4 @@
-"""The samples of an evaluation: where they come from, and what a card says of them."""
+"""Origin of an evaluation's samples: a model that generates them, or images that are read."""
 
 from __future__ import annotations
 
@@ -18,44 +18,61 @@ from causalfusion.generate.run import read_prompts
 from causalfusion.machine.processes import World
 
 SAMPLES_FOLDER = "samples"
-"""In the folder of an evaluation."""
+"""Folder of the generated samples, within that of the evaluation."""
 _NAMES_ON_CARD = {
-    "model": "model", "images_seen": "images_seen", "weights": "weights", "precision": "precision",
-    "seed": "seed", "candidates": "candidates", "settings": "sample",
-}  # fmt: skip
-"""What the settings of the command `sample` are called on a card."""
+    "model": "model",
+    "images_seen": "images_seen",
+    "weights": "weights",
+    "precision": "precision",
+    "seed": "seed",
+    "candidates": "candidates",
+    "settings": "sample",
+}
+"""Names on a card of the settings that the command `sample` writes, by their names there."""
 
 
 @dataclass(frozen=True)
 class SampleOrigin:
-    """Either a model that is to make the samples, or the samples."""
+    """Either a model that generates the samples, or the samples themselves."""
 
     name: str
     count: int
+    """Number of samples, N."""
     shape: Shape
     class_names: list[str]
     has_labels: bool
     model: tuple[Pipeline, Path, SampleTask] | None = None
+    """The model, its folder, and the samples it generates; None where samples are read."""
     read: ImageSet | None = None
+    """The samples; None where a model generates them."""
 
     def images(self, request: EvaluateRequest, world: World) -> ImageSet:
-        """Generated now, as far as they are not there."""
+        """The samples. Those that a model has not generated yet are generated now."""
         if self.model is None:
             assert self.read is not None, "it is one or the other"
             return self.read
         pipeline, folder, task = self.model
         return make_samples(
-            pipeline, folder, request.weights, task, request.out / SAMPLES_FOLDER, world,
-            batch_size=request.batch_size, show_progress=request.show_progress,
-        )  # fmt: skip
+            pipeline,
+            folder,
+            request.weights,
+            task,
+            request.out / SAMPLES_FOLDER,
+            world,
+            batch_size=request.batch_size,
+            show_progress=request.show_progress,
+        )
 
 
 def open_sample_origin(request: EvaluateRequest, world: World) -> SampleOrigin:
+    """Open the samples or load the model that a request names; nothing is generated yet."""
     if request.samples is not None:
         images = open_images(
-            request.samples, image_size=request.image_size, count=request.images,
+            request.samples,
+            image_size=request.image_size,
+            count=request.images,
             num_workers=request.num_workers,
-        )  # fmt: skip
+        )
         labelled = next(images.batches(1)).labels is not None
         return SampleOrigin(
             request.samples, len(images), images.shape, images.class_names, labelled, read=images
@@ -79,7 +96,7 @@ def open_sample_origin(request: EvaluateRequest, world: World) -> SampleOrigin:
 
 
 def sample_facts(origin: SampleOrigin, images: ImageSet, samples: ExtractedFeatures) -> dict[str, Any]:
-    """For a card."""
+    """Facts about the samples, for a card."""
     facts: dict[str, Any] = {
         "name": origin.name,
         "count": len(samples.pool),

@@ -1,7 +1,7 @@
-"""A quick judgement of what a model generates, for those who compare many settings: `study` and `plan`.
+"""Quick judgement of a model's images, for `study` and `plan`, which compare many settings: one Fréchet
+distance in one feature space. `evaluate` is for figures to publish.
 
-One Fréchet distance, in one feature space, against one set of real images; `evaluate` is for figures to
-publish.
+Shape letters: B images, H, W, C pixels and channels.
 """
 
 from __future__ import annotations
@@ -25,27 +25,29 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.runtime import select_device
 
 REFERENCE_IMAGES = 10_000
-"""At most so many real images are drawn."""
+"""Largest number of real images to compare with."""
 BATCH = 500
+"""Images generated, or taken to features, together."""
 
 
 @dataclass(frozen=True)
 class Judge:
     extractor: Extractor
     reference: GaussianStatistics
+    """Statistics of the real images' features."""
 
 
 @dataclass(frozen=True)
 class Quality:
     frechet: float
     accuracy: float | None
-    """Share of the images that are read as their class; None: no classes, or a judge that knows none."""
+    """The share of images whose predicted class is their own; None where model or judge has no classes."""
     seconds_per_image: float
-    """Of generation alone."""
+    """Duration of generation alone."""
 
 
 def open_judge(features: str, data: DataConfig, image_size: int, device: str) -> Judge:
-    """`features` as `evaluate --features` names them."""
+    """A judge that compares with the images of `data`; `features` is a name as in `evaluate --features`."""
     extractor = open_extractor(features, str(select_device(device)))
     source = open_source(data)
     images = SourceImages(source, image_size=image_size, count=min(len(source), REFERENCE_IMAGES))
@@ -54,20 +56,25 @@ def open_judge(features: str, data: DataConfig, image_size: int, device: str) ->
 
 @dataclass(frozen=True)
 class Generated:
-    """A batch, and how long it took."""
+    """A batch of generated images."""
 
     pixels: np.ndarray
-    """(B, H, W, C) uint8."""
+    """Images, (B, H, W, C) uint8."""
     labels: list[int] | None
-    """Classes in turn; None where the model has none, or is told by prompts."""
+    """Classes of the images; None where the model has none, or follows prompts."""
     seconds: float
+    """Duration of their generation."""
 
 
 def generate_batch(
-    pipeline: Pipeline, settings: SampleConfig, indices: Sequence[int], *,
-    prompts: Sequence[str] | None = None, seed: int = 0,
-) -> Generated:  # fmt: skip
-    """Images of all classes in turn, or of the prompts in turn."""
+    pipeline: Pipeline,
+    settings: SampleConfig,
+    indices: Sequence[int],
+    *,
+    prompts: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Generated:
+    """Generate the images of these indices: classes in turn, or prompts in turn."""
     labels = texts = None
     if prompts is not None:
         texts = [prompts[i % len(prompts)] for i in indices]
@@ -90,7 +97,7 @@ def measure_quality(
     seed: int = 0,
     batch_size: int = BATCH,
 ) -> Quality:
-    """Of `count` images: all classes in turn, or the prompts in turn."""
+    """Quality of `count` generated images, classes or prompts in turn. Raises UserError below 2 images."""
     if count < 2:
         raise UserError(f"{count} images are too few for a Fréchet distance; expected at least 2")
     whole: GaussianStatistics | None = None

@@ -1,4 +1,4 @@
-"""`causalfusion evaluate`: samples generated or read, features, figures, a result card."""
+"""The command `evaluate`: generate or read samples, extract features, compute figures, write a card."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ from causalfusion.generate.read import to_float
 from causalfusion.machine.processes import World, join_world
 from causalfusion.pictures.compose import framed, to_image_grid
 
-GRID_IMAGES = 64
 GRID_FILE = "grid.png"
+GRID_IMAGES = 64
+"""Number of samples in the picture beside the card."""
 
 
 def evaluate(request: EvaluateRequest) -> Card | None:
-    """The card, written to `out` as well; under `torchrun` on the main process, elsewhere None."""
+    """Evaluate, and write the result card to the folder `out`. Returns the card on the main process, and None
+    on the others of a `torchrun`. Raises UserError; a new folder `out` that holds nothing is removed then."""
     is_new = not request.out.exists()
     try:
         with join_world(request.device) as world:
             return _evaluate(request, world)
     except UserError:
         if is_new:
-            with suppress(OSError):  # what is not empty, stays
+            with suppress(OSError):  # a folder that is not empty stays
                 (request.out / LOCK_FILE).unlink(missing_ok=True)
                 request.out.rmdir()
         raise
@@ -55,11 +57,14 @@ def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
         extractors = _open_extractors(request.extractors, world)
         origin = open_sample_origin(request, world)
         request.out.mkdir(parents=True, exist_ok=True)
-        work = ExtractionSettings(
-            batch_size=request.batch_size, num_workers=request.num_workers, world=world,
-            exchange=request.out, show_progress=request.show_progress,
-        )  # fmt: skip
-        references = [_open_reference(request, extractor, origin, work) for extractor in extractors]
+        settings = ExtractionSettings(
+            batch_size=request.batch_size,
+            num_workers=request.num_workers,
+            world=world,
+            exchange=request.out,
+            show_progress=request.show_progress,
+        )
+        references = [_open_reference(request, extractor, origin, settings) for extractor in extractors]
         chosen = []
         if world.is_main:
             both = zip(extractors, references, strict=True)
@@ -70,7 +75,7 @@ def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
         referenced = time.monotonic()
         images = origin.images(request, world)
         sampled = time.monotonic()
-        collected = [extract_features(images, extractor, work) for extractor in extractors]
+        collected = [extract_features(images, extractor, settings) for extractor in extractors]
         if not world.is_main:
             return None
         measured = [samples for samples in collected if samples is not None]
@@ -83,9 +88,11 @@ def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
             figures |= compute_figures(samples, extractor, reference, choice.possible)
             left_out |= {f"{name} ({extractor.name})": reason for name, reason in choice.impossible.items()}
         seconds = {
-            "references": referenced - start, "samples": sampled - referenced,
-            "features": featured - sampled, "figures": time.monotonic() - featured,
-        }  # fmt: skip
+            "references": referenced - start,
+            "samples": sampled - referenced,
+            "features": featured - sampled,
+            "figures": time.monotonic() - featured,
+        }
         card = Card(
             figures=figures,
             samples=sample_facts(origin, images, measured[0]),
@@ -102,6 +109,7 @@ def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
 
 
 def _open_extractors(asked: Sequence[str], world: World) -> list[Extractor]:
+    """The extractors of these names. Raises UserError where their figures would have the same names."""
     extractors = [open_extractor(name, str(world.device)) for name in asked]
     names = [extractor.name for extractor in extractors]
     words = [features_word(name) for name in names]
@@ -116,27 +124,31 @@ def _open_extractors(asked: Sequence[str], world: World) -> list[Extractor]:
 
 
 def _open_reference(
-    request: EvaluateRequest, extractor: Extractor, origin: SampleOrigin, work: ExtractionSettings
+    request: EvaluateRequest, extractor: Extractor, origin: SampleOrigin, settings: ExtractionSettings
 ) -> ReferenceFeatures | None:
     if request.reference is None:
         return None
     return open_reference(
-        request.reference, extractor, origin.shape, work, count=request.reference_images,
+        request.reference,
+        extractor,
+        origin.shape,
+        settings,
+        count=request.reference_images,
         cache=request.cache,
-    )  # fmt: skip
+    )
 
 
 def _choose_measures(
     request: EvaluateRequest, extractor: Extractor, origin: SampleOrigin, reference: ReferenceFeatures | None
 ) -> ChosenMeasures:
-    """The measures, before there are samples: what cannot be is refused before hours of work."""
+    """Choose the measures before there are samples: impossible ones are refused before hours of work."""
     probe = extractor(np.zeros((1, *origin.shape), np.uint8))
     available = AvailableInputs(
         features=extractor.name,
         count=origin.count,
-        spatial=probe.spatial is not None,
+        has_spatial=probe.spatial is not None,
         num_logits=0 if probe.logits is None else probe.logits.shape[1],
-        labels=origin.has_labels,
+        has_labels=origin.has_labels,
         num_classes=len(origin.class_names),
         reference=reference,
     )
@@ -144,7 +156,7 @@ def _choose_measures(
 
 
 def _refuse_impossible(request: EvaluateRequest, chosen: Sequence[ChosenMeasures]) -> None:
-    """A measure that was asked for has to be possible in some features, and one of all in any."""
+    """Raises UserError if a measure that was asked for is possible in no features, or none is possible."""
     for name in request.measures or ():
         if not any(name in choice.possible for choice in chosen):
             raise UserError(
@@ -159,6 +171,7 @@ def _refuse_impossible(request: EvaluateRequest, chosen: Sequence[ChosenMeasures
 
 
 def _preset_facts(request: EvaluateRequest) -> dict[str, Any] | None:
+    """Name and changed settings of the preset, for the card; None without a preset."""
     if request.preset is None:
         return None
     used = {**vars(request), **vars(request.settings)}
@@ -167,6 +180,7 @@ def _preset_facts(request: EvaluateRequest) -> dict[str, Any] | None:
 
 
 def _warnings(figures: dict[str, Figure], images: ImageSet, samples: ExtractedFeatures) -> list[str]:
+    """Reasons to distrust the figures, one line each."""
     lines = [f"{name}: {figure.warning}" for name, figure in figures.items() if figure.warning]
     repeated = samples.num_repeated()
     if repeated:
@@ -180,6 +194,7 @@ def _warnings(figures: dict[str, Figure], images: ImageSet, samples: ExtractedFe
 
 
 def _run_facts(world: World, seconds: dict[str, float]) -> dict[str, Any]:
+    """Time, machine, versions and command line, for the card."""
     on_gpu = world.device.type == "cuda"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -197,7 +212,7 @@ def _run_facts(world: World, seconds: dict[str, float]) -> dict[str, Any]:
 
 
 def _draw_grid(images: ImageSet, path: Path) -> None:
-    """The first samples."""
+    """Draw the first samples, 8 in a row."""
     first: list[np.ndarray] = []
     for batch in images.batches(GRID_IMAGES):
         first.append(batch.pixels)

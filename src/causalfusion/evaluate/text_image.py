@@ -1,6 +1,7 @@
-"""Text→image, captioning and text-guided editing on `shapes`, judged exactly: by the oracles of `scenes`.
+"""Text to image, captioning and text-guided editing on the data set `shapes`, judged by the oracles in
+`measures.scenes`.
 
-Shape letters: B images, C, H, W channels and pixels.
+Shape letters: B images, H, W, C pixels and channels.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from causalfusion.generate.regions import region_mask
 
 Figures = dict[str, float]
 Progress = Callable[[int], None]
+"""Called with the number of images that are done."""
 
 FRECHET_SIDE = 8
-"""The Fréchet distance is of images averaged down to 8x8 pixels: 192 numbers."""
+"""The Fréchet distance compares images averaged down to 8x8 pixels: 192 numbers."""
 _MIDDLE = 0.5
 _EDIT_TRIALS = 200
+"""Scenes that are tried to find one with another figure."""
 
 
 def measure_text_to_image(
@@ -46,8 +49,9 @@ def measure_text_to_image(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> tuple[Figures, np.ndarray]:
-    """The shares of images whose scene is what their caption says, the Fréchet distance to the real images of
-    these captions, and the images (B, H, W, C) uint8. Image i is drawn from the first caption of scene i."""
+    """Generate `count` images, image i from the first caption of scene i. Returns the shares of images that
+    show what their caption says with the Fréchet distance to the real images of these captions, and the
+    images (count, H, W, C) uint8."""
     prompts = [data.captions(index)[0] for index in range(count)]
     parts = []
     for batch in batches_of(count, batch_size):
@@ -66,7 +70,7 @@ def measure_text_to_image(
 
 
 def _pooled(pixels: np.ndarray) -> np.ndarray:
-    """(B, 192) images averaged down, grey levels 0..1."""
+    """Images (B, H, W, 3) averaged down to 8x8 pixels, (B, 192) in 0..1."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     return torch.nn.functional.adaptive_avg_pool2d(images, FRECHET_SIDE).flatten(1).numpy()
 
@@ -81,8 +85,8 @@ def measure_captions(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> tuple[Figures, list[str]]:
-    """The shares of captions that parse and are true of their image, CIDEr-D, BLEU-4 and ROUGE-L against the
-    images' own captions (which needs the extra `eval`), and the captions."""
+    """Caption `count` images. Returns the shares of captions that can be parsed and are true of their image
+    with CIDEr-D, BLEU-4 and ROUGE-L against the images' own captions (extra `eval`), and the captions."""
     truth, captions = measure_caption_truth(
         pipeline, data, count, write, seed=seed, batch_size=batch_size, progress=progress
     )
@@ -100,8 +104,8 @@ def measure_caption_truth(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> tuple[Figures, list[str]]:
-    """The shares of captions that parse and are true of their image, judged by a parser alone, and the
-    captions."""
+    """Caption `count` images. Returns the shares of captions that can be parsed and are true of their image,
+    and the captions."""
     captions: list[str] = []
     for batch in batches_of(count, batch_size):
         images = to_float(np.stack([data.read(index).image for index in batch]))
@@ -122,8 +126,9 @@ def measure_edits(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> Figures:
-    """The right half regenerated under the caption of another scene with the same left half: the share of
-    results that are what the caption says, and of those with no pixel changed outside (not pasted back)."""
+    """Regenerate the right half of `count` images from the caption of another scene with the same left half.
+    Returns the share of results that show what the caption says, and the share without a changed pixel in the
+    left half, which is not pasted back."""
     edits = [edit_task(data, index) for index in range(count)]
     accurate, unchanged = [], []
     for batch in batches_of(count, batch_size):
@@ -148,8 +153,8 @@ def measure_edits(
 
 
 def edit_task(data: Shapes, index: int) -> tuple[np.ndarray, str]:
-    """A scene with a figure in each half (H, W, C), and a caption of the scene with the same left figure and
-    another one on the right."""
+    """An image (H, W, C) with a figure in each half, and the caption of a scene with the same left figure and
+    another right one."""
     random = np.random.Generator(np.random.Philox(key=[index, 77]))
     left = _figure_of_half(data, random, right=False)
     old, new = (_figure_of_half(data, random, right=True, unlike=left) for _ in range(2))
@@ -161,7 +166,7 @@ def edit_task(data: Shapes, index: int) -> tuple[np.ndarray, str]:
 def _figure_of_half(
     data: Shapes, random: np.random.Generator, *, right: bool, unlike: Figure | None = None
 ) -> Figure:
-    """A figure of the data's scenes, moved into one half."""
+    """A figure from the data's scenes, of another kind than `unlike`, moved into one half."""
     for _ in range(_EDIT_TRIALS):
         figure = data.scene(int(random.integers(len(data)))).figures[0]
         if unlike is not None and (figure.shape, figure.color) == (unlike.shape, unlike.color):
@@ -173,6 +178,6 @@ def _figure_of_half(
 
 
 def by_number_of_objects(split: SplitName, side: int) -> Iterator[tuple[str, Shapes]]:
-    """The split's scenes with one, two and three objects, under their names."""
+    """Yields the split's scenes with one, two and three objects, each with a name."""
     for number, name in ((1, "one object"), (2, "two objects"), (3, "three objects")):
         yield name, Shapes(split, side=side, num_objects=number)

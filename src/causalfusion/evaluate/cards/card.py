@@ -1,4 +1,4 @@
-"""A result card: figures, and all that they depend on, as JSON that a person and a program can read."""
+"""A result card: figures and everything that they depend on, as JSON for people and programs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ FILE_NAME = "card.json"
 @dataclass(frozen=True, kw_only=True)
 class Card:
     figures: dict[str, Figure]
-    """By name, N included."""
+    """Figures by their names."""
     samples: dict[str, Any]
-    """The images measured: where from, how many, their shape and hash; if they were generated, the
-    checkpoint, labels, seed and all sample settings."""
+    """The images measured: origin, number, shape and hash; for generated ones also checkpoint, labels, seed
+    and all sample settings."""
     references: list[dict[str, Any]]
-    """What they were compared with, one for each of the features: images, fingerprint, hash."""
+    """The reference in each feature space: name, fingerprints, summary of its statistics."""
     features: list[dict[str, Any]]
-    """Name and fingerprint of each."""
+    """Name and fingerprint of each feature space."""
     preset: dict[str, Any] | None = None
-    """Named settings that were laid beneath, and which of them were changed."""
+    """Name of the preset, and its settings that were changed; None without a preset."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Measures that were not possible, and why."""
+    """Reason for each measure that was not possible."""
     warnings: list[str] = field(default_factory=list)
+    """Reasons to distrust the figures."""
     run: dict[str, Any] = field(default_factory=dict)
-    """Machine, versions, time: what the figures should not depend on."""
+    """Machine, versions, time: facts that the figures should not depend on."""
 
     def to_json(self) -> str:
         values = asdict(self)
@@ -48,13 +49,13 @@ class Card:
 
     @property
     def title(self) -> str:
-        """What was measured, in a few words."""
+        """Name of the samples."""
         return str(self.samples.get("name", "?"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ReferenceFacts:
-    """What every description of a reference has, beside other facts."""
+    """Facts that every reference on a card has, besides others."""
 
     name: str
     features: str
@@ -65,7 +66,7 @@ class _ReferenceFacts:
 
 
 def load_card(path: Path) -> Card:
-    """A card from its file, or from the folder of an evaluation."""
+    """The card in a file or in the folder of an evaluation. Raises UserError if it is missing or damaged."""
     file = path / FILE_NAME if path.is_dir() else path
     if not file.exists():
         raise UserError(f"{file} does not exist; expected a {FILE_NAME} made by evaluate")
@@ -89,20 +90,22 @@ def load_card(path: Path) -> Card:
 
 
 def _check_facts(kind: type, facts: dict[str, Any]) -> None:
-    """Those facts that `kind` knows."""
+    """Raises UserError unless the facts that `kind` has are complete and of its types."""
     known = {one.name for one in fields(kind)}
     from_dict(kind, {name: value for name, value in facts.items() if name in known})
 
 
 @dataclass(frozen=True, kw_only=True)
 class _FeatureFacts:
+    """Facts that every feature space on a card has."""
+
     name: str
     fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SampleFacts:
-    """What `samples` has, beside other facts."""
+    """Facts that the samples on a card have, besides others."""
 
     name: str = "?"
     count: int = 0
@@ -115,11 +118,12 @@ def _check_counts(card: Card) -> None:
 
 
 def figure_rows(card: Card) -> list[tuple[str, str, str]]:
-    """(name, value, interval or standard error) of every figure."""
+    """(name, value, interval or standard error) of every figure, as text."""
     return [(name, format_value(figure.value), uncertainty(figure)) for name, figure in card.figures.items()]
 
 
 def uncertainty(figure: Figure) -> str:
+    """The interval of a figure, or its standard error, as text; empty where it has neither."""
     if figure.low is not None and figure.high is not None:
         return f"{format_value(figure.low)} .. {format_value(figure.high)}"
     return "" if figure.standard_error is None else f"± {format_value(figure.standard_error)}"

@@ -1,4 +1,4 @@
-"""Result cards side by side: differences, and which is best, where the figures can be ranked at all."""
+"""Comparison of result cards: different figures and settings, and the best card of each figure."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from causalfusion.evaluate.cards.card import Card
 from causalfusion.evaluate.measures.figure import Figure, count_word, format_value
 
 SAME_STATISTICS = 1e-3
-"""Relative difference of a reference's summary below which only rounding, of other machines, is at work."""
+"""Relative difference of a reference's summary up to which rounding on another machine explains it."""
 EQUAL = 1e-9
-"""Relative difference of two figures that only rounding accounts for."""
+"""Relative difference of two figures up to which rounding explains it."""
 _NOT_COMPARED = ("name", "hash", "seconds", "file", "statistics_hash", "mean_norm", "covariance_trace")
-"""Facts that differ between any two evaluations, or that only follow from others."""
+"""Facts that differ between any two evaluations, or follow from other facts."""
 _COMPARED_OF_RUN = ("device", "processes", "precision", "versions")
+"""Facts of a run that may explain a difference."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of every card."""
+    """One figure in all cards."""
 
     name: str
     figures: tuple[Figure | None, ...]
+    """The figure of each card; None where a card lacks it."""
     best: int | None
-    """Place of the best, where there is one."""
+    """Place of the best card; None where there is none."""
     verdict: str
-    """Which is best, or why that cannot be said."""
+    """Name of the best card, or the reason why there is none."""
 
     def cells(self) -> list[str]:
-        """Value, and its difference to the first card's."""
+        """Text for each card: the value, and its difference from the first card's."""
         first = self.figures[0]
         own_counts = len({figure.count for figure in self.figures if figure}) > 1
         cells = []
@@ -58,12 +60,13 @@ class Comparison:
     names: tuple[str, ...]
     rows: tuple[Row, ...]
     differences: tuple[tuple[str, tuple[str, ...]], ...]
-    """Settings that are not the same in all cards, and what each says."""
+    """Name and values, one for each card, of every setting that differs between cards."""
     notes: tuple[str, ...]
-    """Warnings of the cards."""
+    """Warnings of the cards, and pairs of cards that measured the same images."""
 
 
 def compare_cards(cards: Sequence[Card], names: Sequence[str]) -> Comparison:
+    """Compare cards; `names` stand for them. Raises UserError for fewer than two."""
     if len(cards) < 2:
         raise UserError(f"there is {len(cards)} card to compare; expected two or more")
     bases = dict.fromkeys(figure.base for card in cards for figure in card.figures.values())
@@ -79,7 +82,7 @@ def compare_cards(cards: Sequence[Card], names: Sequence[str]) -> Comparison:
 
 
 def _variants(base: str, cards: Sequence[Card]) -> list[tuple[Figure | None, ...]]:
-    """The figures of a base name: a card has one of them, as it has one N."""
+    """The figures with this base name, as rows with one figure of each card."""
     found = [[f for f in card.figures.values() if f.base == base] for card in cards]
     most = max(len(figures) for figures in found)
     return [tuple(figures[i] if i < len(figures) else None for figures in found) for i in range(most)]
@@ -109,12 +112,12 @@ def _row(figures: tuple[Figure | None, ...], cards: Sequence[Card], names: Seque
 
 
 def _equal(a: Figure, b: Figure) -> bool:
-    """But for rounding, as of other numbers of processes."""
+    """True for values that differ by rounding alone, as with other numbers of processes."""
     return math.isclose(a.value, b.value, rel_tol=EQUAL)
 
 
 def overlap(a: Figure, b: Figure) -> bool:
-    """Whether the 95 % intervals of two figures meet; a figure without one is a point."""
+    """True if the 95 % intervals of two figures overlap; a figure without one counts as a point."""
     (low_a, high_a), (low_b, high_b) = (figure.interval or (figure.value,) * 2 for figure in (a, b))
     if a.interval is None and b.interval is None:
         return False
@@ -122,7 +125,7 @@ def overlap(a: Figure, b: Figure) -> bool:
 
 
 def why_not_ranked(figures: Sequence[Figure], cards: Sequence[Card]) -> str:
-    """Empty where the figures of these cards can be ranked."""
+    """Reason why the figures of these cards cannot be ranked; empty if they can."""
     counts = [figure.count for figure in figures]
     if len(set(counts)) > 1:
         return f"N differs ({', '.join(map(count_word, counts))})"
@@ -138,10 +141,12 @@ def why_not_ranked(figures: Sequence[Figure], cards: Sequence[Card]) -> str:
 
 
 def _reference(figure: Figure, card: Card) -> dict[str, Any]:
+    """Facts about the reference of a figure; empty if the card has none."""
     return next((r for r in card.references if r["features"] == figure.features), {})
 
 
 def _same_statistics(references: Sequence[dict[str, Any]]) -> bool:
+    """True for references with equal statistics, up to rounding on other machines."""
     first = references[0]
     return all(
         reference.get("statistics_hash") == first.get("statistics_hash")
@@ -154,6 +159,7 @@ def _same_statistics(references: Sequence[dict[str, Any]]) -> bool:
 
 
 def _differences(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
+    """Name and values of every setting that differs between cards."""
     facts = [_facts(card) for card in cards]
     names = dict.fromkeys(name for card_facts in facts for name in card_facts)
     rows = [(name, tuple(_setting_text(card_facts.get(name)) for card_facts in facts)) for name in names]
@@ -161,7 +167,7 @@ def _differences(cards: Sequence[Card]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _facts(card: Card) -> dict[str, Any]:
-    """All that figures may depend on, under full names."""
+    """Everything that figures may depend on, by full names."""
     facts: dict[str, Any] = {"preset": (card.preset or {}).get("name")}
     facts |= flat({key: value for key, value in card.samples.items() if key not in _NOT_COMPARED})
     for reference in card.references:
@@ -177,6 +183,7 @@ def _facts(card: Card) -> dict[str, Any]:
 
 
 def _setting_text(value: object) -> str:
+    """The value of a setting as text of at most 40 characters."""
     if value is None:
         return "-"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -184,7 +191,7 @@ def _setting_text(value: object) -> str:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """The same tables for a document."""
+    """The comparison as tables in Markdown."""
     lines = _markdown_table(
         ["figure", *comparison.names, "best"],
         [[row.name, *_marked(row), row.verdict] for row in comparison.rows],
@@ -199,6 +206,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def _marked(row: Row) -> list[str]:
+    """The row's cells, the best in bold."""
     return [f"**{cell}**" if place == row.best else cell for place, cell in enumerate(row.cells())]
 
 
@@ -209,6 +217,7 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 
 def _in_markdown(text: str) -> str:
-    """A text of a card, which may come from anywhere: one line, no HTML, no links, no cells of its own."""
+    """A text for a Markdown table, made safe: cards come from anywhere, so it stays on one line and cannot
+    bring HTML, links or table cells."""
     text = html.escape(printable(text), quote=False)
     return re.sub(r"([|\[\]`])", r"\\\1", text)

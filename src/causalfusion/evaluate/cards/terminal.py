@@ -1,4 +1,4 @@
-"""Cards and comparisons on a terminal."""
+"""Result cards and comparisons, printed on a terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from causalfusion.evaluate.cards.compare import Comparison
 
 
 def _plain(text: str) -> str:
-    """A text of a card, which may come from anywhere: no markup, no control characters."""
+    """A text of a card, which may come from anywhere, with markup and control characters written out."""
     return escape(printable(text))
 
 
 def show_card(card: Card, out: Path) -> None:
-    """The figures on stdout; what a reader has to know of them on stderr."""
+    """Print the figures on stdout and warnings on stderr; `out` is the folder of the card."""
     console = Console()
     table = Table(box=None, pad_edge=False)
     for heading in ("figure", "value", "95 % interval, or ± its standard error"):
@@ -39,7 +39,7 @@ def show_card(card: Card, out: Path) -> None:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Figures, then the settings that differ, then the cards' warnings."""
+    """Print figures, then settings that differ on stdout; warnings of the cards on stderr."""
     console = Console()
     table = Table(box=None, pad_edge=False)
     for heading in ("figure", *comparison.names, "best"):
@@ -63,7 +63,7 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def card_names(paths: Sequence[Path]) -> list[str]:
-    """Short names of cards, each another: their folders, or their files."""
+    """Short, distinct names of cards: their folders, or their files."""
     shown = [str(path.parent if path.name == FILE_NAME and path.parent != Path() else path) for path in paths]
     last = [Path(name).name for name in shown]
     if len(set(last)) == len(last):

@@ -1,8 +1,8 @@
 """Features of 8x8 grey digits: the hidden layer of a small classifier of scikit-learn's own digits.
 
-It sees only the training part of the digits (`split_holdout` with a fifth held out, as the demo), and is
-trained afresh in each process, in a fraction of a second: few large steps of a fixed number, so that rounding
-does not grow and other machines get the same weights.
+The classifier is trained on the training part of the digits alone (`split_holdout` with a fifth held out, as
+in the demo), afresh in each process, in a fraction of a second. A fixed, small number of large steps keeps
+rounding errors small, so that other machines get the same weights.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _LEVELS = 16
 _HIDDEN = 64
 _EPOCHS = 60
 _DECIMALS = 4
-"""Weights that agree so far give features that agree as far as anybody looks."""
+"""Decimals of the weights that the fingerprint covers; later ones differ between machines."""
 
 
 @dataclass(frozen=True)
 class _ClassifierWeights:
     hidden: NDArray[np.float64]
-    """(64, 64): from pixels to hidden units."""
+    """Weights from pixels to hidden units, (64, 64)."""
     hidden_bias: NDArray[np.float64]
     out: NDArray[np.float64]
-    """(64, 10): from hidden units to classes."""
+    """Weights from hidden units to classes, (64, 10)."""
     out_bias: NDArray[np.float64]
     fingerprint: str
 
 
 class DigitsExtractor:
-    """Pool: 64 hidden units after their ReLU. Logits: 10 log-probabilities.
+    """Pool: 64 hidden units after ReLU. Logits: 10 log-probabilities.
 
-    Grey levels are rounded to the digits' own 0..16 first: a generated image then differs from a real one
-    by what it shows, not by levels that no real one has. Files of grey images are often read as RGB: three
-    equal channels count as one.
+    Grey levels are first rounded to the 17 levels of scikit-learn's digits, so that a generated image differs
+    from a real one by its content, not by levels that no real image has. Images with three equal channels
+    are accepted, as files of grey images are often read as RGB; images with colours raise UserError.
     """
 
     name = "digits"
@@ -68,12 +68,13 @@ class DigitsExtractor:
 
 
 def _grey_levels(images: Images) -> NDArray[np.float64]:
-    """(B, 64) in 0..1."""
+    """Grey images (B, 8, 8, 1) with their levels rounded to the digits' own, (B, 64) in 0..1."""
     return np.round(images.reshape(len(images), -1) * (_LEVELS / 255)) / _LEVELS
 
 
 @cache
 def _train_classifier() -> _ClassifierWeights:
+    """Weights of the classifier; the same ones every time."""
     import sklearn
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
@@ -83,12 +84,17 @@ def _train_classifier() -> _ClassifierWeights:
     inputs = _grey_levels(np.stack([example.image for example in examples]))
     labels = np.array([example.label for example in examples])
     classifier = MLPClassifier(
-        (_HIDDEN,), alpha=0.1, learning_rate_init=5e-3, random_state=0,
+        (_HIDDEN,),
+        alpha=0.1,
+        learning_rate_init=5e-3,
+        random_state=0,
         batch_size=240,  # pyright: ignore[reportArgumentType]
-        max_iter=_EPOCHS, tol=0.0, n_iter_no_change=_EPOCHS,
-    )  # fmt: skip
+        max_iter=_EPOCHS,
+        tol=0.0,
+        n_iter_no_change=_EPOCHS,
+    )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of epochs is meant
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose
         classifier.fit(inputs, labels)
     (hidden, out), (hidden_bias, out_bias) = classifier.coefs_, classifier.intercepts_
     weights = (hidden, hidden_bias, out, out_bias)

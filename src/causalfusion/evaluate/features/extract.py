@@ -1,6 +1,6 @@
-"""Images through an extractor, shared by the processes of a world; the features meet on the main one.
+"""Features of a set of images: the processes of a world share the work, the main one gathers the features.
 
-Shape letters: N images, B of a batch, D numbers in a pooled feature, K classes.
+Shape letters: N images, D numbers in a pooled feature, K classes.
 """
 
 from __future__ import annotations
@@ -23,85 +23,94 @@ from causalfusion.machine.progress import ProgressLine
 ONE_PROCESS = World(0, 1, torch.device("cpu"))
 _STATISTICS_NAMES = ("statistics", "spatial")
 _ROWS = 4096
-"""Features that are summed up together: each sum costs as much as D of them."""
+"""Features that are summed up at a time: merging a sum costs as much as adding D features."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionSettings:
-    """How the work is done; the features do not depend on it, but for rounding."""
+    """Division of the work. Features do not depend on it, except for rounding."""
 
     batch_size: int = 64
     num_workers: int = 0
-    """Processes that read images, for each that computes."""
+    """Number of processes that read images for each process that computes features."""
     world: World = ONE_PROCESS
     exchange: Path | None = None
-    """A folder that the processes of the world share."""
+    """A folder that all processes of the world can reach; needed for more than one."""
     show_progress: bool = False
 
 
 @dataclass(frozen=True)
 class ExtractedFeatures:
-    """Features of a set of images: statistics of all, the features themselves of those that are kept."""
+    """Features of a set of images: statistics of all images, and the features of those that are kept."""
 
     statistics: GaussianStatistics
+    """Statistics of the pooled features, of all images."""
     spatial: GaussianStatistics | None
-    """Of the spatial features; None where the extractor has none."""
+    """Statistics of the spatial features; None where the extractor gives none."""
     indices: np.ndarray
-    """(N,) int64 places of the kept images, rising."""
+    """Places of the kept images in the set, rising, (N,) int64."""
     pool: np.ndarray
-    """(N, D) float32."""
+    """Pooled features, (N, D) float32."""
     logits: np.ndarray | None
-    """(N, K)."""
+    """Logits, (N, K) float32; None where the extractor gives none."""
     labels: np.ndarray | None
-    """(N,) int64."""
+    """Labels of the images, (N,) int64; None where they have none."""
     digests: np.ndarray
-    """(N,) uint64, of the pixels: equal for equal images."""
+    """Hashes of the pixels, (N,) uint64."""
 
     @property
     def count(self) -> int:
         return self.statistics.count
 
     def hash(self) -> str:
-        """Of the kept images' pixels."""
+        """16 hex digits that the pixels of all kept images decide."""
         return hashlib.sha256(self.digests.tobytes()).hexdigest()[:16]
 
     def num_repeated(self) -> int:
-        """Kept images that are equal to an earlier one."""
+        """Number of kept images that are equal to an earlier one."""
         return len(self.digests) - len(np.unique(self.digests))
 
 
 def extract_features(
-    images: ImageSet, extractor: Extractor, work: ExtractionSettings, *, keep: np.ndarray | None = None
+    images: ImageSet,
+    extractor: Extractor,
+    settings: ExtractionSettings,
+    *,
+    kept_places: np.ndarray | None = None,
 ) -> ExtractedFeatures | None:
-    """On the main process; elsewhere None. `keep`: the places whose features are kept, rising; None: all.
-    Several processes leave their parts in the folder `work.exchange` for a moment."""
-    world = work.world
+    """Features of the images, on the main process; None on the others. `kept_places` are the places whose
+    features are kept, rising; None: all. Processes exchange their parts through files in `settings.exchange`,
+    which are removed. Raises UserError for unreadable images and for features that are not finite."""
+    world = settings.world
     running = {name: _StatisticsSum() for name in _STATISTICS_NAMES}
     parts: list[dict[str, np.ndarray]] = []
-    progress = ProgressLine(len(images), 0, enabled=work.show_progress and world.is_main)
+    progress = ProgressLine(len(images), 0, enabled=settings.show_progress and world.is_main)
     done = 0
-    for batch in images.batches(work.batch_size, rank=world.rank, world_size=world.size):
+    for batch in images.batches(settings.batch_size, rank=world.rank, world_size=world.size):
         features = extractor(batch.pixels)
         _check_features(features, extractor, len(batch.pixels))
         for name, values in (("statistics", features.pool), ("spatial", features.spatial)):
             if values is not None:
                 running[name].add(values)
-        parts.append(_kept_rows(batch, features, keep))
+        parts.append(_kept_rows(batch, features, kept_places))
         done += len(batch.pixels)
         progress.show(min(done * world.size, len(images)), f"features {extractor.name} of {images.name}")
     progress.show(len(images), f"features {extractor.name} of {images.name}", force=done > 0)
     progress.close()
     arrays, statistics = _concatenated(parts), {name: sums.total() for name, sums in running.items()}
     if world.size > 1:
-        assert work.exchange is not None, "several processes meet in a folder"
-        return _gather(arrays, statistics, work.exchange, world)
+        assert settings.exchange is not None, "several processes meet in a folder"
+        return _gather(arrays, statistics, settings.exchange, world)
     return _in_order(arrays, statistics, images.name)
 
 
-def _kept_rows(batch: ImageBatch, features: Features, keep: np.ndarray | None) -> dict[str, np.ndarray]:
+def _kept_rows(
+    batch: ImageBatch, features: Features, kept_places: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Arrays of the batch's images that are kept, under the names of `ExtractedFeatures`."""
     rows = np.arange(len(batch.indices))
-    if keep is not None:
-        rows = rows[np.isin(batch.indices, keep, assume_unique=True)]
+    if kept_places is not None:
+        rows = rows[np.isin(batch.indices, kept_places, assume_unique=True)]
     arrays = {"indices": batch.indices[rows], "pool": features.pool[rows]}
     arrays["digests"] = np.array([_digest(batch.pixels[row]) for row in rows], np.uint64)
     if features.logits is not None:
@@ -137,7 +146,7 @@ class _StatisticsSum:
             self.total()
 
     def total(self) -> GaussianStatistics | None:
-        """Of all so far; None if there were none."""
+        """Statistics of all features so far; None if there were none."""
         if self._waiting:
             self._sum = _merged(self._sum, GaussianStatistics.of(np.concatenate(self._waiting)))
             self._waiting = []
@@ -149,7 +158,7 @@ def _merged(before: GaussianStatistics | None, new: GaussianStatistics) -> Gauss
 
 
 def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Of one process: everything in one array each."""
+    """The arrays of all batches, each name's joined into one."""
     names = parts[0].keys() if parts else ()
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
@@ -160,7 +169,7 @@ def _gather(
     folder: Path,
     world: World,
 ) -> ExtractedFeatures | None:
-    """All processes' parts, on the main one, through files: one folder is what they share anyway."""
+    """The features of all processes, on the main one, exchanged through files in a folder that all share."""
     content = dict(arrays)
     for name, values in statistics.items():
         if values is not None:
@@ -205,6 +214,7 @@ def _read_part(path: Path) -> tuple[dict[str, np.ndarray], dict[str, GaussianSta
 def _in_order(
     arrays: dict[str, np.ndarray], statistics: dict[str, GaussianStatistics | None], name: str
 ) -> ExtractedFeatures:
+    """The gathered features, sorted by place. Raises UserError where the set `name` has no readable image."""
     whole = statistics["statistics"]
     if whole is None:
         raise UserError(f"{name} holds no image that can be read")

@@ -1,4 +1,4 @@
-"""What turns images into numbers that can be compared: the protocol, and what all extractors share.
+"""Extractors turn images into features, numbers that can be compared: their protocol and shared helpers.
 
 Shape letters: B images, H, W, C pixels and channels, D features, K classes. Images are uint8.
 """
@@ -25,38 +25,39 @@ Images = NDArray[np.uint8]
 @dataclass(frozen=True)
 class Features:
     pool: NDArray[np.float32]
-    """(B, D): what Fréchet and kernel distances, precision and recall compare."""
+    """Pooled features, (B, D): for Fréchet and kernel distances, precision and recall."""
     spatial: NDArray[np.float32] | None = None
-    """(B, D'), flattened: the same at places of the image, for the spatial Fréchet distance."""
+    """Features at places of the image, flattened, (B, D'), for the spatial Fréchet distance; may be None."""
     logits: NDArray[np.float32] | None = None
-    """(B, K): their softmax gives class probabilities."""
+    """Logits, (B, K), whose softmax gives class probabilities. None: the extractor has no classes."""
 
 
 class Extractor(Protocol):
-    """One feature space. The caller cuts sets into batches; row i depends on image i alone (to rounding)."""
+    """One feature space. Row i of a batch's features depends on image i alone, up to rounding."""
 
     @property
     def name(self) -> str:
-        """As cards and file names say it."""
+        """Name on cards and in messages."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights and all else that changes the numbers: features compare only where it is equal."""
+        """Hash of the weights and of everything else that changes the numbers. Only features with equal
+        fingerprints can be compared."""
         ...
 
     @property
     def image_size(self) -> int | None:
-        """Side of the images that it takes; None: any."""
+        """Side of the images that the extractor accepts, in pixels; None: any size."""
         ...
 
     def __call__(self, images: Images, /) -> Features:
-        """Features of images (B, H, W, C). Raises UserError for images that are not such."""
+        """Features of images (B, H, W, C) uint8. Raises UserError for images of another shape or type."""
         ...
 
 
 def check_images(images: Images, name: str, image_size: int | None = None) -> None:
-    """Refuse what the extractor `name` cannot take: each extractor calls this first."""
+    """Raises UserError for images that the extractor `name` does not accept. Every extractor calls this."""
     side = ("H", "W") if image_size is None else (str(image_size),) * 2
     shape = f"(B, {side[0]}, {side[1]}, 1 or 3)"
     found = f"{getattr(images, 'dtype', type(images).__name__)} of shape {np.shape(images)}"
@@ -67,12 +68,12 @@ def check_images(images: Images, name: str, image_size: int | None = None) -> No
 
 
 def as_rgb(images: Images) -> Images:
-    """(B, H, W, 3): grey images with their channel three times."""
+    """RGB images (B, H, W, 3); grey images get three equal channels."""
     return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """16 hex digits that the names, shapes and bytes of all weights decide, in whatever file they came."""
+    """16 hex digits that the names, shapes and bytes of all weights decide, whatever file they come from."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -84,13 +85,14 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint_of(preprocessing: str, weights: Mapping[str, Tensor]) -> str:
-    """16 hex digits of the weights and of the name of what is done to images before them."""
+    """16 hex digits that the weights and the description of the preprocessing decide."""
     return hash_of([preprocessing, hash_weights(weights)])
 
 
 @contextmanager
 def exact_inference() -> Iterator[None]:
-    """No gradients; float32 convolutions in float32 on a GPU too (cuDNN's default is TF32: 10 bits)."""
+    """Inference without gradients, deterministic, with float32 convolutions in float32 on a GPU too (cuDNN's
+    default, TF32, has 10 bits of mantissa)."""
     with (
         torch.inference_mode(),
         torch.backends.cudnn.flags(
@@ -101,4 +103,5 @@ def exact_inference() -> Iterator[None]:
 
 
 def to_array(values: Tensor) -> NDArray[np.float32]:
+    """A tensor on any device as a float32 array."""
     return values.detach().float().cpu().numpy()

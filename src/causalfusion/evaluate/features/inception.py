@@ -1,4 +1,4 @@
-"""Inception features by the public weights of FID's network: a file, torch.hub's cache, or a download."""
+"""Features of FID's Inception-v3. Its public weights come from a file, torch.hub's cache, or a download."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE_NAME}"
 PREPROCESSING = "RGB, TensorFlow 1 bilinear to 299x299, (x - 128) / 128"
 _COUNTER = "num_batches_tracked"
-"""Of batch normalization: in some files, without effect."""
+"""Ending of the names of batch normalization's counters, which some files hold; they have no effect."""
 
 
 class InceptionExtractor:
-    """Pool (2048), spatial (2023) and logits (1008, without bias): see `InceptionOutput`. Any image size."""
+    """Pool (2048), spatial (2023) and logits (1008) of images of any size; see `InceptionOutput`."""
 
     name = "inception"
     image_size = None
@@ -53,9 +53,10 @@ class InceptionExtractor:
 
 
 def load_inception_network(path: Path) -> InceptionNetwork:
-    """The network in evaluation mode, from a state dict in a .pth or .safetensors file."""
+    """The network in evaluation mode, from a state dict in a .pth or .safetensors file. Raises UserError for
+    a file that cannot be read or holds another network."""
     weights = {key: value.float() for key, value in _read(path).items()}
-    with torch.device("meta"):  # nothing is drawn only to be overwritten
+    with torch.device("meta"):  # no random weights that would be overwritten
         model = InceptionNetwork()
     counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith(_COUNTER)}
     try:
@@ -66,6 +67,7 @@ def load_inception_network(path: Path) -> InceptionNetwork:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    """The weights in a file. Raises UserError where it is missing or holds something else."""
     expected = f"expected a state dict, .pth or .safetensors, such as {URL}"
     if not path.is_file():
         raise UserError(f"inception weights {path} do not exist; {expected}")
@@ -73,7 +75,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         is_safe = path.suffix == ".safetensors"
         weights = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        is_foreign = isinstance(error, pickle.UnpicklingError)  # its own words fill a page
+        is_foreign = isinstance(error, pickle.UnpicklingError)  # its own message fills a page
         reason = "it holds no weights" if is_foreign else " ".join(str(error).split())[:120]
         raise UserError(f"inception weights {path} cannot be read ({reason}); {expected}") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -82,7 +84,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def find_inception_weights(url: str = URL) -> Path:
-    """The release's file in torch.hub's cache, downloaded if it is not there; its hash is checked."""
+    """Path of the released weights in torch.hub's cache, downloaded if they are missing. Raises UserError
+    where they cannot be downloaded, and for a file whose SHA-256 is wrong."""
     name = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     expected = name.rsplit(".", 1)[0].rsplit("-", 1)[-1]

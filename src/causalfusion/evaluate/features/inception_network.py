@@ -1,7 +1,7 @@
-"""The Inception-v3 of FID: TensorFlow's graph of 2015-12-05, with the names of its PyTorch release.
+"""The Inception-v3 of FID: TensorFlow's graph of 2015-12-05, with the weights' names of its PyTorch release.
 
-Szegedy et al., 1512.00567. What sets this graph apart from other Inception-v3s: 1008 classes, average pools
-that do not count their padding, and a max pool in the last block. TensorFlow counts its mixed blocks from 0:
+Szegedy et al., 1512.00567. This graph differs from other Inception-v3s by 1008 classes, average pools that do
+not count their padding, and a max pool in the last block. TensorFlow counts its mixed blocks from 0:
 mixed, mixed_1, mixed_2 are Mixed_5b, 5c, 5d here, mixed_3 to mixed_7 are 6a to 6e, the last three 7a to 7c.
 
 Shape letters: B images, C channels, H and W pixels.
@@ -24,21 +24,22 @@ _BATCH_NORM_EPSILON = 1e-3
 @dataclass(frozen=True)
 class InceptionOutput:
     pool: Tensor
-    """(B, 2048): TensorFlow's `pool_3:0`."""
+    """Pooled features, (B, 2048): TensorFlow's `pool_3:0`."""
     spatial: Tensor
-    """(B, 2023): channels 0..6 of `mixed_6/conv:0`, (17, 17, 7) flattened, as ADM takes them for sFID.
+    """Spatial features, (B, 2023): channels 0..6 of `mixed_6/conv:0`, (17, 17, 7) flattened, as in ADM's
+    sFID.
 
-    `mixed_6` is Mixed_6d, and `mixed_6/conv` its 1x1 branch. The tensor is that after batch normalization and
-    ReLU: in this graph the convolution itself is `mixed_6/conv/Conv2D`, its normalization
-    `mixed_6/conv/batchnorm`, and the plain name of the scope is that of the ReLU, as with `conv` .. `conv_4`.
+    `mixed_6` is Mixed_6d, and `mixed_6/conv` its 1x1 branch after batch normalization and ReLU. In this graph
+    the convolution itself is `mixed_6/conv/Conv2D`, its normalization `mixed_6/conv/batchnorm`; the plain
+    name of the scope belongs to the ReLU, as in `conv` .. `conv_4`.
     """
     logits: Tensor
-    """(B, 1008), without bias: ADM and OpenAI's Inception Score multiply `pool_3` with the weights of
-    `softmax/logits/MatMul` and leave the bias out. `fc.bias` can be added to them."""
+    """Logits without bias, (B, 1008): ADM and OpenAI's Inception Score multiply `pool_3` by the weights of
+    `softmax/logits/MatMul` and leave out the bias, `fc.bias`."""
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch normalization, ReLU. `same`: the output is as large as the input."""
+    """Convolution without bias, batch normalization, ReLU. With `same` the size stays."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, same: bool = False
@@ -54,12 +55,12 @@ class Conv(nn.Module):
 
 
 def _average_pool(hidden: Tensor) -> Tensor:
-    """3x3, as large as the input; at the border the mean of what is inside."""
+    """Mean over 3x3 pixels, as large as the input; at the border over the pixels within the image."""
     return F.avg_pool2d(hidden, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class BlockA(nn.Module):
-    """35x35: 1x1, 5x5, twice 3x3, and a pool."""
+    """Block at 35x35: branches with 1x1, 5x5 and two 3x3 convolutions, and a pool."""
 
     def __init__(self, inputs: int, pool: int) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """From 35x35 to 17x17."""
+    """Block from 35x35 to 17x17."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17x17: 7x7 as 1x7 and 7x1."""
+    """Block at 17x17: 7x7 convolutions factorized into 1x7 and 7x1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """From 17x17 to 8x8."""
+    """Block from 17x17 to 8x8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +137,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8x8: branches that end in a 1x3 beside a 3x1."""
+    """Block at 8x8: branches that end in a 1x3 and a 3x1 convolution side by side."""
 
     def __init__(self, inputs: int, *, max_pool: bool) -> None:
         super().__init__()
@@ -188,7 +189,7 @@ class InceptionNetwork(nn.Module):
         self.fc = nn.Linear(2048, NUM_CLASSES)
 
     def forward(self, pixels: Tensor) -> InceptionOutput:
-        """Of pixels (B, 3, 299, 299) in about [-1, 1], as `preprocess` makes them."""
+        """Features and logits of pixels (B, 3, 299, 299) in about [-1, 1], as `preprocess` makes them."""
         hidden = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pixels)))
         hidden = self.Conv2d_3b_1x1(F.max_pool2d(hidden, 3, stride=2))
         hidden = F.max_pool2d(self.Conv2d_4a_3x3(hidden), 3, stride=2)
@@ -203,8 +204,8 @@ class InceptionNetwork(nn.Module):
 
 
 def resize_bilinear_legacy(images: Tensor, height: int, width: int) -> Tensor:
-    """TensorFlow 1's `resize_bilinear` of float images (B, C, H, W), align_corners=False: output pixel i lies
-    at input place i * H / height, without half-pixel centres; float32 throughout, as there."""
+    """Float images (B, C, H, W) resized as by TensorFlow 1's `resize_bilinear` with align_corners=False:
+    output row i is at input row i * H / height, without half-pixel centres. Float32, as in TensorFlow."""
     low, high, weight = _taps(images.shape[3], width, images.device)
     left, right = images[..., low], images[..., high]
     wide = left + (right - left) * weight
@@ -214,7 +215,7 @@ def resize_bilinear_legacy(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def _taps(size: int, new_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each new pixel (new_size,): the two old ones that it lies between, and the weight of the second."""
+    """The two old pixels that each new one lies between, and the weight of the second; each (new_size,)."""
     scale = torch.tensor(size, dtype=torch.float32) / torch.tensor(new_size, dtype=torch.float32)
     place = torch.arange(new_size, dtype=torch.float32) * scale
     low = place.floor()
@@ -223,6 +224,6 @@ def _taps(size: int, new_size: int, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """(B, 3, 299, 299) float32 from RGB images (B, H, W, 3) uint8, as the graph does it itself."""
+    """Input of the network, (B, 3, 299, 299) float32, from RGB images (B, H, W, 3) uint8."""
     pixels = images.permute(0, 3, 1, 2).to(torch.float32)
     return (resize_bilinear_legacy(pixels, SIDE, SIDE) - 128) / 128

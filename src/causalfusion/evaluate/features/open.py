@@ -1,15 +1,15 @@
-"""Feature spaces by name: `open_extractor("inception")`.
+"""Open an extractor by the name of its feature space: `open_extractor("inception")`.
 
-| name | what it is | takes |
+| name | feature space | image size |
 |---|---|---|
 | `pixels`, `pixels:SIDE` | colours averaged down to 8x8 (SIDE x SIDE), in [-1, 1] | any size |
 | `digits` | a classifier of scikit-learn's digits | 8x8, grey |
 | `resnet-cifar:PATH` | a CIFAR ResNet; `resnet-cifar-jpeg:PATH` with JPEG before it | 32x32 |
 | `inception`, `inception:PATH` | the Inception-v3 of FID, sFID and the Inception Score | any size |
 | `transformers:ID` | a Hugging Face vision model, by id or folder | any size |
-| `module:attribute` | a user's own | as it says |
+| `module:attribute` | a user's own | its `image_size` |
 
-Features compare only within one feature space: the same extractor for samples and for their reference.
+Only features of one feature space can be compared: samples and their reference need the same extractor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ NAMES = (
 
 
 def open_extractor(name: str, device: str = "cpu") -> Extractor:
-    """The feature space of that name. Raises UserError where there is none, or its weights are missing."""
+    """The extractor of the feature space `name`, on a device. Raises UserError for an unknown name and for
+    weights that are missing or damaged."""
     place = str(select_device(device))
     kind, colon, value = name.partition(":")
     if colon and not value:
@@ -94,5 +95,7 @@ _OPENERS: dict[str, Callable[[str, str], Extractor]] = {
     "inception": _open_inception,
     "transformers": _open_transformers,
 }
-"""What opens a feature space from what follows the colon (empty: nothing does) and a device, by its name."""
+"""Functions that open a built-in feature space, by its name. They take the text after the colon (empty: there
+is none) and a device."""
 BUILT_IN = tuple(_OPENERS)
+"""Names of the built-in feature spaces, without what follows the colon."""

@@ -1,4 +1,4 @@
-"""Pixels as features: small images, their colours averaged over areas. No weights, no opinion.
+"""Pixels as features: images averaged down to a small size. There are no weights.
 
 Shape letters: B images, H, W, C pixels and channels, S the side of the small images.
 """
@@ -14,7 +14,7 @@ from causalfusion.files import hash_of
 
 
 def area_weights(size: int, side: int) -> NDArray[np.float64]:
-    """(side, size): the share of each pixel of a row in each pixel of the smaller row; rows add up to 1."""
+    """Weights that average `size` pixels down to `side` pixels, (side, size); each row sums to 1."""
     edges = np.arange(side + 1) * (size / side)
     pixels = np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
@@ -22,7 +22,7 @@ def area_weights(size: int, side: int) -> NDArray[np.float64]:
 
 
 class PixelsExtractor:
-    """Images (B, H, W, C) as (B, S * S * C) in [-1, 1]; sides that S does not divide are averaged exactly."""
+    """Pool: small images (S, S, C), flattened, in [-1, 1]. Averages are exact for any side."""
 
     image_size = None
 

@@ -1,5 +1,4 @@
-"""A CIFAR ResNet as a feature space and as a neutral judge of the class of an image, with JPEG before it or
-without."""
+"""Features and classes of 32x32 images by a CIFAR ResNet, with or without JPEG compression before it."""
 
 from __future__ import annotations
 
@@ -26,16 +25,15 @@ from causalfusion.evaluate.features.resnet_cifar_network import ResNetCifarNetwo
 
 
 class ResNetCifarExtractor:
-    """Pool (64), spatial (256) and logits (10) of a CIFAR ResNet, for 32x32 images. Spatial are the first 4
-    of the 64 maps that are averaged to the pool, 8x8 each, as sFID takes the first 7 of Inception's.
+    """Pool (64), spatial (256) and logits (10) of a CIFAR ResNet, for 32x32 images; see `ResNetCifarOutput`.
 
-    `resnet-cifar` takes images as they are: for data that never were JPEG. Where the reference was decoded
-    from JPEG, it carries the codec's traces, and a generator of fresh pixels would be judged by them. There,
-    `resnet-cifar-jpeg` sends all images through `jpeg_round_trip`, samples AND reference, whatever they went
-    through before: both sides alike, so that equal distributions keep the distance 0. A second pass changes
-    little: the 10,000 test images of data/cifar10 are 0.0004 away from themselves passed once more (two
-    halves of them are 0.05 apart; ResNet-20), and their class accuracy is 80.8 % in place of 81.0 %. The two
-    are different feature spaces with different fingerprints, and do not compare.
+    `resnet-cifar` takes images as they are; it is for data that were never JPEG. A reference that was decoded
+    from JPEG carries the codec's traces, and generated images would be judged by the lack of them. For such a
+    reference, `resnet-cifar-jpeg` sends samples and reference alike through `jpeg_round_trip`, whatever they
+    went through before, so that equal distributions keep the distance 0. A second pass changes little: the
+    Fréchet distance of the 10,000 test images of data/cifar10 to themselves passed once more is 0.0004
+    (between two halves of them it is 0.05; ResNet-20), and their class accuracy is 80.8 % instead of 81.0 %.
+    The two are different feature spaces, whose features cannot be compared.
     """
 
     image_size = 32
@@ -58,7 +56,8 @@ class ResNetCifarExtractor:
 
 
 def load_resnet_cifar_network(path: str | Path) -> ResNetCifarNetwork:
-    """The network in evaluation mode, from a safetensors file, which also tells its depth."""
+    """The network in evaluation mode, from a safetensors file; its depth follows from the weights. Raises
+    UserError for a file that cannot be read or holds another network."""
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -75,7 +74,7 @@ def load_resnet_cifar_network(path: str | Path) -> ResNetCifarNetwork:
 
 
 def jpeg_round_trip(images: Images) -> Images:
-    """What is left of images (N, H, W, 3) after JPEG at quality 75 with 4:2:0 chroma, as in data/cifar10."""
+    """Images (B, H, W, 3) after JPEG compression at quality 75 with 4:2:0 chroma, as in data/cifar10."""
     decoded = np.empty_like(images)
     for index, image in enumerate(images):
         buffer = io.BytesIO()

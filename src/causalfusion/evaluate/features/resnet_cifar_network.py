@@ -1,5 +1,5 @@
-"""The CIFAR ResNet of He et al. (1512.03385) section 4.2, with parameter-free shortcuts (option A), and the
-names of the weights of akamaster/pytorch_resnet_cifar10.
+"""The CIFAR ResNet of He et al. (1512.03385), section 4.2, with parameter-free shortcuts (option A). Weights
+have the names of akamaster/pytorch_resnet_cifar10.
 
 Shape letters: B images.
 """
@@ -20,15 +20,15 @@ _SPATIAL_MAPS = 4
 @dataclass(frozen=True)
 class ResNetCifarOutput:
     pool: Tensor
-    """(B, 64)."""
+    """Mean of the 64 last maps over the image, (B, 64)."""
     spatial: Tensor
-    """(B, 256): the first 4 of the 64 maps that are averaged to the pool, (8, 8, 4) flattened."""
+    """The first 4 of these maps, (8, 8, 4) flattened, (B, 256), as sFID takes the first 7 of Inception's."""
     logits: Tensor
-    """(B, 10)."""
+    """Logits, (B, 10)."""
 
 
 class ResNetCifarNetwork(nn.Module):
-    """`blocks_per_stage` is 3 for ResNet-20 and 9 for ResNet-56."""
+    """CIFAR ResNet of three stages; `blocks_per_stage` is 3 for ResNet-20 and 9 for ResNet-56."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -45,7 +45,7 @@ class ResNetCifarNetwork(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD), persistent=False)
 
     def forward(self, images: Tensor) -> ResNetCifarOutput:
-        """Features and logits of images (B, 32, 32, 3) uint8."""
+        """Features and logits of RGB images (B, 32, 32, 3) uint8."""
         pixels = images.to(self.pixel_mean.dtype) / 255
         hidden = ((pixels - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2)
         hidden = F.relu(self.bn1(self.conv1(hidden)))

@@ -1,11 +1,11 @@
-"""Any vision model of Hugging Face as a feature space: `transformers:ID`, or a folder in place of the id.
+"""Features of any vision model of Hugging Face: `transformers:ID`, or a folder in place of the id.
 
-What is taken: of a model of images and texts its image features; of any other the pooled output if the
-checkpoint holds all weights of the pooling, else the class token, else the mean over all places. Logits where
-the checkpoint is an image classifier.
+Pool is, for models of images and texts, the image features; for others the pooled output if the checkpoint
+holds all weights of the pooling, else the class token, else the mean over all places. Logits are those of an
+image classifier.
 
-Images are resized and normalized by the model's own image processor, in its Pillow form wherever that exists:
-the one with torchvision gives other numbers. B images, D features.
+Images are resized and normalized by the model's own image processor, in its Pillow variant where that exists:
+the torchvision variant gives other numbers.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ _PROBE_SIDE = 64
 
 
 class TransformersExtractor:
+    """Pool, and logits of a classifier, of images of any size. Raises UserError for models that cannot be
+    opened, lack weights, or are no deterministic vision models."""
+
     image_size = None
 
     def __init__(self, model: str, device: str = "cpu") -> None:
@@ -78,6 +81,7 @@ class TransformersExtractor:
         return Features(to_array(pool), logits=None if logits is None else to_array(logits))
 
     def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pool and logits from the image processor's pixels. Logits are None without a classifier."""
         image_features: Callable[..., Any] | None = getattr(self._model, "get_image_features", None)
         if image_features is not None:
             output = image_features(pixel_values=pixels)
@@ -95,6 +99,7 @@ class TransformersExtractor:
         return self._pooled(seen[0]), logits
 
     def _pooled(self, output: Any) -> Tensor:
+        """Pool (B, D) from the output of the model without its head."""
         pooled: Tensor | None = getattr(output, "pooler_output", None)
         if pooled is not None and self._pooler_is_whole:
             return pooled.flatten(1)
@@ -104,13 +109,14 @@ class TransformersExtractor:
         return hidden[:, 0] if self._has_class_token else hidden.mean(dim=1)
 
     def _probe(self) -> None:
-        """Refuse what does not run on images, or gives other features each time (masked autoencoders do)."""
+        """Raises UserError for a model that does not run on images, or gives other features each time, as
+        masked autoencoders do."""
         image = np.random.default_rng(0).integers(0, 256, (1, _PROBE_SIDE, _PROBE_SIDE, 3), dtype=np.uint8)
         try:
             first, second = self(image).pool, self(image).pool
         except UserError:
             raise
-        except Exception as error:  # whatever a model that is not for images stumbles over
+        except Exception as error:  # a model for something else may raise anything
             raise UserError(
                 f"features {self.name}: {type(self._model).__name__} does not run on images alone "
                 f"({_one_line(error)}); expected a vision model"
@@ -133,7 +139,7 @@ def _import_transformers() -> Any:
 
 
 def _load(transformers: Any, model: str) -> tuple[nn.Module, set[str], Any]:
-    """The model, the weights that its checkpoint lacks, and its image processor."""
+    """The model, the names of weights that its checkpoint lacks, and its image processor."""
     try:
         config = transformers.AutoConfig.from_pretrained(model)
         architectures = config.architectures or []
@@ -150,7 +156,8 @@ def _load(transformers: Any, model: str) -> tuple[nn.Module, set[str], Any]:
 
 
 def _check_missing(model: str, missing: set[str]) -> None:
-    """Weights that a checkpoint lacks are drawn at random. Those of a pooling layer can be done without."""
+    """Raises UserError for a checkpoint that lacks weights, which would be random. Only a pooling layer may
+    be missing: it is then not used."""
     needed = sorted(key for key in missing if "pooler" not in key)
     if needed:
         more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
@@ -162,7 +169,7 @@ def _check_missing(model: str, missing: set[str]) -> None:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars, no remarks on unused heads of a checkpoint or on a hub that is out of reach."""
+    """Silences progress bars and warnings of unused heads in a checkpoint or of an unreachable hub."""
     logging = transformers.utils.logging
     hub = getLogger("huggingface_hub")
     hub_level = hub.level
@@ -180,5 +187,6 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
+    """Message of an error, as one line of at most 160 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

@@ -1,7 +1,7 @@
-"""A user's own feature space: `module:attribute`, from the working directory or installed.
+"""Extractors of a user: `module:attribute`, from the working directory or installed.
 
-The attribute is a class that is made without arguments (or with `device`, where it has one of that name), or
-an object. It has what `Extractor` asks for, and returns `causalfusion.evaluate.features.open.Features`.
+The attribute is an object, or a class that is created without arguments (or with `device`, if it takes one).
+It follows the protocol `Extractor` and returns `causalfusion.evaluate.features.open.Features`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _CONTRACT = (
 
 
 class UserExtractor:
-    """An extractor of a user's, its promises checked."""
+    """A user's extractor. Raises UserError for attributes or features that are not as expected."""
 
     def __init__(self, inner: Any, where: str) -> None:
         self._where = where
         self._call: Callable[[Images], object] = inner
-        self.name: str = self._promise(inner, "name", _is_name)
-        self.fingerprint: str = self._promise(
+        self.name: str = self._attribute(inner, "name", _is_name)
+        self.fingerprint: str = self._attribute(
             inner, "fingerprint", lambda value: isinstance(value, str) and bool(value.strip())
         )
-        self.image_size: int | None = self._promise(inner, "image_size", _is_side)
+        self.image_size: int | None = self._attribute(inner, "image_size", _is_side)
         if not callable(inner):
             raise UserError(f"features {where} cannot be called; {_CONTRACT}")
 
@@ -48,7 +48,7 @@ class UserExtractor:
             found = self._call(images)
         except UserError:
             raise
-        except Exception as error:  # whatever a user's code raises
+        except Exception as error:  # a user's code may raise anything
             raise UserError(
                 f"features {self._where} failed on images {images.shape} ({_in_words(error)}); {_CONTRACT}"
             ) from error
@@ -61,7 +61,8 @@ class UserExtractor:
         )
         return Features(pool, spatial, logits)
 
-    def _promise(self, inner: Any, attribute: str, is_right: Callable[[object], bool]) -> Any:
+    def _attribute(self, inner: Any, attribute: str, is_right: Callable[[object], bool]) -> Any:
+        """An attribute of the user's extractor. Raises UserError where it is missing or not right."""
         if not hasattr(inner, attribute):
             raise UserError(f"features {self._where} have no {attribute}; {_CONTRACT}")
         value = getattr(inner, attribute)
@@ -70,6 +71,7 @@ class UserExtractor:
         return value
 
     def _array(self, values: object, word: str, count: int) -> NDArray[np.float32]:
+        """Features as (count, D) float32. Raises UserError unless they are finite numbers of this shape."""
         try:
             array = np.asarray(values, dtype=np.float32)
         except (TypeError, ValueError):
@@ -83,6 +85,7 @@ class UserExtractor:
 
 
 def open_user_extractor(name: str, device: str = "cpu") -> Extractor:
+    """The extractor `module:attribute`. Raises UserError where it cannot be imported or created."""
     module, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):
         raise UserError(
@@ -95,7 +98,7 @@ def open_user_extractor(name: str, device: str = "cpu") -> Extractor:
         inner = getattr(_import(module, name), attribute, None)
         if inner is None:
             raise UserError(f"features are {name!r}; the module {module} has no {attribute}")
-        return UserExtractor(_made(inner, name, device) if isinstance(inner, type) else inner, name)
+        return UserExtractor(_create(inner, name, device) if isinstance(inner, type) else inner, name)
     finally:
         sys.path[:] = before
 
@@ -110,11 +113,11 @@ def _import(module: str, name: str) -> Any:
             f"features are {name!r}; there is no module {module}, neither in the working directory "
             f"{os.getcwd()} nor installed"
         ) from None
-    except Exception as error:  # whatever a user's file raises
+    except Exception as error:  # a user's file may raise anything
         raise UserError(f"features {name}: importing {module} failed ({_in_words(error)})") from error
 
 
-def _made(cls: type, name: str, device: str) -> object:
+def _create(cls: type, name: str, device: str) -> object:
     try:
         return cls(device=device) if "device" in inspect.signature(cls).parameters else cls()
     except UserError:

@@ -1,10 +1,10 @@
-"""The Fréchet distance without the bias of finite sets, which makes it too high, by about 1 / N.
+"""The Fréchet distance without the bias of finite sets, which makes it too large by about 1 / N.
 
 Shape letters: N generated samples, M real ones, D numbers of a feature.
 
-A set may be given as `GaussianStatistics` too, such as those of a reference file: then it stands for the
-distribution itself, and only the bias of the other set is removed. Of two sets of features both shrink in
-proportion, and the biases of both are removed.
+Real features may be given as `GaussianStatistics`, such as those of a reference file. These count as the
+exact distribution, and only the bias of the generated samples is removed. Given two sets of features, both
+are subsampled in proportion, and the biases of both are removed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from causalfusion.evaluate.measures.frechet import gaussian_frechet_distance
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics, check_same_dim, feature_array
 
 FeatureSet = NDArray[Any] | GaussianStatistics
-"""(N, D), or the statistics of the distribution."""
+"""Features (N, D), or the statistics of an exactly known distribution."""
 
 
 def extrapolated_frechet_distance(
@@ -33,8 +33,8 @@ def extrapolated_frechet_distance(
     subsets: int = 4,
     seed: int = 0,
 ) -> float:
-    """FID at infinitely many samples (Chong and Forsyth, 1911.07023): where the line through the distances of
-    `distances_of_subsets` meets 1 / N = 0. Can fall a little below 0 for equal distributions."""
+    """Fréchet distance at infinitely many samples (Chong and Forsyth, 1911.07023): the intercept, at 1 / N =
+    0, of the line through `distances_of_subsets`. It can fall a little below 0 for equal distributions."""
     counts, distances = distances_of_subsets(
         real, fake, points=points, smallest=smallest, subsets=subsets, seed=seed
     )
@@ -54,8 +54,8 @@ def distances_of_subsets(
     and the mean Fréchet distance of random subsets of each count.
 
     The distance is linear in 1 / N only where N is well above D: `smallest` is by default N / 10, but at
-    least 2 D, and at most N / 2. At each count up to `subsets` disjoint subsets are averaged, as many as
-    there are; the paper takes one. It takes up to points x subsets distances.
+    least 2 D, and at most N / 2. Each distance is the mean over up to `subsets` disjoint subsets, as many as
+    there are (the paper takes one), so that up to points x subsets distances are computed.
     """
     x, y = checked_sets(real, fake)
     total, dim = y.shape
@@ -85,10 +85,10 @@ def distances_of_subsets(
 def debiased_frechet_distance(
     real: ArrayLike | GaussianStatistics, fake: ArrayLike, *, halvings: int = 4, seed: int = 0
 ) -> float:
-    """Twice the distance of all samples less the mean one of random halves (Quenouille, 1949): the bias of
-    order 1 / N cancels, and so does to first order the randomness of the halves, each with its complement.
-    Its error is smaller than that of the extrapolation. It takes 1 + 2 x halvings distances.
-    Can fall below 0."""
+    """Twice the distance of all samples minus the mean distance of random halves (Quenouille, 1949). The bias
+    of order 1 / N cancels; so does, to first order, the randomness of the halves, as each is used together
+    with its complement. The error is smaller than that of the extrapolation, the cost 1 + 2 x halvings
+    distances. The result can fall below 0."""
     x, y = checked_sets(real, fake)
     if halvings < 1:
         raise UserError(f"halvings is {halvings}; expected at least 1")
@@ -106,7 +106,7 @@ def debiased_frechet_distance(
 
 
 def checked_sets(real: ArrayLike | GaussianStatistics, fake: ArrayLike) -> tuple[FeatureSet, NDArray[Any]]:
-    """Both sets, checked."""
+    """Real and generated features. Raises UserError unless both have the same D and at least 2 samples."""
     names = ("real features", "generated features")
     x = real if isinstance(real, GaussianStatistics) else feature_array(real, names[0], at_least=2)
     y = feature_array(fake, names[1], at_least=2)
@@ -121,7 +121,8 @@ def statistics_of(features: FeatureSet) -> GaussianStatistics:
 def _random_subsets(
     features: FeatureSet, count: int, most: int, random: np.random.Generator
 ) -> Iterator[GaussianStatistics]:
-    """Of up to `most` disjoint random subsets of `count` samples; or the distribution, as often as asked."""
+    """Statistics of up to `most` disjoint random subsets of `count` samples; of an exactly known
+    distribution, `most` times its own statistics."""
     if isinstance(features, GaussianStatistics):
         yield from [features] * most
         return

@@ -1,6 +1,6 @@
-"""One measured figure, and its name: what was measured, in which features, from how many images.
+"""One measured figure, and its name: the quantity, the features, the number of images.
 
-In Inception's features the names are the customary ones, `fid_50k`; in others they tell which,
+In Inception's features the names are the customary ones, `fid_50k`; in others they name the features,
 `frechet_pixels8_10k`. A whole number of thousands is written with a k, any other in full: `fid_1797`.
 """
 
@@ -14,37 +14,48 @@ from typing import Literal, get_args
 from causalfusion.errors import UserError
 
 MeasureName = Literal[
-    "frechet", "spatial_frechet", "inception_score", "kernel", "precision_recall", "density_coverage",
-    "class_accuracy", "frechet_infinity",
-]  # fmt: skip
-"""What can be asked for; `precision_recall` and `density_coverage` are two figures each."""
+    "frechet",
+    "spatial_frechet",
+    "inception_score",
+    "kernel",
+    "precision_recall",
+    "density_coverage",
+    "class_accuracy",
+    "frechet_infinity",
+]
+"""A measure by the name that users give; `precision_recall` and `density_coverage` give two figures each."""
 MEASURES: tuple[MeasureName, ...] = get_args(MeasureName)
 LOWER_IS_BETTER = ("frechet", "spatial_frechet", "kernel", "frechet_infinity")
 INCEPTION_NAMES = {
-    "frechet": "fid", "spatial_frechet": "sfid", "inception_score": "is", "kernel": "kid",
+    "frechet": "fid",
+    "spatial_frechet": "sfid",
+    "inception_score": "is",
+    "kernel": "kid",
     "frechet_infinity": "fid_infinity",
-}  # fmt: skip
-"""Their names in Inception's features."""
+}
+"""Customary names of quantities in Inception's features."""
 _NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     quantity: str
-    """A measure's name; `precision`, `recall`, `density` and `coverage` one by one."""
+    """Name of a measure, or one of `precision`, `recall`, `density` and `coverage`."""
     value: float
     count: int
-    """N, the images measured."""
+    """Number of images measured, N."""
     features: str
+    """Name of the feature space."""
     features_fingerprint: str
     reference: str = ""
-    """Fingerprint of what it was measured against; empty for what needs nothing."""
+    """Fingerprint of the reference; empty for measures without one."""
     low: float | None = None
+    """Lower end of the 95 % interval; None where there is none."""
     high: float | None = None
-    """95 % interval, where there is one."""
+    """Upper end of the 95 % interval; None where there is none."""
     standard_error: float | None = None
     warning: str = ""
-    """What a reader has to know of it."""
+    """Reason to distrust the value; empty where there is none."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -54,7 +65,7 @@ class Figure:
 
     @property
     def base(self) -> str:
-        """The name without N: figures of the same base are the same thing measured from other numbers."""
+        """The name without N. Figures of one base are the same quantity, for any number of images."""
         if is_inception(self.features):
             return INCEPTION_NAMES.get(self.quantity, self.quantity)
         return f"{self.quantity}_{features_word(self.features)}"
@@ -69,7 +80,7 @@ class Figure:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 %, from the standard error where there is nothing better."""
+        """95 % interval: the measured one, else one from the standard error, else None."""
         if self.low is not None and self.high is not None:
             return self.low, self.high
         if self.standard_error is None:
@@ -79,6 +90,7 @@ class Figure:
 
 
 def count_word(count: int) -> str:
+    """A number of images as names contain it: 50k, 1797."""
     return f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
 
 
@@ -87,8 +99,8 @@ def is_inception(features: str) -> bool:
 
 
 def features_word(features: str) -> str:
-    """Letters and digits: what follows the colon if that is a name (of a path its last part, without an
-    ending), else all."""
+    """The part of a figure's name that stands for a feature space: lower-case letters and digits. It is what
+    follows the colon if that contains letters (of a path the last part, without suffix), else all of it."""
     kind, _, rest = features.partition(":")
     last = re.split(r"[/\\:]", rest)[-1]
     stem = last.rsplit(".", 1)[0] if re.search(r"[A-Za-z]", last) else ""
@@ -96,5 +108,5 @@ def features_word(features: str) -> str:
 
 
 def format_value(value: float) -> str:
-    """Four digits that count."""
+    """A value with four significant digits."""
     return f"{value:.4g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"

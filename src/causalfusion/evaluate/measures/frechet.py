@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of features, each seen as a Gaussian (FID; Heusel et al., 1706.08500).
+"""Fréchet distance between the Gaussians of two sets of features (FID; Heusel et al., 1706.08500).
 
 Shape letters: N, M samples, D numbers of a feature, R rank of a covariance.
 """
@@ -18,17 +18,18 @@ from causalfusion.evaluate.measures.gaussian import (
 )
 
 _ROWS = 8192
+"""Features whose influence is computed at a time."""
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
-    """Of features (N, D) and (M, D), N and M at least 2, in float64; 0 for equal sets."""
+    """Fréchet distance between features (N, D) and (M, D), N and M at least 2; 0 for equal sets."""
     a, b = feature_pair(features_a, features_b, ("features a", "features b"))
     return gaussian_frechet_distance(GaussianStatistics.of(a), GaussianStatistics.of(b))
 
 
 def gaussian_frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
-    """|m_a - m_b|² + tr(A + B - 2 (AB)^½) of two sets that are known by their statistics, each of at least 2
-    samples.
+    """Fréchet distance |m_a - m_b|² + tr(A + B - 2 (AB)^½) between two sets of at least 2 samples, given by
+    their statistics.
 
     AB is not symmetric, and its square root carries complex residue where a covariance is singular. For
     A = F Fᵀ and B = G Gᵀ the trace of the root is the sum of the singular values of FᵀG: real, and exact to
@@ -43,8 +44,8 @@ def gaussian_frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> f
 
 
 def few_samples_warning(count: int, dim: int, what: str) -> str | None:
-    """A one-line warning where `count` samples give a distorted Fréchet distance of D = `dim` features, None
-    where they do not. Raises UserError below two samples."""
+    """A one-line warning where `count` samples are too few for a Fréchet distance in D = `dim` dimensions,
+    None where they suffice. `what` names the samples. Raises UserError below two samples."""
     if count < 2:
         raise UserError(
             f"{what}: {count} samples; expected at least 2 for a Fréchet distance, and more than "
@@ -62,14 +63,14 @@ def few_samples_warning(count: int, dim: int, what: str) -> str | None:
 def frechet_influence(
     features: ArrayLike, own: GaussianStatistics, other: GaussianStatistics
 ) -> NDArray[np.float64]:
-    """(N,): the derivative of the distance in the direction of each sample, `own` being the statistics of
-    these features (N, D). Their mean is 0, and their variance / N is, to first order, that of the distance
-    over other sets of N samples.
+    """Influence of each sample on the Fréchet distance, (N,): the derivative by the sample's weight. `own`
+    are the statistics of these features (N, D), `other` those of the other set. The influences have mean 0;
+    their variance / N is, to first order, the variance of the distance over other sets of N samples.
 
     More weight on x moves the mean by x - m_a and the covariance by (x - m_a)(x - m_a)ᵀ - A, and so the
     distance by 2 (m_a - m_b)·(x - m_a) + (x - m_a)ᵀ (1 - T) (x - m_a) + constant, where
-    T = A^-½ (A^½ B A^½)^½ A^-½ is the optimal transport map from A to B. With a singular A, T is that of its
-    range, in which all x - m_a lie.
+    T = A^-½ (A^½ B A^½)^½ A^-½ is the optimal transport map from A to B. Where A is singular, T is the map
+    within its range, which contains every x - m_a.
     """
     from scipy.linalg import solve_triangular
 
@@ -78,7 +79,7 @@ def frechet_influence(
     check_same_dim(own.dim, other.dim)
     factor, rows = _factor(own.covariance)
     left, singular, _ = np.linalg.svd(factor.T @ _factor(other.covariance)[0], full_matrices=False)
-    # T = C Cᵀ on these rows, for A = L Lᵀ, Lᵀ B L = U S² Uᵀ and C = L^-ᵀ U S^½.
+    # T = C Cᵀ on these rows, with A = L Lᵀ, Lᵀ B L = U S² Uᵀ and C = L^-ᵀ U S^½.
     transport = solve_triangular(factor[rows], left * np.sqrt(singular), lower=True, trans=1)
     moved = []
     for start in range(0, len(array), _ROWS):
@@ -90,8 +91,8 @@ def frechet_influence(
 
 
 def _factor(covariance: Array) -> tuple[Array, NDArray[np.intp]]:
-    """F (D, R) with F Fᵀ = covariance, by a Cholesky decomposition with pivots that stops at the rank; and
-    the R rows that make F lower triangular."""
+    """A factor F (D, R) with F Fᵀ = covariance, and the R rows that make it lower triangular (R,): a pivoted
+    Cholesky decomposition that stops at the rank."""
     from scipy.linalg import lapack
 
     packed, order, rank, _ = lapack.dpstrf(covariance, lower=1)  # pyright: ignore[reportAttributeAccessIssue]

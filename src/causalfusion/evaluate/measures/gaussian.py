@@ -1,4 +1,4 @@
-"""Features seen as a Gaussian: count, mean and scatter, which add up over batches and processes.
+"""Gaussian statistics of features: count, mean and scatter, which add up over batches and processes.
 
 Shape letters: N samples, D numbers of a feature. All sums are in float64.
 """
@@ -16,12 +16,12 @@ from causalfusion.errors import UserError
 Array = NDArray[np.float64]
 
 _ROWS = 8192
-"""Converted to float64 at once."""
+"""Features converted to float64 at a time."""
 
 
 def feature_array(features: ArrayLike, what: str = "features", at_least: int = 1) -> NDArray[Any]:
-    """(N, D) in the dtype that they come in. Raises UserError unless they are finite real numbers in this
-    shape, D at least 1 and N at least `at_least`."""
+    """Features as an array (N, D) in their own dtype; `what` names them in errors. Raises UserError unless
+    they are finite real numbers of this shape, D at least 1 and N at least `at_least`."""
     try:
         array = np.asarray(features)
     except ValueError:
@@ -45,7 +45,7 @@ def feature_array(features: ArrayLike, what: str = "features", at_least: int = 1
 def feature_pair(
     first: ArrayLike, second: ArrayLike, names: tuple[str, str], at_least: int = 2
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Two sets (N, D) and (M, D), checked."""
+    """Features (N, D) and (M, D). Raises UserError as `feature_array` does, and where D differs."""
     a, b = feature_array(first, names[0], at_least), feature_array(second, names[1], at_least)
     check_same_dim(a.shape[1], b.shape[1], names)
     return a, b
@@ -60,14 +60,14 @@ def check_same_dim(first: int, second: int, names: tuple[str, str] = ("features 
 
 @dataclass(frozen=True, eq=False)
 class GaussianStatistics:
-    """All that a Fréchet distance needs of a set of features. A stream of batches adds up by
-    `total = total.merged(GaussianStatistics.of(batch))`, from `GaussianStatistics.empty(dim)` on."""
+    """Everything that a Fréchet distance needs from a set of features. A stream of batches adds up by
+    `total = total.merged(GaussianStatistics.of(batch))`, starting with `GaussianStatistics.empty(dim)`."""
 
     count: int
     mean: Array
     """(D,); zeros where the count is 0."""
     scatter: Array
-    """(D, D): the sum over samples of (x - mean)(x - mean)ᵀ."""
+    """(D, D): the sum of (x - mean)(x - mean)ᵀ over the samples."""
 
     def __post_init__(self) -> None:
         mean, scatter = np.asarray(self.mean, np.float64), np.asarray(self.scatter, np.float64)
@@ -87,7 +87,7 @@ class GaussianStatistics:
 
     @classmethod
     def of(cls, features: ArrayLike) -> GaussianStatistics:
-        """Of (N, D), N from 0 on."""
+        """Statistics of features (N, D); N may be 0."""
         array = feature_array(features, at_least=0)
         total = cls.empty(array.shape[1])
         for start in range(0, len(array), _ROWS):
@@ -99,7 +99,7 @@ class GaussianStatistics:
 
     @classmethod
     def from_covariance(cls, count: int, mean: ArrayLike, covariance: ArrayLike) -> GaussianStatistics:
-        """Of a mean (D,) and a covariance (D, D) with the divisor count - 1, as reference files hold them."""
+        """Statistics with this mean (D,) and unbiased covariance (D, D), as reference files hold them."""
         if count < 2:
             raise UserError(f"count is {count}; expected at least 2: a covariance has no meaning below")
         scatter = np.asarray(covariance, np.float64) * (count - 1)
@@ -111,13 +111,13 @@ class GaussianStatistics:
 
     @property
     def covariance(self) -> Array:
-        """(D, D), unbiased: divided by N - 1. Raises UserError below two samples."""
+        """Unbiased covariance, (D, D): the scatter divided by N - 1. Raises UserError below two samples."""
         if self.count < 2:
             raise UserError(f"there are N = {self.count} samples; expected at least 2 for a covariance")
         return self.scatter / (self.count - 1)
 
     def merged(self, other: GaussianStatistics) -> GaussianStatistics:
-        """Of both sets together (Chan, Golub and LeVeque, 1983, eq. 2.1): no large sums cancel."""
+        """Statistics of both sets together (Chan, Golub and LeVeque, 1983, eq. 2.1), without cancellation."""
         check_same_dim(self.dim, other.dim)
         if not (self.count and other.count):
             return self if self.count else other

@@ -1,4 +1,4 @@
-"""Inception score: exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al., 1606.03498).
+"""Inception Score: exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al., 1606.03498).
 
 Shape letters: N samples, K classes.
 """
@@ -15,26 +15,28 @@ from causalfusion.errors import UserError
 from causalfusion.evaluate.measures.gaussian import Array, feature_array
 
 _SUM_TOLERANCE = 1e-2
+"""Largest deviation of a row of probabilities from the sum 1."""
 
 
 class InceptionScore(NamedTuple):
     mean: float
-    """Over the splits: from 1 (every image alike) to K (sure of each, all classes as often)."""
+    """Mean over the splits: from 1 (all images alike) to K (all images certain, classes equally often)."""
     deviation: float
-    """Standard deviation over the splits, divided by their number, as in the reference."""
+    """Standard deviation over the splits with the divisor `splits`, as in the reference implementation."""
 
 
 def probabilities_of(logits: ArrayLike) -> Array:
-    """Softmax of (N, K), in float64."""
+    """Softmax of logits (N, K), in float64."""
     from scipy.special import softmax
 
     return softmax(feature_array(logits, "logits").astype(np.float64), axis=1)
 
 
 def inception_score(probabilities: ArrayLike, splits: int = 10) -> InceptionScore:
-    """Of probabilities (N, K), as the reference computes it: `splits` consecutive parts, each with its own
-    p(y). The order of samples matters: samples sorted by class score too low, so shuffle those first. The
-    score depends on N / splits; compare only figures of the same number. Logits: see `probabilities_of`."""
+    """Inception Score of probabilities (N, K), as the reference implementation computes it: over `splits`
+    consecutive parts, each with its own p(y). Samples sorted by class score too low: shuffle them first. The
+    score depends on N / splits: compare only scores with the same number. See `probabilities_of` for logits.
+    Raises UserError for rows that are no probabilities and for fewer samples than splits."""
     p = feature_array(probabilities, "probabilities").astype(np.float64)
     if (p < 0).any() or (abs(p.sum(axis=1) - 1) > _SUM_TOLERANCE).any():
         raise UserError(

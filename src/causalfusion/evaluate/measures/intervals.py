@@ -1,7 +1,9 @@
-"""How sure a figure is: confidence intervals for the figure of the distributions, of which we have samples.
+"""Confidence intervals of figures that are measured from samples.
 
-Shape letters: N samples, D numbers of a feature. `level` 0.95 means: of many repetitions with other samples
-95 % of the intervals hold the figure that infinitely many samples would give.
+`level` 0.95 means: over many repetitions with other samples, 95 % of the intervals contain the figure that
+infinitely many samples would give.
+
+Shape letters: N samples, D numbers of a feature.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from causalfusion.evaluate.measures.frechet import frechet_influence
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
 
 _DRAWN_AT_ONCE = 1_000_000
-"""Values drawn for resamples that are held in memory at once. As fast as any other number at N = 50,000."""
+"""Resampled values held in memory at a time. Larger numbers are no faster at N = 50,000."""
 
 
 class Interval(NamedTuple):
@@ -33,7 +35,7 @@ class Interval(NamedTuple):
 @dataclass(frozen=True)
 class ClassAccuracy:
     value: float
-    """The share of samples that are of their class."""
+    """The share of samples whose predicted class is their label."""
     low: float
     high: float
 
@@ -41,10 +43,10 @@ class ClassAccuracy:
 def mean_interval(
     values: NDArray[Any], *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Percentile bootstrap (Efron, 1979) of the mean of values (N,), N at least 2.
+    """Percentile bootstrap interval (Efron, 1979) of the mean of values (N,), N at least 2.
 
-    Not for Fréchet distances, which repeated samples bias upwards (`frechet_interval`), nor for what counts
-    neighbours: copies are neighbours at distance 0.
+    A bootstrap suits neither Fréchet distances, which repeated samples bias upwards (see `frechet_interval`),
+    nor measures that count neighbours: copies are neighbours at distance 0.
     """
     _check(resamples, level)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
@@ -61,18 +63,18 @@ def frechet_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """An interval for the Fréchet distance of the two distributions: that of infinitely many samples. The
-    plain distance of the samples, biased upwards, often lies above it. `real` as `GaussianStatistics` counts
-    as known exactly: the interval is then for the distance of the generated distribution to these.
+    """Interval of the Fréchet distance between the two distributions, not between the samples: the samples'
+    plain distance, biased upwards, often lies above it. `real` given as `GaussianStatistics` counts as
+    exactly known.
 
-    It lies around the distance with its bias removed (`debiased_frechet_distance`). The spread is that of the
-    bootstrap with the distance linear in the weight of each sample (`frechet_influence`; Efron's
-    infinitesimal jackknife): repeated samples, which shrink the rank of a covariance and raise its distance,
-    do no harm, and a resample costs a sum, not a decomposition. In all 3 + 2 x halvings decompositions,
-    whatever the number of resamples.
+    The interval lies around the distance without its bias (`debiased_frechet_distance`). Its width is that of
+    a bootstrap in which the distance is linear in the weight of each sample (`frechet_influence`; Efron's
+    infinitesimal jackknife). So repeated samples, which lower the rank of a covariance and raise the
+    distance, do no harm, and a resample costs a sum, not a decomposition: there are 3 + 2 x halvings
+    decompositions, whatever the number of resamples.
 
-    Measured coverage at 95 %: 90 to 98 % for N from 2 D on; near equal distributions too wide (98 to 100 %);
-    from N = D down the bias is no longer of order 1 / N and it falls (to 50 % at N = D / 2).
+    Measured coverage at level 95 %: 90 to 98 % for N of at least 2 D; 98 to 100 % (too wide) for nearly equal
+    distributions; at N = D and below the bias is not of order 1 / N, and coverage falls (50 % at N = D / 2).
     """
     _check(resamples, level)
     x, y = checked_sets(real, fake)
@@ -87,7 +89,7 @@ def frechet_interval(
 
 
 def class_accuracy(predicted: ArrayLike, labels: ArrayLike, level: float = 0.95) -> ClassAccuracy:
-    """The share of equal classes (N,), with its interval."""
+    """The share of samples whose predicted class (N,) equals their label (N,), with its Wilson interval."""
     _check_level(level)
     found, true = np.asarray(predicted), np.asarray(labels)
     if found.ndim != 1 or found.shape != true.shape or len(found) == 0:
@@ -103,8 +105,8 @@ def class_accuracy(predicted: ArrayLike, labels: ArrayLike, level: float = 0.95)
 
 
 def share_interval(hits: NDArray[np.bool_], level: float = 0.95) -> Interval:
-    """Wilson's interval (1927) for the share of (N,) samples of which something is true: right near 0 and 1
-    too, where the bootstrap's has no width."""
+    """Wilson's interval (1927) of the share of True among (N,): valid near 0 and 1 too, where a bootstrap
+    interval has no width."""
     from scipy.stats import binomtest
 
     _check_level(level)
@@ -113,14 +115,17 @@ def share_interval(hits: NDArray[np.bool_], level: float = 0.95) -> Interval:
 
 
 def _resampled_means(values: NDArray[Any], resamples: int, random: np.random.Generator) -> NDArray[Any]:
-    """(resamples,): means of as many values, drawn with repetition."""
+    """Means of N values that are drawn with repetition from values (N,); (resamples,)."""
     from scipy.stats import bootstrap
 
     found = bootstrap(
-        (values,), np.mean, n_resamples=resamples, batch=max(1, _DRAWN_AT_ONCE // len(values)),
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _DRAWN_AT_ONCE // len(values)),
         method="percentile",
         random_state=random,  # pyright: ignore[reportCallIssue] - `rng` from scipy 1.15 on, which takes both
-    )  # fmt: skip
+    )
     return found.bootstrap_distribution
 
 

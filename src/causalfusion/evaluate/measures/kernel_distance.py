@@ -1,5 +1,6 @@
 """Kernel distance (KID; Binkowski et al., 1801.01401): the unbiased squared maximum mean discrepancy with the
-kernel (x·y / D + 1)³, over random subsets. Unlike the Fréchet distance it has no bias for few samples.
+kernel (x·y / D + 1)³, averaged over random subsets. Unlike the Fréchet distance it has no bias for few
+samples.
 
 Shape letters: N, M samples, D numbers of a feature, S samples of a subset.
 """
@@ -19,10 +20,10 @@ from causalfusion.evaluate.measures.gaussian import Array, feature_pair
 @dataclass(frozen=True)
 class KernelDistance:
     mean: float
-    """Over the subsets. 0 for equal distributions, where about half of the values come out negative."""
+    """Mean over the subsets. Its expectation is 0 for equal distributions; it can be negative."""
     standard_error: float
-    """How far the mean would lie from that of the distributions: of the samples and of the subsets. On the
-    safe side: up to about twice too large near 0, right far from it."""
+    """Standard error of the mean, from the choice of samples and of subsets. Conservative: up to about twice
+    too large near 0, correct far from it."""
 
 
 def kernel_distance(
@@ -33,12 +34,12 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> KernelDistance:
-    """Of features (N, D) and (M, D), N and M at least 2. Subsets are drawn without repetition, each of
-    `subset_size` samples or as many as the smaller set has.
+    """Kernel distance between features (N, D) and (M, D), N and M at least 2. Subsets are drawn without
+    repetition, each of `subset_size` samples or as many as the smaller set has.
 
-    The deviation over subsets alone (what is often reported) is too small an error once subsets overlap, and
-    0 where they hold all samples. Here the variance is that of the discrepancy of all samples, to first order
-    from each sample's share in it, plus what drawing a finite number of subsets adds.
+    The deviation over subsets, which is often reported, is too small an error once subsets overlap, and 0
+    where each holds all samples. Here the variance is that of the discrepancy of all samples, to first order
+    from each sample's contribution, plus that of drawing a finite number of subsets.
     """
     a, b = feature_pair(features_a, features_b, ("features a", "features b"))
     if subsets < 1 or subset_size < 2:
@@ -47,7 +48,7 @@ def kernel_distance(
         )
     size = min(subset_size, len(a), len(b))
     if size == len(a) == len(b):
-        subsets = 1  # all are equal
+        subsets = 1  # every subset is the whole
     random = np.random.default_rng(seed)
     found = []
     for _ in range(subsets):
@@ -65,7 +66,7 @@ def kernel_distance(
 class _Discrepancy(NamedTuple):
     value: float
     spread_a: float
-    """N times the variance that the N samples of a give to the discrepancy."""
+    """N times the variance of the discrepancy that comes from the N samples of a."""
     spread_b: float
 
 
@@ -83,4 +84,4 @@ def _discrepancy(x: Array, y: Array) -> _Discrepancy:
 
 def _kernel(x: Array, y: Array) -> Array:
     base = x @ y.T / x.shape[1] + 1
-    return base * base * base  # a tenth of the time of ** 3, and so of scikit-learn's polynomial_kernel
+    return base * base * base  # 1.4 times as fast at D = 64 as ** 3 and scikit-learn's polynomial_kernel

@@ -1,13 +1,14 @@
-"""Are samples within the real images' manifold, and do they reach all of it? Balls around each sample that
-reach its k-th nearest neighbour stand for a manifold.
+"""Fidelity and diversity of samples by nearest neighbours: precision and recall (Kynkäänniemi et al.,
+1904.06991), density and coverage (Naeem et al., 2002.09797).
 
-Precision and recall: Kynkäänniemi et al., 1904.06991. Density and coverage: Naeem et al., 2002.09797.
+A set's manifold is the union of balls around its samples, each with the distance to the k-th nearest
+neighbour as its radius. A sample on the surface of a ball counts as within it.
+
+Distances are computed in float64, from centred features, in blocks: an offset that all features share does no
+harm, and 50,000 x 50,000 samples at D = 2048 need less than 1 GB besides the features. Distances below about
+1e-6 of the features' spread count as 0.
 
 Shape letters: N real samples, M generated ones, D numbers of a feature.
-
-Distances are in float64, of features centred first and in blocks, so that neither an offset that all share
-nor large sets (50,000 x 50,000 at D = 2048 needs less than 1 GB besides the features) matter. Those below
-some 1e-6 of the features' spread count as 0. On a sphere counts as within a ball.
 """
 
 from __future__ import annotations
@@ -23,34 +24,34 @@ from causalfusion.errors import UserError
 from causalfusion.evaluate.measures.gaussian import Array, feature_pair
 
 _BLOCK = 4096
-"""Rows and columns of the distances held at once: 128 MiB."""
+"""Rows and columns of a block of distances: 128 MiB."""
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
     precision: float
-    """The share of generated samples within a ball of any real one: are they like real images?"""
+    """The share of generated samples within the ball of some real sample: fidelity."""
     recall: float
-    """The share of real samples within a ball of any generated one: are all real images reached?"""
+    """The share of real samples within the ball of some generated sample: diversity."""
     within: NDArray[np.bool_] = field(compare=False, repr=False)
-    """(M,): the generated samples that are; precision is their share."""
+    """(M,): whether each generated sample is within the ball of some real one; precision is the mean."""
 
 
 @dataclass(frozen=True)
 class DensityCoverage:
     density: float
-    """In how many real balls a generated sample lies, on average, divided by k: 1 for the real
-    distribution; above where samples crowd in its middle."""
+    """Mean number of real balls that contain a generated sample, divided by k: 1 for the real distribution,
+    more where samples crowd in its middle."""
     coverage: float
-    """The share of real balls with a generated sample within: unlike recall, outliers among the generated
-    ones do not raise it."""
+    """The share of real balls that contain a generated sample. Unlike recall, it does not rise with outliers
+    among the generated samples."""
     shares: NDArray[np.float64] = field(compare=False, repr=False)
-    """(M,): in how many real balls each generated sample lies, divided by k; density is their mean."""
+    """(M,): number of real balls that contain each generated sample, divided by k; density is the mean."""
 
 
 def precision_recall(real: ArrayLike, fake: ArrayLike, k: int = 3) -> PrecisionRecall:
-    """Of features (N, D) and (M, D), N and M above k; k = 3 as in ADM's evaluator. Both depend on N and M:
-    compare only figures of the same numbers."""
+    """Precision and recall of features (N, D) and (M, D), N and M above k; k = 3 as in ADM's evaluator. Both
+    depend on N and M: compare only figures with the same numbers."""
     x, y, centre = _checked(real, fake, k, k)
     real_radii, fake_radii = _radii(x, centre, k), _radii(y, centre, k)
     within, reached = np.zeros(len(y), bool), np.zeros(len(x), bool)
@@ -61,7 +62,7 @@ def precision_recall(real: ArrayLike, fake: ArrayLike, k: int = 3) -> PrecisionR
 
 
 def density_coverage(real: ArrayLike, fake: ArrayLike, k: int = 5) -> DensityCoverage:
-    """Of features (N, D) and (M, D), N above k."""
+    """Density and coverage of features (N, D) and (M, D), N above k."""
     x, y, centre = _checked(real, fake, k, 0)
     radii = _radii(x, centre, k)
     balls, covered = np.zeros(len(y), np.int64), np.zeros(len(x), bool)
@@ -76,7 +77,8 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, k: int = 5) -> DensityCov
 def _checked(
     real: ArrayLike, fake: ArrayLike, real_k: int, fake_k: int
 ) -> tuple[NDArray[Any], NDArray[Any], Array]:
-    """Both sets, each of more samples than the neighbours that are sought in it, and their mean (D,)."""
+    """Both sets of features and their common mean (D,). Raises UserError unless the real set has more than
+    `real_k` samples and the generated set more than `fake_k`."""
     if real_k < 1:
         raise UserError(f"k is {real_k}; expected at least 1 neighbour")
     x, y = feature_pair(real, fake, ("real features", "generated features"), at_least=1)
@@ -89,7 +91,7 @@ def _checked(
 
 
 def _radii(x: NDArray[Any], centre: Array, k: int) -> Array:
-    """(N,): squared distances from each sample to its k-th nearest other."""
+    """Squared distance from each sample to its k-th nearest neighbour, (N,)."""
     nearest = np.full((len(x), k), np.inf)
     for rows, columns, squared in _squared_distances(x, x, centre):
         if rows == columns:
@@ -102,7 +104,7 @@ def _radii(x: NDArray[Any], centre: Array, k: int) -> Array:
 def _squared_distances(
     x: NDArray[Any], y: NDArray[Any], centre: Array
 ) -> Iterator[tuple[slice, slice, Array]]:
-    """Blocks (rows of x, rows of y, squared distances between them).
+    """Yields (rows of x, rows of y, squared distances between them), block by block.
 
     Not scikit-learn's pairwise_distances_chunked: with it `precision_recall` took 1.3 to 1.4 times as long
     (8,000 x 8,000 samples, D = 64 and 512, one core), and it needs all centred features in float64 at once:
@@ -118,6 +120,6 @@ def _squared_distances(
             squared *= -2
             squared += norms_a[:, None]
             squared += norms_b
-            # Equal samples: what their difference leaves is rounding, of either sign.
+            # Equal samples come out as rounding errors of either sign.
             squared[squared < rounding * (norms_a.max() + norms_b.max())] = 0
             yield slice(row, row + len(a)), slice(column, column + len(b)), squared

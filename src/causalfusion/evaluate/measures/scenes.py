@@ -1,4 +1,4 @@
-"""Oracles for `shapes`: the scene that an image shows, and whether a caption is true of a scene.
+"""Oracles for the data set `shapes`: read the scene from an image, and judge whether a caption is true of it.
 
 Shape letters: H and W pixels (H = W), K colours.
 """
@@ -18,34 +18,37 @@ from causalfusion.data.scene_captions import Description, is_at, is_related, par
 from causalfusion.errors import UserError
 
 SMALLEST_AREA = 6 / 32**2
-"""What covers less of the image is a speck, not a figure."""
+"""Area of the smallest figure, as a share of the image; anything smaller is a speck."""
 BETWEEN_SIZES = (SIZES["small"][1] + SIZES["large"][0]) / 2
+"""Radius that separates small figures from large ones."""
 WORST_FIT = 0.15
-"""Squared difference of the covered pixels, over the area, beyond which a figure has none of the shapes. Real
-ones, blurred and noisy, stay below 0.05; a half of one starts at 0.11."""
+"""Squared difference between covered and expected pixels, divided by the area, beyond which a figure has none
+of the shapes. Real figures, blurred and noisy, stay below 0.05; halves of figures start at 0.11."""
 UNKNOWN = "unknown"
-"""Its shape then."""
+"""Shape of a figure that fits none of the shapes."""
 SOFTNESS = 0.7 / 32
-"""Figures are also compared with ones blurred so much (sigma), so that soft edges do no harm."""
+"""Sigma, as a share of the side, of the blurred shapes that figures are compared with beside sharp ones: soft
+edges then do no harm."""
 MAX_FIGURES = 8
-"""Only the largest are considered when a description is compared with a crowded image."""
+"""Largest figures of a crowded image that a description is compared with."""
 
 _COLOR_NAMES = tuple(COLORS)
 _STEPS = np.array([COLORS[name] for name in COLORS], np.float32) - np.array(BACKGROUND, np.float32)
 
 
 def read_scene(image: np.ndarray) -> Scene:
-    """The scene in an image (H, W, 3) uint8, figures from the largest to the smallest; none if it is empty.
+    """The scene that an image (H, W, 3) uint8 shows, its figures from the largest to the smallest.
 
-    A pixel is a mixture of the background with the colour that explains it best; figures are connected
-    pixels of one colour, each at least half covered. A figure's moments tell its centre and how large each
-    shape would be; its shape is the one that then covers the same pixels, or `UNKNOWN`."""
+    A pixel is taken as a mixture of the background with the colour that explains it best. A figure is a
+    connected region of pixels that one colour covers at least by half. Its centre is the centroid; for each
+    shape the area gives a radius, and the figure has the shape whose pixels then differ least, or `UNKNOWN`.
+    Raises UserError for images of another shape or type."""
     side = len(image)
     if image.shape != (side, side, 3) or image.dtype != np.uint8:
         raise UserError(f"an image has shape {image.shape} of {image.dtype}; expected (H, H, 3) of uint8")
     difference = image.astype(np.float32) - np.array(BACKGROUND, np.float32)
     share = difference @ (_STEPS / (_STEPS**2).sum(1, keepdims=True)).T  # (H, W, K)
-    # |difference - share * step|^2 less |difference|^2, which is the same for all colours; at most the whole.
+    # |difference - mixed * step|^2 minus |difference|^2, which all colours share.
     mixed = np.clip(share, 0, 1)
     color = ((mixed * mixed - 2 * mixed * share) * (_STEPS**2).sum(1)).argmin(axis=2)
     kind = np.where(np.take_along_axis(share, color[:, :, None], 2)[:, :, 0] > 0.5, color, -1)
@@ -53,7 +56,7 @@ def read_scene(image: np.ndarray) -> Scene:
 
     numbers = connected_regions(kind)
     found, first, area = np.unique(numbers, return_index=True, return_counts=True)
-    largest_first = np.lexsort((first, -area))  # of equal area the upper one
+    largest_first = np.lexsort((first, -area))  # of equal areas the upper one first
     kept = [found[i] for i in largest_first if found[i] and area[i] >= SMALLEST_AREA * side**2]
     taken = np.isin(numbers, kept)
     reach = max(1, round(side / 32))
@@ -61,15 +64,15 @@ def read_scene(image: np.ndarray) -> Scene:
     for number in kept:
         own = numbers == number
         index = int(kind.flat[own.argmax()])
-        # With the pixels around it, where its soft edge may be.
+        # Extended by the pixels around it, where its soft edge may be.
         region = maximum_filter(own, 2 * reach + 1, mode="constant") & (own | ~taken)
         figures.append(_fit(share[:, :, index] * region, _COLOR_NAMES[index]))
     return Scene(tuple(figures))
 
 
 def connected_regions(kind: np.ndarray) -> np.ndarray:
-    """(H, W) int64: a number from 1 on for each region of equal `kind`, joined by the pixels' sides; 0 where
-    `kind` is negative."""
+    """Numbers of the connected regions of equal `kind` (H, W) int64, from 1 on; 0 where `kind` is negative.
+    Pixels are connected by their sides, not by their corners."""
     from scipy.ndimage import label
 
     numbers = np.zeros(kind.shape, np.int64)
@@ -80,7 +83,7 @@ def connected_regions(kind: np.ndarray) -> np.ndarray:
 
 
 def _blurred(images: np.ndarray, sigma: float) -> np.ndarray:
-    """(N, H, W) smoothed by a Gaussian of that many pixels; 0 lies around the images.
+    """Images (N, H, W) smoothed by a Gaussian with sigma in pixels; they are surrounded by zeros.
 
     Not scipy.ndimage.gaussian_filter, which divides by the sum of the sampled Gaussian. At H = 16 (sigma
     0.35) that sum is 1.18, and 125 figures of 1,280 images were read otherwise; at H = 32 and above none."""
@@ -93,14 +96,14 @@ def _blurred(images: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _fit(share: np.ndarray, color: str) -> Figure:
-    """The figure that covers this share of each pixel (H, W)."""
+    """The figure of this colour that covers `share` (H, W) of each pixel."""
     side = len(share)
-    # A little beyond 0 and 1, so that noise does not make figures larger or smaller.
+    # Noise beyond 0 and 1 stays, so that it averages out instead of making figures larger.
     share = np.clip(share, -0.3, 1.3)
     rows, columns = np.flatnonzero(share.any(axis=1)), np.flatnonzero(share.any(axis=0))
     top, bottom, left, right = rows[0] - 1, rows[-1] + 2, columns[0] - 1, columns[-1] + 2
     patch = np.pad(share, 1)[top + 1 : bottom + 1, left + 1 : right + 1]
-    area = max(float(patch.sum()), 1.0)  # what is brighter than the background counts as less than nothing
+    area = max(float(patch.sum()), 1.0)  # pixels brighter than the background count as negative
     x = float(patch.sum(0) @ (np.arange(left, right) + 0.5)) / area
     y = float(patch.sum(1) @ (np.arange(top, bottom) + 0.5)) / area
     across, down = np.arange(left, right) + 0.5 - x, np.arange(top, bottom) + 0.5 - y
@@ -116,24 +119,28 @@ def _fit(share: np.ndarray, color: str) -> Figure:
 
 @dataclass(frozen=True)
 class Match:
-    """Whether a description is true of a scene, in each respect and in all of them."""
+    """Judgement of a description of a scene, in each respect and in all together."""
 
     objects: bool
-    """The same pairs of colour and shape, each as often, and no others."""
+    """The scene has exactly the pairs of colour and shape that are named, each as often."""
     colors: bool
+    """The scene has exactly the colours that are named, each as often."""
     shapes: bool
+    """The scene has exactly the shapes that are named, each as often."""
     sizes: bool
-    """Of every object that is named; with those that are there, an object that is missing has none."""
+    """Every object that is named is in the scene and has its stated size, if one is stated."""
     relations: bool
-    """Those that are stated, and the places."""
+    """All stated relations and places are true."""
     all: bool
+    """Objects, sizes and relations are right."""
 
 
 NO_MATCH = Match(False, False, False, False, False, False)
 
 
 def matches(description: Description, scene: Scene) -> Match:
-    """Objects stand for the figures that make most of it true: colours and shapes first, then the rest."""
+    """Judge a description of a scene. Its objects are assigned to the figures in the way that makes most of
+    it true: first colours and shapes, then sizes and relations."""
     named, figures = description.objects, scene.figures
     missing = (None,) * (len(named) - len(figures))
     chosen = permutations((*figures[:MAX_FIGURES], *missing), len(named))
@@ -150,8 +157,8 @@ def matches(description: Description, scene: Scene) -> Match:
 
 
 def _score(description: Description, assigned: Sequence[Figure | None]) -> tuple[int, int, bool, bool]:
-    """What is true if `assigned` are the figures that the objects stand for: how many colours and shapes; how
-    many of the other two respects; sizes; relations and places."""
+    """Score of a description whose objects are the figures `assigned`: the number of right colours and
+    shapes, the number of right ones of sizes and relations (with places), and these two."""
     pairs = list(zip(description.objects, assigned, strict=True))
     hits = sum((n.color == f.color) + (n.shape == f.shape) for n, f in pairs if f)
     sizes = all(f is not None and n.size in (None, f.size) for n, f in pairs)
@@ -163,15 +170,17 @@ def _score(description: Description, assigned: Sequence[Figure | None]) -> tuple
 
 
 def scene_accuracy(descriptions: Sequence[Description], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Text to image: the share of scenes of which their description is true, in each respect of a `Match`.
-    "relations" counts only descriptions that state a relation or a place, and is left out if none does."""
+    """Text to image: the share of scenes that are as described, in each respect of a `Match`. "relations"
+    counts only descriptions that state a relation or a place, and is left out if none does. Raises UserError
+    if there are no scenes."""
     return _shares(descriptions, [matches(d, s) for d, s in zip(descriptions, scenes, strict=True)])
 
 
 def caption_truth(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Captioning: the share of captions that are "parsed", and the share that is true of its scene in each
-    respect of a `Match`: "all" is one that names every object and says nothing false. What cannot be parsed
-    is true in none; "relations" as in `scene_accuracy`."""
+    """Captioning: the share of captions that can be parsed ("parsed"), and the share that is true of its
+    scene in each respect of a `Match`: "all" counts captions that name every object and say nothing false. A
+    caption that cannot be parsed is wrong in every respect; "relations" as in `scene_accuracy`. Raises
+    UserError if there are no captions."""
     parsed = [parse_caption(caption) for caption in captions]
     found = [matches(d, s) if d else NO_MATCH for d, s in zip(parsed, scenes, strict=True)]
     shares = _shares(parsed, found)

@@ -1,7 +1,7 @@
-"""References: what samples are compared with, as statistics and features that are made once and kept.
+"""References that samples are compared with: statistics and features of images, made once and kept in a file.
 
-Statistics are of all images of the reference, the features themselves of at most `KEPT_FEATURES`: a Fréchet
-distance needs no more, and neighbours are sought among 10,000 images in ADM's evaluation too.
+Statistics cover all images of a reference, features at most `KEPT_FEATURES` of them: a Fréchet distance needs
+only statistics, and ADM's evaluation too looks for neighbours among 10,000 images.
 
 Shape letters: N images, D numbers in a pooled feature, d in a spatial one, H, W, C pixels and channels.
 """
@@ -26,7 +26,7 @@ from causalfusion.evaluate.samples.open_images import open_images
 from causalfusion.files import cache_folder, hash_of
 
 KEPT_FEATURES = 10_000
-"""Images whose features are kept."""
+"""Largest number of images whose features are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +35,25 @@ class ReferenceFeatures:
 
     name: str
     fingerprint: str
-    """Of the images: source, number, shape."""
+    """Hash of the images' source, number and shape."""
     features: str
+    """Name of the feature space."""
     features_fingerprint: str
     statistics: GaussianStatistics
+    """Statistics of the pooled features, of all images."""
     spatial: GaussianStatistics | None = None
+    """Statistics of the spatial features; None where there are none."""
     pool: np.ndarray | None = None
-    """(N, D) float32 of the kept images; None where only statistics are known."""
+    """Pooled features of the kept images, (N, D) float32; None where only statistics are known."""
     count: int | None = None
-    """Images behind the statistics; None: a file of others does not say."""
+    """Number of images behind the statistics; None where a foreign file does not tell."""
     image_shape: Shape | None = None
+    """Shape of the images; None where a foreign file does not tell."""
     path: Path | None = None
-    """The file that holds it."""
+    """The file that holds the reference; None where there is none."""
 
     def hash(self) -> str:
-        """Of the statistics, to the last bit."""
+        """16 hex digits that every bit of the statistics decides."""
         digest = hashlib.sha256()
         for statistics in (self.statistics, self.spatial):
             if statistics is not None:
@@ -58,7 +62,7 @@ class ReferenceFeatures:
         return digest.hexdigest()[:16]
 
     def facts(self) -> dict[str, Any]:
-        """For a card."""
+        """Facts about the reference, for a card."""
         return {
             "name": self.name,
             "features": self.features,
@@ -74,25 +78,26 @@ class ReferenceFeatures:
 
 
 def reference_of(images: ImageSet, extractor: Extractor, batch_size: int = 64) -> ReferenceFeatures:
-    """The features of a set of images, made in this process and kept in no file."""
-    collected = _extract(images, extractor, ExtractionSettings(batch_size=batch_size))
-    assert collected is not None, "there is one process"
-    return _from_features(collected, images, extractor)
+    """A reference made from a set of images in this process, without a file."""
+    extracted = _extract(images, extractor, ExtractionSettings(batch_size=batch_size))
+    assert extracted is not None, "there is one process"
+    return _from_features(extracted, images, extractor)
 
 
 def open_reference(
     name: str,
     extractor: Extractor,
     shape: Shape,
-    work: ExtractionSettings,
+    settings: ExtractionSettings,
     *,
     count: int | None = None,
     cache: Path | None = None,
 ) -> ReferenceFeatures | None:
-    """What `name` stands for, for samples of this shape: a file of statistics, or images, cropped and scaled
-    to the samples' size as in training. On the main process; elsewhere it may be None.
+    """The reference of this name for samples of this shape: a file of statistics, or images that are cropped
+    and scaled to the samples' size as in training. It is returned on the main process; others may get None.
 
-    Made features are kept in the folder `cache` (or the user's), and found there the next time.
+    Statistics and features of images are kept in the folder `cache` (default: the user's cache) and found
+    there the next time. Raises UserError where there is no such reference, or where it does not fit.
     """
     file = Path(name).expanduser()
     found = read_reference(file) if file.suffix == ".npz" and file.is_file() else None
@@ -101,28 +106,32 @@ def open_reference(
             raise UserError(
                 f"{name} holds statistics of all its images; leave --reference-images {count} out"
             )
-        return _from_file(found, file, name, extractor, shape, work)
-    images = _open_images(name, shape, count, work)
+        return _from_file(found, file, name, extractor, shape, settings)
+    images = _open_images(name, shape, count, settings)
     key = hash_of([images.fingerprint(), extractor.fingerprint, KEPT_FEATURES])
     path = (cache or cache_folder("references")) / f"{key}.npz"
     kept = _read_cached(path)
     if kept is not None:
         return replace(_from_own_file(kept, path, extractor), name=name)
-    collected = _extract(images, extractor, work)
-    if collected is None:
+    extracted = _extract(images, extractor, settings)
+    if extracted is None:
         return None
-    made = replace(_from_features(collected, images, extractor), name=name, path=path)
+    made = replace(_from_features(extracted, images, extractor), name=name, path=path)
     write_reference(path, _to_file(made))
     return made
 
 
-def _open_images(name: str, shape: Shape, count: int | None, work: ExtractionSettings) -> ImageSet:
-    """The images, of the samples' shape; refused where they cannot be."""
+def _open_images(name: str, shape: Shape, count: int | None, settings: ExtractionSettings) -> ImageSet:
+    """Images of the samples' shape. Raises UserError where they are smaller or have other channels."""
     height, width, channels = shape
     images = open_images(
-        name, image_size=height if height == width else 0, channels=channels, count=count,
-        num_workers=work.num_workers, skip_damaged=True,
-    )  # fmt: skip
+        name,
+        image_size=height if height == width else 0,
+        channels=channels,
+        count=count,
+        num_workers=settings.num_workers,
+        skip_damaged=True,
+    )
     if isinstance(images, SourceImages) and min(images.native_shape[:2]) < min(height, width):
         native = "x".join(map(str, images.native_shape[1::-1]))
         raise UserError(
@@ -138,21 +147,24 @@ def _open_images(name: str, shape: Shape, count: int | None, work: ExtractionSet
     return images
 
 
-def _extract(images: ImageSet, extractor: Extractor, work: ExtractionSettings) -> ExtractedFeatures | None:
-    keep = None if len(images) <= KEPT_FEATURES else draw_places(len(images), KEPT_FEATURES)
-    return extract_features(images, extractor, work, keep=keep)
+def _extract(
+    images: ImageSet, extractor: Extractor, settings: ExtractionSettings
+) -> ExtractedFeatures | None:
+    """Features of the images. Where there are too many to keep, a fixed random choice of them is kept."""
+    kept = None if len(images) <= KEPT_FEATURES else draw_places(len(images), KEPT_FEATURES)
+    return extract_features(images, extractor, settings, kept_places=kept)
 
 
-def _from_features(collected: ExtractedFeatures, images: ImageSet, extractor: Extractor) -> ReferenceFeatures:
+def _from_features(extracted: ExtractedFeatures, images: ImageSet, extractor: Extractor) -> ReferenceFeatures:
     return ReferenceFeatures(
         name=images.name,
         fingerprint=images.fingerprint(),
         features=extractor.name,
         features_fingerprint=extractor.fingerprint,
-        statistics=collected.statistics,
-        spatial=collected.spatial,
-        pool=collected.pool,
-        count=collected.count,
+        statistics=extracted.statistics,
+        spatial=extracted.spatial,
+        pool=extracted.pool,
+        count=extracted.count,
         image_shape=images.shape,
     )
 
@@ -170,7 +182,7 @@ def _to_file(reference: ReferenceFeatures) -> ReferenceFile:
 
 
 def _read_cached(path: Path) -> ReferenceFile | None:
-    """A damaged one is made anew."""
+    """The file's content; None if it is missing or damaged, so that it is made anew."""
     try:
         return read_reference(path) if path.is_file() else None
     except UserError:
@@ -183,10 +195,10 @@ def _from_file(
     name: str,
     extractor: Extractor,
     shape: Shape,
-    work: ExtractionSettings,
+    settings: ExtractionSettings,
 ) -> ReferenceFeatures | None:
     if found.about is None:
-        return _from_foreign_file(found, file, name, extractor, shape, work)
+        return _from_foreign_file(found, file, name, extractor, shape, settings)
     reference = replace(_from_own_file(found, file, extractor), name=name)
     if reference.image_shape != shape:
         raise UserError(
@@ -197,7 +209,7 @@ def _from_file(
 
 
 def _from_own_file(found: ReferenceFile, path: Path, extractor: Extractor) -> ReferenceFeatures:
-    assert found.about is not None, "the file says what it is of"
+    assert found.about is not None, "an own file describes itself"
     about = found.about
     if about["features_fingerprint"] != extractor.fingerprint:
         raise UserError(
@@ -226,9 +238,10 @@ def _from_foreign_file(
     name: str,
     extractor: Extractor,
     shape: Shape,
-    work: ExtractionSettings,
+    settings: ExtractionSettings,
 ) -> ReferenceFeatures | None:
-    """ADM's files (mu, sigma, maybe mu_s, sigma_s, maybe arr_0): in Inception's features, as everywhere."""
+    """A reference from a file of ADM's kind (mu, sigma, maybe mu_s, sigma_s, maybe arr_0), which holds
+    Inception features by convention."""
     width = len(found.statistics.mean)
     if not is_inception(extractor.name):
         raise UserError(
@@ -238,11 +251,11 @@ def _from_foreign_file(
     _check_dim(found, name, extractor, shape)
     pool = None
     if found.has_images:
-        images = _open_images(name, shape, None, work)
-        collected = _extract(images, extractor, work)
-        if collected is None:
+        images = _open_images(name, shape, None, settings)
+        extracted = _extract(images, extractor, settings)
+        if extracted is None:
             return None
-        pool = collected.pool
+        pool = extracted.pool
     return ReferenceFeatures(
         name=name,
         fingerprint=hash_of([found.statistics.mean.tobytes().hex(), width]),
@@ -256,7 +269,7 @@ def _from_foreign_file(
 
 
 def _check_dim(found: ReferenceFile, name: str, extractor: Extractor, shape: Shape) -> None:
-    """Before hours of work: do the statistics have as many numbers as the features?"""
+    """Raises UserError, before hours of work, unless statistics and features have equally many numbers."""
     probe = extractor(np.zeros((1, *shape), np.uint8))
     for statistics, values in ((found.statistics, probe.pool), (found.spatial, probe.spatial)):
         if statistics is not None and values is not None and statistics.dim != values.shape[1]:

@@ -1,8 +1,9 @@
-"""Files of reference statistics: our own, which say what they are of, and ADM's, which do not.
+"""Files of reference statistics: own ones, which describe themselves, and foreign ones (ADM's), which do not.
 
     mu, sigma, mu_s, sigma_s     means and covariances of pooled and spatial features (ADM's names)
-    features                     pooled features of some of the images
-    about                        JSON: the images and the features, by name and fingerprint
+    features                     pooled features of some of the images; only in own files
+    about                        JSON: names and fingerprints of images and features; only in own files
+    arr_0                        some of the images; only in ADM's files
 
 Shape letters: N images, D numbers in a pooled feature, d in a spatial one.
 """
@@ -24,12 +25,12 @@ from causalfusion.files import write_whole
 
 FORMAT = "causalfusion-reference-1"
 _UNKNOWN_COUNT = 2
-"""Stands for a number of images that a file does not tell: the covariance is then the scatter itself."""
+"""Stands for the number of images of a foreign file: the covariance then equals the scatter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _About:
-    """What a file of ours says of itself."""
+    """Self-description of an own file."""
 
     format: str
     count: int
@@ -46,18 +47,18 @@ class _About:
 @dataclass(frozen=True)
 class ReferenceFile:
     about: dict[str, Any] | None
-    """None: a file of others."""
+    """Self-description; None in a foreign file."""
     statistics: GaussianStatistics
     spatial: GaussianStatistics | None
     pool: np.ndarray | None
-    """(N, D) float32."""
+    """Pooled features, (N, D) float32."""
     has_images: bool = False
-    """ADM's files hold some images of the reference too."""
+    """The file holds some images of the reference too, as ADM's files do."""
 
 
 def write_reference(path: Path, reference: ReferenceFile) -> None:
-    """Whole or not at all."""
-    assert reference.about is not None, "a file of ours says what it is of"
+    """Write an own file, whole or not at all."""
+    assert reference.about is not None, "an own file describes itself"
     about = {"format": FORMAT, "count": reference.statistics.count, **reference.about}
     arrays = {
         "about": np.array(json.dumps(about)),
@@ -73,7 +74,8 @@ def write_reference(path: Path, reference: ReferenceFile) -> None:
 
 
 def read_reference(path: Path) -> ReferenceFile | None:
-    """None for a file without statistics: of images, say. Raises UserError for a damaged one."""
+    """The content of a reference file; None for a file without statistics, such as one of images. Raises
+    UserError for a damaged file."""
     file = NpzFile(path)
     if "mu" not in file:
         return None

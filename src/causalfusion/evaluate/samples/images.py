@@ -1,4 +1,4 @@
-"""Sets of images to measure, batch by batch: a data set's, or those of a folder, a file, a sample set.
+"""Sets of images to measure, read batch by batch: their protocol, arrays in memory, and data sets.
 
 Shape letters: B images, H, W, C pixels and channels.
 """
@@ -28,33 +28,33 @@ Shape = tuple[int, int, int]
 @dataclass(frozen=True)
 class ImageBatch:
     indices: np.ndarray
-    """(B,) int64 places in the set."""
+    """Places of the images in the set, (B,) int64."""
     pixels: np.ndarray
-    """(B, H, W, C) uint8."""
+    """Images, (B, H, W, C) uint8."""
     labels: np.ndarray | None
-    """(B,) int64; None where there are none."""
+    """Labels, (B,) int64; None where there are none."""
 
 
 class ImageSet(Protocol):
     name: str
     shape: Shape
-    """Of every image."""
+    """Shape of every image."""
     class_names: list[str]
-    """Empty where there are no labels."""
+    """Names of the classes; empty where they are unknown."""
 
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
-        """A short hash of what identifies the images; cheap."""
+        """Short hash that identifies the images; cheap to compute."""
         ...
 
     def batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
-        """All images once; process `rank` takes every world_size-th batch."""
+        """Yields every image once; process `rank` of `world_size` gets every world_size-th batch."""
         ...
 
 
 class ArrayImages:
-    """Images (N, H, W, C) uint8 in memory, with labels (N,) or none."""
+    """Images (N, H, W, C) uint8 in memory, with or without labels (N,). Raises UserError for other arrays."""
 
     def __init__(
         self,
@@ -90,11 +90,11 @@ class ArrayImages:
 
 
 class SourceImages:
-    """A data set's images: all, or `count` of them drawn at random (the same ones every time); as they are,
-    or cropped and scaled as in training to a side of `image_size`; grey ones as three equal channels where
-    `channels` is 3.
+    """Images of a data set: all of them, or a fixed random choice of `count`.
 
-    Damaged images are an error; with `skip_damaged` few of them are named and left out, as in training.
+    Images are cropped and scaled to a side of `image_size` as in training (0: left as they are); grey ones
+    get three equal channels where `channels` is 3. A damaged image raises UserError; with `skip_damaged` a
+    few are reported and left out, as in training.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class SourceImages:
             )
         self._places = draw_places(len(source), count)
         self.native_shape: Shape = self._first_shape()
-        """Of the first image, before it is cropped."""
+        """Shape of the first image before it is cropped."""
         self.shape: Shape = self._shape_of(self._fit(np.zeros(self.native_shape, np.uint8)))
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ class SourceImages:
             num_workers=min(self._num_workers, len(shares)),
             collate_fn=unchanged,
             worker_init_fn=leave_signals,
-            generator=torch.Generator(),  # else it would draw from the global one
+            generator=torch.Generator(),  # without it the loader draws from the global generator
         )
         for read in loader:
             if isinstance(read, UserError):
@@ -146,7 +146,7 @@ class SourceImages:
                 yield batch
 
     def read(self, place: int) -> Example:
-        """One image of the set, cropped; Raises UnreadableImage, or UserError for one of another shape."""
+        """One image of the set, cropped. Raises UnreadableImage, or UserError for another shape."""
         example = self._source.read(int(self._places[place]))
         image = self._fit(example.image)
         if image.shape != self.shape:
@@ -158,7 +158,7 @@ class SourceImages:
         return Example(image, example.label)
 
     def read_batch(self, places: np.ndarray) -> tuple[ImageBatch, list[tuple[int, str]]]:
-        """The readable ones, and place and name of the others."""
+        """The readable images of these places, and (place, name) of the damaged ones."""
         failures: list[tuple[int, str]] = []
         kept: list[int] = []
         examples: list[Example] = []
@@ -177,6 +177,7 @@ class SourceImages:
         return ImageBatch(np.array(kept, np.int64), pixels, labels), failures
 
     def _fit(self, image: np.ndarray) -> np.ndarray:
+        """An image (H, W, C) cropped and scaled, with the channels asked for."""
         if self._image_size:
             image = center_crop(image, self._image_size)
         if self._channels == 3 and image.shape[2] == 1:
@@ -188,6 +189,7 @@ class SourceImages:
         return height, width, channels
 
     def _first_shape(self) -> Shape:
+        """Shape of the first readable image. Raises UserError if there is none among the first 100."""
         reasons = []
         for place in self._places[:100].tolist():
             try:
@@ -200,7 +202,7 @@ class SourceImages:
 
 
 class _Reading(Dataset):
-    """Batch by batch what a process reads of a set."""
+    """The batches of a process, read by the workers of a DataLoader."""
 
     def __init__(self, images: SourceImages, shares: list[np.ndarray]) -> None:
         self.images, self.shares = images, shares
@@ -211,12 +213,12 @@ class _Reading(Dataset):
     def __getitem__(self, number: int) -> tuple[ImageBatch, list[tuple[int, str]]] | UserError:
         try:
             return self.images.read_batch(self.shares[number])
-        except UserError as error:  # a worker would wrap what it raises in a traceback: hand it over instead
+        except UserError as error:  # raised in a worker, it would come with a traceback
             return error
 
 
 def draw_places(total: int, count: int | None) -> np.ndarray:
-    """The places of all images, or of `count` drawn once and for all, in rising order."""
+    """Rising places of all images, or of a fixed random choice of `count`. Raises UserError for none."""
     if count is None or count >= total:
         return np.arange(total)
     if count < 1:
@@ -226,5 +228,6 @@ def draw_places(total: int, count: int | None) -> np.ndarray:
 
 
 def _batch_places(places: np.ndarray, batch_size: int, rank: int, world_size: int) -> Iterator[np.ndarray]:
+    """Yields the places of each batch of process `rank`."""
     for start in range(rank * batch_size, len(places), world_size * batch_size):
         yield places[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Filling a sample set: what is missing of it is generated, by one process or many, batch by batch."""
+"""Filling a sample set: its missing images are generated batch by batch, by one process or several."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ from causalfusion.machine.progress import ProgressLine
 from causalfusion.saved.folder import WeightsName
 
 LISTED = 16
-"""More classes or prompts than these are told by a hash."""
+"""Largest number of classes or prompts that settings list; more are given by a hash."""
 _WEIGHTS: dict[WeightsName, str] = {"ema": "model.safetensors", "raw": "raw.safetensors"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleTask:
-    """What the images of a set are to be."""
+    """Order for the images of a sample set."""
 
     images: int
+    """Number of images."""
     settings: SampleConfig
     classes: Sequence[str] = ()
-    """Image i gets classes[i % how many]; none: balanced, image i has class i modulo their number."""
+    """Image i gets classes[i % len(classes)]. Empty: all classes of the model in turn."""
     prompts: Sequence[str] | None = None
-    """Image i gets prompts[i % how many]."""
+    """Image i gets prompts[i % len(prompts)]. None: there are no prompts."""
     candidates: int = 1
+    """Images drawn for each prompt, of which the model keeps the likeliest."""
     seed: int = 0
 
 
@@ -56,9 +58,9 @@ def make_samples(
     batch_size: int = 64,
     show_progress: bool = True,
 ) -> SampleSet:
-    """The set in `out`, with all its images: those that are there, and those made now. A set of other
-    settings is refused."""
-    labels = task_of(pipeline, task.classes, task.prompts, range(1)).labels  # refuse before any work is done
+    """The sample set in the folder `out`; images that it lacks are generated now. Raises UserError where
+    `out` holds a set with other settings, or the task does not fit the model."""
+    labels = task_of(pipeline, task.classes, task.prompts, range(1)).labels  # refuses before any work is done
     check_settings(task.settings, pipeline.model.config, pipeline.spec.diffusion)
     if world.is_main:
         warn_of_untrained_null(pipeline, task.settings, labels)
@@ -87,10 +89,14 @@ def make_samples(
 
 
 def _fill(
-    pipeline: Pipeline, task: SampleTask, out: Path, batches: list[range], world: World,
+    pipeline: Pipeline,
+    task: SampleTask,
+    out: Path,
+    batches: list[range],
+    world: World,
     progress: ProgressLine,
-) -> None:  # fmt: skip
-    """This process's share of the batches."""
+) -> None:
+    """Generate this process's share of the batches."""
     if not batches:
         return
     before, made, begin = progress.first, 0, time.monotonic()
@@ -103,9 +109,15 @@ def _fill(
 
         entries = task_of(pipeline, task.classes, task.prompts, batch)
         images = generate_best(
-            pipeline, entries.labels, entries.prompts, task.settings, task.candidates,
-            seed=task.seed, image_indices=batch, watch=tell,
-        )  # fmt: skip
+            pipeline,
+            entries.labels,
+            entries.prompts,
+            task.settings,
+            task.candidates,
+            seed=task.seed,
+            image_indices=batch,
+            watch=tell,
+        )
         labels = np.array(entries.labels) if _has_labels(pipeline, task) else None
         seconds = time.monotonic() - start
         write_part(out, batch, pipeline.codec.to_uint8(images), labels, seconds)
@@ -116,16 +128,16 @@ def _fill(
 
 
 def _has_labels(pipeline: Pipeline, task: SampleTask) -> bool:
-    """Whether every image is to be of a class."""
+    """True if every image has a class."""
     return uses_classes(pipeline) and (bool(task.classes) or task.prompts is None)
 
 
 def identity_of(
     pipeline: Pipeline, model_folder: Path, weights: WeightsName, task: SampleTask
 ) -> dict[str, Any]:
-    """What image i depends on, beside i."""
+    """Everything that image i depends on, besides i."""
     spec = pipeline.spec
-    codec = replace(spec.codec, autoencoder="")  # wherever it lies
+    codec = replace(spec.codec, autoencoder="")  # its location does not matter
     tokenizer = model_folder / TOKENIZER_FILE
     parts = [to_dict(c) for c in (spec.model, codec, spec.diffusion)] + [spec.text.image_context]
     if tokenizer.is_file():
@@ -146,7 +158,7 @@ def identity_of(
 
 
 def label_rule(pipeline: Pipeline, task: SampleTask) -> str:
-    """Which class image i has, in words; "none" where it has none."""
+    """The class of image i, in words; "none" if it has none."""
     if not _has_labels(pipeline, task):
         return "none"
     if task.classes:
@@ -155,6 +167,7 @@ def label_rule(pipeline: Pipeline, task: SampleTask) -> str:
 
 
 def _listed_or_hashed(values: Sequence[str], what: str) -> str:
+    """A few values in full, many as their number and hash."""
     if len(values) <= LISTED:
         return ", ".join(values)
     return f"{len(values)} {what}, hash {hash_of(values)}"

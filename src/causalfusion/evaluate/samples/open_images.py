@@ -1,4 +1,4 @@
-"""From a name to images: a built-in data set, a folder, shards, a file, a set of samples."""
+"""Open images by a name: a built-in data set, a folder, shards, a file, a sample set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_images(
     num_workers: int = 0,
     skip_damaged: bool = False,
 ) -> ImageSet:
-    """The images that `name` stands for, as `SourceImages` says."""
+    """The images of this name; see `SourceImages` for the options. Raises UserError where there are none."""
     folder = Path(name).expanduser()
     found = _settings_in(folder)
     if found is not None and is_sample_set(found[1]):
@@ -41,13 +41,17 @@ def open_images(
     else:
         source = open_source(data_config(name, image_size))
     return SourceImages(
-        source, image_size=image_size, channels=channels, count=count, num_workers=num_workers,
+        source,
+        image_size=image_size,
+        channels=channels,
+        count=count,
+        num_workers=num_workers,
         skip_damaged=skip_damaged,
-    )  # fmt: skip
+    )
 
 
 def data_config(name: str, image_size: int = 0) -> DataConfig:
-    """The settings of the data set that `name` stands for."""
+    """Settings of the data set of this name. Raises UserError where there is none."""
     path = Path(name).expanduser()
     kind, _, split = name.partition(":")
     if kind == "shapes":
@@ -70,13 +74,14 @@ def data_config(name: str, image_size: int = 0) -> DataConfig:
 
 
 def sampled_settings(name: str) -> dict[str, Any] | None:
-    """What the folder says of how its images were generated, if it does."""
+    """Settings that generated the images in the folder `name`; None if it holds no settings."""
     found = _settings_in(Path(name).expanduser())
     return None if found is None else found[1]
 
 
 def _settings_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """(folder, its settings.json), here or in the folder `samples` of an evaluation."""
+    """A folder of generated images and its settings: `folder`, or `samples` in the folder of an evaluation.
+    None if neither holds settings."""
     for place in (folder, folder / "samples"):
         path = place / SETTINGS
         if path.is_file():

@@ -1,10 +1,10 @@
-"""A sample set: a folder that grows, part by part, into N generated images, and says what was asked for.
+"""A sample set: a folder that grows, part by part, to N generated images, with the settings that made them.
 
-    settings.json            what image i depends on, beside i: weights, sample settings, labels, seed
+    settings.json            everything that image i depends on besides i: weights, sampling, labels, seed
     part-START-STOP.npz      images START..STOP-1 (uint8) and their labels, written whole
 
-Image i is a function of these settings and i alone, so that any part may be made at any time, by any process,
-and a set may be cut short or go on growing.
+Image i is a function of these settings and i alone. So any process may make any part at any time, and a set
+may be interrupted and go on growing.
 
 Shape letters: B images, H, W, C pixels and channels.
 """
@@ -33,7 +33,7 @@ SETTINGS = "settings.json"
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """What the settings of every set say; they may say more."""
+    """Settings that every sample set has, besides others."""
 
     images: int
     identity: dict[str, Any]
@@ -50,8 +50,8 @@ class _Settings:
 
 
 class SampleSet:
-    """Images 0..count-1 of a folder that holds at least so many; without `count`: as many as there are
-    without a gap."""
+    """Images 0..count-1 of a sample set; without `count` all images up to the first gap. Raises UserError
+    where the folder holds no sample set, or fewer images."""
 
     def __init__(self, folder: Path, count: int | None = None) -> None:
         self.settings = read_settings(folder)
@@ -75,14 +75,14 @@ class SampleSet:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What image i depends on, beside i."""
+        """Everything that image i depends on, besides i."""
         return self.settings["identity"]
 
     def fingerprint(self) -> str:
         return hash_of([json.dumps(self.identity, sort_keys=True), len(self)])
 
     def batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
-        """Part by part; of what several parts hold, the first one's."""
+        """Yields batches part by part. Where parts overlap, the images of the first one count."""
         done = 0
         segments = []
         for start, stop, path in parts_of(self.folder):
@@ -97,14 +97,14 @@ class SampleSet:
                 yield ImageBatch(indices, part.pixels[indices - start], labels)
 
     def seconds(self) -> float:
-        """Process-seconds that went into the parts in use."""
+        """Seconds of generation of the parts in use, summed over processes."""
         used = [path for start, _, path in parts_of(self.folder) if start < len(self)]
         return sum(_seconds(path) for path in used)
 
 
 def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, Any], count: int) -> None:
-    """Begin a set, or go on with one of the same identity; another is refused. `facts`: image_shape,
-    class_names and whatever else is worth knowing."""
+    """Begin a sample set of `count` images, or extend one of the same identity. `facts` hold image_shape,
+    class_names and other settings worth keeping. Raises UserError where the folder holds anything else."""
     path = folder / SETTINGS
     if path.exists():
         settings = read_settings(folder)
@@ -119,7 +119,7 @@ def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, An
 
 
 def check_same_identity(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """Raises UserError that names the first difference between what is there and what is asked for."""
+    """Raises UserError, with the first difference, where a set's identity is not the one asked for."""
     before, after = flat(old), flat(json.loads(json.dumps(new)))
     for name in [*after, *before]:
         there, asked = (values.get(name, "nothing") for values in (before, after))
@@ -131,6 +131,7 @@ def check_same_identity(old: dict[str, Any], new: dict[str, Any], folder: Path) 
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
+    """Settings of the sample set in a folder. Raises UserError where there is none, or it is damaged."""
     path = folder / SETTINGS
     if not path.exists():
         raise UserError(f"{folder} is not a sample set: there is no {SETTINGS}")
@@ -146,12 +147,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def is_sample_set(settings: object) -> bool:
+    """True for settings of a sample set."""
     keys = {"identity", "images", "image_shape", "class_names"}
     return isinstance(settings, dict) and settings.get("format") == FORMAT and keys <= settings.keys()
 
 
 def parts_of(folder: Path) -> list[tuple[int, int, Path]]:
-    """(start, stop, file) of every part, in order."""
+    """(start, stop, file) of every part, sorted."""
     parts = sorted((*bounds, path) for path in folder.iterdir() if (bounds := _bounds(path)))
     return [part for part in parts if part[0] < part[1]]
 
@@ -167,7 +169,7 @@ def _bounds(path: Path) -> tuple[int, int] | None:
 
 
 def missing_ranges(folder: Path, count: int) -> list[range]:
-    """The image indices below `count` that no part holds, as ranges."""
+    """Ranges of the image indices below `count` that no part holds."""
     gaps, done = [], 0
     for start, stop, _ in parts_of(folder) if folder.is_dir() else []:
         if start > done:
@@ -181,7 +183,7 @@ def missing_ranges(folder: Path, count: int) -> list[range]:
 def write_part(
     folder: Path, indices: range, pixels: np.ndarray, labels: np.ndarray | None, seconds: float
 ) -> None:
-    """Whole or not at all."""
+    """Write images as a part, whole or not at all; `seconds` is the duration of their generation."""
     arrays = {"images": pixels, "seconds": np.array(seconds)}
     if labels is not None:
         arrays["labels"] = np.asarray(labels, np.int64)
@@ -223,5 +225,6 @@ def _last_stop(folder: Path) -> int:
 
 
 def _short(value: object) -> str:
+    """A value as text of at most 60 characters."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

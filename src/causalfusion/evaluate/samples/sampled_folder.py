@@ -20,19 +20,22 @@ from causalfusion.generate.store import TAG
 
 @dataclass(frozen=True)
 class _SampledSettings:
-    """What is needed of the settings."""
+    """Settings of `sample` that are needed here."""
 
     first: int
+    """Index of the first image."""
     labels: list[int]
+    """Label of each image."""
     class_names: list[str]
     finished: bool = True
-    """Folders of earlier versions do not say it."""
+    """False for an interrupted `sample`. Folders of earlier versions do not have it."""
     identity: str = ""
+    """Hash of the settings, which every image carries too."""
 
 
 class SampledFolder:
-    """The PNGs of a finished `sample`, with their classes; grey ones have one channel. One that was stopped,
-    that lacks images, or that holds images of two runs is refused."""
+    """The PNGs of a finished `sample`, with their classes; grey ones have one channel. Raises UserError for a
+    folder of an interrupted `sample`, one that lacks images, and one with images of two runs."""
 
     has_captions = False
 
