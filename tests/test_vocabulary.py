@@ -464,15 +464,17 @@ def test_control_characters_never_reach_the_terminal(capsys):
 
 
 def test_a_study_takes_recipes(tmp_path, monkeypatch):
-    grounds = []
-    monkeypatch.setattr("causalfusion.study.run.run_study", lambda _, ground, __: grounds.append(ground))
+    received = []
+    monkeypatch.setattr(
+        "causalfusion.study.run.run_study", lambda _, study_data, __: received.append(study_data)
+    )
     own = tmp_path / "own.toml"
     own.write_text("[train]\nimages = 640\n[codec]\npatch_size = 4\n")
     assert cli.run(["study", "decay", "--config", str(own), "--config=tiny", "--out", str(tmp_path)]) == 0
-    (ground,) = grounds
-    assert ground.settings["train"]["images"] == 640
-    assert ground.settings["codec"]["patch_size"] == 4
-    assert ground.settings["model"]["depth"] == load_config("tiny").model.depth
+    (study_data,) = received
+    assert study_data.settings["train"]["images"] == 640
+    assert study_data.settings["codec"]["patch_size"] == 4
+    assert study_data.settings["model"]["depth"] == load_config("tiny").model.depth
 
 
 def test_an_estimate_takes_recipes_and_settings_in_any_spelling(capsys):

@@ -1,4 +1,4 @@
-"""`causalfusion`: the commands. A user's mistake is one line on stderr and exit code 2."""
+"""The command line `causalfusion`. A user's mistake prints one line on stderr and exits with code 2."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ COMMANDS = (
     "evaluate", "compare", "study", "plan", "estimate",
 )  # fmt: skip
 BROKEN_PIPE = 141
-"""Exit code where the reader of the output went away, as the shell has it."""
+"""Exit code if the reader of the output is gone, as in a shell (128 + SIGPIPE)."""
 
 
 def default_in_help(value: Any) -> Any:
-    """A default as it is typed; None, which is not shown, where it is empty."""
+    """A default value as one types it; None, which help does not show, for an empty one."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -47,7 +47,7 @@ app = App(
     help="Causal diffusion transformers: train, sample, edit, between autoregression and diffusion.",
     version=__version__,
     result_action="return_value",
-    suppress_keyboard_interrupt=False,  # `run` says "stopped"
+    suppress_keyboard_interrupt=False,  # `run` prints "stopped"
     default_parameter=Parameter(negative_iterable=(), show_default=default_in_help),
 )
 for _place, _command in enumerate(COMMANDS):
@@ -59,19 +59,19 @@ ASKING = {"--help", "-h", "--version"}
 
 @dataclass
 class Prepared:
-    """A command line as the command takes it."""
+    """A command line in the form that the command takes."""
 
     tokens: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
-    """What lies beneath it, from recipes and files."""
+    """Settings from recipes and files, which the tokens override."""
     source: str = ""
     notes: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     """Lines to print before the command runs."""
 
     def config(self) -> tuple[Dict, ...]:
-        """The settings, under the command's name: beside it, the tables [train] and [sample] would pass for
-        commands."""
+        """The settings for cyclopts, under the command's name: at the top, it would take the tables [train]
+        and [sample] for commands."""
         if not self.settings:
             return ()
         settings = self.settings
@@ -81,7 +81,8 @@ class Prepared:
 
 
 def prepare(tokens: Sequence[str]) -> Prepared:
-    """Read a command line in any spelling, with what lies beneath it. Raises UserError."""
+    """Read a command line in any accepted spelling, with settings from its recipes and files. Raises
+    UserError."""
     tokens = rename_options(tokens)
     if not tokens or tokens[0] in ASKING:
         _resolve_commands()
@@ -101,8 +102,8 @@ def prepare(tokens: Sequence[str]) -> Prepared:
 
 
 def _with_choices(prepared: Prepared, decided: Collection[str]) -> Prepared:
-    """The command line of a training whose length no recipe says, over settings that follow from the data and
-    the machine. `decided`: names of the settings that are given. Raises UserError where there are no data."""
+    """The command line of a training whose length no recipe gives, with settings chosen for the data and the
+    machine. `decided` are the names of given settings, which are kept. Raises UserError without data."""
     from causalfusion.machine.runtime import select_device
     from causalfusion.train.auto import settings_for
 
@@ -124,8 +125,9 @@ def _with_choices(prepared: Prepared, decided: Collection[str]) -> Prepared:
 
 
 def beneath(line: Line) -> tuple[list[str], dict[str, Any]]:
-    """Names and settings of the files beneath a line, the last on top. A preset decides all that figures
-    depend on: a model's own settings do not count under it, nor where images are only read."""
+    """(names of the files beneath a line, their merged settings); later files override earlier ones. The
+    sampling settings of a model are not used with an evaluation preset, which sets all that figures depend
+    on, nor if existing images are evaluated."""
     command = line.command
     if command.name in READ_BY_COMMAND:
         return [], {}
@@ -140,21 +142,21 @@ def beneath(line: Line) -> tuple[list[str], dict[str, Any]]:
 
 
 def model_settings(line: Line, layers: dict[str, Any]) -> list[str]:
-    """The file of settings that the model of a generating command brings along, if it does."""
+    """The file of sampling settings in the model folder of a generating command; [] if there is none."""
     if line.command.name not in GENERATING:
         return []
     from causalfusion.saved.folder import SAMPLING_FILE, latest_model
 
     try:
         folder = latest_model(Path(line.value("--model") or layers.get("model") or "shapes"))
-    except UserError:  # the command itself refuses it
+    except UserError:  # the command itself reports it
         return []
     path = folder / SAMPLING_FILE
     return [str(path)] if path.is_file() else []
 
 
 def evaluation_preset(line: Line, layers: dict[str, Any]) -> list[str]:
-    """The file of the named evaluation that `evaluate` is to follow, on the command line or in a --config."""
+    """The file of the preset of `evaluate`, named on the command line or in a --config; [] without one."""
     name = (line.value("--preset") or layers.get("preset")) if line.command.name == "evaluate" else None
     if not name:
         return []
@@ -164,13 +166,13 @@ def evaluation_preset(line: Line, layers: dict[str, Any]) -> list[str]:
 
 
 def _resolve_commands() -> None:
-    """The list of commands shows what each does."""
+    """Import all commands, so that the list of commands shows their descriptions."""
     for command in COMMANDS:
         app[command]
 
 
 def run(tokens: Sequence[str]) -> int:
-    """The exit code of a command line."""
+    """Run a command line. Returns its exit code."""
     try:
         with warnings_as_notes():
             prepared = prepare(tokens)
@@ -185,7 +187,7 @@ def run(tokens: Sequence[str]) -> int:
     except (CycloptsError, UserError) as error:
         return _refuse(str(error))
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer has no reader
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the rest of the buffer has no reader
         return BROKEN_PIPE
     except OSError as error:
         where = error.filename or "the output"
@@ -207,7 +209,7 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Python's own error, that of a GPU, or that of torch's allocator on a CPU."""
+    """True for an out-of-memory error of Python, of a GPU, or of torch's allocator on a CPU."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
@@ -220,7 +222,7 @@ def _refuse(message: str) -> int:
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:  # a name that the terminal's encoding lacks is written out
+        if reconfigure is not None:  # characters that the terminal cannot encode are written out
             reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 

@@ -1,6 +1,6 @@
-"""A self-check: what this machine can do, and whether a model does what it should.
+"""Self-checks of this machine and of a model.
 
-Each finding is a line: a name, what was found, and whether it is as it should be (None: for information).
+Each finding is a line: a name, a value, and True, False or None for correct, wrong or informative.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Finding:
 
 
 def check_machine(device: torch.device) -> Iterator[Finding]:
-    """Versions, devices, and the attention backends that work here."""
+    """Findings on versions, devices and attention backends."""
     yield Finding("causalfusion", __version__)
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "numpy", "diffusers", "safetensors", "cyclopts"):
@@ -67,7 +67,7 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
             with warnings.catch_warnings():  # torch warns that flex is slow when it is not compiled
                 warnings.simplefilter("ignore")
                 error = _relative(_masked(model, backend, device), expected)
-        except Exception as problem:  # whatever a backend raises is the finding
+        except Exception as problem:  # any error of a backend is a finding
             yield Finding(f"attention {backend}", f"does not work: {_first_line(problem)}", False)
             continue
         note = "; forward only on the CPU" if backend == "flex" and device.type == "cpu" else ""
@@ -77,7 +77,8 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
 
 
 def check_model(folder: Path, device: torch.device, autoencoder: str = "") -> Iterator[Finding]:
-    """Cached against masked, parameter count, null class, codec round trip."""
+    """Findings on a model: parameters, tokens, null class, cached against masked predictions, codec and
+    tokenizer round trips. Raises UserError if it cannot be loaded."""
     model, spec = load_model(folder, device=device)
     config = model.config
     yield Finding("model", f"{folder}, {spec.images_seen:,} images seen" + _origin(spec))
@@ -85,10 +86,8 @@ def check_model(folder: Path, device: torch.device, autoencoder: str = "") -> It
     if filled:
         yield Finding("earlier format", f"read as {FORMAT}; filled in: {', '.join(filled)}")
     yield Finding("parameters", f"{count_parameters(_trainable(model)):,}{paper_size(config)}")
-    yield Finding(
-        "tokens", f"{config.grid_height}x{config.grid_width} of {config.token_dim} numbers, "
-        f"{config.num_condition_tokens} condition tokens"
-    )  # fmt: skip
+    tokens = f"{config.grid_height}x{config.grid_width} of {config.token_dim} numbers"
+    yield Finding("tokens", f"{tokens}, {config.num_condition_tokens} condition tokens")
     if model.class_embedding is not None:
         yield Finding("null class", *_null_class(model))
     weights_finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
@@ -145,7 +144,7 @@ def _training_sequence(config: ModelConfig, device: torch.device) -> PackedSeque
 
 
 def _choice(config: ModelConfig, device: torch.device) -> tuple[str, None]:
-    """Which backend `auto` takes for a sequence of this model, and why."""
+    """The backend that `auto` chooses for a sequence of this model, with the reason."""
     sequence, found = _training_sequence(config, device), []
     for precision in ("float32", "bfloat16"):
         with autocast(device, compute_dtype(precision)):
@@ -162,7 +161,7 @@ def _masked(model: Transformer, backend: AttentionBackend, device: torch.device)
 
 @torch.no_grad()
 def _cached_difference(model: Transformer, device: torch.device) -> float:
-    """Largest relative difference between predictions against the cache and the masked training pass."""
+    """Largest relative difference between predictions with the cache and those of a masked training pass."""
     plan, clean, noised, labels, timesteps = _inputs(model.config, device)
     clean, noised = (x[:, : plan.order.shape[1]] for x in (clean, noised))
     cache = prefill(model, labels, SampleConfig()).cache
@@ -184,7 +183,8 @@ def _cached_difference(model: Transformer, device: torch.device) -> float:
 def _cached_text_difference(
     model: Transformer, spec: ModelSpec, tokenizer: Tokenizer, device: torch.device
 ) -> float:
-    """The same between logits of a text after an image, written token by token, and the masked pass."""
+    """Largest relative difference between logits of a text after an image, computed token by token with the
+    cache, and those of a masked pass."""
     config, markers = model.config, tokenizer.markers
     tokens = torch.randn(
         1, config.num_tokens, config.token_dim, generator=torch.Generator().manual_seed(2)
@@ -213,7 +213,8 @@ def _null_class(model: Transformer) -> tuple[str, bool]:
 
 
 def _round_trip(codec: Codec) -> tuple[str, bool | None]:
-    """Pixels -> tokens -> pixels on a smooth picture: exact for pixels, close for a trained autoencoder."""
+    """Error of pixels -> tokens -> pixels on a smooth image: zero for pixels, small for a trained
+    autoencoder."""
     config = codec.config
     y, x = torch.meshgrid(
         torch.linspace(-1, 1, config.image_height), torch.linspace(-1, 1, config.image_width), indexing="ij"

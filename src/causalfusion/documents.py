@@ -1,13 +1,13 @@
 """Documents: texts and images in any order as one packed sequence (DESIGN section 1, PAPER section 7).
 
-A document is a row of elements. Its text tokens, the markers of texts and images included, are one stream,
-each token in an AR step of its own; an image takes as many AR steps as its plan has, between its markers. As
-the mask reads roles and AR steps and nothing else, the segments may stand in any order: those of a batch are
+A document is a list of elements. Its text tokens, including the markers of texts and images, are one stream,
+each in an AR step of its own; an image takes as many AR steps as its plan has, between its markers. Because
+the mask depends on roles and AR steps alone, segments may have any order. Those of a batch are
 
     [class][clean tokens of all images][text of all elements][noised tokens of all images]
 
-whatever the order of the elements is in each of its documents. What fills a row up to the longest one is
-clean tokens of an AR step after all others, which nothing else sees.
+whatever the order of elements in each document. Shorter rows are padded with clean tokens in an AR step after
+all others, which no other token attends to.
 
 Shape letters: B documents, N images of the batch, I images of a document at most, n text tokens, L image
 tokens, R noised copies of every AR step, P token dimension, S AR steps.
@@ -35,29 +35,33 @@ from causalfusion.sequence import (
 )
 
 UNSEEN = 2**30
-"""The AR step of what fills a row."""
+"""The AR step of padding."""
 NO_TARGET = -100
-"""Where nothing is to be predicted; what `cross_entropy` ignores."""
+"""The target of tokens that predict nothing; ignored by `cross_entropy`."""
 
 
 @dataclass(frozen=True)
 class Text:
+    """A text of a document, without its markers."""
+
     ids: tuple[int, ...] = ()
     learn: bool = True
-    """Whether its tokens are targets; not those of a caption that was dropped."""
+    """Its tokens are targets of training; False for a dropped caption."""
     open: bool = False
-    """Its end is still to be written."""
+    """It has no end marker yet, as it is still being written."""
 
 
 @dataclass(frozen=True)
 class Image:
+    """An image of a document."""
+
     row: int
-    """Which of the batch's N images."""
+    """Index into the batch's N images."""
 
 
 @dataclass(frozen=True)
 class ImageToCome:
-    """The begin of an image that is to be generated; the last element of its document."""
+    """The begin marker of an image that is to be generated; the last element of its document."""
 
 
 Element = Text | Image | ImageToCome
@@ -66,48 +70,52 @@ Document = Sequence[Element]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything stands in B documents; int64."""
+    """The tokens and AR steps of B documents; all tensors are int64."""
 
     text_ids: Tensor
+    """(B, n): text tokens, padded with 0."""
     text_ar_step: Tensor
+    """(B, n): AR step of each text token; UNSEEN for padding."""
     text_targets: Tensor
     """(B, n): the token that each text token has to predict, or NO_TARGET."""
     text_lengths: Tensor
-    """(B,)."""
+    """(B,): number of text tokens."""
     image_row: Tensor
-    """(B, I): which of the N images; -1 for none."""
+    """(B, I): index of each image into the batch's N images; -1 for none."""
     image_base: Tensor
     """(B, I): the AR step before the image's first; UNSEEN for none."""
     next_ar_step: Tensor
-    """(B,): the AR step of what would come next."""
+    """(B,): the AR step after the document's last."""
 
     def to(self, device: torch.device) -> Layout:
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def filled(self, num_text: int) -> Layout:
-        """The same with rows of text of `num_text` tokens at least."""
+        """This layout with texts padded to at least `num_text` tokens."""
         missing = num_text - self.text_ids.shape[1]
         if missing <= 0:
             return self
 
-        def longer(rows: Tensor, value: int) -> Tensor:
+        def padded(rows: Tensor, value: int) -> Tensor:
             return torch.nn.functional.pad(rows, (0, missing), value=value)
 
         return replace(
-            self, text_ids=longer(self.text_ids, 0), text_ar_step=longer(self.text_ar_step, UNSEEN),
-            text_targets=longer(self.text_targets, NO_TARGET),
-        )  # fmt: skip
+            self,
+            text_ids=padded(self.text_ids, 0),
+            text_ar_step=padded(self.text_ar_step, UNSEEN),
+            text_targets=padded(self.text_targets, NO_TARGET),
+        )
 
     @property
     def place_of_image(self) -> Tensor:
-        """(images used,): b * I + i of each image that stands in a document, in the order of their rows."""
+        """(images used,): b * I + i of each image in a document, in the order of their rows."""
         rows = self.image_row.flatten()
         places = (rows >= 0).nonzero()[:, 0]
         return places[rows[places].argsort()]
 
 
 class _Row:
-    """One document while it is laid out."""
+    """A document that is being laid out."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -117,7 +125,7 @@ class _Row:
         self.next_ar_step = 1
 
     def token(self, token: int, learn: bool = True) -> None:
-        """Behind a text token it is that one's target; behind an image there is none to predict it."""
+        """Add a text token. It is the target of the text token before it; after an image it is no target."""
         if learn and self.ar_step and self.ar_step[-1] == self.next_ar_step - 1:
             self.targets[-1] = token
         self.ids.append(token)
@@ -126,7 +134,7 @@ class _Row:
         self.next_ar_step += 1
 
     def element(self, element: Element, markers: Markers, ar_steps: Sequence[int], learn: bool) -> None:
-        """`learn`: whether the opening marker is a target."""
+        """Add an element with its markers; `learn` makes its begin marker a target."""
         if isinstance(element, Text):
             self.token(markers.text, learn)
             for token in element.ids:
@@ -149,8 +157,9 @@ def lay_out(
     *,
     ended: bool = False,
 ) -> Layout:
-    """`ar_steps` (N,): how many AR steps each of the batch's images takes, noised copies counted. `ended`:
-    the documents are whole and end with their marker. Rows of text are filled up to the longest one."""
+    """The layout of documents. `ar_steps` (N,) are the numbers of AR steps of the batch's images, including
+    noised copies. With `ended`, the documents are complete and get their end marker. Texts are padded to the
+    longest one."""
     rows = []
     for document in documents:
         row, learn = _Row(), True
@@ -172,13 +181,14 @@ def lay_out(
 
 
 def _filled(rows: list[list[int]], value: int) -> Tensor:
+    """Rows padded with `value` to the longest one, as one int64 tensor."""
     longest = max((len(row) for row in rows), default=0)
     filled = [row + [value] * (longest - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.int64).view(len(rows), longest)
 
 
 def _images_of(layout: Layout, values: Tensor) -> Tensor:
-    """(N, m, ...) of the batch's images as (B, I, m, ...) of the documents'."""
+    """Values (N, m, ...) of the batch's images as (B, I, m, ...), by document."""
     return values[layout.image_row.clamp(min=0)]
 
 
@@ -190,10 +200,10 @@ def _images(
     places: Tensor,
     timesteps: Tensor | None = None,
 ) -> Segment:
-    """All images of each row, one after another.
+    """The segment of all images of each document, one after another.
 
-    `tokens` (N, m, P), `within` (1 or N, m) AR steps counted from 1 at the image's first, `places` (1 or N,
-    m, 2).
+    `tokens` (N, m, P); `within` (1 or N, m), AR steps counted from 1 inside the image; `places` (1 or N, m,
+    2).
     """
     count, length = layout.image_row.shape[1], tokens.shape[1]
     within = within.expand(len(tokens), -1)
@@ -230,11 +240,11 @@ def pack_documents(
     image_context: Literal["clean", "noised"] = "clean",
 ) -> PackedSequence:
     """The training sequence of B documents with N images: clean (N, L, P) and noised (N, R*L, P) tokens in
-    the plan's order, as in `pack_training`, whose case without text this is.
+    the plan's order. `pack_training` is the special case without text.
 
-    All clean tokens are there, those of the last AR step too: what follows an image sees them. With
-    `image_context = "noised"` (Transfusion) there are none: an image is one block, whose noised tokens play
-    the clean role, so that what follows sees them.
+    It includes the clean tokens of the last AR step too, since later elements attend to them. With
+    `image_context = "noised"` (Transfusion) there are no clean tokens: an image is one block, whose noised
+    tokens have the clean role, so that later elements attend to them.
     """
     copies, places = noised_tokens.shape[1] // plan.order.shape[1], plan.places
     segments = [class_segment(class_labels, num_class_tokens)]
@@ -255,8 +265,8 @@ def pack_context(
     grid_width: int,
     image_context: Literal["clean", "noised"] = "clean",
 ) -> PackedSequence:
-    """What generation starts from: the documents with their images (N, L, P), in raster order, clean and
-    each in one AR step. A Transfusion model sees them at its lowest noise level, timestep 0."""
+    """The sequence from which generation starts: documents with their images (N, L, P), in raster order, all
+    clean, each in one AR step. A Transfusion model sees them at its lowest noise level, timestep 0."""
     segments = [class_segment(class_labels, num_class_tokens)]
     if layout.image_row.shape[1]:
         order = torch.arange(tokens.shape[1], device=tokens.device)[None]

@@ -1,4 +1,4 @@
-"""The one exception that means: the user gave something that cannot be used."""
+"""Errors for users: their class, checks that raise it, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """What was wrong, what was expected, what to do: one line. The CLI prints it and exits with code 2."""
+    """Wrong input. The message is one line: what is wrong, what is expected, what to do. The CLI prints it
+    and exits with code 2."""
 
 
 STOPPED = 3
-"""Exit code of a training that was stopped before its end: what comes after it in a script does not go on."""
+"""Exit code of a training that was stopped before its end, so that a script does not go on without it."""
 
 
 class TrainingStopped(Exception):
-    """A signal ended a training before its last image. All is saved; the same call goes on from there."""
+    """A signal ended a training before its last image. The run is saved; the same call resumes it."""
 
     def __init__(self, run: str, images_seen: int, images: int) -> None:
         super().__init__(run, images_seen, images)
         self.run, self.images_seen, self.images = run, images_seen, images
 
     def __str__(self) -> str:
-        # A run that its time ends has a number of images beyond reach.
+        # A run that is limited by time has an unreachable number of images.
         whole = f" of {self.images}" if self.images < 10**9 else ""
         return (
             f"stopped at {self.images_seen}{whole} images, saved in {self.run}; the same command "
@@ -32,13 +33,14 @@ class TrainingStopped(Exception):
 
 
 def check(ok: bool, name: str, value: object, expected: str) -> None:
+    """Raises UserError, "NAME is VALUE; expected ...", unless `ok`."""
     if not ok:
         raise UserError(f"{name} is {value!r}; expected {expected}")
 
 
 def printable(text: object) -> str:
-    """A name, caption or value for a message: escape sequences, line breaks and other control characters, and
-    bytes that are not Unicode, are written out (\\x1b), so that none of them reaches a terminal."""
+    """A text that is safe to print to a terminal: escape sequences, line breaks, other control characters and
+    bytes that are not Unicode are written out, as in \\x1b."""
     raw = str(text)
     if raw.isascii() and raw.isprintable():
         return raw
@@ -46,7 +48,7 @@ def printable(text: object) -> str:
 
 
 def _written_out(character: str) -> str:
-    if character.isprintable() or character == "\N{ZERO WIDTH JOINER}":  # joins letters and emoji
+    if character.isprintable() or character == "\N{ZERO WIDTH JOINER}":  # part of many letters and emoji
         return character
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # a byte of a file name that is not UTF-8
@@ -55,7 +57,7 @@ def _written_out(character: str) -> str:
 
 
 def check_finite(config: Any, section: str) -> None:
-    """Every number of a configuration's dataclass is one: neither NaN nor infinite."""
+    """Raises UserError if a number in a configuration is NaN or infinite."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         numbers = value if isinstance(value, list | tuple) else [value]

@@ -1,7 +1,7 @@
-"""Plans: in which order an image's tokens stand, and which AR step each belongs to (PAPER sections 1, 4).
+"""Plans: the order of an image's tokens, and the AR step of each (PAPER sections 1, 4).
 
 Shape letters: B images, L image tokens, S AR steps. A plan's split is drawn for a whole batch (leading
-size 1) or for every image (leading size B); everything is drawn before the model runs, from generators
+size 1) or for every image (leading size B). Everything is drawn before the model runs, from generators
 that are passed in or derived from (seed, position in the sample stream).
 """
 
@@ -25,7 +25,7 @@ class Plan:
     """The factorization of a batch of images."""
 
     order: Tensor
-    """(B, L) int64: order[b, j] is the raster index of the token that comes j-th."""
+    """(B, L) int64: order[b, j] is the raster index of the j-th token."""
     ar_step: Tensor
     """(1 or B, L) int64, non-decreasing from 1: the AR step of the j-th token."""
     grid_width: int
@@ -33,7 +33,7 @@ class Plan:
 
     @property
     def places(self) -> Tensor:
-        """(B, L, 2) int64: row and column of the token that comes j-th."""
+        """(B, L, 2) int64: row and column of the j-th token."""
         return places_of(self.order, self.grid_width)
 
     def to(self, device: torch.device) -> Plan:
@@ -46,29 +46,30 @@ class Plan:
 
     @property
     def num_ar_steps(self) -> int:
-        """S, the largest of the batch."""
+        """The largest S of the batch."""
         return int(self.ar_step[:, -1].max())
 
     @property
     def num_context_tokens(self) -> int:
-        """V: clean tokens that some image of the batch can attend to, L - min |κ_S|."""
+        """V, the number of clean tokens that some image of the batch attends to: L - min |κ_S|."""
         last_step = self.ar_step == self.ar_step[:, -1:]
         return self.ar_step.shape[1] - int(last_step.sum(1).min())
 
 
 def places_of(raster: Tensor, grid_width: int) -> Tensor:
-    """(..., 2) int64: row and column of raster indices (...)."""
+    """Rows and columns, (..., 2) int64, of raster indices (...)."""
     return torch.stack([raster // grid_width, raster % grid_width], dim=-1)
 
 
 def ar_step_of(step_sizes: Sequence[int]) -> Tensor:
-    """(L,) AR step, from 1, of each token in order, for the given numbers of tokens per step."""
+    """AR step, from 1, of each token in order, (L,) int64, for these numbers of tokens per step."""
     sizes = torch.as_tensor(step_sizes)
     return torch.repeat_interleave(torch.arange(1, len(sizes) + 1), sizes)
 
 
 def num_ar_steps_probabilities(num_tokens: int, config: FactorizationConfig) -> Tensor:
-    """(L,) float64: the probability of S = 1..L (PAPER section 4: proportional to γ^(S-1))."""
+    """Probabilities of S = 1..L, (L,) float64 (PAPER section 4: proportional to γ^(S-1)). Raises UserError if
+    a fixed S is larger than L."""
     if config.distribution == "fixed":
         if config.num_ar_steps > num_tokens:
             raise UserError(
@@ -82,14 +83,14 @@ def num_ar_steps_probabilities(num_tokens: int, config: FactorizationConfig) -> 
 
 
 def random_composition(num_tokens: int, num_parts: int, generator: torch.Generator) -> list[int]:
-    """A uniformly random composition of L into S positive parts: S-1 distinct cuts among L-1 places."""
+    """A uniformly random composition of L into S positive parts, by S-1 distinct cuts among L-1 places."""
     cuts = torch.randperm(num_tokens - 1, generator=generator)[: num_parts - 1].sort().values + 1
     edges = [0, *cuts.tolist(), num_tokens]
     return [end - start for start, end in pairwise(edges)]
 
 
 def draw_split(num_tokens: int, config: FactorizationConfig, generator: torch.Generator) -> list[int]:
-    """The AR step sizes of one draw: S from its distribution, then a random composition of L."""
+    """Random AR step sizes: S from its distribution, then a random composition of L into S parts."""
     cumulative = num_ar_steps_probabilities(num_tokens, config).cumsum(0)
     u = torch.rand((), dtype=torch.float64, generator=generator) * cumulative[-1]
     num_parts = int(torch.searchsorted(cumulative, u, right=True)) + 1
@@ -97,13 +98,13 @@ def draw_split(num_tokens: int, config: FactorizationConfig, generator: torch.Ge
 
 
 def even_split(num_tokens: int, num_parts: int) -> list[int]:
-    """S sizes that differ by at most one, the larger ones first."""
+    """S sizes, with sum L, that differ by at most one, the larger ones first."""
     small, extra = divmod(num_tokens, num_parts)
     return [small + (i < extra) for i in range(num_parts)]
 
 
 def cosine_split(num_tokens: int, num_parts: int) -> list[int]:
-    """S growing sizes: the share still to come after step s is cos(π s / 2S); every step has a token."""
+    """S increasing sizes with sum L: after step s a fraction cos(π s / 2S) remains. No size is 0."""
     edges = [0]
     for s in range(1, num_parts + 1):
         target = round(num_tokens * (1 - math.cos(math.pi / 2 * s / num_parts)))
@@ -119,10 +120,11 @@ def draw_order(
     generator: torch.Generator,
     given: Sequence[int] = (),
 ) -> Tensor:
-    """(L,) raster indices in the order of generation; a `given` order, if there is one, is taken as it is.
+    """Raster indices in the order of generation, (L,); a `given` order overrides `name`. Raises UserError if
+    that is not a permutation.
 
-    `block_raster`: squares of `block_size` tokens, raster inside and outside. `dilated`: one token of each
-    such square after another, so that neighbours in the order lie `block_size` apart.
+    `block_raster`: squares of `block_size` tokens in raster order, with raster order inside each. `dilated`:
+    one token of each such square in turn, so that consecutive tokens are `block_size` apart.
     """
     if given:
         if sorted(given) != list(range(grid_height * grid_width)):
@@ -151,10 +153,10 @@ def plan_batch(
     split_index: int,
     sample_indices: Sequence[int],
 ) -> Plan:
-    """The training plan of the images at these places of the sample stream.
+    """The training plan of the images at these positions of the sample stream.
 
-    Orders depend on (seed, place) alone. A split shared by the batch depends on (seed, split_index), where
-    split_index is the stream place at which the train step begins: equal on all processes.
+    Orders depend on (seed, position) alone. A split for the whole batch depends on (seed, split_index), where
+    split_index is the position at which the train step begins, equal on all processes.
     """
     num_tokens = grid_height * grid_width
     orders, splits = [], []
@@ -174,7 +176,8 @@ def plan_batch(
 
 
 def loss_weights(ar_step: Tensor, config: FactorizationConfig) -> Tensor:
-    """(1 or B, L) float32 AR loss weights: from λ to 1 by where the token's AR step starts (PAPER section 4).
+    """AR loss weights, (1 or B, L) float32, which fall from λ to 1 with the start of the token's AR step
+    (PAPER section 4).
 
     linear: w = λ - (λ - 1) start/L; cosine: w = 1 + (λ - 1) (1 + cos(π start/L)) / 2.
     """

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, folders in use by one process, and short hashes of contents."""
+"""Atomic writing of files, locking of folders, memory-mapped arrays, and short hashes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from filelock import FileLock, Timeout
 from causalfusion.errors import UserError
 
 LOCK_FILE = ".lock"
-"""In a folder in use: the number of the process that uses it."""
+"""File in a locked folder with the id of the process that uses it."""
 _HOST = re.sub(r"[^\w]", "-", socket.gethostname())[:40]
 _TEMPORARY = re.compile(r"\.partial-.*\.(?P<host>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]{8}")
-"""Name of what is being written, with the process that writes it: so others can tell when it is left over."""
+"""Name of a file that is being written. It contains the writing process, so that others can tell whether it
+is left over."""
 
 
 def write_whole(file: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
-    """Write a file under a name of its own, flush it to the disk, rename it.
+    """Write a file atomically: under a temporary name, flushed to the disk, then renamed.
 
-    Readers find `file` whole at any time. Several processes may write it at once: the last one wins. A
-    failure leaves nothing behind, and the next write into the folder removes what a killed process left.
-    Text is written as UTF-8; the folder is made where it is missing. Raises OSError that names `file`.
+    Readers find a complete file at any time. If several processes write it at once, the last one wins. A
+    failure leaves nothing behind, and the next write into the folder removes the files of killed processes.
+    Text is written as UTF-8; a missing folder is created. Raises OSError that names `file`.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(file.parent)
@@ -38,7 +39,7 @@ def write_whole(file: Path, content: bytes | str | Callable[[BinaryIO], object])
 
 
 def replace_file(file: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
-    """`write_whole` without the search for leftovers, which lists the folder: for one of many files."""
+    """`write_whole` without the search for leftovers, which lists the folder; for folders of many files."""
     temporary = temporary_name(file)
     try:
         with temporary.open("xb") as stream:
@@ -59,12 +60,12 @@ def replace_file(file: Path, content: bytes | str | Callable[[BinaryIO], object]
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses, for what is to be renamed to it."""
+    """A hidden name beside `path` that no other process uses, to be renamed to `path` when complete."""
     return path.with_name(f".partial-{path.name[:80]}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders whose process, on this machine, is gone."""
+    """Remove temporary files and folders of processes of this machine that no longer run."""
     try:
         found = [entry for entry in os.scandir(folder) if entry.name.startswith(".partial-")]
     except OSError:
@@ -80,7 +81,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def holds_anything(folder: Path) -> bool:
-    """Whether a folder holds more than a lock and what killed processes left, which is removed."""
+    """True if a folder holds more than a lock; leftovers of killed processes are removed first."""
     if not folder.is_dir():
         return False
     remove_leftovers(folder)
@@ -88,7 +89,7 @@ def holds_anything(folder: Path) -> bool:
 
 
 def is_running(process: int) -> bool:
-    """Whether this machine has a process of this number."""
+    """True if this machine runs a process with this id."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -100,11 +101,11 @@ def is_running(process: int) -> bool:
 
 @contextmanager
 def in_use(folder: Path, what: str) -> Iterator[None]:
-    """Keep other processes out of a folder that this one writes to; `what` says to a user what it is.
+    """Lock a folder that this process writes to; `what` describes the folder in messages.
 
-    The lock ends with the process, however it ends; the file `.lock` holds the process's number. Folders made
-    here go again where nothing was put into them: a command that is refused leaves nothing. Raises UserError
-    where the folder is in use.
+    The lock ends with the process, however it ends; the file `.lock` contains the process's id. Folders that
+    are created here are removed again if they stay empty, so that a refused command leaves nothing behind.
+    Raises UserError if another process uses the folder.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,31 +129,31 @@ def in_use(folder: Path, what: str) -> Iterator[None]:
     finally:
         if made and os.listdir(folder) == [".lock"]:
             (folder / LOCK_FILE).unlink()
-        lock.release()  # else the file stays: removing it could let two processes in at once
-        with suppress(OSError):  # one of them holds something
+        lock.release()  # otherwise the file stays: removing it could let two processes in at once
+        with suppress(OSError):  # a folder that is not empty
             for path in made:
                 path.rmdir()
 
 
 def map_array(file: str | os.PathLike[str]) -> Any:
-    """The array of an .npy file, mapped: a header that lies about the size is refused, and no memory is taken
-    for it. Raises ValueError or OSError for a damaged file."""
+    """The array of an .npy file, memory-mapped, so that a wrong size in the header allocates no memory.
+    Raises ValueError or OSError for a damaged file."""
     import numpy as np
 
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (SyntaxError, TypeError, OverflowError, EOFError, tokenize.TokenError) as error:  # of its header
+    except (SyntaxError, TypeError, OverflowError, EOFError, tokenize.TokenError) as error:  # damaged header
         raise ValueError(f"{file} is no array: {error}") from None
 
 
 def cache_folder(name: str) -> Path:
-    """The user's cache folder of this kind: below `XDG_CACHE_HOME`, or ~/.cache."""
+    """The subfolder `name` of the user's cache folder, in `XDG_CACHE_HOME` or ~/.cache."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "causalfusion" / name
 
 
 def hash_of(parts: Iterable[object]) -> str:
-    """16 hexadecimal digits of SHA-256 over the parts as text. Names that are not Unicode count too."""
+    """16 hexadecimal digits of SHA-256 over the parts as text, which may have bytes that are not Unicode."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(str(part).encode("utf-8", "surrogateescape") + b"\0")
@@ -166,8 +167,8 @@ def sha256_of(file: Path) -> str:
 
 
 def stamp(file: str | os.PathLike[str]) -> tuple[int, int]:
-    """(size in bytes, time of the last change in ns): tells cheaply whether a file changed. (-1, -1) where it
-    is missing."""
+    """(size in bytes, time of the last change in ns) of a file, to tell cheaply whether it changed; (-1, -1)
+    if it is missing."""
     try:
         status = os.stat(file)
     except OSError:

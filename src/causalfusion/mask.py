@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def may_attend(q_clean: Tensor, q_ar_step: Tensor, k_clean: Tensor, k_ar_step: Tensor) -> Tensor:
-    """The predicate of DESIGN section 1, elementwise over broadcast booleans and integers."""
+    """True where a query may attend to a key (DESIGN section 1), elementwise over broadcast tensors."""
     to_context = k_clean & ((k_ar_step < q_ar_step) | ((k_ar_step == q_ar_step) & q_clean))
     to_own_step = ~k_clean & ~q_clean & (k_ar_step == q_ar_step)
     return to_context | to_own_step
@@ -22,9 +22,9 @@ def may_attend(q_clean: Tensor, q_ar_step: Tensor, k_clean: Tensor, k_ar_step: T
 def dense_mask(
     q_clean: Tensor, q_ar_step: Tensor, k_clean: Tensor | None = None, k_ar_step: Tensor | None = None
 ) -> Tensor:
-    """(1 or B, 1, Q, K) boolean mask; roles are (Q,) and (K,), AR steps (1 or B, Q) and (1 or B, K).
+    """The boolean mask, (1 or B, 1, Q, K), for roles (Q,) and (K,) and AR steps (1 or B, Q) and (1 or B, K).
 
-    The keys are the queries unless given.
+    By default the keys are the queries.
     """
     k_clean = q_clean if k_clean is None else k_clean
     k_ar_step = q_ar_step if k_ar_step is None else k_ar_step
@@ -33,15 +33,13 @@ def dense_mask(
 
 
 def block_mask(clean: Tensor, ar_step: Tensor, *, first_query: int = 0, block_size: int = 128) -> Any:
-    """The same mask as a FlexAttention `BlockMask`, for queries first_query..T-1 and all keys.
-
-    `clean` (T,), `ar_step` (1 or B, T).
-    """
+    """The same mask as a FlexAttention `BlockMask`, for queries first_query..T-1 and all keys; `clean` is
+    (T,), `ar_step` (1 or B, T)."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     num_tokens, per_image = clean.shape[0], ar_step.shape[0] > 1
     make = create_block_mask
-    if per_image and clean.is_cuda:  # else all masks would stand in memory whole
+    if per_image and clean.is_cuda:  # uncompiled, it would hold the dense masks of all images in memory
         make = torch.compile(create_block_mask, dynamic=True)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

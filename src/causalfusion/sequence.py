@@ -1,8 +1,8 @@
 """Packed sequences: rows of tokens that each carry a kind, a role and an AR step (DESIGN section 1).
 
-A sequence is a tuple of segments; a segment is a run of tokens of one kind and one role. What the method
-does is decided by the roles and AR steps alone, not by which segment stands first: the functions at the end
-build the sequences of images, `documents.py` those of texts and images.
+A sequence is a tuple of segments; a segment is a run of tokens of one kind and one role. Attention depends on
+roles and AR steps alone, not on the order of segments. The functions at the end build the sequences of
+images, `documents.py` those of texts and images.
 
 Shape letters: B images, n tokens of a segment, T packed length, L image tokens, V context tokens,
 P token dimension. An AR step tensor has leading size 1 (one plan for the batch) or B (one per image).
@@ -25,6 +25,8 @@ Role = Literal["clean", "noised"]
 
 @dataclass(frozen=True)
 class Segment:
+    """A run of n tokens of one kind and one role."""
+
     kind: Kind
     role: Role
     ar_step: Tensor
@@ -32,12 +34,12 @@ class Segment:
     values: Tensor
     """class: labels (B,) int64; text: token ids (B, n) int64; image: tokens (B, n, P)."""
     places: Tensor | None = None
-    """image: (1 or B, n, 2) int64, row and column of each token; text: (1 or B, n) int64, index in its row's
-    text."""
+    """image: (1 or B, n, 2) int64, row and column of each token; text: (1 or B, n) int64, index into the text
+    of its row."""
     timesteps: Tensor | None = None
-    """Tokens with noise in them: what the model is told of their noise levels, (B, 1 or n)."""
+    """Noised tokens: timestep that the model is told, (B, 1 or n)."""
     image_index: Tensor | None = None
-    """image: which image of its row each token belongs to, (1 or B, n) int64; None: the first."""
+    """image: index, (1 or B, n) int64, of the token's image among those of its row; None: all 0."""
 
     @property
     def num_tokens(self) -> int:
@@ -45,7 +47,7 @@ class Segment:
 
     @property
     def predicts(self) -> bool:
-        """Whether a head reads its tokens: text predicts the next token, noised tokens what denoises them."""
+        """True if a head reads its tokens: text predicts the next token, noised tokens their denoising."""
         return self.kind == "text" or self.timesteps is not None
 
 
@@ -55,13 +57,13 @@ class PackedSequence:
 
     @cached_property
     def clean(self) -> Tensor:
-        """(T,) bool: the role of each token."""
+        """(T,) bool: True for tokens of the clean role."""
         parts = [torch.full((s.num_tokens,), s.role == "clean") for s in self.segments]
         return torch.cat(parts).to(self.segments[0].ar_step.device)
 
     @cached_property
     def ar_step(self) -> Tensor:
-        """(1 or B, T) int64."""
+        """(1 or B, T) int64: AR step of each token."""
         rows = max(s.ar_step.shape[0] for s in self.segments)
         return torch.cat([s.ar_step.expand(rows, -1) for s in self.segments], dim=1)
 
@@ -72,7 +74,7 @@ class PackedSequence:
 
     @property
     def first_output(self) -> int:
-        """Place of the first token that a head reads; what stands before it needs no last-layer output."""
+        """Position of the first token that a head reads; earlier tokens need no output of the last layer."""
         start = 0
         for segment in self.segments:
             if segment.predicts:
@@ -82,7 +84,7 @@ class PackedSequence:
 
     @property
     def boundaries(self) -> list[int]:
-        """Where segments begin and end: 0, ..., T."""
+        """Positions at which segments begin and end: 0, ..., T."""
         edges = [0]
         for segment in self.segments:
             edges.append(edges[-1] + segment.num_tokens)
@@ -90,13 +92,14 @@ class PackedSequence:
 
 
 def class_segment(class_labels: Tensor, num_class_tokens: int) -> Segment:
-    """The class condition: clean tokens of AR step 0, which see each other and which everything sees."""
+    """The class condition: clean tokens of AR step 0, which attend to each other; all tokens attend to
+    them."""
     ar_step = torch.zeros(1, num_class_tokens, dtype=torch.int64, device=class_labels.device)
     return Segment("class", "clean", ar_step, class_labels)
 
 
 def text_segment(ids: Tensor, ar_step: Tensor, places: Tensor) -> Segment:
-    """Text tokens (B, n): clean, each in an AR step of its own (1 or B, n)."""
+    """Text tokens (B, n), clean, each in an AR step of its own; `ar_step` is (1 or B, n)."""
     return Segment("text", "clean", ar_step, ids, places)
 
 
@@ -113,10 +116,10 @@ def image_segment(
 
 
 def ar_steps_of_copies(ar_step: Tensor, copies: int) -> tuple[Tensor, Tensor]:
-    """AR steps of clean (1 or B, L) and of noised tokens (1 or B, R*L), for R noised copies of every AR step.
+    """(AR steps of clean tokens (1 or B, L), of noised tokens (1 or B, R*L)) for R noised copies of every AR
+    step.
 
-    The copies are AR steps of their own, between which no clean tokens lie, so that the predicate separates
-    them.
+    The copies have AR steps of their own, without clean tokens between them, so that the mask separates them.
     """
     return ar_step * copies, torch.cat([(ar_step - 1) * copies + 1 + r for r in range(copies)], dim=1)
 
@@ -135,9 +138,9 @@ def pack_training(
     `clean_tokens` (B, L, P) and `noised_tokens` (B, R*L, P) stand in the plan's order. R > 1 gives every AR
     step R noised copies, each at its own noise level. `timesteps` (B, 1 or R*L).
 
-    With one split per image, V is that of the longest context; shorter ones are filled by the clean tokens
-    of their last AR step, which no noised token of theirs can see. With a `length_multiple`, more of these
-    have the packed length take few values.
+    With one split per image, V is the length of the longest context; shorter ones are padded with clean
+    tokens of their last AR step, to which none of their noised tokens attends. More such padding makes the
+    packed length a multiple of `length_multiple`, so that it takes few values.
     """
     copies = noised_tokens.shape[1] // plan.order.shape[1]
     num_context = _context_length(plan, num_class_tokens + noised_tokens.shape[1], length_multiple)
@@ -153,8 +156,8 @@ def pack_training(
 
 
 def _context_length(plan: Plan, others: int, multiple: int) -> int:
-    """V, or somewhat more: so that with the `others` it is a multiple, as far as there are clean tokens.
-    Where each image has its own split, all of them: the longest of other processes is not known here."""
+    """V, or more, so that with the `others` it is a multiple, as far as there are clean tokens. If each image
+    has its own split, all clean tokens: the longest context of other processes is unknown here."""
     num_tokens, needed = plan.order.shape[1], plan.num_context_tokens
     if multiple == 1:
         return needed

@@ -1,4 +1,4 @@
-"""Files of weights: read whole, finite and of a floating type, and compared with a model before they are."""
+"""Reading files of weights, with checks of their types, values and shapes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import Tensor
 from causalfusion.errors import UserError
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-"""Types that weights are stored in, by their names in safetensors."""
+"""Accepted types of weights, by their names in safetensors."""
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes from the file's header alone. Raises UserError for a file that is damaged or holds
-    other types than DTYPES."""
+    """Shapes of weights by name, read from the file's header alone. Raises UserError for a file that is
+    damaged or holds types other than DTYPES."""
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -42,7 +42,8 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors, as they are stored. Raises UserError as `read_shapes` does, and for one not finite."""
+    """All tensors as they are stored. Raises UserError as `read_shapes` does, and for values that are not
+    finite."""
     read_shapes(path)
     try:
         weights = load_file(path)
@@ -58,14 +59,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def count_blocks(names: Mapping[str, object]) -> int:
-    """Blocks that weights of these names are of."""
+    """The number of transformer blocks that these names of weights belong to."""
     return max((int(match[1]) + 1 for match in map(_BLOCK.match, names) if match), default=0)
 
 
 def require_same_names(
     found: Collection[str], expected: Collection[str], where: str, what: str, remedy: str = ""
 ) -> None:
-    """The first missing or unexpected name, of a `what`, is an error; `remedy` ends its message."""
+    """Raises UserError for the first missing or unexpected name; `what` is the kind of thing it names, and
+    `remedy` ends the message."""
     for word, names in (
         ("lacks", sorted(set(expected) - set(found))),
         ("has the unexpected", sorted(set(found) - set(expected))),
@@ -78,7 +80,7 @@ def require_same_names(
 def require_same_shapes(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
-    """A missing, unexpected or misshapen weight is an error that names it."""
+    """Raises UserError, naming the weight, if one is missing, unexpected or of another shape."""
     require_same_names(found, expected, where, "weight", "; the weights do not fit the model's config")
     for key, shape in found.items():
         if shape != expected[key]:
@@ -86,12 +88,12 @@ def require_same_shapes(
 
 
 def read_pickle(path: Path) -> object:
-    """The content of a file of torch.save: tensors, plain values and argparse.Namespace; nothing is executed.
+    """The content of a file written by torch.save: tensors, plain values and argparse.Namespace.
 
-    Raises UserError for a file that is damaged or wants to run something.
+    Executes nothing: raises UserError for a file that contains code, and for a damaged one.
     """
     try:
-        # Mapped: the optimizer's state, two thirds of a checkpoint, is then never read.
+        # Memory-mapped, so that the optimizer's state, two thirds of a checkpoint, is never read.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

@@ -7,7 +7,7 @@ import pytest
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.study.grid import jobs_of
-from causalfusion.study.recipe import fill_in, ground_names, load_ground, load_study, study_names
+from causalfusion.study.recipe import fill_in, load_study, load_study_data, study_data_names, study_names
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 PAPER = {
@@ -31,16 +31,18 @@ def test_every_table_of_the_paper_is_a_study():
 
 
 @pytest.mark.parametrize("study", study_names())
-@pytest.mark.parametrize("ground", ground_names())
-def test_every_study_makes_valid_runs_on_every_data(study, ground, tmp_path):
-    jobs = jobs_of(load_study(study), load_ground(ground, []), [0, 1], tmp_path)
+@pytest.mark.parametrize("study_data", study_data_names())
+def test_every_study_makes_valid_runs_on_every_data(study, study_data, tmp_path):
+    jobs = jobs_of(load_study(study), load_study_data(study_data, []), [0, 1], tmp_path)
     assert len({job.folder for job in jobs}) == len(jobs), "two variants of a study are the same run"
     assert {job.config.train.seed for job in jobs} == {0, 1}
 
 
 def test_runs_that_two_studies_share_have_one_folder(tmp_path):
-    ground = load_ground("digits", [])
-    of = {name: jobs_of(load_study(name), ground, [0], tmp_path) for name in ("decay", "ar-weight", "order")}
+    study_data = load_study_data("digits", [])
+    of = {
+        name: jobs_of(load_study(name), study_data, [0], tmp_path) for name in ("decay", "ar-weight", "order")
+    }
     folders = [
         next(job.folder for job in of[study] if job.variant == variant)
         for study, variant in (("decay", "γ = 0.9"), ("ar-weight", "λ = 1"), ("order", "random"))
@@ -49,18 +51,18 @@ def test_runs_that_two_studies_share_have_one_folder(tmp_path):
 
 
 def test_generation_follows_the_order_of_training(tmp_path):
-    ground = load_ground("digits", [])
-    raster = jobs_of(load_study("order"), ground, [0], tmp_path)[0]
-    assert raster.sampling(ground, 4).order == "raster"
-    assert raster.sampling(ground, 4).num_ar_steps == 4
+    study_data = load_study_data("digits", [])
+    raster = jobs_of(load_study("order"), study_data, [0], tmp_path)[0]
+    assert raster.sampling(study_data, 4).order == "raster"
+    assert raster.sampling(study_data, 4).num_ar_steps == 4
 
 
 def test_every_path_to_noise_is_sampled_by_a_sampler_that_it_has(tmp_path):
-    ground = load_ground("digits", [])
-    jobs = jobs_of(load_study("noise"), ground, [0], tmp_path)
+    study_data = load_study_data("digits", [])
+    jobs = jobs_of(load_study("noise"), study_data, [0], tmp_path)
     assert {job.config.diffusion.path for job in jobs} == {"ddpm", "rectified_flow"}
     for job in jobs:
-        sampling = job.sampling(ground, 4)
+        sampling = job.sampling(study_data, 4)
         assert (sampling.sampler, sampling.num_ar_steps) == ("dpm++", 4)
         make_process(job.config.diffusion).sampler(sampling, 25)
 
@@ -74,7 +76,7 @@ def test_placeholders_become_numbers_of_the_data():
 def test_layers_change_the_training(tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text("[train]\nimages = 123\n")
-    jobs = jobs_of(load_study("decay"), load_ground("digits", [str(mine)]), [0], tmp_path)
+    jobs = jobs_of(load_study("decay"), load_study_data("digits", [str(mine)]), [0], tmp_path)
     assert {job.config.train.images for job in jobs} == {123}
 
 
@@ -107,5 +109,5 @@ def test_unknown_names_are_told_what_there_is():
     with pytest.raises(UserError, match="neither a file nor one of ar-steps"):
         load_study("decai")
     with pytest.raises(UserError, match="neither a file nor one of cifar10, digits, shapes"):
-        load_ground("imagenet", [])
+        load_study_data("imagenet", [])
     assert Path("decai").exists() is False

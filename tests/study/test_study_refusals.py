@@ -11,7 +11,7 @@ import pytest
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import FILE_NAME, FORMAT, load_card
 from causalfusion.study.grid import jobs_of
-from causalfusion.study.recipe import Variant, load_ground, load_study
+from causalfusion.study.recipe import Variant, load_study, load_study_data
 from causalfusion.study.run import check_before
 
 
@@ -23,25 +23,25 @@ from causalfusion.study.run import check_before
     ],
 )
 def test_a_wrong_data_file_is_found_before_training(change, message, tmp_path: Path):
-    ground = replace(load_ground("digits", []), **change)
+    study_data = replace(load_study_data("digits", []), **change)
     with pytest.raises(UserError, match=message):
-        check_before(jobs_of(load_study("decay"), ground, [0], tmp_path), ground)
+        check_before(jobs_of(load_study("decay"), study_data, [0], tmp_path), study_data)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_wrong_variant_is_found_before_training(tmp_path: Path):
-    ground, study = load_ground("digits", []), load_study("decay")
+    study_data, study = load_study_data("digits", []), load_study("decay")
     last = Variant(name="too many", settings={"factorization": {"distribution": "fixed", "num_ar_steps": 99}})
     study = replace(study, variants=[*study.variants, last])
     with pytest.raises(UserError, match=r"variant 'too many': .*num_ar_steps is 99"):
-        check_before(jobs_of(study, ground, [0], tmp_path), ground)
+        check_before(jobs_of(study, study_data, [0], tmp_path), study_data)
 
 
 @pytest.mark.parametrize("name", ["ar-steps", "decay", "order", "class-tokens", "conditioning"])
 @pytest.mark.parametrize("data", ["digits", "shapes"])
 def test_the_recipes_pass(name, data, tmp_path: Path):
-    ground = load_ground(data, [])
-    check_before(jobs_of(load_study(name), ground, [0, 1], tmp_path), ground)
+    study_data = load_study_data(data, [])
+    check_before(jobs_of(load_study(name), study_data, [0, 1], tmp_path), study_data)
 
 
 def test_too_few_images_are_refused(tmp_path: Path):
@@ -49,7 +49,7 @@ def test_too_few_images_are_refused(tmp_path: Path):
     wrong = tmp_path / "few.toml"
     wrong.write_text(text.read_text().replace("count = 1000", "count = 1"))
     with pytest.raises(UserError, match="count is 1"):
-        load_ground(str(wrong), [])
+        load_study_data(str(wrong), [])
 
 
 @pytest.mark.parametrize(

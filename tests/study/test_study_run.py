@@ -8,7 +8,7 @@ import pytest
 from causalfusion.cli import run
 from causalfusion.saved.folder import checkpoints_of
 from causalfusion.study import run as study_run
-from causalfusion.study.recipe import Ground, load_study
+from causalfusion.study.recipe import StudyData, load_study
 from causalfusion.study.tables import write_results
 
 RECIPE = """
@@ -93,10 +93,10 @@ def test_trains_measures_and_writes(command, tmp_path, capsys):
 def test_goes_on_with_a_run_that_was_stopped(command, monkeypatch):
     done = []
 
-    def stops(job, ground, device):
+    def stops(job, study_data, device):
         if done:
             raise KeyboardInterrupt
-        study_run_train(job, ground, device)
+        study_run_train(job, study_data, device)
         done.append(job.folder)
 
     study_run_train = study_run._train
@@ -121,13 +121,13 @@ def test_two_workers_find_the_same(command, tmp_path):
 
 def test_tables_have_means_and_spreads(tmp_path):
     study = load_study("ar-weight")
-    ground = Ground(recipes=["digits"], num_tokens=16, features="digits", count=10)
+    study_data = StudyData(recipes=["digits"], num_tokens=16, features="digits", count=10)
     figures = {
         (v.name, seed): {1: {"frechet": 2.0 + seed, "accuracy": 0.5 + seed / 10}}
         for v in study.variants
         for seed in (0, 1, 2)
     }
-    write_results(tmp_path, study, ground, "digits", [0, 1, 2], figures)
+    write_results(tmp_path, study, study_data, "digits", [0, 1, 2], figures)
     table = (tmp_path / "results.md").read_text()
     assert "| λ = 2 | 3 ± 1 | 12.13 | 15.15 | 18.09 |" in table
     assert "| λ = 2 | 60.0% ± 10.0% |" in table

@@ -29,12 +29,12 @@ def study(
         ar-steps, decay, order, ar-weight, timesteps, class-tokens, conditioning, several of them, or a TOML
         file of the same form. Runs that several studies need are trained once.
     """
-    from causalfusion.study.recipe import load_ground
+    from causalfusion.study.recipe import load_study_data
     from causalfusion.study.run import run_study
 
-    ground = load_ground(request.data, list(config))
+    study_data = load_study_data(request.data, list(config))
     if request.features:
-        ground = replace(ground, features=request.features)
+        study_data = replace(study_data, features=request.features)
     for name in studies:
-        run_study(name, ground, request)
+        run_study(name, study_data, request)
     return 0

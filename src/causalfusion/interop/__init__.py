@@ -1,1 +1,1 @@
-"""Other people's formats: released checkpoints, recordings, bundles."""
+"""Exchange with other code: released checkpoints, recorded tensors, self-contained model folders."""

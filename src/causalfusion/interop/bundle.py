@@ -1,4 +1,4 @@
-"""A model folder that is complete in itself: it can be moved, published and used wherever it lies."""
+"""Self-contained model folders, with the autoencoder inside, which can be moved and published."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from causalfusion.saved.folder import (
 )
 
 COPIED = (SAMPLING_FILE, "README.md")
-"""Files of a model folder, beside its weights and settings, that go with it."""
+"""Files of a model folder that are copied along with its weights and settings."""
 
 
 def bundle_model(model: Path, out: Path, autoencoder: str = "") -> Path:
-    """Write the model into `out` in the current format, its autoencoder inside; the model it was made of.
+    """Write a model, with its autoencoder, into `out` in the current format. Returns the source's folder.
 
-    `autoencoder`: where that lies, if neither in the model's folder nor where it was in training.
+    `autoencoder` is its path, if it is neither in the model's folder nor at the path recorded in training.
+    Raises UserError.
     """
     source = latest_model(model)
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
@@ -43,8 +44,8 @@ def bundle_model(model: Path, out: Path, autoencoder: str = "") -> Path:
 
 
 def with_autoencoder(spec: ModelSpec, *, include: bool) -> tuple[ModelSpec, Any]:
-    """The settings of a converted model with the fingerprint of its autoencoder, and that autoencoder where
-    it is to be included. One that is not on this machine is only opened to be included."""
+    """(settings of a converted model with its autoencoder's fingerprint, the autoencoder if it is to be
+    included). An autoencoder that is not on this machine is opened only if it is to be included."""
     place = spec.codec.autoencoder
     if not include and not Path(place).expanduser().exists():
         return spec, None

@@ -1,4 +1,4 @@
-"""The released checkpoints: their weights under our names, and a config read off their shapes.
+"""Converting released checkpoints: weights under our names, and a configuration inferred from their shapes.
 
 Shape letters: L image tokens, C class tokens, D width, P token dimension.
 """
@@ -35,24 +35,24 @@ _OFFICIAL_MODULES = {
     "norm_out": "final_layer.0",
     "image_out": "final_layer.1",
 }
-"""Modules under another name; everything else, which is the blocks, has the same name in both."""
+"""Modules that have another name; all others, those of the blocks, have the same name in both."""
 
 _AUTOENCODERS = {16: ("kl16.ckpt", 0.2325, 16), 4: ("stabilityai/sd-vae-ft-ema", 0.18215, 8)}
-"""Latent channels: a path to stand in for the one not given, scale, downsampling."""
+"""(placeholder path if none is given, scale, downsampling factor) by number of latent channels."""
 
 
 class Converted(NamedTuple):
     spec: ModelSpec
     ema: dict[str, Tensor]
-    """The weights to generate with: the EMA where the checkpoint has one."""
+    """The weights for generation: the EMA if the checkpoint has one."""
     raw: dict[str, Tensor] | None
-    """The raw weights, where the checkpoint has both."""
+    """The raw weights, if the checkpoint has both."""
     notes: list[str]
-    """What had to be assumed, a line each, for whoever converts."""
+    """Assumptions that were made, one line each, for the user."""
 
 
 def official_name(name: str) -> str:
-    """The released code's name of one of our weights."""
+    """The name in the released code of one of our weights."""
     module, _, parameter = name.rpartition(".")
     if module in _OFFICIAL_MODULES:
         return f"{_OFFICIAL_MODULES[module]}.{parameter}"
@@ -62,9 +62,9 @@ def official_name(name: str) -> str:
 def convert_official(path: Path, *, autoencoder: str = "", patch_size: int = 0) -> Converted:
     """Read a released checkpoint: a dict with `ema` and `model`, or a bare state dict, .pt or .safetensors.
 
-    `autoencoder`: where that of its latents lies. `patch_size` is needed only where neither the settings in
-    the checkpoint nor the token dimension tell it (0: not given). Raises UserError for anything that is not
-    such a checkpoint, naming the weight that is missing, unknown or misshapen.
+    `autoencoder` is the path of the one that made its latents. `patch_size` is needed only if neither the
+    settings in the checkpoint nor the token dimension determine it (0: not given). Raises UserError for
+    anything else than such a checkpoint, naming a weight that is missing, unknown or of another shape.
     """
     file = read_official(path)
     states = [state for state in (file.ema, file.model) if state is not None]
@@ -72,8 +72,8 @@ def convert_official(path: Path, *, autoencoder: str = "", patch_size: int = 0) 
         for key, value in state.items():
             if not bool(torch.isfinite(value).all()):
                 raise UserError(f"{path}: weight {key} holds values that are not finite; it cannot be used")
-    # An EMA of the frozen table drifts by rounding. Its weights were judged with the table they carry, so
-    # the table is taken as ours only where every copy is.
+    # An EMA of the frozen table drifts by rounding. The weights were evaluated with the stored table, so it
+    # is replaced by ours only if every copy equals ours.
     learnable = any(infer_config(state, str(path)).position_embedding == "learnable" for state in states)
     num_classes = _positive_int(file.settings, "num_classes")
     converted = [
@@ -99,10 +99,10 @@ def convert_state_dict(
     num_classes: int | None = None,
     learnable_positions: bool | None = None,
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Config and weights under our names, float32; every key has its place or is an error that names it.
+    """(configuration, float32 weights under our names). Raises UserError for a missing or unknown weight.
 
-    `num_classes` tells a class table without a null row from one with (None: it has one; a missing one is
-    added as zeros). `learnable_positions` None decides by comparing them with the fixed table.
+    `num_classes` tells whether the class table has a null row (None: it has one; a missing one is added as
+    zeros). `learnable_positions` of None is decided by comparing them with the fixed table.
     """
     config = infer_config(official, where, num_classes=num_classes, learnable_positions=learnable_positions)
     with torch.device("meta"):
@@ -136,7 +136,8 @@ def infer_config(
     num_classes: int | None = None,
     learnable_positions: bool | None = None,
 ) -> ModelConfig:
-    """The config that a released state dict's shapes mean; `convert_state_dict` explains the arguments."""
+    """The configuration that the shapes of a released state dict imply; for the arguments see
+    `convert_state_dict`. Raises UserError."""
 
     def shape(key: str, ndim: int) -> list[int]:
         if key not in official:
@@ -178,10 +179,11 @@ def infer_config(
 def infer_codec(
     config: ModelConfig, settings: Mapping[str, Any], *, autoencoder: str = "", patch_size: int = 0
 ) -> tuple[CodecConfig, list[str]]:
-    """The autoencoder's facts by its latent channels, and what had to be assumed.
+    """(settings of the autoencoder with this number of latent channels, notes on assumptions).
 
-    The patch size is the one given, else that of the checkpoint's settings, else the one that makes the
-    token dimension a known autoencoder's: 16 = 1 x 1 x 16 channels rather than 2 x 2 x 4.
+    The patch size is the one given, else that in the checkpoint's settings, else the one with which the token
+    dimension fits a known autoencoder: 16 = 1 x 1 x 16 channels rather than 2 x 2 x 4. Raises UserError if
+    none fits.
     """
     notes = []
     patch = patch_size or _positive_int(settings, "patch_size") or 0
@@ -229,7 +231,7 @@ def _is_sincos(position: Tensor, hidden_size: int, grid: int) -> bool:
 
 def _mlp_ratio(hidden_size: int, mlp_size: int) -> float:
     ratio = mlp_size / hidden_size
-    # The model takes the whole part of hidden_size * ratio, which rounding may have brought below mlp_size.
+    # The model truncates hidden_size * ratio, which rounding may have made smaller than mlp_size.
     return ratio if int(hidden_size * ratio) == mlp_size else math.nextafter(ratio, math.inf)
 
 

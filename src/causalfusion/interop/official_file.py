@@ -1,4 +1,4 @@
-"""Reading a released checkpoint from disk without executing anything that it holds."""
+"""Reading a released checkpoint from disk without executing any code in it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from causalfusion.errors import UserError
 from causalfusion.weight_files import read_pickle
 
 _PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes that DistributedDataParallel and torch.compile add to every name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """One of `ema` and `model` may be missing, not both; a bare state dict is `model`."""
+    """The content of a checkpoint. At least one of `ema` and `model` is there; a bare state dict is
+    `model`."""
 
     ema: dict[str, Tensor] | None
     model: dict[str, Tensor] | None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The command line it was trained by (`args`), or the constructor arguments in a recording."""
+    """The options of its training (`args`), or the constructor arguments in a recording."""
     train_steps: int = 0
 
 
 def read_official(path: Path) -> OfficialFile:
-    """Weights and settings of a .pt or .safetensors file; UserError for anything that is not a checkpoint."""
+    """Weights and settings of a .pt or .safetensors file. Raises UserError for anything but a checkpoint."""
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a checkpoint of the released CausalFusion code")
     if path.suffix == ".safetensors":
@@ -56,7 +57,7 @@ def read_official(path: Path) -> OfficialFile:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a file."""
+    """(all tensors, metadata) of a file. Raises UserError."""
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -65,7 +66,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
-    """A JSON object, such as the metadata of the recordings hold."""
+    """A JSON object, such as in the metadata of recordings. Raises UserError, its message beginning with
+    `where`."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""A recorded file of the reference, and the record of how ours compares with it.
+"""Files of tensors recorded from the reference implementation, and the comparison of ours with them.
 
-Every tensor of a file is either used as an input or compared; `unknown` reports the rest, so that nothing
-recorded can be passed over in silence. NaN is never within a tolerance.
+Every tensor of a file is used as an input or compared; `unknown` reports the others, so that no recorded
+tensor is ignored silently. NaN is never within a tolerance.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _ABSOLUTE = {"masks", "orders", "labels", "timesteps", "parameters after steps",
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison of ours with a recorded tensor."""
+    """The comparison of one tensor of ours with the recorded one."""
 
     file: str
-    """Name of the file, without `.safetensors`."""
+    """Name of the file without `.safetensors`."""
     tensor: str
     quantity: str
-    """One of `TOLERANCES`."""
+    """A key of `TOLERANCES`."""
     error: float
     note: str = ""
-    """What the replay allowed for, beyond the tolerance."""
+    """A deviation that the replay accepted in addition to the tolerance."""
 
     @property
     def tolerance(self) -> float:
@@ -65,12 +65,12 @@ class Check:
 
     @property
     def severity(self) -> float:
-        """For finding the worst: NaN counts as infinite."""
+        """The error for ranking checks, with NaN as infinity."""
         return math.inf if math.isnan(self.error) else self.error
 
 
 class Recording:
-    """The tensors of one file; notes which were used, and collects the checks."""
+    """The tensors of one file; records which were used, and collects the checks."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name.removesuffix(".safetensors")
@@ -82,7 +82,7 @@ class Recording:
         return tensor in self.tensors
 
     def __getitem__(self, tensor: str) -> Tensor:
-        """An input of the replay."""
+        """A recorded tensor, which is then marked as used. Raises UserError if it is missing."""
         if tensor not in self.tensors:
             raise UserError(
                 f"{self.path} lacks the tensor {tensor}; expected a recording as its README describes"
@@ -91,10 +91,11 @@ class Recording:
         return self.tensors[tensor]
 
     def json(self, key: str) -> dict[str, Any]:
-        """A JSON object in the metadata."""
+        """A JSON object in the metadata. Raises UserError."""
         return parse_json(self.setting(key), f"{self.path}: metadata {key}")
 
     def setting(self, key: str) -> str:
+        """A text in the metadata. Raises UserError if it is missing."""
         if key not in self.metadata:
             raise UserError(
                 f"{self.path} lacks the metadata {key}; expected a recording as its README describes"
@@ -108,16 +109,16 @@ class Recording:
         return [f"{stem}{number}/" for number in numbers if f"{stem}{number}" in heads]
 
     def below(self, prefix: str) -> list[str]:
-        """The tensors whose names begin with the prefix, without it."""
+        """Names, without the prefix, of the tensors whose names begin with it."""
         return sorted(name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix))
 
     def compare(self, tensor: str, ours: Tensor, quantity: str, variant: str = "") -> None:
-        """Add a check, if that tensor was recorded; a variant is another way to come to the same."""
+        """Add a check if the tensor was recorded; `variant` names another way of computing it."""
         if tensor in self:
             self.check(f"{tensor} ({variant})" if variant else tensor, ours, self[tensor], quantity)
 
     def check(self, name: str, ours: Tensor, recorded: Tensor, quantity: str) -> None:
-        """Add a check of what is not a recorded tensor as it stands."""
+        """Add a check against a tensor that is derived from recorded ones."""
         error = _error(ours, recorded, relative=quantity not in _ABSOLUTE)
         self.checks.append(Check(self.name, name, quantity, error))
 
@@ -130,19 +131,20 @@ class Recording:
 
 
 def _error(ours: Tensor, recorded: Tensor, *, relative: bool) -> float:
-    """The largest difference, over the largest recorded value if `relative`; inf for another shape."""
+    """The largest absolute difference, divided by the largest recorded value if `relative`; infinite if the
+    shapes differ."""
     if ours.shape != recorded.shape:
         return math.inf
     if not recorded.numel():
         return 0.0
     largest = (ours.detach().double() - recorded.double()).abs().max()
     scale = recorded.double().abs().max() if relative else torch.ones(())
-    # Where all that was recorded is zero, the difference itself is the error.
+    # If all recorded values are zero, the error is the absolute difference.
     return float(largest / scale if scale > 0 else largest)
 
 
 def format_checks(checks: Sequence[Check]) -> str:
-    """Two tables, by quantity and by file, and the checks that failed by name."""
+    """Checks as text: a table by quantity, a table by file, and the failed checks."""
     lines = [f"{'quantity':24}{'checks':>7}{'largest error':>15}{'tolerance':>11}  at"]
     for quantity, tolerance in TOLERANCES.items():
         group = [c for c in checks if c.quantity == quantity]
@@ -156,8 +158,8 @@ def format_checks(checks: Sequence[Check]) -> str:
     for file in dict.fromkeys(c.file for c in checks):
         group = [c for c in checks if c.file == file]
         worst = max((c for c in group if c.tolerance), key=lambda c: c.severity / c.tolerance, default=None)
-        share = f"{worst.error / worst.tolerance:.2f} ({worst.tensor})" if worst else ""
-        lines.append(f"{file:24}{len(group):7}{sum(not c.ok for c in group):8}  {share}")
+        largest = f"{worst.error / worst.tolerance:.2f} ({worst.tensor})" if worst else ""
+        lines.append(f"{file:24}{len(group):7}{sum(not c.ok for c in group):8}  {largest}")
     notes = dict.fromkeys(f"{c.file}: {c.note}" for c in checks if c.note)
     if notes:
         lines += ["", *notes]

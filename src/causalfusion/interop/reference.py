@@ -1,8 +1,8 @@
-"""Replaying tensors that were recorded from the reference implementation, through our own code.
+"""Replaying tensors that were recorded from the reference implementation with our own code.
 
-The format is that of `shared/parity/README.md`: for each model X a file X.weights.safetensors under the
-official names, and any of X.train, X.infer, X.sample and X.loop; beside them, possibly, the noise schedules
-and the autoencoder. Any sizes will do: they are read from the files.
+The format is that of `shared/parity/README.md`: for each model X a file X.weights.safetensors with the
+official names, and any of X.train, X.infer, X.sample and X.loop; optionally also the noise schedules and the
+autoencoder. All sizes are read from the files.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _REPLAYS = {
 
 
 def replay_reference(folder: Path) -> list[Check]:
-    """Replay everything recorded in the folder, on the CPU in float32; UserError if it cannot be read.
+    """Replay everything recorded in the folder, on the CPU in float32. Raises UserError if it cannot be read.
 
-    What is recorded but unknown to the replay, or breaks it off, is a check that failed.
+    A recorded tensor that the replay does not know, or an error that aborts it, is a failed check.
     """
     weights = sorted(folder.glob("*.weights.safetensors"))
     if not weights:
@@ -57,7 +57,7 @@ def _replay(path: Path, replay: Callable[[Recording], None]) -> list[Check]:
     except UserError:
         raise
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
-        # Recorded shapes that contradict one another, or a defect of ours: neither may look like a pass.
+        # Inconsistent recorded shapes, or a defect of ours: neither may pass as success.
         reason = (str(error).splitlines() or [""])[0][:100]
         return [*recording.checks, Check(recording.name, f"broke off: {reason}", "not replayed", math.inf)]
     return recording.checks + recording.unknown()

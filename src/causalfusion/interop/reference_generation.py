@@ -1,4 +1,4 @@
-"""Replaying recorded generation: the cache against the masked pass, guidance, and sampling trajectories.
+"""Replaying recorded generation: cached against masked predictions, guidance, and sampling trajectories.
 
 Shape letters: B images, L image tokens, n tokens of an AR step, P token dimension, K diffusion steps.
 """
@@ -36,7 +36,7 @@ class RecordedNoise:
 
 @torch.no_grad()
 def replay_inference(recording: Recording, reference: Reference) -> None:
-    """X.infer: one masked pass, the same through the cache, and a whole autoregressive sampling."""
+    """Replay X.infer: a masked pass, the same with the cache, and a complete autoregressive sampling."""
     r, model = recording, reference.model()
     batch = read_batch(r, "", reference, class_dropout=0.0)
     plan, timesteps = batch.draws.plan, r["t"]
@@ -73,14 +73,14 @@ _BATCH_AXIS = {
 
 
 class _Image:
-    """One image of X.infer by itself, as a generation step has a single timestep."""
+    """One image of X.infer, replayed alone because a generation step has a single timestep."""
 
     def __init__(self, label: Tensor, clean: Tensor, noised: Tensor, order: Tensor, timestep: int) -> None:
         self.label, self.clean, self.noised, self.order = label[None], clean[None], noised[None], order[None]
         self.timestep = timestep
 
     def predictions(self, model: Transformer, ar_step: Tensor) -> dict[str, Tensor]:
-        """What the reference recorded, against a cache that grows as the AR steps (L,) say."""
+        """The recorded predictions and caches, with a cache that grows by the AR steps (L,) of the tokens."""
         num_ar_steps = int(ar_step[-1])
         last = ar_step == num_ar_steps
         plain = SampleConfig()
@@ -141,7 +141,7 @@ def _replay_ar_sampling(r: Recording, reference: Reference, model: Transformer, 
 
 @torch.no_grad()
 def replay_sampling(recording: Recording, reference: Reference) -> None:
-    """X.sample: plain diffusion, one AR step, both step by step on recorded inputs and running freely."""
+    """Replay X.sample, diffusion in one AR step: step by step from recorded inputs, and as a free run."""
     r, model = recording, reference.model()
     labels, z, noise_seq = r["y"], r["z"], r["noise_seq"]
     if "null_class" in r.metadata:
@@ -168,8 +168,8 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
         step = AutoregressiveStep(model, prefill(model, labels, plain), positions, 1)
         conditional = [step.predict(x, t) for x, t in zip(inputs, sampler.timesteps, strict=True)]
         r.compare("eps_cond_only_seq", torch.stack(conditional), "predictions")
-        # From the recorded predictions where there are any: at the noisiest steps x_0 is the prediction's
-        # rounding, 157 times enlarged.
+        # From recorded predictions, if there are any: at the noisiest steps x_0 magnifies the rounding of a
+        # prediction 157 times.
         predictions = list(r["eps_seq"]) if "eps_seq" in r else guided
         cleaned, following = [], []
         for k, (x, prediction, timestep) in enumerate(
@@ -195,8 +195,8 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
 
 
 def _sampling(respacing: str, guidance_scale: str) -> SampleConfig:
-    """DDPM through the timesteps that a respacing of the reference keeps, "" all of them. The reference
-    guides only above 1."""
+    """Settings of DDPM sampling with the timesteps of a respacing; "" keeps all. The reference guides only
+    with scales above 1."""
     return SampleConfig(
         sampler="ddpm",
         respacing=respacing,

@@ -1,11 +1,11 @@
 """Replaying recorded optimizer steps: AdamW, clipping and EMA from the recorded weights.
 
-AdamW's first step with a gradient is its sign times the learning rate, however small the gradient (eps is
-1e-15). Where a gradient is zero but for rounding its sign, and so 2 lr of the parameter, is anybody's
-guess: float64 settles it, but a recording in float32 holds whichever sign its rounding gave. Where the steps
-do not fit, the replay therefore tries the naive dense attention, which rounds in another way; and where that
-does not fit either, it may take such signs as recorded: only for elements below the float32 noise of their
-tensor, only a few, only if then everything fits. A note says so.
+AdamW's first step of a parameter is the sign of its gradient times the learning rate, however small the
+gradient (eps is 1e-15). If a gradient is zero except for rounding, its sign, and with it 2 lr of the
+parameter, is arbitrary: a float32 recording has whichever sign its rounding gave. If the steps do not match,
+the replay therefore tries dense attention, which rounds differently. If that does not match either, it may
+use the recorded signs of a few elements below the float32 noise of their tensor, provided that everything
+matches then. A note says so.
 """
 
 from __future__ import annotations
@@ -38,23 +38,28 @@ from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import make_optimizer
 
 GRADIENT_NOISE = 6e-6
-"""Of float32 gradients, relative to their tensor's largest: measured in the reference, against float64."""
+"""Error of float32 gradients, relative to the largest of their tensor, measured in the reference against
+float64."""
 MAX_SIGNS = 4
+"""Number of signs that may be taken from the recording."""
 MAX_CANDIDATES = 32
+"""Number of doubtful signs that are tried."""
 
 
 class DoubtfulSign(NamedTuple):
-    share: float
-    """|g| over the tensor's largest."""
+    """A gradient element whose sign is decided by rounding."""
+
+    magnitude: float
+    """|g|, relative to the tensor's largest."""
     train_step: int
     name: str
     place: int
-    """In the flattened tensor."""
+    """Index into the flattened tensor."""
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """What the recorded run does: settings, data, and the EMA decay of each step."""
+    """A recorded run: its settings, its batches, and the EMA decay of each step."""
 
     config: TrainConfig
     weighting: FactorizationConfig
@@ -64,6 +69,8 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Outcome:
+    """The result of replayed steps."""
+
     model: Transformer
     averages: dict[str, Tensor]
     losses: Tensor
@@ -72,7 +79,7 @@ class Outcome:
 
 
 def replay_loop(recording: Recording, reference: Reference) -> None:
-    """X.loop: losses and gradient norms of the steps, parameters and EMA after them."""
+    """Replay X.loop: losses and gradient norms of the steps, parameters and EMA after them."""
     task = _read_task(recording, reference)
     outcome = _optimize(reference, task, ())
     checks = _compare(recording, reference, outcome, "")
@@ -117,7 +124,7 @@ def _optimize(
     flipped: Sequence[DoubtfulSign],
     backend: AttentionBackend = "auto",
 ) -> Outcome:
-    """The recorded steps, with some doubtful gradients negated."""
+    """Run the recorded steps, with some doubtful gradients negated."""
     model = reference.model()
     optimizer = make_optimizer(model.parameters(), task.config)
     ema = EMA(model.named_parameters())
@@ -144,18 +151,18 @@ def _optimize(
 def _doubtful_signs(
     model: Transformer, optimizer: torch.optim.Optimizer, train_step: int
 ) -> list[DoubtfulSign]:
-    """Elements whose first gradient is now, and is not zero but below the noise."""
+    """Elements whose first nonzero gradient is in this step, and is below the noise."""
     found = []
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
         if gradient is None or name.endswith(K_NORM_BIAS):
             continue
-        share = gradient.abs() / gradient.abs().max()
-        doubtful = (share > 0) & (share < GRADIENT_NOISE)
+        magnitude = gradient.abs() / gradient.abs().max()
+        doubtful = (magnitude > 0) & (magnitude < GRADIENT_NOISE)
         if parameter in optimizer.state:
             doubtful &= optimizer.state[parameter]["exp_avg_sq"] == 0
         for place in doubtful.view(-1).nonzero()[:, 0].tolist():
-            found.append(DoubtfulSign(float(share.view(-1)[place]), train_step, name, place))
+            found.append(DoubtfulSign(float(magnitude.view(-1)[place]), train_step, name, place))
     return found
 
 
@@ -166,11 +173,11 @@ def _with_signs(
     doubtful: Sequence[DoubtfulSign],
     plain: list[Check],
 ) -> list[Check]:
-    """The checks with the few doubtful signs taken as recorded that make all fit; else those without."""
+    """The checks with a few doubtful signs taken from the recording, if all pass with them; else `plain`."""
     taken: list[DoubtfulSign] = []
     best = _worst(plain)
     while len(taken) < MAX_SIGNS:
-        worth_it = best / 2
+        target = best / 2
         note = f"{len(taken) + 1} gradient sign(s) below float32 noise taken as recorded (AdamW steps ±lr)"
         improving = None
         for sign in doubtful:
@@ -181,7 +188,7 @@ def _with_signs(
                 return checks
             if _worst(checks) < best:
                 best, improving = _worst(checks), sign
-        if improving is None or best > worth_it:
+        if improving is None or best > target:
             break
         taken.append(improving)
     return plain
@@ -204,5 +211,5 @@ def _compare(recording: Recording, reference: Reference, outcome: Outcome, note:
 
 
 def _worst(checks: Sequence[Check]) -> float:
-    """The largest error, in tolerances."""
+    """The largest error, as a multiple of its tolerance."""
     return max((check.severity / check.tolerance for check in checks), default=0.0)

@@ -1,4 +1,4 @@
-"""A recorded model: its weights under our names, and what its recordings share."""
+"""A recorded model: its weights under our names, and the settings that its recordings share."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from causalfusion.saved.folder import load_strictly
 
 @dataclass(frozen=True)
 class Reference:
+    """A recorded model of the reference implementation."""
+
     config: ModelConfig
     weights: dict[str, Tensor]
     patch_size: int
     class_dropout: float
     learnable_positions: bool
     num_class_rows: int
-    """Of the reference's class table, which has no null row where it never drops labels."""
+    """Rows of the reference's class table, which has no null row if labels are never dropped."""
     process: DDPM
 
     def model(self) -> Transformer:
-        """A fresh copy. Positions that the reference froze are frozen also where ours could learn them."""
+        """A new copy of the model. Positions that the reference froze are frozen, even if ours could learn
+        them."""
         model = Transformer(self.config)
         load_strictly(model, self.weights, "the recorded weights")
         if self.config.position_embedding == "learnable":
@@ -37,7 +40,7 @@ class Reference:
         return model
 
     def official_tensors(self, model: Transformer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by our parameter names, as the reference names and shapes them; fixed positions too."""
+        """Tensors by our parameter names, renamed and reshaped as in the reference, with fixed positions."""
         official = {official_name(name): value for name, value in tensors.items()}
         official.setdefault("pos_embed", model.image_position.detach())
         for name in ("pos_embed", "cond_pos_embed"):
@@ -47,7 +50,8 @@ class Reference:
 
 
 def read_reference(path: Path) -> Reference:
-    """X.weights.safetensors; its constructor arguments must agree with the shapes of its weights."""
+    """The model in X.weights.safetensors. Raises UserError if its constructor arguments contradict the shapes
+    of its weights."""
     recording = Recording(path)
     arguments = recording.json("config")
 

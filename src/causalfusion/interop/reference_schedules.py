@@ -1,4 +1,4 @@
-"""Replaying recorded noise schedules: every table, in float64, of every respacing."""
+"""Replaying recorded noise schedules: every table of every respacing, in float64."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TABLES = (
 
 
 def replay_schedules(recording: Recording) -> None:
-    """Tensors `RESPACING/table`; the respacing "" is called `full` there."""
+    """Compare the tensors `RESPACING/table`; the respacing "" is recorded as `full`."""
     full = NoiseSchedule.from_config(DiffusionConfig())
     for spec in json.loads(recording.setting("respacings")):
         schedule = full.select(respacing_timesteps(full.num_timesteps, spec))

@@ -28,15 +28,15 @@ from causalfusion.train.draws import Draws
 from causalfusion.train.step import Objective, TokenBatch
 
 K_NORM_BIAS = "attn.k_norm.bias"
-"""Its gradient is zero but for rounding: it adds the same number to every logit of a query."""
+"""Weight whose gradient is zero except for rounding: it adds the same number to every logit of a query."""
 
 
 @dataclass(frozen=True)
 class RecordedBatch:
-    """The recorded draws of one batch, as a training step takes them."""
+    """A recorded batch with its random draws, as a train step takes them."""
 
     tokens: Tensor
-    """(B, L, P) clean, raster order."""
+    """Clean tokens, (B, L, P), in raster order."""
     labels: Tensor
     draws: Draws
 
@@ -47,7 +47,7 @@ class RecordedBatch:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What a training step saw on its way to the errors."""
+    """Intermediate results of a train step."""
 
     sequence: PackedSequence
     prediction: Tensor
@@ -57,7 +57,7 @@ class ForwardPass:
 def read_batch(
     recording: Recording, prefix: str, reference: Reference, class_dropout: float
 ) -> RecordedBatch:
-    """Inputs and draws below a prefix; on the way, checks what follows from them alone."""
+    """The batch recorded under a prefix. Adds checks of the tensors that follow from it without a model."""
     r, size = recording, reference.patch_size
     x0, noise, timesteps = r[prefix + "x0"], r[prefix + "noise"], r[prefix + "t"]
     num_tokens = reference.config.num_tokens
@@ -83,13 +83,13 @@ def read_batch(
 def forward_pass(
     model: Transformer, reference: Reference, batch: RecordedBatch, backend: AttentionBackend = "auto"
 ) -> ForwardPass:
-    """The training step's own path, overheard at the model's door."""
-    heard: list[tuple[PackedSequence, Tensor]] = []
+    """The forward pass of a train step, with the model's input and output captured by a hook."""
+    captured: list[tuple[PackedSequence, Tensor]] = []
 
-    def listen(module: nn.Module, args: tuple[PackedSequence, ...], output: Predictions) -> None:
-        heard.append((args[0], output.image))
+    def capture(module: nn.Module, args: tuple[PackedSequence, ...], output: Predictions) -> None:
+        captured.append((args[0], output.image))
 
-    handle = model.register_forward_hook(listen)
+    handle = model.register_forward_hook(capture)
     try:
         config = RunConfig(model=model.config, train=TrainConfig(attention=backend))
         objective = Objective(config, reference.process)
@@ -97,22 +97,22 @@ def forward_pass(
         errors = objective.errors(model, objective.arrange(tokens, batch.draws)).image
     finally:
         handle.remove()
-    return ForwardPass(*heard[0], errors)
+    return ForwardPass(*captured[0], errors)
 
 
 def training_loss(errors: Tensor, plan: Plan, weighting: FactorizationConfig) -> Tensor:
-    """The mean of the squared errors under the AR weights."""
+    """The mean of the squared errors with AR weights."""
     return weighted_mean(errors, loss_weights(plan.ar_step, weighting))
 
 
 def compare_mask(recording: Recording, prefix: str, sequence: PackedSequence) -> None:
-    """The reference's mask is 1 where attention is blocked."""
+    """Compare the mask with the reference's, which is 1 where attention is blocked."""
     ours = ~dense_mask(sequence.clean, sequence.ar_step)[0, 0]
     recording.compare(prefix + "attn_mask", ours, "masks")
 
 
 def replay_training(recording: Recording, reference: Reference) -> None:
-    """X.train: masks, AR weights, predictions, errors, losses and gradients of every case."""
+    """Replay X.train: masks, AR weights, predictions, errors, losses and gradients of every case."""
     cases = recording.json("cases")
     model = reference.model()
     precise = _in_float64(reference.model())
@@ -141,7 +141,7 @@ def replay_training(recording: Recording, reference: Reference) -> None:
 
 
 def ar_weighting(values: Any, where: str) -> FactorizationConfig:
-    """[largest, smallest, form] as the settings of our AR loss weights."""
+    """The settings of our AR loss weights for a recorded [largest, smallest, form]. Raises UserError."""
     if not (isinstance(values, list) and len(values) == 3 and values[2] in ("linear", "cosine")):
         raise UserError(f"{where}: ar is {values!r}; expected [max_weight, min_weight, linear or cosine]")
     return FactorizationConfig(
@@ -150,7 +150,7 @@ def ar_weighting(values: Any, where: str) -> FactorizationConfig:
 
 
 def compare_weights(recording: Recording, prefix: str, plan: Plan, weighting: FactorizationConfig) -> None:
-    """The reference keeps a single weight where all are equal."""
+    """Compare the AR weights. The reference stores a single one if all are equal."""
     name = prefix + "ar_weights"
     if name in recording:
         ours = loss_weights(plan.ar_step, weighting)[0]
@@ -173,7 +173,7 @@ def _compare_gradients(recording: Recording, prefix: str, model: Transformer, re
         names = _parameter_names(recording, norms)
         recorded = recording[prefix + "grad_norms"]
         kept = torch.tensor([not name.endswith(K_NORM_BIAS) for name in names])
-        # Each norm by itself: beside the largest, an error in a small one would not show.
+        # As ratios, because an error in a small norm would be hidden by the largest one.
         ours = torch.stack([norms[name] for name in names])
         ratio = torch.where(recorded > 0, ours / recorded, 1 + ours)
         recording.check(prefix + "grad_norms", ratio[kept], torch.ones_like(ratio)[kept], "gradients")
@@ -191,7 +191,8 @@ def _parameter_names(recording: Recording, norms: dict[str, Tensor]) -> list[str
 
 
 def compare_parameters(recording: Recording, prefix: str, ours: dict[str, Tensor], quantity: str) -> None:
-    """Compare what was recorded below a prefix by official name, but for what is only rounding."""
+    """Compare the tensors recorded under a prefix, by official name, except gradients that are only
+    rounding."""
     for name in recording.below(prefix):
         if name.endswith(K_NORM_BIAS):
             recording.used.add(prefix + name)
@@ -200,7 +201,8 @@ def compare_parameters(recording: Recording, prefix: str, ours: dict[str, Tensor
 
 
 def _in_float64(model: Transformer) -> Transformer:
-    """The sinusoid of the timestep stays float32, in the reference too, and is cast where it enters."""
+    """The model in float64. The timestep's sinusoid stays float32, as in the reference, and is cast on entry
+    to the model."""
     model = model.double()
 
     def cast(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

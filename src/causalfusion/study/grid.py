@@ -11,7 +11,7 @@ from causalfusion.config import RunConfig, SampleConfig
 from causalfusion.config.earlier import rename_settings
 from causalfusion.config.recipes import load_layers, merge
 from causalfusion.config.serialize import flat, from_dict, to_dict
-from causalfusion.study.recipe import Ground, Study, Variant, fill_in
+from causalfusion.study.recipe import Study, StudyData, Variant, fill_in
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Job:
     def folder(self) -> Path:
         return Path(self.config.out)
 
-    def sampling(self, ground: Ground, num_ar_steps: int) -> SampleConfig:
+    def sampling(self, study_data: StudyData, num_ar_steps: int) -> SampleConfig:
         """Settings of generation with this number of AR steps, in the token order of the training."""
         trained = self.config.factorization
-        sample = from_dict(SampleConfig, {**to_dict(ground.sample), **self.sample}, "sample.")
+        sample = from_dict(SampleConfig, {**to_dict(study_data.sample), **self.sample}, "sample.")
         return replace(
             sample,
             num_ar_steps=num_ar_steps,
@@ -42,20 +42,24 @@ class Job:
         )
 
 
-def jobs_of(study: Study, ground: Ground, seeds: Sequence[int], out: Path) -> list[Job]:
+def jobs_of(study: Study, study_data: StudyData, seeds: Sequence[int], out: Path) -> list[Job]:
     """One job for every variant and seed; all variants with the first seed come first."""
-    ar_steps = tuple(s for s in study.ar_steps if s <= ground.num_tokens)
+    ar_steps = tuple(s for s in study.ar_steps if s <= study_data.num_tokens)
     return [
-        Job(variant.name, seed, run_config(study, variant, ground, seed, out), ar_steps, study.sample)
+        Job(variant.name, seed, run_config(study, variant, study_data, seed, out), ar_steps, study.sample)
         for seed in seeds
         for variant in study.variants
     ]
 
 
-def run_config(study: Study, variant: Variant, ground: Ground, seed: int, out: Path) -> RunConfig:
+def run_config(study: Study, variant: Variant, study_data: StudyData, seed: int, out: Path) -> RunConfig:
     """The settings of a variant's training, in a folder named after what differs from the data file's own."""
-    base = [load_layers(ground.recipes), ground.settings, {"sample": study.sample, "train": {"seed": seed}}]
-    layers = [fill_in(layer, ground.num_tokens) for layer in (study.settings, variant.settings)]
+    base = [
+        load_layers(study_data.recipes),
+        study_data.settings,
+        {"sample": study.sample, "train": {"seed": seed}},
+    ]
+    layers = [fill_in(layer, study_data.num_tokens) for layer in (study.settings, variant.settings)]
     plain, config = (
         from_dict(RunConfig, rename_settings(merge(tables), "study")) for tables in (base, [*base, *layers])
     )

@@ -17,35 +17,35 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.runtime import select_device
 from causalfusion.saved.folder import checkpoints_of
 from causalfusion.study.grid import Job
-from causalfusion.study.recipe import Ground
+from causalfusion.study.recipe import StudyData
 
 FILE = "figures.json"
 
 
-def missing_ar_steps(job: Job, ground: Ground) -> list[int]:
+def missing_ar_steps(job: Job, study_data: StudyData) -> list[int]:
     """The values of S at which the job's model is not measured yet."""
     measured = _read(job.folder / FILE)
-    return [s for s in job.ar_steps if _key(job.sampling(ground, s), ground) not in measured]
+    return [s for s in job.ar_steps if _key(job.sampling(study_data, s), study_data) not in measured]
 
 
-def read_figures(job: Job, ground: Ground) -> dict[int, dict[str, float]]:
+def read_figures(job: Job, study_data: StudyData) -> dict[int, dict[str, float]]:
     """The figures at each S: `frechet` and, if the judge knows classes, `accuracy`."""
     measured = _read(job.folder / FILE)
-    return {s: measured[_key(job.sampling(ground, s), ground)] for s in job.ar_steps}
+    return {s: measured[_key(job.sampling(study_data, s), study_data)] for s in job.ar_steps}
 
 
-def measure_job(job: Job, ground: Ground, device: str) -> None:
+def measure_job(job: Job, study_data: StudyData, device: str) -> None:
     """Measure the missing figures and add them to the run's file, one S after another."""
     pipeline = Pipeline.load(checkpoints_of(job.folder)[-1], device=select_device(device))
-    judge = _judge(ground.features, job.config.data, pipeline.codec.config.image_height, device)
-    for num_ar_steps in missing_ar_steps(job, ground):
-        settings = job.sampling(ground, num_ar_steps)
-        found = measure_quality(pipeline, settings, judge, ground.count, seed=job.seed)
+    judge = _judge(study_data.features, job.config.data, pipeline.codec.config.image_height, device)
+    for num_ar_steps in missing_ar_steps(job, study_data):
+        settings = job.sampling(study_data, num_ar_steps)
+        found = measure_quality(pipeline, settings, judge, study_data.count, seed=job.seed)
         figures = {"frechet": found.frechet}
         if found.accuracy is not None:
             figures["accuracy"] = found.accuracy
         path = job.folder / FILE
-        write_whole(path, json.dumps({**_read(path), _key(settings, ground): figures}, indent=1) + "\n")
+        write_whole(path, json.dumps({**_read(path), _key(settings, study_data): figures}, indent=1) + "\n")
 
 
 @lru_cache(maxsize=1)
@@ -53,9 +53,9 @@ def _judge(features: str, data: DataConfig, image_size: int, device: str) -> Jud
     return open_judge(features, data, image_size, device)
 
 
-def _key(settings: SampleConfig, ground: Ground) -> str:
+def _key(settings: SampleConfig, study_data: StudyData) -> str:
     """A hash of everything besides the model on which a figure depends."""
-    return hash_of([to_dict(settings), ground.count, ground.features])
+    return hash_of([to_dict(settings), study_data.count, study_data.features])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class StudyData:
     """The data of a study, with how models are trained and judged on them."""
 
     recipes: list[str]
@@ -92,7 +92,7 @@ def study_names() -> list[str]:
     return _names(resources.files("causalfusion") / "studies")
 
 
-def ground_names() -> list[str]:
+def study_data_names() -> list[str]:
     return _names(resources.files("causalfusion") / "studies" / "data")
 
 
@@ -122,13 +122,13 @@ def load_study(name: str) -> Study:
     return study
 
 
-def load_ground(name: str, layers: list[str]) -> Ground:
+def load_study_data(name: str, layers: list[str]) -> StudyData:
     """The content of a data file, by its name or path; `layers` are recipes or TOML files whose settings
     override its own. Raises UserError."""
     folder = resources.files("causalfusion") / "studies" / "data"
-    values = _load(folder, name, "data", ground_names())
+    values = _load(folder, name, "data", study_data_names())
     values["settings"] = merge([values.get("settings", {}), load_layers(layers)])
-    return from_dict(Ground, values, f"{name}: ")
+    return from_dict(StudyData, values, f"{name}: ")
 
 
 def fill_in(settings: dict[str, Any], num_tokens: int) -> dict[str, Any]:

@@ -13,45 +13,45 @@ from causalfusion.files import in_use
 from causalfusion.machine.runtime import select_device
 from causalfusion.saved.folder import checkpoints_of, load_spec
 from causalfusion.study.grid import Job, jobs_of
-from causalfusion.study.recipe import Ground, load_study
+from causalfusion.study.recipe import StudyData, load_study
 from causalfusion.study.request import StudyRequest
 from causalfusion.study.tables import Figures, write_results
 
 
-def run_study(name: str, ground: Ground, request: StudyRequest) -> Path:
+def run_study(name: str, study_data: StudyData, request: StudyRequest) -> Path:
     """The folder with `results.md`, `results.csv` and `results.png` of a study, given by name or by file. The
     same command goes on after any interruption; a run or a figure that is there is not made again."""
-    study, ground_name = load_study(name), Path(request.data).stem
-    out = request.out / ground_name
-    jobs = jobs_of(study, ground, request.seeds, out)
-    check_before(jobs, ground)
+    study, data_name = load_study(name), Path(request.data).stem
+    out = request.out / data_name
+    jobs = jobs_of(study, study_data, request.seeds, out)
+    check_before(jobs, study_data)
     folder = out / Path(name).stem
     with in_use(out, "the study's folder"):  # its runs are shared by all studies there
-        _train_and_measure(jobs, folder.name, ground, request)
-        figures = {(job.variant, job.seed): _figures(job, ground) for job in jobs}
+        _train_and_measure(jobs, folder.name, study_data, request)
+        figures = {(job.variant, job.seed): _figures(job, study_data) for job in jobs}
         folder.mkdir(parents=True, exist_ok=True)
-        write_results(folder, study, ground, ground_name, request.seeds, figures)
+        write_results(folder, study, study_data, data_name, request.seeds, figures)
     print((folder / "results.md").read_text("utf-8"))
     return folder
 
 
-def _train_and_measure(jobs: Sequence[Job], study: str, ground: Ground, request: StudyRequest) -> None:
+def _train_and_measure(jobs: Sequence[Job], study: str, study_data: StudyData, request: StudyRequest) -> None:
     """Do what is left of the jobs; `study` names them in the output."""
     for name, work, done in (("train", _train, _is_trained), ("measure", _measure, _is_measured)):
-        left = _without_doubles([job for job in jobs if not done(job, ground)])
+        left = _without_doubles([job for job in jobs if not done(job, study_data)])
         if left:
             print(f"{study}: {len(left)} of {len(jobs)} runs to {name}", flush=True)
-            _in_parallel(work, left, ground, request)
+            _in_parallel(work, left, study_data, request)
 
 
-def check_before(jobs: Sequence[Job], ground: Ground) -> None:
+def check_before(jobs: Sequence[Job], study_data: StudyData) -> None:
     """Raise UserError now for faults of a study that would otherwise show after hours of training."""
     from causalfusion.data import open_source
     from causalfusion.estimate.planned import plan_run
     from causalfusion.evaluate.features.open import open_extractor
     from causalfusion.factorization import num_ar_steps_probabilities
 
-    open_extractor(ground.features, "cpu")
+    open_extractor(study_data.features, "cpu")
     open_source(jobs[0].config.data)
     tokens: dict[str, int] = {}  # the data are opened once for all variants that see the same
     for job in _without_doubles(jobs):
@@ -59,9 +59,9 @@ def check_before(jobs: Sequence[Job], ground: Ground) -> None:
         if key not in tokens:
             tokens[key] = plan_run(job.config).config.model.num_tokens
         found = tokens[key]
-        if found != ground.num_tokens:
+        if found != study_data.num_tokens:
             raise UserError(
-                f"the data file says num_tokens = {ground.num_tokens}; images of its recipes have {found}"
+                f"the data file says num_tokens = {study_data.num_tokens}; images of its recipes have {found}"
             )
         try:
             num_ar_steps_probabilities(found, job.config.factorization)
@@ -69,33 +69,33 @@ def check_before(jobs: Sequence[Job], ground: Ground) -> None:
             raise UserError(f"the variant {job.variant!r}: {error}") from None
 
 
-def _is_trained(job: Job, _: Ground) -> bool:
+def _is_trained(job: Job, _: StudyData) -> bool:
     checkpoints = checkpoints_of(job.folder)
     return bool(checkpoints) and load_spec(checkpoints[-1]).images_seen >= job.config.train.images
 
 
-def _is_measured(job: Job, ground: Ground) -> bool:
+def _is_measured(job: Job, study_data: StudyData) -> bool:
     from causalfusion.study.measure import missing_ar_steps
 
-    return not missing_ar_steps(job, ground)
+    return not missing_ar_steps(job, study_data)
 
 
-def _train(job: Job, _: Ground, device: str) -> None:
+def _train(job: Job, _: StudyData, device: str) -> None:
     from causalfusion.train.run import train
 
     train(job.config, device=device, show_progress=False)
 
 
-def _measure(job: Job, ground: Ground, device: str) -> None:
+def _measure(job: Job, study_data: StudyData, device: str) -> None:
     from causalfusion.study.measure import measure_job
 
-    measure_job(job, ground, device)
+    measure_job(job, study_data, device)
 
 
-def _figures(job: Job, ground: Ground) -> Figures:
+def _figures(job: Job, study_data: StudyData) -> Figures:
     from causalfusion.study.measure import read_figures
 
-    return read_figures(job, ground)
+    return read_figures(job, study_data)
 
 
 def _without_doubles(jobs: Sequence[Job]) -> list[Job]:
@@ -103,14 +103,14 @@ def _without_doubles(jobs: Sequence[Job]) -> list[Job]:
     return list({job.folder: job for job in reversed(jobs)}.values())[::-1]
 
 
-Work = Callable[[Job, Ground, str], None]
+Work = Callable[[Job, StudyData, str], None]
 
 
-def _in_parallel(work: Work, jobs: Sequence[Job], ground: Ground, request: StudyRequest) -> None:
+def _in_parallel(work: Work, jobs: Sequence[Job], study_data: StudyData, request: StudyRequest) -> None:
     """Do the work of each job, `request.workers` at a time in processes of their own."""
     if request.workers == 1:
         for number, job in enumerate(jobs, 1):
-            work(job, ground, request.device)
+            work(job, study_data, request.device)
             _say(number, len(jobs), job)
         return
     threads = max(1, (os.cpu_count() or 1) // request.workers)
@@ -119,7 +119,7 @@ def _in_parallel(work: Work, jobs: Sequence[Job], ground: Ground, request: Study
         request.workers, get_context("spawn"), _use_threads, (threads,), max_tasks_per_child=1
     ) as pool:
         places = {
-            pool.submit(work, job, ground, _device(request.device, number)): job
+            pool.submit(work, job, study_data, _device(request.device, number)): job
             for number, job in enumerate(jobs)
         }
         waiting = set(places)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.study.picture import save_picture
-from causalfusion.study.recipe import Ground, Study, entry
+from causalfusion.study.recipe import Study, StudyData, entry
 from causalfusion.study.verdict import CONFIDENCE, Verdict, judge
 
 Figures = Mapping[int, Mapping[str, float]]
@@ -20,8 +20,8 @@ Show = Callable[[Any], str]
 def write_results(
     folder: Path,
     study: Study,
-    ground: Ground,
-    ground_name: str,
+    study_data: StudyData,
+    data_name: str,
     seeds: Sequence[int],
     figures: Mapping[tuple[str, int], Figures],
 ) -> None:
@@ -33,7 +33,7 @@ def write_results(
     verdicts = [v for claim in study.claims if (v := judge(claim, here, paper)) is not None]
     parts = [
         f"# {study.title}\n\n{study.question}\n",
-        _setting(study, ground, ground_name, seeds),
+        _setting(study, study_data, data_name, seeds),
         _table(study, here, paper, _distance),
     ]
     accuracy = by_entry(figures, "accuracy")
@@ -43,25 +43,26 @@ def write_results(
     if verdicts:
         parts += [_verdicts(verdicts)]
     (folder / "results.md").write_text("\n".join(parts), encoding="utf-8")
-    _write_csv(folder / "results.csv", study, ground_name, figures)
+    _write_csv(folder / "results.csv", study, data_name, figures)
     save_picture(folder / "results.png", study, here, paper)
 
 
-def _setting(study: Study, ground: Ground, ground_name: str, seeds: Sequence[int]) -> str:
-    sample = ground.sample
+def _setting(study: Study, study_data: StudyData, data_name: str, seeds: Sequence[int]) -> str:
+    sample, count = study_data.sample, study_data.count
     return (
-        f"Data: {ground_name}. Fréchet distance in the features `{ground.features}` of {ground.count:,} "
+        f"Data: {data_name}. Fréchet distance in the features `{study_data.features}` of {count:,} "
         f"generated images ({sample.sampler}, {sample.diffusion_steps[0]} diffusion steps in each AR step, "
         f"guidance {sample.guidance_scale:g}); mean ± standard deviation over the seeds "
         f"{', '.join(map(str, seeds))}. Lower is better. Paper: {study.paper_figure}.\n"
-        + _beyond(study, ground)
+        + _beyond(study, study_data)
     )
 
 
-def _beyond(study: Study, ground: Ground) -> str:
+def _beyond(study: Study, study_data: StudyData) -> str:
     """A sentence on the values of S that are larger than the number of tokens; empty if there are none."""
-    left_out = [str(s) for s in study.ar_steps if s > ground.num_tokens]
-    return f"Left out, as there are {ground.num_tokens} tokens: S = {', '.join(left_out)}.\n" * bool(left_out)
+    tokens = study_data.num_tokens
+    left_out = [str(s) for s in study.ar_steps if s > tokens]
+    return f"Left out, as there are {tokens} tokens: S = {', '.join(left_out)}.\n" if left_out else ""
 
 
 def by_entry(figures: Mapping[tuple[str, int], Figures], name: str) -> dict[str, list[float]]:
@@ -133,9 +134,7 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
-def _write_csv(
-    path: Path, study: Study, ground_name: str, figures: Mapping[tuple[str, int], Figures]
-) -> None:
+def _write_csv(path: Path, study: Study, data_name: str, figures: Mapping[tuple[str, int], Figures]) -> None:
     """Write one line for each figure."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -146,4 +145,4 @@ def _write_csv(
                 place = study.ar_steps.index(num_ar_steps)
                 for name, value in values.items():
                     paper = known[place] if name == "frechet" and place < len(known) else ""
-                    writer.writerow([ground_name, variant, seed, num_ar_steps, name, value, paper])
+                    writer.writerow([data_name, variant, seed, num_ar_steps, name, value, paper])
