@@ -1,4 +1,4 @@
-"""The card of the model that ships: what it is, how it was trained, and its figures."""
+"""The card of the packaged model: description, training and figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from causalfusion.saved.folder import ModelSpec
 
 
 def write_card(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str) -> None:
-    """`README.md` in the model's folder."""
+    """Write `README.md` in the model's folder."""
     (folder / "README.md").write_text(
         "\n".join(_lines(folder, spec, figures, training)) + "\n", encoding="utf-8"
     )
@@ -20,34 +20,33 @@ def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str
     model, text = spec.model, spec.text
     size = (folder / "model.safetensors").stat().st_size / 2**20
     lines = [
-        "# The model that ships: shapes, text and images",
+        "# The packaged model: shapes, text and images",
         "",
         f"A CausalFusion model of {count_parameters(Transformer(model)):,} parameters ({size:.1f} MB in "
         f"float16): {model.depth} layers, {model.hidden_size} wide, {model.num_heads} heads; "
         f"{spec.codec.image_height}x{spec.codec.image_width} images as {model.num_tokens} tokens of "
-        f"{model.token_dim} numbers; a byte-level BPE of {model.vocab_size} tokens. It knows scenes of one "
-        "to three coloured shapes, and nothing else of the world: circle, square, triangle, diamond, star; "
-        "red, green, blue, yellow, purple, orange, cyan, black; small and large; places and relations.",
+        f"{model.token_dim} numbers; a byte-level BPE of {model.vocab_size} tokens. It only knows scenes of "
+        "one to three coloured shapes: circle, square, triangle, diamond, star; red, green, blue, yellow, "
+        "purple, orange, cyan, black; small and large; positions and relations.",
         "",
         "    causalfusion sample --prompt 'a small red circle to the left of a large blue star'",
         "    causalfusion caption picture.png",
         "",
         "## Training",
         f"{training} The built-in data set `shapes`, split `train`; one CPU core; the model predicts "
-        f"{spec.diffusion.prediction_type}. The last settings: captions first in {text.caption_first:.0%} of "
+        f"`{spec.diffusion.prediction_type}`. Final settings: captions first in {text.caption_first:.0%} of "
         f"the sequences, images first in {text.image_first:.0%}, coefficient of the text loss "
-        f"{text.loss_coefficient:g}, γ = {spec.factorization.decay:g}. In one call, on any device:",
+        f"{text.loss_coefficient:g}, γ = {spec.factorization.decay:g}. In one command, on any device:",
         "",
         "    python -m benchmarks.text_image ship runs/shapes-finish",
         "",
         "## Figures",
-        f"{figures['count']} scenes of each kind, the weights as they ship, guidance "
-        f"{figures['guidance_scale']:g}, dpm++ with 20 diffusion steps (10 in each AR step where there are "
-        "several); *best of 8*: eight images are drawn with S = 1, and the one is kept for which the model "
-        "itself finds the prompt likeliest (`--candidates 8`). An oracle reads every image back from its "
-        "pixels; a parser reads every caption. *All*: "
-        "objects, colours, sizes and relations are what the caption says. Fréchet distance: of images "
-        "averaged down to 8x8 pixels.",
+        f"{figures['count']} scenes of each kind, the packaged weights, guidance "
+        f"{figures['guidance_scale']:g}, dpm++ with 20 diffusion steps (10 in each AR step if there are "
+        "several). *Best of 8*: of eight images, drawn with S = 1, the one under which the prompt is most "
+        "likely, according to the model itself (`--candidates 8`). An oracle recognises the objects in every "
+        "image; a parser reads every caption. *All*: objects, colours, sizes and relations are what the "
+        "caption says. Fréchet distances are of images averaged down to 8x8 pixels.",
     ]
     for split in ("test", "compositional"):
         if split in figures:
@@ -56,10 +55,10 @@ def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str
     lines += [
         "",
         "### Edits",
-        f"The right half regenerated under a new caption (S = 2): {edits['all']:.1%} show exactly what the "
-        f"caption says; {edits['outside_unchanged']:.0%} are unchanged, bit for bit, outside of that half.",
+        f"The right half is regenerated for a new caption (S = 2): {edits['all']:.1%} show exactly what the "
+        f"caption says; {edits['outside_unchanged']:.0%} are unchanged, bit for bit, outside that half.",
         "",
-        "The split `compositional` holds only pairs of shape and colour that training never showed (a purple "
+        "The split `compositional` has only pairs of shape and colour that never occur in training (a purple "
         "circle, a red square, ...).",
     ]
     return lines
