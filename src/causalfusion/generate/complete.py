@@ -25,7 +25,7 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import check_room, prompt_ids, text_length
 from causalfusion.generate.rank import best_of
 from causalfusion.generate.tokens import StepEvent
-from causalfusion.generate.write import choose_tokens, only
+from causalfusion.generate.write import choose_tokens, restrict_to
 from causalfusion.rng import derive_generator, derive_seed
 
 MAX_ELEMENTS = 16
@@ -132,7 +132,7 @@ def _next_kind(story: _Story, write: WriteConfig, seed: int, *, may_end: bool) -
     assert logits is not None, "documents have text logits"
     generator = derive_generator(seed, "kind", len(story.elements))
     chosen = choose_tokens(
-        only(logits, list(kinds.values())), write, torch.rand(1, generator=generator).to(logits.device)
+        restrict_to(logits, list(kinds.values())), write, torch.rand(1, generator=generator).to(logits.device)
     )
     return next(kind for kind, token in kinds.items() if token == int(chosen))
 

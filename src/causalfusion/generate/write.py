@@ -38,8 +38,8 @@ def choose_tokens(logits: Tensor, config: WriteConfig, uniform: Tensor) -> Tenso
     return ids.gather(1, place)[:, 0]
 
 
-def only(logits: Tensor, allowed: Sequence[int]) -> Tensor:
-    """The logits with everything else impossible."""
+def restrict_to(logits: Tensor, allowed: Sequence[int]) -> Tensor:
+    """Logits (B, vocabulary) with all tokens but the allowed ones at minus infinity."""
     masked = torch.full_like(logits, -torch.inf)
     masked[:, list(allowed)] = logits[:, list(allowed)]
     return masked

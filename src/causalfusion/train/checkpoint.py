@@ -37,7 +37,7 @@ from causalfusion.saved.folder import (
 )
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import load_optimizer
-from causalfusion.train.sharding import share
+from causalfusion.train.sharding import shard_like
 from causalfusion.train.soundness import check_tensors
 
 _HIDDEN = ".partial-"
@@ -208,7 +208,8 @@ def load_checkpoint(
 def load_shares(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     """Load whole tensors, strictly, into a model that may be sharded."""
     layout = model.state_dict()
-    load_strictly(model, {k: share(v, layout[k]) if k in layout else v for k, v in weights.items()}, where)
+    shards = {k: shard_like(v, layout[k]) if k in layout else v for k, v in weights.items()}
+    load_strictly(model, shards, where)
 
 
 def _flush(path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from causalfusion.config import TrainConfig
 from causalfusion.errors import UserError
-from causalfusion.train.sharding import local_part, share
+from causalfusion.train.sharding import local_part, shard_like
 
 
 def ema_decay(config: TrainConfig, updates: int) -> float:
@@ -75,4 +75,4 @@ class EMA:
             wrong = sorted(state.keys() ^ self.averages.keys())[0]
             raise UserError(f"the EMA weights do not fit the model: {wrong} is missing or unexpected")
         for name, average in self.averages.items():
-            average.copy_(share(state[name], average))
+            average.copy_(shard_like(state[name], average))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from causalfusion.config import TrainConfig
 from causalfusion.errors import UserError
-from causalfusion.train.sharding import local_part, share
+from causalfusion.train.sharding import local_part, shard_like
 from causalfusion.train.share_file import ShareReader
 from causalfusion.train.soundness import check_layout, first_not_finite
 
@@ -66,7 +66,7 @@ def load_optimizer(
     else:
         tensors, where = _read(file), file
         check_layout(tensors, _without_gaps(expected, tensors) if gaps else expected, str(file))
-        tensors = {key: share(value, expected[key]) for key, value in tensors.items()}
+        tensors = {key: shard_like(value, expected[key]) for key, value in tensors.items()}
     wrong = first_not_finite(tensors.items()) or _first_negative(tensors)
     if wrong:
         raise UserError(f"{where}: {wrong} holds values that are not finite or not possible")

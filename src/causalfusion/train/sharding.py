@@ -84,7 +84,7 @@ class _WholeThenShare(TorchDispatchMode):
         target = args[0]
         whole = torch.empty(target.shape, dtype=target.dtype)
         func(whole, *args[1:], **(kwargs or {}))
-        local_part(target).copy_(local_part(share(whole, target)))
+        local_part(target).copy_(local_part(shard_like(whole, target)))
         return target
 
 
@@ -97,8 +97,8 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def share(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a tensor that every process has, laid out as `like` is."""
+def shard_like(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a tensor that every process has, sharded in the same way as `like`."""
     if not isinstance(like, DTensor) or whole.shape != like.shape:
         return whole
     whole = whole.to(like.device)
@@ -122,8 +122,8 @@ def gather(tensors: Mapping[str, Tensor], world: World, *, copy: bool) -> dict[s
     return gathered
 
 
-def let_go(model: nn.Module) -> None:
-    """Have the next forward pass gather the weights anew."""
+def reshard(model: nn.Module) -> None:
+    """Free the gathered weights of all blocks; the next forward pass gathers them again."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

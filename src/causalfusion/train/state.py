@@ -22,7 +22,7 @@ from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model
 from causalfusion.train.saver import Saver
-from causalfusion.train.sharding import gather, is_sharded, let_go
+from causalfusion.train.sharding import gather, is_sharded, reshard
 from causalfusion.train.soundness import first_not_finite
 
 LOWER_RATE = (
@@ -48,12 +48,12 @@ class TrainState:
         """The model with the EMA weights, for evaluation and sample grids. A sharded one computes where all
         processes do, and in the precision of training: that is what its blocks are gathered in."""
         dtype = compute_dtype(self.config.train.precision) if self.sharded else torch.float32
-        let_go(self.model)
+        reshard(self.model)
         with self.ema.applied(), autocast(self.world.device, dtype):
             try:
                 yield self.model.eval()
             finally:
-                let_go(self.model)
+                reshard(self.model)
                 self.model.train()
 
     def save(self, spec: ModelSpec, data: DataRecord, run: Path) -> None:
