@@ -25,13 +25,14 @@ _CHUNK = 32
 
 
 class Autoencoder(Protocol):
-    """What a codec asks of an autoencoder: diffusers' `AutoencoderKL` has it."""
+    """The interface of an autoencoder, which diffusers' `AutoencoderKL` has."""
 
     def encode(self, x: Tensor, /) -> Any:
-        """Images in [-1, 1]; `.latent_dist` has the posterior's `mean` and `std`, (B, c, h, w) each."""
+        """An object whose `latent_dist` has the `mean` and `std`, each (B, c, h, w), of the posterior of
+        images (B, C, H, W) in [-1, 1]."""
 
     def decode(self, z: Tensor, /) -> Any:
-        """Latents; `.sample` has the images."""
+        """An object whose `sample` has the images, (B, C, H, W), of raw latents (B, c, h, w)."""
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
@@ -178,9 +179,11 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
                 f"{config.autoencoder} takes {opened.image_channels}: give another codec.autoencoder, or none"
             )
         config = replace(
-            config, latent_channels=opened.latent_channels, downsample=opened.downsample,
+            config,
+            latent_channels=opened.latent_channels,
+            downsample=opened.downsample,
             image_channels=opened.image_channels,
-        )  # fmt: skip
+        )
     _check_size(config)
     return Codec(config, autoencoder)
 

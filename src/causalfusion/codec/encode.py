@@ -55,7 +55,8 @@ def encode_to_cache(
     dtype: DtypeName | Literal["auto"] = "auto",
     device: str = "auto",
 ) -> LatentCache:
-    """Encode the run's data with its codec. `auto` keeps pixels exactly (float32), latents in float16."""
+    """Encode the run's data with its codec. The dtype `auto` is float32 for pixels, which is exact, and
+    float16 for latents. Raises UserError."""
     if batch_size < 1:
         raise UserError(f"batch-size is {batch_size}; expected at least 1")
     if run.data.cache:
@@ -69,7 +70,7 @@ def encode_to_cache(
     line = ProgressLine(len(source), 0)
 
     def progress(done: int) -> None:
-        line.first = done if line.last_shown < 0 else line.first  # the rate counts from where this run began
+        line.first = done if line.last_shown < 0 else line.first  # the rate excludes images of earlier runs
         line.show(done, str(out), force=done == len(source))
 
     try:
@@ -89,11 +90,9 @@ def write_cache(
     shard_size: int = SHARD_SIZE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> LatentCache:
-    """Encode a whole source; `progress` hears how many images are done.
-
-    A folder with a whole cache is left as it is if it holds just this, and refused otherwise; so is one with
-    finished shards of other settings.
-    """
+    """Encode a whole source; `progress` is called with the number of encoded images. A complete cache of the
+    same data and settings is returned as it is. Raises UserError for a folder with any other cache, or with
+    finished shards of other settings."""
     with in_use(folder, "the cache"):
         return _write(
             folder, source, codec, config, dtype=dtype, batch_size=batch_size, shard_size=shard_size,

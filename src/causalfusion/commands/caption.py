@@ -19,9 +19,9 @@ def caption(
     request: Annotated[CaptionRequest, Settings] = CaptionRequest(),  # noqa: B008
     config: SamplingFiles = (),
 ) -> int:
-    """Say what images show.
+    """Describe images in words.
 
-    Caption i depends on its image, the seed and i alone: not on the batch size.
+    Caption i depends on its image, the seed and i alone, not on the batch size.
 
     Parameters
     ----------

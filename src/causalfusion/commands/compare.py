@@ -10,11 +10,11 @@ app = App(name="compare", result_action="return_value")
 
 @app.default
 def compare(cards: list[Path], /, *, markdown: Annotated[bool, Parameter(negative=())] = False) -> int:
-    """Set result cards side by side.
+    """Compare result cards side by side.
 
-    Shown are figures with their differences to the first card, the best of each where they can be ranked, and
-    the settings that differ. Figures whose N, reference or features differ are not ranked. Those whose 95 %
-    intervals overlap are not told apart.
+    Shows metrics with their differences to the first card, the best of each if they can be ranked, and the
+    settings that differ. Metrics with different N, reference or features are not ranked; those whose 95 %
+    intervals overlap count as equal.
 
     Parameters
     ----------

@@ -18,12 +18,12 @@ def complete(
     request: Annotated[CompleteRequest, Settings] = CompleteRequest(),  # noqa: B008
     config: SamplingFiles = (),
 ) -> int:
-    """Go on with texts and images, as the model thinks they go on.
+    """Continue texts and images with new ones.
 
     Parameters
     ----------
     prompt
-        Elements to go on from, in order: texts, and image files (names that end in .png, .jpg, ...).
+        Elements to continue, in order: texts, and image files (names that end in .png, .jpg, ...).
     """
     from causalfusion.generate.complete_run import complete_to_folder
 

@@ -24,16 +24,16 @@ def official(
     Parameters
     ----------
     checkpoint
-        Their .pt file: a dict with `ema` and `model`, or a bare state dict. Nothing in it is executed.
+        Their .pt file: a dict with `ema` and `model`, or a bare state dict. No code in it is executed.
     out
         Folder for the model in our format.
     autoencoder
         The autoencoder its latents belong to: a diffusers folder, a hub id, or the 16-channel KL
         autoencoder's original checkpoint. Stored in the model's config.
     include_autoencoder
-        Put the autoencoder into the model's folder, which is then complete in itself.
+        Copy the autoencoder into the model's folder, which is then self-contained.
     patch_size
-        Side of a token's patch of latents; needed only where the checkpoint does not tell it.
+        Side of a token's patch of latents; needed only if the checkpoint does not determine it.
     """
     from causalfusion.interop.bundle import with_autoencoder
     from causalfusion.interop.official import convert_official
@@ -55,10 +55,10 @@ def official(
 
 @app.command
 def bundle(*, model: Model, out: Path, autoencoder: Autoencoder = "") -> int:
-    """Make a model folder that is complete in itself.
+    """Write a self-contained model folder.
 
-    In the current format, with the weights to generate with, tokenizer, settings, and the autoencoder inside:
-    it can be moved, published and used wherever it lies.
+    It has the current format, with the weights for generation, tokenizer, settings and autoencoder. It can be
+    moved and published.
 
     Parameters
     ----------

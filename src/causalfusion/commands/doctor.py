@@ -19,13 +19,12 @@ def doctor(
 ) -> int:
     """Check this installation, a model, or a recording of the reference code.
 
-    Exit code 1: something is off.
+    The exit code is 1 if a check fails.
 
     Parameters
     ----------
     reference
-        A folder of recorded reference tensors (masks, losses, gradients, caches, samples): replay them and
-        compare.
+        A folder of recorded reference tensors (masks, losses, gradients, caches, samples) to compare with.
     """
     if reference is not None:
         from causalfusion.interop.recording import format_checks

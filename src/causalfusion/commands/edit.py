@@ -19,7 +19,7 @@ def edit(
     request: Annotated[EditRequest | None, Settings] = None,
     config: SamplingFiles = (),
 ) -> int:
-    """Regenerate a region of an image under a class or a prompt.
+    """Regenerate a region of an image for a class or a prompt.
 
     Zero-shot: the rest of the image is clean context.
 

@@ -29,7 +29,7 @@ def encode(
 ) -> int:
     """Encode a data set once, so that training reads latents.
 
-    The same command goes on where it was interrupted.
+    The same command resumes after an interruption.
 
     Parameters
     ----------

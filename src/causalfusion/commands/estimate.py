@@ -19,12 +19,12 @@ def estimate(
     text_tokens: float | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Tell what a training run costs before it begins: arithmetic, time, memory.
+    """Estimate the arithmetic, time and memory of a training run before it begins.
 
         causalfusion estimate --config imagenet512 --gpu h100 --gpus 8 --train.batch-size 1024
 
-    Where it does not fit, it says what to change. Neither the data nor the autoencoder need be at
-    hand. Exit code 1: it does not fit.
+    If the run does not fit into memory, the exit code is 1 and the settings to change are printed. Neither
+    the data nor the autoencoder are needed.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def estimate(
     gpus
         Number of GPUs that train together.
     share
-        Share of the device's matrix rate that training is assumed to reach, such as 0.4.
+        Fraction of the device's peak FLOP/s that training is assumed to reach, such as 0.4.
     text_tokens
         Mean number of text tokens in a sequence, markers included, for runs with text.
     json

@@ -16,13 +16,13 @@ def evaluate(
     request: Annotated[EvaluateRequest, Settings] = EvaluateRequest(),  # noqa: B008
     config: SamplingFiles = (),
 ) -> int:
-    """Measure a model, or images: figures, and a card with all that they depend on.
+    """Evaluate a model, or images: metrics, and a card with all settings that they depend on.
 
-    Samples are kept in OUT/samples: the same command goes on where it was interrupted, with a larger --images
-    it adds to them. Image i depends on the seed and i alone; any number of processes (`torchrun`) share the
-    work. `causalfusion compare` sets cards side by side.
+    Samples are kept in OUT/samples: the same command resumes after an interruption, and a larger --images
+    adds to them. Image i depends on the seed and i alone, so any number of processes (`torchrun`) can share
+    the work. `causalfusion compare` shows cards side by side.
 
-    The names of figures carry N: in Inception's features fid_50k, is_50k, ...; in others frechet_pixels8_10k.
+    Names of metrics include N: fid_50k, is_50k, ... in Inception's features, frechet_pixels8_10k in others.
     """
     from causalfusion.evaluate.cards.terminal import show_card
     from causalfusion.evaluate.run import evaluate as run_evaluation

@@ -15,8 +15,8 @@ app = App(name="plan", result_action="return_value")
 def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = ()) -> int:
     """Find the best sampling settings within a time budget.
 
-    Samplers, diffusion steps, AR steps and guidance are tried, and quality is drawn against the time for each
-    image. The same command goes on where it was interrupted.
+    Tries samplers, diffusion steps, AR steps and guidance scales, and draws quality against time per image.
+    The same command resumes after an interruption.
     """
     from causalfusion.planner.run import plan as make_plan
 

@@ -19,9 +19,9 @@ def sample(
     request: Annotated[SampleRequest, Settings] = SampleRequest(),  # noqa: B008
     config: SamplingFiles = (),
 ) -> int:
-    """Generate images, of classes or of prompts.
+    """Generate images from classes or prompts.
 
-    Image i depends on the seed and i alone, however many images and processes (`torchrun`) share the work.
+    Image i depends on the seed and i alone, not on the number of images or processes (`torchrun`).
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ def study(
 ) -> int:
     """Train and evaluate a grid of settings with several seeds.
 
-    Tables and a picture stand beside the paper's figures. The same command goes on where it was interrupted.
+    Tables and a picture compare the results with the paper's. The same command resumes after an interruption.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ def train(
     Parameters
     ----------
     out
-        The tokenizer.json to write; it may take the place of another one.
+        The tokenizer.json to write; another tokenizer there is replaced.
     vocab_size
         Largest number of ids: 256 bytes, 5 markers, the rest words and parts of words.
     max_texts

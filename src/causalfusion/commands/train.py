@@ -19,7 +19,7 @@ def train(
     run: Annotated[RunConfig, Settings] = RunConfig(),  # noqa: B008
     device: Device = "auto",
 ) -> int:
-    """Train a model, or go on with a run that was stopped.
+    """Train a model, or resume a run that was stopped.
 
     The same command resumes a run. Under `torchrun` all processes train together (--train.parallel: DDP or
     FSDP). Ctrl-C, SIGTERM and SIGHUP save and exit with code 3.

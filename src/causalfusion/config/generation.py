@@ -14,12 +14,12 @@ SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde"]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How tokens are generated (PAPER section 5). No field depends on how the model was trained."""
+    """Generation of tokens (PAPER section 5). No field depends on how the model was trained."""
 
     num_ar_steps: int = 1
     """Number of AR steps, S: 1 is plain diffusion, L is next-token prediction."""
     step_sizes: Literal["even", "random", "cosine"] = "even"
-    """How the L tokens are divided among the S AR steps."""
+    """Division of the L tokens among the S AR steps."""
     sizes: list[int] = field(default_factory=list)
     """Number of tokens in each AR step, with sum L; overrides `num_ar_steps` and `step_sizes`."""
     order: OrderName = "random"

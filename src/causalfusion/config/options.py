@@ -1,4 +1,4 @@
-"""Options that several commands have, each with its help text, and the check of numbers given for options."""
+"""Options that several commands share, with their help texts, and a check of numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from causalfusion.errors import UserError
 
 DEFAULT_MODEL = Path("shapes")
-"""The packaged model that generates where none is given."""
+"""The packaged model, used if no other is given."""
 
 Model = Annotated[
     Path,
@@ -24,12 +24,12 @@ Weights = Annotated[
 Autoencoder = Annotated[
     str,
     Parameter(
-        help="Where the model's autoencoder lies now, if neither in its folder nor where it was in training: "
-        "a diffusers folder, a hub id, or an original checkpoint."
+        help="The model's autoencoder, if it is neither in the model's folder nor at the path recorded in "
+        "training: a diffusers folder, a hub id, or an original checkpoint."
     ),
 ]
 Precision = Annotated[Literal["float32", "bfloat16"], Parameter(help="Number format of the computation.")]
-Device = Annotated[str, Parameter(help="auto (a GPU where there is one), cpu, cuda, cuda:N, mps or xpu.")]
+Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu, cuda, cuda:N, mps or xpu.")]
 Seed = Annotated[int, Parameter(help="The same seed gives the same result.")]
 Paths = Annotated[
     Sequence[str],
@@ -39,20 +39,20 @@ Recipes = Annotated[
     Sequence[str],
     Parameter(
         consume_multiple=False,
-        help="A recipe's name or a TOML file, of which this command takes the tables that it uses. May be "
-        "given several times, the last on top; other options come on top of all.",
+        help="A recipe's name or a TOML file, of which this command uses the tables that concern it. May be "
+        "given several times: later ones override earlier ones, and other options override all.",
     ),
 ]
 SamplingFiles = Annotated[
     Sequence[str],
     Parameter(
         consume_multiple=False,
-        help="A recipe's name or a TOML file: its [sample] table, and any of these options. May be given "
-        "several times, the last on top; other options come on top of all.",
+        help="A recipe's name or a TOML file with a table [sample] or any of these options. May be given "
+        "several times: later ones override earlier ones, and other options override all.",
     ),
 ]
 Settings = Parameter(name="*", consume_multiple=True)
-"""Marks a parameter that is a dataclass: its fields are options of the command, their docstrings the help."""
+"""Marks a dataclass parameter, whose fields become options of the command, with their docstrings as help."""
 
 
 def option_name(field: str) -> str:

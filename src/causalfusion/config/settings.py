@@ -188,7 +188,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationConfig:
-    """How training images are split into AR steps (PAPER section 4)."""
+    """Splitting of training images into AR steps (PAPER section 4)."""
 
     distribution: Literal["decay", "uniform", "fixed"] = "decay"
     """Distribution of the number of AR steps S: proportional to decay**(S-1), uniform on 1..L, or always
@@ -241,7 +241,7 @@ class RunConfig:
     text: TextConfig = field(default_factory=TextConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    """How the sample grids during training are generated."""
+    """Settings of the sample grids during training."""
 
     def __post_init__(self) -> None:
         text, plan = self.text, self.factorization

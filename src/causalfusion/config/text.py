@@ -53,7 +53,7 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WriteConfig:
-    """How text is generated."""
+    """Generation of text."""
 
     max_tokens: int = 64
     """Largest number of tokens of a text; the model may end it earlier."""

@@ -143,9 +143,13 @@ def _codec(config: CodecConfig, image_shape: tuple[int, int, int]) -> CodecConfi
             f"patch size {config.patch_size}); change --data.image-size or --codec.patch-size"
         )
     config = replace(
-        config, image_channels=image_shape[0], image_height=height, image_width=width,
-        latent_channels=channels, downsample=down,
-    )  # fmt: skip
+        config,
+        image_channels=image_shape[0],
+        image_height=height,
+        image_width=width,
+        latent_channels=channels,
+        downsample=down,
+    )
     return Codec(config).config
 
 
@@ -155,9 +159,13 @@ def _model(config: RunConfig, codec: CodecConfig, classes: int, notes: list[str]
     if config.text.tokenizer and not vocabulary:
         vocabulary = _vocabulary(config, notes)
     return replace(
-        model, num_classes=classes, token_dim=codec.patch_size**2 * codec.latent_channels,
-        grid_height=codec.image_height // cell, grid_width=codec.image_width // cell, vocab_size=vocabulary,
-    )  # fmt: skip
+        model,
+        num_classes=classes,
+        token_dim=codec.patch_size**2 * codec.latent_channels,
+        grid_height=codec.image_height // cell,
+        grid_width=codec.image_width // cell,
+        vocab_size=vocabulary,
+    )
 
 
 def _vocabulary(config: RunConfig, notes: list[str]) -> int:

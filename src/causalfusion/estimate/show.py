@@ -80,7 +80,7 @@ def _device(cost: Cost) -> str:
 
 
 def remedy(cost: Cost) -> str:
-    """How to make a run fit, as the end of a sentence."""
+    """Advice to make a run fit, as the end of a sentence."""
     if cost.changes:
         return "give " + " ".join(cost.changes)
     if cost.memory.state > USABLE * cost.device.memory and cost.sharded_over == 1:

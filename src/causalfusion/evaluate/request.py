@@ -50,8 +50,8 @@ class EvaluateRequest:
     out: Path = Path("evaluation")
     """Folder for `card.json`, `grid.png` and the samples."""
     preset: str | None = None
-    """A named evaluation, beneath the other options: paper-ablation, paper-system, paper-text. A model's own
-    settings then do not count."""
+    """A named evaluation, which other options override: paper-ablation, paper-system, paper-text. The model's
+    own sampling settings are then ignored."""
     classes: Sequence[str] = ()
     """Names or numbers; image i gets classes[i % number of classes]. Default: balanced, all in turn."""
     classes_file: Path | None = None
@@ -59,15 +59,15 @@ class EvaluateRequest:
     prompts_file: Path | None = None
     """UTF-8 file with one prompt on each line; image i gets prompt[i % number of prompts]."""
     candidates: int = 1
-    """Images generated for each one that is kept: the one for which the model itself finds the prompt
-    likeliest."""
+    """Images generated for each one that is kept, which is the one under which the prompt is most likely,
+    according to the model."""
     batch_size: int = 64
-    """Images generated, or taken to features, together."""
+    """Images that are generated, or whose features are computed, together."""
     seed: Seed = 0
     weights: Weights = "ema"
     autoencoder: Autoencoder = ""
     image_size: int = 0
-    """Crop and scale images that are read (--samples) to this side; 0: as they are."""
+    """Side, in pixels, to which images from --samples are cropped and scaled; 0: their own size."""
     reference_images: int | None = None
     """Number of images of the reference to compare with, always the same ones. Default: all."""
     cache: Path | None = None
@@ -77,7 +77,7 @@ class EvaluateRequest:
     precision: Precision = "float32"
     device: Device = "auto"
     show_progress: bool = True
-    """Print the progress of the work."""
+    """Print the progress."""
     settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:

@@ -32,8 +32,8 @@ class SampleRequest:
 
     model: Model = DEFAULT_MODEL
     out: Path = Path("samples")
-    """Folder for the images, `grid.png`, `samples.npz` and `settings.json`. Those of an earlier `sample`
-    there are replaced, other files left alone; where the same command was stopped, it goes on."""
+    """Folder for the images, `grid.png`, `samples.npz` and `settings.json`. Those of an earlier `sample` are
+    replaced, other files left alone; an interrupted command resumes."""
     images: int | None = None
     """Number of images. Default: one for each line of the prompts file, else 16."""
     prompts: Annotated[Sequence[str] | None, Parameter(name="--prompt")] = None
@@ -41,23 +41,23 @@ class SampleRequest:
     prompts_file: Path | None = None
     """UTF-8 file with one prompt on each line, instead of --prompt."""
     candidates: int = 1
-    """Images generated for each one that is kept: the one for which the model itself finds the prompt
-    likeliest."""
+    """Images generated for each one that is kept, which is the one under which the prompt is most likely,
+    according to the model."""
     classes: Sequence[str] = ()
     """Names, or numbers counted from 0; name:7 and index:7 say which is meant. Image i gets classes[i %
     number of classes]. Default: all in turn; with prompts, none."""
     first: int = 0
-    """Index of the first image: --first N goes on with an earlier set of N images of the same settings."""
+    """Index of the first image: --first N continues an earlier set of N images with the same settings."""
     batch_size: int = 64
     """Images generated together."""
     seed: Seed = 0
     weights: Weights = "ema"
     output: Sequence[Literal["png", "grid", "npz"]] = ("png", "grid")
-    """png: one file per image; grid: all in one picture; npz: ADM's format (arr_0 images, arr_1 labels)."""
+    """png: one file per image; grid: all images in one; npz: ADM's format (arr_0 images, arr_1 labels)."""
     precision: Precision = "float32"
     compile: CompileChoice = "auto"
-    """Compile the model's blocks with torch.compile: a minute to begin, faster from then on. auto: on GPUs,
-    for 1,000 images or more."""
+    """Compile the model's blocks with torch.compile, which takes a minute and is faster from then on. auto:
+    on GPUs, for 1,000 images or more."""
     autoencoder: Autoencoder = ""
     device: Device = "auto"
     settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
@@ -83,20 +83,20 @@ class EditRequest:
     prompt: str | None = None
     """Description of the whole image in words; with a class, or instead of one."""
     mask: Path | None = None
-    """Image of the picture's size, or the model's: bright pixels that are not transparent may change; in a
-    mask of zeros and ones, the ones. A token is regenerated if any of its pixels may change."""
+    """Mask image of the image's or the model's size. Bright opaque pixels may change; in a mask of zeros and
+    ones, the ones. A token is regenerated if any of its pixels may change."""
     region: str = ""
     """Instead of a mask: center, top, bottom, left, right, outside, or a box x,y,w,h in pixels."""
     out: Path = Path("edit")
     """Folder for `edited-00.png`, ..., `original.png`, `mask.png`, `sheet.png` and `settings.json`. Those of
-    an earlier edit there are replaced, other files left alone."""
+    an earlier edit are replaced, other files left alone."""
     variants: int = 1
     """Number of different edits; they share the cached context."""
     candidates: int = 1
-    """Edits generated for each one that is kept: the one for which the model itself finds the prompt
-    likeliest."""
+    """Edits generated for each one that is kept, which is the one under which the prompt is most likely,
+    according to the model."""
     paste: bool = True
-    """Put the pixels outside the mask back exactly as they were (--no-paste: leave the model's)."""
+    """Restore the pixels outside the mask exactly (--no-paste: keep the model's)."""
     seed: Seed = 0
     weights: Weights = "ema"
     precision: Precision = "float32"
@@ -122,8 +122,8 @@ class CompleteRequest:
     elements: int | None = None
     """Number of texts and images to generate, if there is room. Default: until the model ends."""
     candidates: int = 1
-    """Images generated for each one that follows a text; kept is the one for which the model finds the text
-    likeliest."""
+    """Images generated for each one that is kept after a text, which is the one under which the text is most
+    likely, according to the model."""
     out: Path = Path("completion")
     """Folder for `completion-00.png`, ..., `story.png`, `story.json`."""
     seed: Seed = 0

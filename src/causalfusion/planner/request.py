@@ -26,15 +26,15 @@ from causalfusion.planner.sweep import Sweep, read_time
 class PlanRequest:
     model: Model = DEFAULT_MODEL
     budget: str
-    """Time for each image, on this machine: 200ms, 0.5s, 2min."""
+    """Time per image on this machine, such as 200ms, 0.5s or 2min."""
     reference: str
     """Real images to compare with, as for evaluate: digits, shapes:test, a folder, shards, an .npz file."""
     features: str = "pixels:8"
     """The feature space of the Fréchet distance, as for evaluate."""
     images: int = 1000
-    """Images generated for each setting."""
+    """Number of images generated for each setting."""
     batch_size: int = 64
-    """Images generated together; the time for each image is its share of a batch."""
+    """Images generated together; the time per image is that of a batch divided by this."""
     seed: Seed = 0
     out: Path = Path("plan")
     """Folder for plan.json, plan.md and plan.png."""
@@ -46,11 +46,11 @@ class PlanRequest:
     """Sampling settings that the sweep does not vary."""
 
     def __post_init__(self) -> None:
-        read_time(self.budget)  # refuses what is not a time
+        read_time(self.budget)  # raises for anything but a time
         require_at_least(2, self, "images")
         require_at_least(1, self, "batch_size")
 
     @property
     def budget_seconds(self) -> float:
-        """The budget in seconds for each image."""
+        """The budget in seconds per image."""
         return read_time(self.budget)

@@ -13,15 +13,15 @@ from causalfusion.errors import UserError
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest:
     data: str = "digits"
-    """digits, shapes or cifar10, or a TOML file: how to train there, and how to judge."""
+    """digits, shapes, cifar10, or a TOML file that says how to train on the data and how to judge."""
     features: str = ""
     """The feature space of the Fréchet distance, as for evaluate; by default the data file's."""
     seeds: Sequence[int] = (0, 1, 2)
-    """Each setting is trained once with each; tables give the mean and the spread."""
+    """Each setting is trained once with each seed; tables give mean and standard deviation."""
     out: Path = Path("runs/study")
     """Folder of the runs and of the results."""
     workers: int = 1
-    """Runs that share the machine."""
+    """Number of runs to train at once."""
     device: Device = "auto"
 
     def __post_init__(self) -> None:
