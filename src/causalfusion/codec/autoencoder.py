@@ -25,11 +25,13 @@ _EXPECTED = "a diffusers folder, an original checkpoint file, or a hub id such a
 
 @dataclass(frozen=True)
 class OpenedAutoencoder:
+    """An autoencoder with its sizes."""
+
     network: Any
-    """diffusers' `AutoencoderKL`, in evaluation mode, without gradients."""
+    """Diffusers' `AutoencoderKL`, in evaluation mode, without gradients."""
     latent_channels: int
     downsample: int
-    """Pixels on a side for each latent."""
+    """Image pixels per latent pixel, along a side."""
     image_channels: int
 
 

@@ -45,7 +45,7 @@ class TrainConfig:
     """After the warm-up: constant (the paper); a cosine to zero at the end of the run; or constant, then
     falling linearly to zero over the last part of the run (warm-up, stable, decay)."""
     lr_decay: float = 0.5
-    """wsd: the share of the run over which the learning rate falls."""
+    """wsd: fraction of the run over which the learning rate falls."""
     warmup_images: int = 0
     """Images over which the learning rate grows linearly from 0."""
     beta1: float = 0.9
