@@ -23,7 +23,7 @@ from causalfusion.factorization import Plan, ar_step_of, draw_split
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.tokens import generate_tokens, prefill
 from causalfusion.mask import dense_mask
-from causalfusion.model import feed_forward
+from causalfusion.model import cpu_feed_forward
 from causalfusion.model.arithmetic import (
     Form,
     expected_facts,
@@ -180,7 +180,7 @@ def test_form_follows_the_settings():
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_generation_counts_what_the_model_executes(guided: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(feed_forward, "_linear_gelu", lambda x, w, b: F.gelu(F.linear(x, w, b)))
+    monkeypatch.setattr(cpu_feed_forward, "_linear_gelu", lambda x, w, b: F.gelu(F.linear(x, w, b)))
     model = Transformer(MODEL).requires_grad_(False)
     config = SampleConfig(
         num_ar_steps=2, diffusion_steps=[3], guidance_scale=2.0 if guided else 1.0, sampler="ddim"

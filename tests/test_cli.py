@@ -51,7 +51,7 @@ def test_data_alone_are_enough_and_what_is_given_overrides_what_is_chosen(config
     assert config.out == f"runs/{tmp_path.name}"
     said = capsys.readouterr().out
     assert "40 images of 16x16" in said and "--codec.patch-size 2" in said
-    assert not any(name in said for name in ("--data.flip", "--train.minutes", "--train.lr", "hidden-size"))
+    assert not any(name in said for name in ("--data.flip", "--train.minutes", "--train.lr ", "hidden-size"))
 
 
 def test_layers_lie_over_one_another(configs, tmp_path):

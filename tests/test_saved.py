@@ -216,7 +216,7 @@ def latent_model(tmp_path, autoencoders) -> Path:
     folder = write_model(
         tmp_path / "latent", autoencoder=str(tmp_path / "gone"), image_channels=3, latent_channels=2
     )
-    change(folder, autoencoder_fingerprint=fingerprint(open_autoencoder(str(autoencoders["own"]))[0]))
+    change(folder, autoencoder_fingerprint=fingerprint(open_autoencoder(str(autoencoders["own"])).network))
     return folder
 
 
