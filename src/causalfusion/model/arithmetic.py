@@ -23,6 +23,7 @@ from torch import Tensor
 
 from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig
 from causalfusion.factorization import num_ar_steps_probabilities
+from causalfusion.model.block import BlockCost
 from causalfusion.model.embeddings import TIMESTEP_FREQUENCIES
 
 
@@ -130,14 +131,6 @@ def _linear(rows: float, inputs: float, outputs: float) -> float:
     return 2 * rows * inputs * outputs
 
 
-def _block(config: ModelConfig, key_rows: float, query_rows: float, pairs: float) -> float:
-    """One layer: keys and values of `key_rows` rows, the rest for `query_rows`, `pairs` of attention."""
-    size = config.hidden_size
-    hidden = int(size * config.mlp_ratio)
-    linear = _linear(key_rows, size, 2 * size) + _linear(query_rows, size, 2 * size + 2 * hidden)
-    return linear + 4 * pairs * size
-
-
 def _levels(config: ModelConfig, rows: int, others: int = 0) -> float:
     """Embedding `rows` noise levels; with AdaLN-zero also a modulation of each of them, and of `others`."""
     size = config.hidden_size
@@ -192,9 +185,9 @@ def image_flops(config: ModelConfig, split: SplitFacts, form: Form) -> Flops:
     others = config.num_condition_tokens + text + noised
     length_squared = others**2 + 2 * others * context + context_squared
     length, needed_length = others + context, others + clean
-    dense = config.depth * _block(config, length, length, length_squared)
-    needed = (config.depth - 1) * _block(config, needed_length, needed_length, pairs.all)
-    needed += _block(config, needed_length, text + noised, pairs.text + pairs.noised)
+    dense = config.depth * BlockCost(config).flops(length, length, length_squared)
+    needed = (config.depth - 1) * BlockCost(config).flops(needed_length, needed_length, pairs.all)
+    needed += BlockCost(config).flops(needed_length, text + noised, pairs.text + pairs.noised)
     return Flops(
         dense + ends + _linear(context + noised, config.token_dim, size),
         needed + ends + _linear(clean + noised, config.token_dim, size),
@@ -252,7 +245,7 @@ def generation_flops(
     for index, (tokens, steps) in enumerate(zip(sizes, diffusion_steps, strict=True)):
         pairs = tokens * (condition + start + tokens)
         ends = _linear(tokens, config.token_dim, size)
-        step = config.depth * _block(config, tokens, tokens, pairs) + ends + _levels(config, 1)
+        step = config.depth * BlockCost(config).flops(tokens, tokens, pairs) + ends + _levels(config, 1)
         step += _linear(tokens, size, config.prediction_dim)
         total += Flops(step, step) * (steps + (doubled[index] if guided else 0))
         if index + 1 < len(sizes):
@@ -263,5 +256,6 @@ def generation_flops(
 
 def _context(config: ModelConfig, tokens: float, dense_pairs: float, pairs: float) -> Flops:
     """A pass that only fills the cache: nobody reads the last layer but its keys and values."""
-    needed = (config.depth - 1) * _block(config, tokens, tokens, pairs) + _block(config, tokens, 0, 0)
-    return Flops(config.depth * _block(config, tokens, tokens, dense_pairs), needed)
+    block = BlockCost(config)
+    needed = (config.depth - 1) * block.flops(tokens, tokens, pairs) + block.flops(tokens, 0, 0)
+    return Flops(config.depth * block.flops(tokens, tokens, dense_pairs), needed)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from causalfusion.config import ModelConfig
-from causalfusion.model.attention import Attend, Attention, AttentionBackend, select_attend
+from causalfusion.model.attention import Attend, AttentionBackend, select_attend
+from causalfusion.model.block import Block, Modulation
 from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding, rope_table, sincos_positions
-from causalfusion.model.feed_forward import FeedForward
 from causalfusion.sequence import PackedSequence, Segment
 
 
@@ -26,49 +26,6 @@ class Predictions(NamedTuple):
     """(B, n, P) for the noised tokens, in their order in the sequence."""
     text: Tensor | None = None
     """(B, n, vocabulary) logits of what follows each text token; None where there is no text."""
-
-
-class Modulation(NamedTuple):
-    """AdaLN-zero's conditions: R different rows, and which of them each of the T tokens uses."""
-
-    rows: Tensor
-    """(B, R, D)."""
-    row_of_token: Tensor
-    """(T,) int64."""
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP. With AdaLN-zero, the condition shifts, scales and gates both."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        adaln = config.conditioning == "adaln_zero"
-        self.norm1 = nn.LayerNorm(config.hidden_size, elementwise_affine=not adaln)
-        self.attn = Attention(config.hidden_size, config.num_heads, config.qk_norm)
-        self.norm2 = nn.LayerNorm(config.hidden_size, elementwise_affine=not adaln)
-        self.mlp = FeedForward(config.hidden_size, config.mlp_ratio)
-        self.modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size) if adaln else None
-
-    def forward(
-        self,
-        x: Tensor,
-        attend: Attend,
-        layer: int,
-        first_query: int = 0,
-        rotation: Tensor | None = None,
-        modulation: Modulation | None = None,
-    ) -> Tensor:
-        """x (B, T, D) -> (B, T - first_query, D): the rows before first_query are only attended to."""
-        if self.modulation is None or modulation is None:
-            h = self.attn(self.norm1(x), attend, layer, first_query, rotation)
-            x = x[:, first_query:] + h
-            return x + self.mlp(self.norm2(x))
-        chunks = self.modulation(F.silu(modulation.rows))[:, modulation.row_of_token].chunk(6, dim=-1)
-        shift, scale = chunks[:2]
-        gate, mlp_shift, mlp_scale, mlp_gate = (chunk[:, first_query:] for chunk in chunks[2:])
-        h = self.attn(self.norm1(x) * (1 + scale) + shift, attend, layer, first_query, rotation)
-        x = x[:, first_query:] + gate * h
-        return x + mlp_gate * self.mlp(self.norm2(x) * (1 + mlp_scale) + mlp_shift)
 
 
 class Transformer(nn.Module):
@@ -113,7 +70,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, ClassEmbedding):
                 nn.init.normal_(module.position, std=0.02, generator=generator)
-        zero = [self.image_out, self.modulation_out, *(b.modulation for b in self._blocks())]
+        zero = [self.image_out, self.modulation_out, *(b.modulation for b in self.each_block())]
         for module in zero:
             if module is not None:
                 nn.init.zeros_(module.weight)
@@ -132,7 +89,7 @@ class Transformer(nn.Module):
         else:
             self.image_position.copy_(sincos_positions(config.hidden_size, *grid))
 
-    def _blocks(self) -> Iterator[Block]:
+    def each_block(self) -> Iterator[Block]:
         for block in self.blocks:
             assert isinstance(block, Block)
             yield block

@@ -33,10 +33,9 @@ def shard(model: Transformer, world: World, replicas: int, compute_dtype: torch.
     mesh = _mesh(world, replicas)
     low = None if compute_dtype == torch.float32 else compute_dtype
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in model.blocks:
-        for module in block.modules():
-            if low is not None and isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-                module.forward = partial(_norm_in_float32, module)  # pyright: ignore[reportAttributeAccessIssue]
+    for block in model.each_block():
+        for norm in block.norms() if low is not None else ():
+            norm.forward = partial(_norm_in_float32, norm)  # pyright: ignore[reportAttributeAccessIssue]
         fully_shard(block, mesh=mesh, mp_policy=policy)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     if model.class_embedding is not None:  # a large table, used once
