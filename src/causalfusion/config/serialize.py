@@ -1,4 +1,10 @@
-"""Exact conversion of configurations to JSON types and back; errors name the setting in full."""
+"""Exact conversion of configurations to JSON types and back; errors name the setting in full.
+
+Our own rather than a library, as what is refused, and in which words, is most of it: one line with the
+setting's full name, its value and the values that are possible; whole floats for integers in what people
+write but not in what must be complete; no booleans for numbers, no NaN, no key too many, and on
+request none too few.
+"""
 
 from __future__ import annotations
 
