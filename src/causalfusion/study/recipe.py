@@ -16,7 +16,7 @@ from typing import Any
 
 from causalfusion.config import SampleConfig
 from causalfusion.config.recipes import load_layers, merge
-from causalfusion.config.serialize import from_dict, parse_toml
+from causalfusion.config.serialize import from_dict, parse_toml, to_dict
 from causalfusion.errors import UserError, check
 
 PLACEHOLDERS: tuple[str, ...] = ("L", "side/2", "side/4")
@@ -59,6 +59,10 @@ class Study:
     sample: dict[str, Any] = field(default_factory=dict)
     """Sampling settings of all variants, which override those of the data file."""
     paper_figure: str = "FID-10k, ImageNet 256x256"
+
+    def sampling(self, of_data: SampleConfig) -> SampleConfig:
+        """The settings of the data file, with those of the study above them."""
+        return from_dict(SampleConfig, {**to_dict(of_data), **self.sample}, "sample.")
 
     def entries(self) -> set[str]:
         return {entry(variant.name, s) for variant in self.variants for s in self.ar_steps}

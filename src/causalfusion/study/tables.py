@@ -48,7 +48,7 @@ def write_results(
 
 
 def _setting(study: Study, study_data: StudyData, data_name: str, seeds: Sequence[int]) -> str:
-    sample, count = study_data.sample, study_data.count
+    sample, count = study.sampling(study_data.sample), study_data.count
     return (
         f"Data: {data_name}. Fréchet distance in the features `{study_data.features}` of {count:,} "
         f"generated images ({sample.sampler}, {sample.diffusion_steps[0]} diffusion steps in each AR step, "
