@@ -22,11 +22,13 @@ def save_picture(
 ) -> None:
     """Save the picture; `here` are values per seed and `paper` single values, by "variant @ S"."""
     with_paper = {name: [value] for name, value in paper.items()}
-    with axes_of(out, 2, (11.0, 4.4)) as (left, right):
-        _draw(left, study, with_paper)
-        left.set_title(f"The paper: {study.paper_figure}", fontsize=10)
-        _draw(right, study, here)
-        right.set_title("Here: Fréchet distance, mean and range over the seeds", fontsize=10)
+    panels = 2 if with_paper else 1
+    with axes_of(out, panels, (5.5 * panels, 4.4)) as axes:
+        if with_paper:
+            _draw(axes[0], study, with_paper)
+            axes[0].set_title(f"The paper: {study.paper_figure}", fontsize=10)
+        _draw(axes[-1], study, here)
+        axes[-1].set_title("Here: Fréchet distance, mean and range over the seeds", fontsize=10)
 
 
 def _draw(axes: Axes, study: Study, values: Mapping[str, Sequence[float]]) -> None:

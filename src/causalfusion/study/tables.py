@@ -53,7 +53,8 @@ def _setting(study: Study, study_data: StudyData, data_name: str, seeds: Sequenc
         f"Data: {data_name}. Fréchet distance in the features `{study_data.features}` of {count:,} "
         f"generated images ({sample.sampler}, {sample.diffusion_steps[0]} diffusion steps in each AR step, "
         f"guidance {sample.guidance_scale:g}); mean ± standard deviation over the seeds "
-        f"{', '.join(map(str, seeds))}. Lower is better. Paper: {study.paper_figure}.\n"
+        f"{', '.join(map(str, seeds))}. Lower is better."
+        + (f" Paper: {study.paper_figure}.\n" if any(v.paper for v in study.variants) else "\n")
         + _beyond(study, study_data)
     )
 
