@@ -18,7 +18,7 @@ from causalfusion.errors import UserError
 from causalfusion.interop.recording import Check, format_checks
 from causalfusion.interop.reference import replay_reference
 from causalfusion.interop.reference_autoencoder import generated_weights
-from causalfusion.model import transformer
+from causalfusion.model import block
 
 OWN = Path(__file__).with_name("data")
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "parity"
@@ -82,7 +82,7 @@ def test_another_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_erf_gelu_is_noticed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(transformer.FeedForward, "forward", lambda mlp, x: mlp.fc2(F.gelu(mlp.fc1(x))))
+    monkeypatch.setattr(block.FeedForward, "forward", lambda mlp, x: mlp.fc2(F.gelu(mlp.fc1(x))))
     assert failed(replay_reference(OWN)) >= {"predictions", "sampling trajectories"}
 
 
