@@ -91,5 +91,5 @@ def test_recipes_are_there(installed: Path, tmp_path: Path, recipe: str):
 
 def test_the_demo_comes_to_its_end(installed: Path, tmp_path: Path):
     said = python(installed, "-m", "causalfusion", "demo", "--quick", "--out", "demo", folder=tmp_path)
-    assert "pairs that training never showed" in said
+    assert "pairs not seen in training" in said
     assert "Text-guided edits" in (tmp_path / "demo" / "report.html").read_text()
