@@ -11,7 +11,7 @@ from torch import Tensor
 from causalfusion.config import PredictionType, SampleConfig
 from causalfusion.diffusion.samplers import LinearSampler, Sampler, given
 from causalfusion.diffusion.schedule import NoiseSchedule, Table, clean_tables
-from causalfusion.diffusion.variance import range_bounds
+from causalfusion.diffusion.variance import log_variance, range_bounds
 from causalfusion.errors import UserError
 
 Variance = Literal["fixed_large", "fixed_small", "learned_range"]
@@ -69,9 +69,9 @@ class LearnedVarianceSampler:
         mean = self.mean_of.mean(index, noised, prediction)
         if index == len(self.timesteps) - 1 or not self.needs_noise:
             return mean
-        share = (prediction[..., noised.shape[-1] :].to(noised.dtype) + 1) / 2
-        log_variance = share * self.high[index] + (1 - share) * self.low[index]
-        return mean + self.temperature * (0.5 * log_variance).exp() * given(noise, index)
+        variance = prediction[..., noised.shape[-1] :].to(noised.dtype)
+        log_var = log_variance(variance, self.low[index], self.high[index])
+        return mean + self.temperature * (0.5 * log_var).exp() * given(noise, index)
 
 
 def ddim(

@@ -16,7 +16,7 @@ from causalfusion.diffusion.levels import draw_unit_levels
 from causalfusion.diffusion.multistep import multistep_ddpm
 from causalfusion.diffusion.process import NoisedTokens, Process
 from causalfusion.diffusion.samplers import Sampler
-from causalfusion.diffusion.schedule import NoiseSchedule, respacing_timesteps
+from causalfusion.diffusion.schedule import NoiseSchedule, clean_factors, respacing_timesteps
 from causalfusion.diffusion.variance import variational_term
 from causalfusion.errors import UserError
 
@@ -39,13 +39,7 @@ class DDPM(Process):
     def clean_factors(
         self, prediction_type: PredictionType, levels: Tensor, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if prediction_type == "epsilon":
-            of_noise = self.schedule.at("sqrt_recipm1_alphas_cumprod", levels, like)
-            return self.schedule.at("sqrt_recip_alphas_cumprod", levels, like), -of_noise
-        signal = self.signal(levels, like)
-        if prediction_type == "v_prediction":
-            return signal, -self.noise_scale(levels, like)
-        return torch.zeros_like(signal), torch.ones_like(signal)
+        return clean_factors(prediction_type, lambda name: self.schedule.at(name, levels, like))
 
     def velocity(self, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
         raise ValueError("a chain of discrete levels has no velocity; DiffusionConfig refuses it")
@@ -127,9 +121,3 @@ class DDPM(Process):
                 "is the most there can be"
             )
         return list(config.diffusion_steps)
-
-    def guidance_range(self, config: SampleConfig) -> tuple[float, float]:
-        low, high = config.guidance_interval
-        if high <= 1:
-            return low, high
-        return low / self.schedule.num_timesteps, high / self.schedule.num_timesteps

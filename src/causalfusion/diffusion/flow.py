@@ -14,7 +14,7 @@ from torch import Tensor
 
 from causalfusion.config import PredictionType, SampleConfig, SamplerName
 from causalfusion.diffusion.flow_samplers import euler, heun, sde
-from causalfusion.diffusion.levels import draw_unit_levels, shift_levels
+from causalfusion.diffusion.levels import draw_unit_levels, fit, shift_levels
 from causalfusion.diffusion.multistep import MultistepSampler
 from causalfusion.diffusion.process import Process
 from causalfusion.diffusion.samplers import Sampler
@@ -28,15 +28,15 @@ class RectifiedFlow(Process):
     samplers: tuple[SamplerName, ...] = ("euler", "heun", "sde", "dpm++", "unipc")
 
     def signal(self, levels: Tensor, like: Tensor) -> Tensor:
-        return 1 - _fit(levels, like)
+        return 1 - fit(levels, like)
 
     def noise_scale(self, levels: Tensor, like: Tensor) -> Tensor:
-        return _fit(levels, like)
+        return fit(levels, like)
 
     def clean_factors(
         self, prediction_type: PredictionType, levels: Tensor, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        level = _fit(levels, like)
+        level = fit(levels, like)
         if prediction_type == "sample":
             return torch.zeros_like(level), torch.ones_like(level)
         if prediction_type == "velocity":
@@ -65,7 +65,7 @@ class RectifiedFlow(Process):
         return levels.clamp(least, 1 - least)
 
     def density(self, levels: Tensor, like: Tensor) -> Tensor:
-        level = _fit(levels, like)
+        level = fit(levels, like)
         if self.config.loss_weight == "sigma_sqrt":
             return level**-2
         if self.config.loss_weight == "cosmap":
@@ -110,15 +110,3 @@ class RectifiedFlow(Process):
 
     def num_steps(self, config: SampleConfig) -> list[int]:
         return list(config.diffusion_steps)
-
-    def guidance_range(self, config: SampleConfig) -> tuple[float, float]:
-        low, high = config.guidance_interval
-        return (
-            (low, high) if high <= 1 else (low / self.config.num_timesteps, high / self.config.num_timesteps)
-        )
-
-
-def _fit(levels: Tensor, like: Tensor) -> Tensor:
-    """The levels, shaped to combine with `like`, in its dtype."""
-    levels = levels.to(like.device, like.dtype)
-    return levels.reshape(levels.shape + (1,) * (like.ndim - levels.ndim))

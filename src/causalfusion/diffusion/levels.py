@@ -1,4 +1,4 @@
-"""How noise levels are drawn in training: as shares of the path, 0 clean and 1 pure noise."""
+"""Noise levels as shares of the path, 0 clean and 1 pure noise: drawn for training, shifted, shaped."""
 
 from __future__ import annotations
 
@@ -23,3 +23,9 @@ def draw_unit_levels(config: DiffusionConfig, shape: tuple[int, ...], generator:
 def shift_levels(levels: Tensor, shift: float) -> Tensor:
     """s l / (1 + (s - 1) l): with s > 1 more levels are noisy, as longer sequences need (2403.03206)."""
     return levels if shift == 1 else shift * levels / (1 + (shift - 1) * levels)
+
+
+def fit(values: Tensor, like: Tensor) -> Tensor:
+    """One value per level, shaped to multiply `like`, on its device and in its dtype."""
+    values = values.to(like.device, like.dtype)
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

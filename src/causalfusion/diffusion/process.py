@@ -168,9 +168,12 @@ class Process(ABC):
     def num_steps(self, config: SampleConfig) -> list[int]:
         """Diffusion steps: one number for all AR steps, or one for each. Raises UserError."""
 
-    @abstractmethod
     def guidance_range(self, config: SampleConfig) -> tuple[float, float]:
         """The shares of the path, low and high, between which guidance acts."""
+        low, high = config.guidance_interval
+        if high <= 1:
+            return low, high
+        return low / self.config.num_timesteps, high / self.config.num_timesteps  # given as timesteps
 
     def check_sampler(self, name: SamplerName) -> None:
         """Raises UserError for a sampler that this path does not have."""

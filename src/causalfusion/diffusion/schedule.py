@@ -7,10 +7,10 @@ Respacing keeps some of the timesteps, with β chosen such that their ᾱ do not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from causalfusion.config import DiffusionConfig, PredictionType
+from causalfusion.diffusion.levels import fit
 from causalfusion.errors import UserError
 
 Table: TypeAlias = NDArray[np.float64]
 """One number per noise level, (N,), level 0 the cleanest."""
+Values = TypeVar("Values", Table, Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,7 @@ class NoiseSchedule:
             # Cast before it is moved: some devices have no float64.
             table = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
             self._moved[key] = table.to(like.dtype).to(like.device)
-        values = self._moved[key][levels.to(like.device)]
-        return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+        return fit(self._moved[key][levels.to(like.device)], like)
 
     def respace(self, num_steps: int) -> NoiseSchedule:
         """Keep `num_steps` levels, evenly spread, both ends included; a single one is the noisiest.
@@ -157,13 +158,19 @@ def betas_of(config: DiffusionConfig) -> Table:
     return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
 
 
-def clean_tables(schedule: NoiseSchedule, prediction_type: PredictionType) -> tuple[Table, Table]:
-    """(a, b) with x_0 = a x_t + b prediction at every level."""
+def clean_factors(prediction_type: PredictionType, table: Callable[[str], Values]) -> tuple[Values, Values]:
+    """(a, b) with x_0 = a x_t + b prediction, from the values of a schedule's tables by their names."""
     if prediction_type == "epsilon":
-        return schedule.sqrt_recip_alphas_cumprod, -schedule.sqrt_recipm1_alphas_cumprod
+        return table("sqrt_recip_alphas_cumprod"), -table("sqrt_recipm1_alphas_cumprod")
+    signal = table("sqrt_alphas_cumprod")
     if prediction_type == "v_prediction":
-        return schedule.sqrt_alphas_cumprod, -schedule.sqrt_one_minus_alphas_cumprod
-    return np.zeros_like(schedule.betas), np.ones_like(schedule.betas)
+        return signal, -table("sqrt_one_minus_alphas_cumprod")
+    return 0 * signal, 0 * signal + 1
+
+
+def clean_tables(schedule: NoiseSchedule, prediction_type: PredictionType) -> tuple[Table, Table]:
+    """The factors of `clean_factors` at every level."""
+    return clean_factors(prediction_type, lambda name: getattr(schedule, name))
 
 
 def respacing_timesteps(num_timesteps: int, spec: int | str) -> list[int]:

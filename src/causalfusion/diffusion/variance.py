@@ -26,10 +26,8 @@ def range_bounds(schedule: NoiseSchedule) -> tuple[Table, Table]:
     return schedule.posterior_log_variance_clipped, schedule.log_betas
 
 
-def log_variance(schedule: NoiseSchedule, variance: Tensor, levels: Tensor) -> Tensor:
-    """ln of the variances that the model's numbers v mean at the levels."""
-    low = schedule.at("posterior_log_variance_clipped", levels, variance)
-    high = schedule.at("log_betas", levels, variance)
+def log_variance(variance: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """ln of the variances that the model's numbers v mean between the bounds of their level."""
     share = (variance + 1) / 2
     return share * high + (1 - share) * low
 
@@ -45,7 +43,7 @@ def variational_term(
     """Bits for each number: the divergence of the model's step from the true one, at level 0 the likelihood
     of the data under a Gaussian cut into grey levels. `predicted`: x_0, without gradient; `variance`: v."""
     low = schedule.at("posterior_log_variance_clipped", levels, variance)
-    log_var = log_variance(schedule, variance, levels)
+    log_var = log_variance(variance, low, schedule.at("log_betas", levels, variance))
     of_clean = schedule.at("posterior_mean_coef1", levels, variance)
     kept = schedule.at("posterior_mean_coef2", levels, variance) * noised
     mean, true_mean = of_clean * predicted + kept, of_clean * clean + kept
