@@ -18,9 +18,10 @@ from causalfusion.config import DiffusionConfig, ModelConfig, RunConfig, SampleC
 from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Image, Text, lay_out, pack_documents
 from causalfusion.factorization import Plan, ar_step_of
+from causalfusion.generate.context import prefill
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import step_sizes
-from causalfusion.generate.tokens import generate_tokens, prefill
+from causalfusion.generate.tokens import generate_tokens
 from causalfusion.model.attention import AttentionBackend
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_generator

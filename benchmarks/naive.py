@@ -31,7 +31,7 @@ class NaiveTransformer(Transformer):
     def __init__(self, config) -> None:
         super().__init__(config)
         for block in self.blocks:
-            block.mlp = NaiveFeedForward(config.hidden_size, config.mlp_ratio)
+            block.mlp = NaiveFeedForward(config.hidden_size, config.mlp_size)
 
     def forward(
         self, sequence: PackedSequence, attend: Attend | None = None, backend: AttentionBackend = "auto"

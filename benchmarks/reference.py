@@ -21,9 +21,10 @@ from causalfusion.config import (
 )
 from causalfusion.diffusion.process import make_process
 from causalfusion.factorization import Plan, ar_step_of, loss_weights
+from causalfusion.generate.context import prefill
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import diffusion_steps, step_sizes
-from causalfusion.generate.tokens import generate_tokens, prefill
+from causalfusion.generate.tokens import generate_tokens
 from causalfusion.losses import weighted_mean
 from causalfusion.model.arithmetic import Flops, generation_flops, train_step_flops
 from causalfusion.model.transformer import Transformer
@@ -153,7 +154,7 @@ class Sampling:
             if self.naive:
                 cache = object.__new__(NaiveCache)
                 cache.__dict__.update(context.cache.__dict__)
-                context = replace(context, cache=cache)
+                context = replace(context, kv_cache=cache)
             images = generate_tokens(
                 self.model,
                 self.process,

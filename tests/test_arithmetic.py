@@ -20,8 +20,9 @@ from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig, Sam
 from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Image, Text, lay_out, pack_documents
 from causalfusion.factorization import Plan, ar_step_of, draw_split
+from causalfusion.generate.context import prefill
 from causalfusion.generate.noise import ImageNoise
-from causalfusion.generate.tokens import generate_tokens, prefill
+from causalfusion.generate.tokens import generate_tokens
 from causalfusion.mask import dense_mask
 from causalfusion.model import cpu_feed_forward
 from causalfusion.model.arithmetic import (

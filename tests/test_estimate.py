@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from causalfusion.config import ModelConfig, RunConfig, TrainConfig
+from causalfusion.config import ModelConfig, QKNormConfig, RunConfig, TrainConfig
 from causalfusion.errors import UserError
 from causalfusion.estimate import devices
 from causalfusion.estimate.allocated import Allocated
@@ -34,6 +34,7 @@ from causalfusion.train.parallel import fit_to_memory
 from causalfusion.train.step import Objective, TokenBatch
 from causalfusion.train.trainer import Trainer
 
+NO_QK_NORM = QKNormConfig(kind="none")
 MODEL = ModelConfig(
     hidden_size=64, depth=6, num_heads=2, num_class_tokens=8, num_classes=10, token_dim=16, grid_height=8,
     grid_width=16,
@@ -87,7 +88,7 @@ def test_memory_is_what_a_step_allocates(which: Any, precision: Any, sizes: Any,
     "model",
     [
         replace(MODEL, conditioning="adaln_zero", num_class_tokens=0),
-        replace(MODEL, position_embedding="rope", qk_norm=False),
+        replace(MODEL, position_embedding="rope", qk_norm=NO_QK_NORM),
         replace(MODEL, mlp_ratio=2.0, num_heads=4),
     ],
 )
@@ -145,9 +146,9 @@ def _kept(config: ModelConfig, sizes: list[int], dtype: torch.dtype, autocast: b
     return found[0]
 
 
-@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("qk_norm", [QKNormConfig(), NO_QK_NORM])
 @pytest.mark.parametrize("way", ["float32", "bfloat16", "gpu"])
-def test_a_block_keeps_exactly_what_is_counted(way: str, qk_norm: bool):
+def test_a_block_keeps_exactly_what_is_counted(way: str, qk_norm: QKNormConfig):
     """The difference of two depths, so that nothing but whole blocks counts."""
     sizes, model = [60, 68], replace(MODEL, qk_norm=qk_norm)
     dtype = torch.float64 if way == "gpu" else torch.float32

@@ -12,9 +12,10 @@ from PIL import Image
 from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
+from causalfusion.generate.context import prefill
 from causalfusion.generate.layout import draw_orders, to_raster
 from causalfusion.generate.noise import ImageNoise
-from causalfusion.generate.tokens import generate_tokens, prefill
+from causalfusion.generate.tokens import generate_tokens
 from causalfusion.model.transformer import Transformer
 from causalfusion.pictures.compose import (
     ACCENT,

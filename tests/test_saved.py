@@ -22,7 +22,7 @@ from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.interop.bundle import bundle_model
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.earlier_formats import FORMAT_1, FORMAT_2, LATER_IN_1, bring_forward
+from causalfusion.saved.earlier_formats import FORMAT_1, FORMAT_2, FORMAT_3, LATER_IN_1, bring_forward
 from causalfusion.saved.folder import (
     FORMAT,
     ModelSpec,
@@ -85,7 +85,7 @@ def refused(folder: Path) -> str:
 
 def test_every_key_is_required(folder):
     whole = json.loads((folder / "config.json").read_text())
-    assert whole["format"] == FORMAT == "causalfusion-3"
+    assert whole["format"] == FORMAT == "causalfusion-4"
     for name in flat({key: value for key, value in whole.items() if key != "format"}):
         (folder / "config.json").write_text(json.dumps(whole))
         change(folder, **{name.replace(".", "__"): None})
@@ -145,10 +145,24 @@ def test_a_folder_of_format_2_has_the_noise_that_it_had():
     assert (complete["diffusion"]["path"], complete["diffusion"]["beta_schedule"]) == ("ddpm", "linear")
 
 
-@pytest.mark.parametrize("name", ["causalfusion-4", 2, None])
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_a_folder_of_format_3_has_the_block_that_it_had(qk_norm):
+    now = to_dict(load_spec(packaged_models()["shapes"]))
+    later = {
+        "num_kv_heads", "mlp", "mlp_hidden", "norm", "out_norm", "bias", "dropout", "attention_dropout",
+        "rope", "adaln_size", "adaln_rank", "input_norm", "context", "encoder", "head",
+    }  # fmt: skip
+    earlier = copy.deepcopy(now)
+    earlier["model"] = {k: v for k, v in now["model"].items() if k not in later} | {"qk_norm": qk_norm}
+    complete, filled = bring_forward(FORMAT_3, earlier)
+    now["model"]["qk_norm"]["kind"] = "layer_norm" if qk_norm else "none"
+    assert flat(complete) == flat(now) and not filled
+
+
+@pytest.mark.parametrize("name", ["causalfusion-5", 2, None])
 def test_other_formats_are_refused(folder, name):
     change(folder, format=name)
-    assert "is not in the format causalfusion-3, causalfusion-2 or causalfusion-1" in refused(folder)
+    assert "is not in a format from causalfusion-1 to causalfusion-4" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from causalfusion.config.recipes import paper_size
 from causalfusion.documents import Image, Text, lay_out, pack_context
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, plan_batch
+from causalfusion.generate.context import prefill
 from causalfusion.generate.prompts import Prompts
-from causalfusion.generate.tokens import prefill
 from causalfusion.generate.write import append_tokens
 from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.model.attention import AttentionBackend, choose_backend

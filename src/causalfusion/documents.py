@@ -25,6 +25,7 @@ from torch import Tensor
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.factorization import Plan, places_of
 from causalfusion.sequence import (
+    Denoising,
     PackedSequence,
     Role,
     Segment,
@@ -187,7 +188,7 @@ def _filled(rows: list[list[int]], value: int) -> Tensor:
     return torch.tensor(filled, dtype=torch.int64).view(len(rows), longest)
 
 
-def _images_of(layout: Layout, values: Tensor) -> Tensor:
+def images_of(layout: Layout, values: Tensor) -> Tensor:
     """Values (N, m, ...) of the batch's images as (B, I, m, ...), by document."""
     return values[layout.image_row.clamp(min=0)]
 
@@ -208,17 +209,17 @@ def _images(
     count, length = layout.image_row.shape[1], tokens.shape[1]
     within = within.expand(len(tokens), -1)
     present = (layout.image_row >= 0)[:, :, None]
-    steps = torch.where(present, layout.image_base[:, :, None] + _images_of(layout, within), UNSEEN + 1)
+    steps = torch.where(present, layout.image_base[:, :, None] + images_of(layout, within), UNSEEN + 1)
     if timesteps is not None:
-        timesteps = _images_of(layout, timesteps)
+        timesteps = images_of(layout, timesteps)
         if count != 1:
             timesteps = timesteps.expand(-1, -1, length)
         timesteps = timesteps.flatten(1)
     return image_segment(
         role,
-        _images_of(layout, tokens).flatten(1, 2),
+        images_of(layout, tokens).flatten(1, 2),
         steps.flatten(1),
-        _images_of(layout, places.expand(len(tokens), -1, -1)).flatten(1, 2),
+        images_of(layout, places.expand(len(tokens), -1, -1)).flatten(1, 2),
         timesteps,
         torch.arange(count, device=tokens.device).repeat_interleave(length)[None],
     )
@@ -255,6 +256,24 @@ def pack_documents(
     clean = _images("clean", layout, clean_tokens, clean_step, places)
     noised = _images("noised", layout, noised_tokens, noised_step, places.repeat(1, copies, 1), timesteps)
     return PackedSequence((*segments, clean, _text(layout), noised))
+
+
+def pack_asking_documents(
+    layout: Layout,
+    class_labels: Tensor,
+    num_class_tokens: int,
+    clean_tokens: Tensor,
+    plan: Plan,
+    denoising: Denoising,
+) -> PackedSequence:
+    """`pack_documents` for a per-token head: mask tokens stand for the noised ones, which the head denoises
+    outside the transformer. `denoising` holds the images of each document one after another, B rows."""
+    places = plan.places
+    clean = _images("clean", layout, clean_tokens, plan.ar_step, places)
+    nothing = clean_tokens[:, :, :0]
+    asked = _images("asked", layout, nothing, plan.ar_step, places)
+    condition = class_segment(class_labels, num_class_tokens)
+    return PackedSequence((condition, clean, _text(layout), asked), denoising)
 
 
 def pack_context(

@@ -70,6 +70,13 @@ def ar_step_of(step_sizes: Sequence[int]) -> Tensor:
 def num_ar_steps_probabilities(num_tokens: int, config: FactorizationConfig) -> Tensor:
     """Probabilities of S = 1..L, (L,) float64 (PAPER section 4: proportional to γ^(S-1)). Raises UserError if
     a fixed S is larger than L."""
+    if config.distribution == "mask_ratio":
+        probabilities = torch.zeros(num_tokens, dtype=torch.float64)
+        asked = mask_ratio_probabilities(num_tokens, config)
+        probabilities[0] = asked[-1]
+        if num_tokens > 1:
+            probabilities[1] = 1 - asked[-1]
+        return probabilities
     if config.distribution == "fixed":
         if config.num_ar_steps > num_tokens:
             raise UserError(
@@ -82,6 +89,22 @@ def num_ar_steps_probabilities(num_tokens: int, config: FactorizationConfig) -> 
     return weights / weights.sum()
 
 
+def mask_ratio_probabilities(num_tokens: int, config: FactorizationConfig) -> Tensor:
+    """Probabilities of 1..L tokens in the last AR step, (L,) float64, for distribution mask_ratio: ceil(L r)
+    of them for r from a normal distribution truncated to [mask_ratio_min, 1] (MAR, section 5.1)."""
+    edges = torch.arange(num_tokens + 1, dtype=torch.float64) / num_tokens
+    below = _truncated_normal_cdf(edges, config)
+    return below.diff()
+
+
+def _truncated_normal_cdf(x: Tensor, config: FactorizationConfig) -> Tensor:
+    low, high, inside = (
+        torch.special.ndtr((torch.as_tensor(v).double() - config.mask_ratio_mean) / config.mask_ratio_std)
+        for v in (config.mask_ratio_min, 1.0, x.clamp(config.mask_ratio_min, 1.0))
+    )
+    return (inside - low) / (high - low)
+
+
 def random_composition(num_tokens: int, num_parts: int, generator: torch.Generator) -> list[int]:
     """A uniformly random composition of L into S positive parts, by S-1 distinct cuts among L-1 places."""
     cuts = torch.randperm(num_tokens - 1, generator=generator)[: num_parts - 1].sort().values + 1
@@ -90,7 +113,13 @@ def random_composition(num_tokens: int, num_parts: int, generator: torch.Generat
 
 
 def draw_split(num_tokens: int, config: FactorizationConfig, generator: torch.Generator) -> list[int]:
-    """Random AR step sizes: S from its distribution, then a random composition of L into S parts."""
+    """Random AR step sizes: S from its distribution, then a random composition of L into S parts; of
+    distribution mask_ratio, known and asked tokens."""
+    if config.distribution == "mask_ratio":
+        cumulative = mask_ratio_probabilities(num_tokens, config).cumsum(0)
+        u = torch.rand((), dtype=torch.float64, generator=generator)
+        asked = min(int(torch.searchsorted(cumulative, u, right=True)) + 1, num_tokens)
+        return [num_tokens - asked, asked] if asked < num_tokens else [num_tokens]
     cumulative = num_ar_steps_probabilities(num_tokens, config).cumsum(0)
     u = torch.rand((), dtype=torch.float64, generator=generator) * cumulative[-1]
     num_parts = int(torch.searchsorted(cumulative, u, right=True)) + 1
@@ -110,6 +139,16 @@ def cosine_split(num_tokens: int, num_parts: int) -> list[int]:
         target = round(num_tokens * (1 - math.cos(math.pi / 2 * s / num_parts)))
         edges.append(min(max(target, edges[-1] + 1), num_tokens - (num_parts - s)))
     return [end - start for start, end in pairwise(edges)]
+
+
+def masked_cosine_split(num_tokens: int, num_parts: int) -> list[int]:
+    """S sizes with sum L as MAR and MaskGIT choose them: after step s floor(L cos(π s / 2S)) tokens remain,
+    at least 1 and fewer than before; the last step takes all."""
+    left = [num_tokens]
+    for s in range(1, num_parts):
+        remain = math.floor(num_tokens * math.cos(math.pi / 2 * s / num_parts))
+        left.append(max(1, min(left[-1] - 1, remain)))
+    return [before - after for before, after in pairwise([*left, 0])]
 
 
 def draw_order(

@@ -10,7 +10,7 @@ P token dimension. An AR step tensor has leading size 1 (one plan for the batch)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -20,7 +20,9 @@ from torch import Tensor
 from causalfusion.factorization import Plan
 
 Kind = Literal["class", "text", "image"]
-Role = Literal["clean", "noised"]
+Role = Literal["clean", "noised", "asked"]
+"""Tokens that are not clean see those of their own AR step. An asked token is a learned mask token in the
+place of one that is to be predicted."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Segment:
     ar_step: Tensor
     """(1 or B, n) int64."""
     values: Tensor
-    """class: labels (B,) int64; text: token ids (B, n) int64; image: tokens (B, n, P)."""
+    """class: labels (B,) int64; text: token ids (B, n) int64; image: tokens (B, n, P); asked: (B, n, 0)."""
     places: Tensor | None = None
     """image: (1 or B, n, 2) int64, row and column of each token; text: (1 or B, n) int64, index into the text
     of its row."""
@@ -40,6 +42,11 @@ class Segment:
     """Noised tokens: timestep that the model is told, (B, 1 or n)."""
     image_index: Tensor | None = None
     """image: index, (1 or B, n) int64, of the token's image among those of its row; None: all 0."""
+    grid: Tensor | None = None
+    """image: rows and columns of the token's image, (1 or B, 2) int64; None: those of the model's grid."""
+    asks_next: bool = False
+    """class, clean image tokens: each token's output is the condition of the next image token, that of the
+    class tokens the last one's."""
 
     @property
     def num_tokens(self) -> int:
@@ -47,13 +54,26 @@ class Segment:
 
     @property
     def predicts(self) -> bool:
-        """True if a head reads its tokens: text predicts the next token, noised tokens their denoising."""
-        return self.kind == "text" or self.timesteps is not None
+        """True if a head reads its tokens: text predicts the next token, noised tokens their denoising; asked
+        ones, and those that ask for the next, give the per-token head its conditions."""
+        return self.kind == "text" or self.timesteps is not None or self.role == "asked" or self.asks_next
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """What a per-token head is to denoise, under the conditions that a sequence gives it."""
+
+    tokens: Tensor
+    """(B, R*n, P) noised tokens: R copies of those that are asked for, one behind another."""
+    timesteps: Tensor
+    """(B, 1 or R*n)."""
 
 
 @dataclass(frozen=True)
 class PackedSequence:
     segments: tuple[Segment, ...]
+    denoising: Denoising | None = None
+    """None: no per-token head, or one that is called by itself."""
 
     @cached_property
     def clean(self) -> Tensor:
@@ -96,6 +116,12 @@ def class_segment(class_labels: Tensor, num_class_tokens: int) -> Segment:
     them."""
     ar_step = torch.zeros(1, num_class_tokens, dtype=torch.int64, device=class_labels.device)
     return Segment("class", "clean", ar_step, class_labels)
+
+
+def asked_segment(num_rows: int, ar_step: Tensor, places: Tensor) -> Segment:
+    """Mask tokens at `places` (1 or B, n, 2), for B = `num_rows`."""
+    nothing = torch.empty(num_rows, ar_step.shape[1], 0, device=ar_step.device)
+    return Segment("image", "asked", ar_step, nothing, places)
 
 
 def text_segment(ids: Tensor, ar_step: Tensor, places: Tensor) -> Segment:
@@ -153,6 +179,62 @@ def pack_training(
         clean = clean_tokens[:, context]
         segments.append(image_segment("clean", clean, clean_step[:, context], places[:, context]))
     return PackedSequence((*segments, noised))
+
+
+def pack_asking(
+    class_labels: Tensor,
+    num_class_tokens: int,
+    clean_tokens: Tensor,
+    plan: Plan,
+    denoising: Denoising,
+    length_multiple: int = 1,
+) -> PackedSequence:
+    """[class tokens][clean tokens of κ_1..κ_{S-1}][mask tokens of κ_1..κ_S]: `pack_training` for a per-token
+    head, whose noised tokens stay outside the transformer."""
+    num_context = _context_length(plan, num_class_tokens + plan.order.shape[1], length_multiple)
+    segments = [class_segment(class_labels, num_class_tokens)]
+    if num_context:
+        context, clean = slice(0, num_context), clean_tokens[:, :num_context]
+        segments.append(image_segment("clean", clean, plan.ar_step[:, context], plan.places[:, context]))
+    asked = asked_segment(len(class_labels), plan.ar_step, plan.places)
+    return PackedSequence((*segments, asked), denoising)
+
+
+def pack_next(
+    class_labels: Tensor,
+    num_class_tokens: int,
+    clean_tokens: Tensor,
+    plan: Plan,
+    denoising: Denoising | None = None,
+) -> PackedSequence:
+    """[class tokens][clean tokens but the last]: the output of each is the condition of the token that
+    follows it, as in a language model (LatentLM)."""
+    condition = replace(class_segment(class_labels, num_class_tokens), asks_next=True)
+    rest = slice(0, plan.order.shape[1] - 1)
+    clean = image_segment("clean", clean_tokens[:, rest], plan.ar_step[:, rest], plan.places[:, rest])
+    return PackedSequence((condition, replace(clean, asks_next=True)), denoising)
+
+
+def pack_bidirectional(
+    class_labels: Tensor,
+    num_class_tokens: int,
+    known_tokens: Tensor,
+    known_places: Tensor,
+    asked_places: Tensor,
+    denoising: Denoising | None = None,
+) -> PackedSequence:
+    """[class tokens][known tokens (B, n, P)][mask tokens at `asked_places` (1 or B, m, 2)], which all see
+    each other: none has the clean role, and all have one AR step (MAR)."""
+    rows, device = len(class_labels), class_labels.device
+
+    def one_step(count: int) -> Tensor:
+        return torch.ones(1, count, dtype=torch.int64, device=device)
+
+    segments = [Segment("class", "noised", one_step(num_class_tokens), class_labels)]
+    if known_tokens.shape[1]:
+        segments.append(image_segment("noised", known_tokens, one_step(known_tokens.shape[1]), known_places))
+    asked = asked_segment(rows, one_step(asked_places.shape[1]), asked_places)
+    return PackedSequence((*segments, asked), denoising)
 
 
 def _context_length(plan: Plan, others: int, multiple: int) -> int:

@@ -11,12 +11,13 @@ from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from causalfusion.diffusion.ddpm import DDPM
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, ar_step_of, places_of
+from causalfusion.generate.context import prefill
 from causalfusion.generate.guidance import guidance_scales
 from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.regions import region_mask
 from causalfusion.generate.settings import diffusion_steps, parse_class, step_sizes
-from causalfusion.generate.tokens import generate_tokens, prefill
+from causalfusion.generate.tokens import generate_tokens
 from causalfusion.model.kv_cache import KVCache
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import PackedSequence, class_segment, image_segment, pack_training

@@ -26,12 +26,14 @@ from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Document, Image, ImageToCome, Text, lay_out, pack_context, pack_documents
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, ar_step_of
+from causalfusion.generate.ar_step import make_step
+from causalfusion.generate.context import Context, prefill
 from causalfusion.generate.guidance import Guidance, guidance_of_steps
 from causalfusion.generate.layout import draw_orders
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import Prompts, image_documents, prompt_ids
-from causalfusion.generate.tokens import AutoregressiveStep, Context, generate_tokens, prefill
+from causalfusion.generate.tokens import generate_tokens
 from causalfusion.generate.write import choose_tokens, write_texts
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec
@@ -283,14 +285,12 @@ def assert_drawn_as_trained(
     start = 0
     for index, size in enumerate(sizes):
         part = slice(start, start + size)
-        step = AutoregressiveStep(
-            model, context, order[:, part], context.next_ar_step + index, guidances[index]
-        )
+        step = make_step(model, context, order[:, start:], size, guidances[index])
         for timestep, reference in references.items():
             found = step.predict(noised[:, part], timestep, float(PROCESS.shares(torch.tensor(timestep))))
             difference = (found - reference[:, part]).abs().max() / reference.abs().max()
             assert difference <= TOLERANCE, (index, timestep)
-        step.append(clean[:, part])
+        context = step.append(clean[:, part])
         start += size
 
 
@@ -661,11 +661,11 @@ def test_an_edit_equals_the_training_pass():
         for d, c in ((documents, labels), (empty, null))
     ]
     expected = both[1] + 3.0 * (both[0] - both[1])
-    for index, part in enumerate((slice(6, 10), slice(10, 16))):
-        step = AutoregressiveStep(model, context, order[:, part], context.next_ar_step + index, Guidance(3.0))
+    for part in (slice(6, 10), slice(10, 16)):
+        step = make_step(model, context, order[:, part], part.stop - part.start, Guidance(3.0))
         found = step.predict(noised[:, part], 300)
         assert error(found, expected[:, part]) <= 2 * TOLERANCE
-        step.append(clean[:, part])
+        context = step.append(clean[:, part])
 
 
 @pytest.mark.parametrize("interval", [(0, 999), (300, 700)])

@@ -15,7 +15,7 @@ from torch import Tensor
 from causalfusion.config import ModelConfig
 from causalfusion.errors import UserError
 from causalfusion.interop.official import convert_official, convert_state_dict, official_name
-from causalfusion.model.embeddings import sincos_positions
+from causalfusion.model.positions import sincos_positions
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.saved.folder import load_model, save_model
 

@@ -12,9 +12,10 @@ from causalfusion.config import DiffusionConfig, FactorizationConfig, ModelConfi
 from causalfusion.diffusion.process import make_process
 from causalfusion.documents import NO_TARGET, UNSEEN, Text, lay_out
 from causalfusion.factorization import Plan, plan_batch
+from causalfusion.generate.context import prefill
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import step_sizes
-from causalfusion.generate.tokens import generate_tokens, prefill
+from causalfusion.generate.tokens import generate_tokens
 from causalfusion.model.compiled import compile_blocks
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import PackedSequence, pack_training

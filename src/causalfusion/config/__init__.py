@@ -2,11 +2,19 @@
 
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.generation import OrderName, SampleConfig, SamplerName
+from causalfusion.config.model import ModelConfig
+from causalfusion.config.parts import (
+    BiasConfig,
+    EncoderConfig,
+    HeadConfig,
+    NormConfig,
+    QKNormConfig,
+    RopeConfig,
+)
 from causalfusion.config.settings import (
     CodecConfig,
     DataConfig,
     FactorizationConfig,
-    ModelConfig,
     RunConfig,
     SourceName,
     SplitName,
@@ -15,7 +23,8 @@ from causalfusion.config.text import TextConfig, WriteConfig
 from causalfusion.config.training import TrainConfig
 
 __all__ = [
-    "CodecConfig", "DataConfig", "DiffusionConfig", "FactorizationConfig", "ModelConfig", "OrderName",
-    "PredictionType", "RunConfig", "SampleConfig", "SamplerName", "SourceName", "SplitName", "TextConfig",
-    "TrainConfig", "WriteConfig",
+    "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "EncoderConfig", "FactorizationConfig",
+    "HeadConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig",
+    "RunConfig", "SampleConfig", "SamplerName", "SourceName", "SplitName", "TextConfig", "TrainConfig",
+    "WriteConfig",
 ]  # fmt: skip

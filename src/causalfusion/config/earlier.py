@@ -1,7 +1,7 @@
 """Renaming settings of earlier versions.
 
 `codec.path` became `codec.autoencoder`. `codec.kind` no longer exists: tokens are patches of latents if an
-autoencoder is given, else of pixels.
+autoencoder is given, else of pixels. `model.qk_norm`, which was true or false, became a table.
 """
 
 from __future__ import annotations
@@ -21,6 +21,25 @@ def rename_settings(values: dict[str, Any], source: str = "") -> dict[str, Any]:
     """Tables of settings under their current names. `source` names a file that the user wrote: a warning says
     what to change in it, and a contradiction raises UserError. It is empty for a file that this software
     wrote, in which `kind` overrode `path`."""
+    return _rename_codec(_rename_qk_norm(values, source), source)
+
+
+def _rename_qk_norm(values: dict[str, Any], source: str) -> dict[str, Any]:
+    model = values.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("qk_norm"), bool):
+        return values
+    kind = "layer_norm" if model["qk_norm"] else "none"
+    table = {"kind": kind}
+    if source:
+        warnings.warn(
+            f'{source}: model.qk_norm became a table: qk_norm = {{ kind = "{kind}" }}', stacklevel=3
+        )
+    else:
+        table |= {"over": "head", "weight": "learned", "eps": 1e-5}
+    return {**values, "model": {**model, "qk_norm": table}}
+
+
+def _rename_codec(values: dict[str, Any], source: str) -> dict[str, Any]:
     codec = values.get("codec")
     if not isinstance(codec, dict) or not {"path", "kind"} & codec.keys():
         return values
@@ -44,9 +63,25 @@ def rename_settings(values: dict[str, Any], source: str = "") -> dict[str, Any]:
         old = " and ".join(f"codec.{name}" for name in ("kind", "path") if name in codec)
         warnings.warn(
             f"{source}: {old} became codec.autoencoder, the path of the autoencoder (none: pixels)",
-            stacklevel=2,
+            stacklevel=3,
         )
     return {**values, "codec": current}
+
+
+def _rename_qk_norm_option(tokens: Sequence[str]) -> list[str]:
+    renamed: list[str] = []
+    for token in tokens:
+        current = _QK_NORM.get(token, (token,))
+        if len(current) > 1:
+            warnings.warn(f"{token} became {' '.join(current)}", stacklevel=3)
+        renamed += current
+    return renamed
+
+
+_QK_NORM = {
+    "--model.qk-norm": ("--model.qk-norm.kind", "layer_norm"),
+    "--model.no-qk-norm": ("--model.qk-norm.kind", "none"),
+}
 
 
 def rename_options(tokens: Sequence[str]) -> list[str]:
@@ -55,6 +90,7 @@ def rename_options(tokens: Sequence[str]) -> list[str]:
     kept: list[str] = []
     kind: str | None = None
     takes_kind = False
+    tokens = _rename_qk_norm_option(tokens)
     for token in tokens:
         option, equals, value = token.partition("=")
         if takes_kind:

@@ -18,8 +18,8 @@ class SampleConfig:
 
     num_ar_steps: int = 1
     """Number of AR steps, S: 1 is plain diffusion, L is next-token prediction."""
-    step_sizes: Literal["even", "random", "cosine"] = "even"
-    """Division of the L tokens among the S AR steps."""
+    step_sizes: Literal["even", "random", "cosine", "masked_cosine"] = "even"
+    """Division of the L tokens among the S AR steps; masked_cosine: a cosine as MAR and MaskGIT round it."""
     sizes: list[int] = field(default_factory=list)
     """Number of tokens in each AR step, with sum L; overrides `num_ar_steps` and `step_sizes`."""
     order: OrderName = "random"

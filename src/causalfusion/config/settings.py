@@ -13,6 +13,7 @@ from typing import Literal
 
 from causalfusion.config.diffusion import DiffusionConfig
 from causalfusion.config.generation import OrderName, SampleConfig
+from causalfusion.config.model import ModelConfig
 from causalfusion.config.text import TextConfig
 from causalfusion.config.training import TrainConfig
 from causalfusion.errors import check, check_finite
@@ -95,108 +96,23 @@ class CodecConfig:
         return "autoencoder" if self.autoencoder else "pixels"
 
 
-_BOUNDS = {
-    "hidden_size": (1, 65_536), "depth": (1, 1_000), "num_heads": (1, 4_096),
-    "num_class_tokens": (0, 65_536), "class_token_repeats": (1, 65_536), "num_classes": (0, 10_000_000),
-    "token_dim": (0, 10_000_000), "vocab_size": (0, 10_000_000), "max_text_tokens": (1, 10_000_000),
-    "max_images": (1, 1_000_000), "grid_height": (0, 16_384), "grid_width": (0, 16_384),
-}  # fmt: skip
-"""Least and largest values of a model's sizes, as a damaged file may ask for more memory than there is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    hidden_size: int = 384
-    """Width of the transformer."""
-    depth: int = 12
-    """Number of transformer blocks."""
-    num_heads: int = 6
-    """Attention heads in each block."""
-    mlp_ratio: float = 4.0
-    """Width of a block's MLP, as a multiple of hidden_size."""
-    num_class_tokens: int = 4
-    """Tokens of the sequence that encode the class (paper: 4 in the ablations, 64 at system level); 0: the
-    model ignores classes."""
-    class_token_repeats: int = 1
-    """Copies of each learned class token in a row, within `num_class_tokens`; 1: all tokens are learned."""
-    position_embedding: Literal["sincos", "learnable", "rope"] = "sincos"
-    """Position embedding of tokens: a fixed table of sines, a learned table, or rotary embedding."""
-    conditioning: Literal["in_context", "adaln_zero"] = "in_context"
-    """in_context: condition tokens; adaln_zero: timestep and class modulate every block, as in DiT."""
-    qk_norm: bool = True
-    """LayerNorm on queries and keys, per head."""
-    num_classes: int = 0
-    """Number of classes; row `num_classes` of the embedding is the null class of guidance. 0 until known from
-    the data."""
-    token_dim: int = 0
-    """Dimension of an image token, P; 0 until known from the data."""
-    predicts_variance: bool = False
-    """The head also predicts a variance for each number of a token; follows from diffusion.variance."""
-    vocab_size: int = 0
-    """Size of the text vocabulary, markers included; 0: a model without text."""
-    max_text_tokens: int = 128
-    """Text tokens that a sequence can hold, the markers of texts and images included."""
-    max_images: int = 1
-    """Images that a sequence can hold."""
-    grid_height: int = 0
-    """Image tokens per column; 0 until known from the data."""
-    grid_width: int = 0
-    """Image tokens per row, so that L = grid_height * grid_width; 0 until known from the data."""
-
-    def __post_init__(self) -> None:
-        check_finite(self, "model")
-        for name, (least, most) in _BOUNDS.items():
-            value = getattr(self, name)
-            check(least <= value <= most, f"model.{name}", value, f"{least} to {most}")
-        fits = self.hidden_size % self.num_heads == 0
-        check(fits, "model.num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size}")
-        check(self.hidden_size % 4 == 0, "model.hidden_size", self.hidden_size, "a multiple of 4")
-        check(0 < self.mlp_ratio <= 64, "model.mlp_ratio", self.mlp_ratio, "a positive number, at most 64")
-        fits = self.conditioning == "in_context" or not self.vocab_size
-        check(fits, "model.conditioning", self.conditioning, "in_context, for a model with text")
-        fits = self.num_class_tokens % self.class_token_repeats == 0
-        expected = f"a divisor of num_class_tokens {self.num_class_tokens}"
-        check(fits, "model.class_token_repeats", self.class_token_repeats, expected)
-        fits = self.position_embedding != "rope" or self.head_dim % 4 == 0
-        expected = f"a head size divisible by 4 for rope, not {self.head_dim}"
-        check(fits, "model.position_embedding", self.position_embedding, expected)
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def prediction_dim(self) -> int:
-        """Numbers that the head predicts for an image token: P, or 2 P with variances."""
-        return self.token_dim * (2 if self.predicts_variance else 1)
-
-    @property
-    def num_tokens(self) -> int:
-        """L, image tokens per image."""
-        return self.grid_height * self.grid_width
-
-    @property
-    def num_condition_tokens(self) -> int:
-        """C, tokens of the sequence that encode the condition; 0 for AdaLN-zero."""
-        return self.num_class_tokens if self.conditioning == "in_context" else 0
-
-    @property
-    def null_label(self) -> int:
-        """The label of the null class, which follows the labels of the classes."""
-        return self.num_classes
-
-
 @dataclass(frozen=True, kw_only=True)
 class FactorizationConfig:
     """Splitting of training images into AR steps (PAPER section 4)."""
 
-    distribution: Literal["decay", "uniform", "fixed"] = "decay"
+    distribution: Literal["decay", "uniform", "fixed", "mask_ratio"] = "decay"
     """Distribution of the number of AR steps S: proportional to decay**(S-1), uniform on 1..L, or always
-    num_ar_steps."""
+    num_ar_steps. mask_ratio (MAR): two AR steps, the second with a random share of the tokens."""
     decay: float = 0.9
     """distribution = decay: ratio of the probabilities of S + 1 and S AR steps."""
     num_ar_steps: int = 1
     """distribution = fixed: the number of AR steps, S."""
+    mask_ratio_mean: float = 1.0
+    """distribution = mask_ratio: mean of the normal distribution of that share, before truncation."""
+    mask_ratio_std: float = 0.25
+    """distribution = mask_ratio: its standard deviation."""
+    mask_ratio_min: float = 0.7
+    """distribution = mask_ratio: its lower end; the upper one is 1."""
     split: Literal["per_batch", "per_image"] = "per_batch"
     """Split a whole batch alike into AR steps (the paper's code), or each image by itself."""
     order: OrderName = "random"
@@ -211,8 +127,8 @@ class FactorizationConfig:
     """Weight of the loss at the start of the sequence (λ)."""
     loss_weight_last: float = 1.0
     """Weight of the loss at the end of the sequence."""
-    timesteps: Literal["shared", "per_ar_step"] = "shared"
-    """One noise level for all AR steps of an image, or one for each."""
+    timesteps: Literal["shared", "per_ar_step", "per_token"] = "shared"
+    """One noise level for all AR steps of an image, one for each, or one for each token."""
     timesteps_per_ar_step: int = 1
     """Noised copies of every AR step, each at its own noise level (4x and 8x t in the paper)."""
 
@@ -221,6 +137,11 @@ class FactorizationConfig:
         check(0 < self.decay <= 1, "factorization.decay", self.decay, "a number in (0, 1]")
         check(self.num_ar_steps >= 1, "factorization.num_ar_steps", self.num_ar_steps, "at least 1")
         check(self.block_size >= 1, "factorization.block_size", self.block_size, "at least 1")
+        check(
+            self.mask_ratio_std > 0, "factorization.mask_ratio_std", self.mask_ratio_std, "a positive number"
+        )
+        least = self.mask_ratio_min
+        check(0 < least < 1, "factorization.mask_ratio_min", least, "a number between 0 and 1")
         copies = self.timesteps_per_ar_step
         check(copies >= 1, "factorization.timesteps_per_ar_step", copies, "at least 1")
         for name in ("loss_weight_first", "loss_weight_last"):
@@ -256,6 +177,24 @@ class RunConfig:
         count, class_tokens = text.examples_per_sequence, self.model.num_class_tokens
         fits = count == 1 or class_tokens == 0
         check(fits, "model.num_class_tokens", class_tokens, "0, where sequences hold several images")
+        self._check_head()
         images = self.train.batch_size // self.train.grad_accumulation
         expected = f"a divisor of the {images} images of a micro-batch"
         check(images % count == 0, "text.examples_per_sequence", count, expected)
+
+    def _check_head(self) -> None:
+        """What the model's head and context ask of the plan."""
+        head, plan = self.model.head, self.factorization
+        one_each = plan.order == "raster" and plan.distribution == "fixed" and not plan.given_order
+        fits = head.ask == "mask" or one_each
+        expected = (
+            "raster order and distribution fixed with an AR step for each token, for a head that asks by "
+        )
+        check(fits, "factorization", f"{plan.order}, {plan.distribution}", expected + "the previous token")
+        fits = self.model.context == "causal" or plan.split == "per_batch"
+        check(fits, "factorization.split", plan.split, "per_batch, for a bidirectional context")
+        fits = not self.model.attention_dropout or self.train.attention in ("auto", "dense")
+        expected = "auto or dense, for model.attention_dropout"
+        check(fits, "train.attention", self.train.attention, expected)
+        fits = self.text.image_context == "clean" or head.kind == "joint"
+        check(fits, "model.head.kind", head.kind, "joint, for text.image_context noised")

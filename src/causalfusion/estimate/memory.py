@@ -15,7 +15,7 @@ import torch
 
 from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.model.arithmetic import SplitFacts, form_of, sequence_length, split_facts, visible_pairs
-from causalfusion.model.block import BlockCost
+from causalfusion.model.block_cost import BlockCost
 from causalfusion.model.transformer import Transformer, count_parameters
 
 STATE_BYTES = 20

@@ -17,6 +17,7 @@ from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Document, Image, ImageToCome, Text
 from causalfusion.errors import UserError
+from causalfusion.generate.context import prefill
 from causalfusion.generate.layout import draw_orders, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.prompts import image_documents
@@ -24,7 +25,7 @@ from causalfusion.generate.read import image_of, read_image, to_picture
 from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.generate.settings import step_sizes
 from causalfusion.generate.token_pipeline import TokenPipeline
-from causalfusion.generate.tokens import Watcher, generate_tokens, prefill
+from causalfusion.generate.tokens import Watcher, generate_tokens
 from causalfusion.generate.write import TokenWatcher
 from causalfusion.machine.runtime import autocast
 from causalfusion.saved.folder import WeightsName, load_parts, read_latest
@@ -127,6 +128,8 @@ class Pipeline(TokenPipeline):
         an image next to each other; variant v of image b is drawn at image index b * variants + v.
         """
         spec, config = self.model.config, config or self.default_sampling
+        if spec.head.ask == "previous":
+            raise UserError("this model cannot edit: its head asks for one token after another")
         mask, images = self._mask(mask, images), self.to_tensor(images)
         label_tensor, documents = self._conditions(labels, prompts)
         if mask.shape != images.shape[-2:] or len(label_tensor) != len(images):

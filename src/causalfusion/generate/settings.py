@@ -10,7 +10,13 @@ import torch
 from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from causalfusion.diffusion.process import Process, make_process
 from causalfusion.errors import UserError
-from causalfusion.factorization import cosine_split, draw_order, even_split, random_composition
+from causalfusion.factorization import (
+    cosine_split,
+    draw_order,
+    even_split,
+    masked_cosine_split,
+    random_composition,
+)
 from causalfusion.rng import derive_generator
 
 
@@ -32,7 +38,20 @@ def step_sizes(config: SampleConfig, num_tokens: int, seed: int) -> list[int]:
         return even_split(num_tokens, parts)
     if config.step_sizes == "cosine":
         return cosine_split(num_tokens, parts)
+    if config.step_sizes == "masked_cosine":
+        return masked_cosine_split(num_tokens, parts)
     return random_composition(num_tokens, parts, derive_generator(seed, "step_sizes"))
+
+
+def check_order(model: ModelConfig, config: SampleConfig, sizes: Sequence[int]) -> None:
+    """Refuse what a head that asks by the token before cannot do: any but one token after another."""
+    if model.head.ask == "mask":
+        return
+    if config.order != "raster" or config.given_order or any(size != 1 for size in sizes):
+        raise UserError(
+            f"this model's head asks by the token before; expected sample.order raster and "
+            f"sample.num_ar_steps {model.num_tokens} instead of {config.order} and {len(sizes)}"
+        )
 
 
 def diffusion_steps(config: SampleConfig, num_ar_steps: int, process: Process) -> list[int]:
@@ -49,6 +68,7 @@ def diffusion_steps(config: SampleConfig, num_ar_steps: int, process: Process) -
 def check_settings(config: SampleConfig, model: ModelConfig, diffusion: DiffusionConfig) -> None:
     """Refuse, before any work is done, what generation with this model would refuse."""
     sizes = step_sizes(config, model.num_tokens, 0)
+    check_order(model, config, sizes)
     process = make_process(diffusion)
     for steps in set(diffusion_steps(config, len(sizes), process)):
         process.sampler(config, steps)

@@ -17,11 +17,12 @@ from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.diffusion.process import Process
 from causalfusion.documents import Document
 from causalfusion.errors import UserError
+from causalfusion.generate.context import Context, prefill
 from causalfusion.generate.layout import draw_orders, to_raster
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.prompts import Prompts
 from causalfusion.generate.settings import check_label, parse_classes, step_sizes
-from causalfusion.generate.tokens import Context, Watcher, generate_tokens, prefill
+from causalfusion.generate.tokens import Watcher, generate_tokens
 from causalfusion.generate.write import TokenWatcher, write_texts
 from causalfusion.machine.runtime import autocast
 from causalfusion.model.transformer import Transformer
@@ -43,11 +44,14 @@ class TokenPipeline:
 
     @property
     def device(self) -> torch.device:
-        return self.model.image_out.weight.device
+        return self.model.image_in.weight.device
 
     @property
     def default_sampling(self) -> SampleConfig:
         """How images are generated where nothing else is said."""
+        if self.model.config.head.ask == "previous":
+            num_tokens = self.model.config.num_tokens
+            return SampleConfig(sampler=self.process.samplers[0], order="raster", num_ar_steps=num_tokens)
         return SampleConfig(sampler=self.process.samplers[0])
 
     def with_text(self) -> Tokenizer:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import WriteConfig
-from causalfusion.generate.tokens import Context
+from causalfusion.generate.context import Context
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_generator
 from causalfusion.sequence import PackedSequence, text_segment

@@ -17,7 +17,7 @@ from torch import Tensor
 from causalfusion.config import CodecConfig, ModelConfig
 from causalfusion.errors import UserError
 from causalfusion.interop.official_file import OfficialFile, read_official
-from causalfusion.model.embeddings import sincos_positions
+from causalfusion.model.positions import sincos_positions
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec
 

@@ -5,6 +5,8 @@ Shape letters: B images, L image tokens, n tokens of an AR step, P token dimensi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,8 +14,10 @@ from torch.nn import functional as F
 from causalfusion.codec.patches import unpatchify
 from causalfusion.config import SampleConfig
 from causalfusion.errors import UserError
+from causalfusion.generate.ar_step import AutoregressiveStep, make_step
+from causalfusion.generate.context import Context, prefill
 from causalfusion.generate.guidance import Guidance
-from causalfusion.generate.tokens import AutoregressiveStep, Context, StepEvent, generate_tokens, prefill
+from causalfusion.generate.tokens import StepEvent, generate_tokens
 from causalfusion.interop.recording import Recording
 from causalfusion.interop.reference_model import Reference
 from causalfusion.interop.reference_training import compare_mask, forward_pass, read_batch
@@ -109,16 +113,19 @@ class _Image:
     def _predict(
         self, model: Transformer, context: Context, config: SampleConfig, chosen: Tensor, number: int
     ) -> Tensor:
-        positions = self.order[:, chosen]
-        step = AutoregressiveStep(model, context, positions, number, Guidance(config.guidance_scale))
+        step = self._step(model, context, config, chosen, number)
         return step.predict(self.noised[:, chosen], self.timestep)
 
     def _append(
         self, model: Transformer, context: Context, config: SampleConfig, chosen: Tensor, number: int
     ) -> None:
-        positions = self.order[:, chosen]
-        step = AutoregressiveStep(model, context, positions, number, Guidance(config.guidance_scale))
-        step.append(self.clean[:, chosen])
+        self._step(model, context, config, chosen, number).append(self.clean[:, chosen])
+
+    def _step(
+        self, model: Transformer, context: Context, config: SampleConfig, chosen: Tensor, number: int
+    ) -> AutoregressiveStep:
+        context, positions = replace(context, next_ar_step=number), self.order[:, chosen]
+        return make_step(model, context, positions, positions.shape[1], Guidance(config.guidance_scale))
 
 
 def _replay_ar_sampling(r: Recording, reference: Reference, model: Transformer, labels: Tensor) -> None:
@@ -161,11 +168,11 @@ def replay_sampling(recording: Recording, reference: Reference) -> None:
     r.compare("t_model", torch.tensor(sampler.timesteps), "timesteps")
     if "xt_seq" in r:
         inputs = [z, *r["xt_seq"][:-1]]
-        step = AutoregressiveStep(model, context, positions, 1, Guidance(config.guidance_scale))
+        step = make_step(model, context, positions, len(order), Guidance(config.guidance_scale))
         guided = [step.predict(x, t) for x, t in zip(inputs, sampler.timesteps, strict=True)]
         r.compare("eps_seq", torch.stack(guided), "predictions")
         plain = SampleConfig()
-        step = AutoregressiveStep(model, prefill(model, labels, plain), positions, 1)
+        step = make_step(model, prefill(model, labels, plain), positions, len(order))
         conditional = [step.predict(x, t) for x, t in zip(inputs, sampler.timesteps, strict=True)]
         r.compare("eps_cond_only_seq", torch.stack(conditional), "predictions")
         # From recorded predictions, if there are any: at the noisiest steps x_0 magnifies the rounding of a

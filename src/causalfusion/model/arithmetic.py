@@ -23,7 +23,7 @@ from torch import Tensor
 
 from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig
 from causalfusion.factorization import num_ar_steps_probabilities
-from causalfusion.model.block import BlockCost
+from causalfusion.model.block_cost import BlockCost
 from causalfusion.model.embeddings import TIMESTEP_FREQUENCIES
 
 
@@ -133,11 +133,14 @@ def _linear(rows: float, inputs: float, outputs: float) -> float:
 
 def _levels(config: ModelConfig, rows: int, others: int = 0) -> float:
     """Embedding `rows` noise levels; with AdaLN-zero also a modulation of each of them, and of `others`."""
-    size = config.hidden_size
-    embedding = _linear(rows, TIMESTEP_FREQUENCIES, size) + _linear(rows, size, size)
+    size, inner, rank = config.hidden_size, config.condition_size, config.adaln_rank
+    embedding = _linear(rows, TIMESTEP_FREQUENCIES, inner) + _linear(rows, inner, inner)
     if config.conditioning == "in_context":
         return embedding
-    return embedding + _linear(rows + others, size, (6 * config.depth + 2) * size)
+    if not rank:
+        return embedding + _linear(rows + others, inner, (6 * config.depth + 2) * size)
+    of_blocks = _linear(rows + others, inner, rank) + _linear(rows + others, rank, 6 * size)
+    return embedding + config.depth * of_blocks + _linear(rows + others, inner, 8 * size)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Attention over a packed sequence: the layer, and the ways to compute who attends to whom.
 
 Shape letters: B images, T tokens, Q queries (always the last Q of the T tokens), K keys, D width, N heads,
-H head size. An `Attend` gets q (B, N, Q, H) and k, v (B, N, T, H) of one layer and returns (B, N, Q, H).
+G heads of keys and values, H head size. An `Attend` gets q (B, N, Q, H) and k, v (B, G, T, H) of one layer
+and returns (B, N, Q, H).
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._triton import has_triton
 
+from causalfusion.config import ModelConfig, QKNormConfig
 from causalfusion.errors import UserError
 from causalfusion.mask import block_mask, dense_mask
 from causalfusion.model.cpu_attention import SegmentAttend
-from causalfusion.model.embeddings import rotate
+from causalfusion.model.kv_heads import repeat_heads
+from causalfusion.model.norm import make_norm
+from causalfusion.model.positions import rotate
 from causalfusion.sequence import PackedSequence
 
 AttentionBackend = Literal["auto", "dense", "segments", "flex"]
@@ -37,11 +41,13 @@ class Attend(Protocol):
 class DenseAttend:
     """The naive path, and the oracle of the others: one boolean mask for all queries and keys."""
 
-    def __init__(self, sequence: PackedSequence) -> None:
+    def __init__(self, sequence: PackedSequence, dropout: float = 0.0) -> None:
         self.mask = dense_mask(sequence.clean, sequence.ar_step)
+        self.dropout = dropout
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[:, :, -q.shape[2] :])
+        k, v, mask = repeat_heads(k, q), repeat_heads(v, q), self.mask[:, :, -q.shape[2] :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout)
 
 
 @cache
@@ -62,6 +68,7 @@ class FlexAttend:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = self.of_all if q.shape[2] == self.num_tokens else self.of_read
+        k, v = repeat_heads(k, q), repeat_heads(v, q)
         if q.is_cuda:
             return _compiled_flex_attention()(q, k, v, block_mask=mask)
         from torch.nn.attention.flex_attention import flex_attention
@@ -70,9 +77,15 @@ class FlexAttend:
 
 
 def select_attend(
-    sequence: PackedSequence, backend: AttentionBackend = "auto", head_dim: int = FLEX_MIN_HEAD
+    sequence: PackedSequence,
+    backend: AttentionBackend = "auto",
+    head_dim: int = FLEX_MIN_HEAD,
+    dropout: float = 0.0,
 ) -> Attend:
-    """The way to attend within this sequence; `auto` chooses by device, precision and shape."""
+    """The way to attend within this sequence; `auto` chooses by device, precision and shape. Only `dense`
+    knows dropout of attention weights."""
+    if dropout:
+        return DenseAttend(sequence, dropout)
     if backend == "auto":
         return automatic_attend(sequence, head_dim)[0]
     device = _device(sequence).type
@@ -124,38 +137,55 @@ _MAKERS = {"dense": DenseAttend, "segments": SegmentAttend, "flex": FlexAttend}
 
 
 class Attention(nn.Module):
-    """Multi-head attention: no bias on qkv, LayerNorm on q and k per head, bias on the output."""
+    """Multi-head attention, with a norm of queries and keys."""
 
-    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim = hidden_size // num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        size, self.head_dim = config.hidden_size, config.head_dim
+        self.num_heads, self.kv_heads = config.num_heads, config.kv_heads
+        widths = (size, self.kv_heads * self.head_dim)
+        self.qkv = nn.Linear(size, size + 2 * widths[1], bias=config.bias.qkv)
+        self.over_width = config.qk_norm.over == "width"
+        norms = [_qk_norm(config.qk_norm, width if self.over_width else self.head_dim) for width in widths]
+        self.q_norm, self.k_norm = norms
+        self.interleaved = config.rope.pairs == "interleaved"
+        self.proj = nn.Linear(size, size, bias=config.bias.attention)
 
     def forward(
         self, x: Tensor, attend: Attend, layer: int, first_query: int = 0, rotation: Tensor | None = None
     ) -> Tensor:
         """x (B, T, D) -> (B, T - first_query, D)."""
         q, k, v = self._project(x, first_query)
-        q, k = self.q_norm(q), self.k_norm(k)
+        if not self.over_width:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
-            q, k = rotate(q, rotation[..., first_query:, :]), rotate(k, rotation)
+            q = rotate(q, rotation[..., first_query:, :], self.interleaved)
+            k = rotate(k, rotation, self.interleaved)
         dtype = v.dtype  # LayerNorm may return float32 under autocast
         out = attend(layer, q.to(dtype), k.to(dtype), v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, first_query: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, N, Q, H), k and v (B, N, T, H), each contiguous: one copy serves the norms and products."""
-        if first_query == 0:
+        """q (B, N, Q, H), k and v (B, G, T, H) of G heads, each contiguous: one copy serves the norms and
+        products."""
+        if first_query == 0 and self.kv_heads == self.num_heads and not self.over_width:
             q, k, v = self._split_heads(self.qkv(x), 3)
             return q, k, v
-        size, weight = x.shape[-1], self.qkv.weight
-        (q,) = self._split_heads(F.linear(x[:, first_query:], weight[:size]), 1)
-        k, v = self._split_heads(F.linear(x, weight[size:]), 2)
-        return q, k, v
+        weight, bias, size = self.qkv.weight, self.qkv.bias, self.num_heads * self.head_dim
+        q = F.linear(x[:, first_query:], weight[:size], None if bias is None else bias[:size])
+        kv = F.linear(x, weight[size:], None if bias is None else bias[size:])
+        if self.over_width:
+            k, v = kv.chunk(2, dim=-1)
+            q, kv = self.q_norm(q), torch.cat([self.k_norm(k).to(v.dtype), v], dim=-1)
+        k, v = self._split_heads(kv, 2)
+        return self._split_heads(q, 1)[0], k, v
 
     def _split_heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, T, parts * N * H) -> `parts` tensors (B, N, T, H)."""
         return x.unflatten(-1, (parts, -1, self.head_dim)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+
+
+def _qk_norm(config: QKNormConfig, size: int) -> nn.Module:
+    if config.kind == "none":
+        return nn.Identity()
+    return make_norm(size, config.kind, config.weight == "learned", config.eps)

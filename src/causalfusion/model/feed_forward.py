@@ -1,26 +1,55 @@
-"""The MLP of a block.
+"""The MLP of a block: GELU in either form, or SwiGLU.
 
 Shape letters: B images, T tokens, D width.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from causalfusion.config import ModelConfig
 from causalfusion.model import cpu_feed_forward as cpu
 
 
 class FeedForward(nn.Module):
-    """Linear, tanh-GELU, linear."""
+    """Linear, GELU, linear."""
 
-    def __init__(self, hidden_size: int, mlp_ratio: float) -> None:
+    def __init__(
+        self, size: int, hidden: int, gelu: Literal["none", "tanh"] = "tanh", bias: bool = True
+    ) -> None:
+        """`gelu`: its tanh form, or exact (none)."""
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, int(hidden_size * mlp_ratio))
-        self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
+        self.gelu: Literal["none", "tanh"] = gelu
+        self.fc1 = nn.Linear(size, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        if cpu.runs_here(x):
+        if self.gelu == "tanh" and self.fc1.bias is not None and cpu.runs_here(x):
             return cpu.feed_forward(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.gelu))
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU: a linear layer times the SiLU of another, linear."""
+
+    def __init__(self, size: int, hidden: int, bias: bool = True) -> None:
+        super().__init__()
+        self.gate = nn.Linear(size, hidden, bias=bias)
+        self.fc1 = nn.Linear(size, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        return self.fc2(F.silu(self.gate(x)) * self.fc1(x))
+
+
+def feed_forward_of(config: ModelConfig) -> nn.Module:
+    """The MLP of a configuration."""
+    size, hidden, bias = config.hidden_size, config.mlp_size, config.bias.mlp
+    if config.mlp == "swiglu":
+        return GatedFeedForward(size, hidden, bias)
+    return FeedForward(size, hidden, "tanh" if config.mlp == "gelu_tanh" else "none", bias)

@@ -1,6 +1,6 @@
 """The keys and values of the clean tokens that generation has finished (PAPER section 5).
 
-Shape letters: B images, N heads, T cached tokens, n new tokens, H head size.
+Shape letters: B images, N heads of keys and values, T cached tokens, n new tokens, H head size.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from causalfusion.config import ModelConfig
 from causalfusion.mask import dense_mask
 from causalfusion.model.cpu_attention import attend_without_gradient
+from causalfusion.model.kv_heads import repeat_heads
 from causalfusion.sequence import PackedSequence
 
 
@@ -36,7 +37,7 @@ class KVCache:
     def allocate(
         cls, config: ModelConfig, batch_size: int, capacity: int, *, device: torch.device, dtype: torch.dtype
     ) -> KVCache:
-        shape = (config.depth, batch_size, config.num_heads, capacity, config.head_dim)
+        shape = (config.depth, batch_size, config.kv_heads, capacity, config.head_dim)
         k, v = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
         return cls(k, v, torch.zeros(1, 0, dtype=torch.int64))
 
@@ -81,4 +82,4 @@ class CachedAttend:
         cache.v[layer, :rows, :, cache.length : self.end] = v
         mask = self.mask if self.mask is None else self.mask[:rows, :, self.mask.shape[2] - q.shape[2] :]
         keys, values = (x[layer, :rows, :, : self.end] for x in (cache.k, cache.v))
-        return attend_without_gradient(q, keys, values, mask)
+        return attend_without_gradient(q, repeat_heads(keys, q), repeat_heads(values, q), mask)

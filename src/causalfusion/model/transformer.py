@@ -1,8 +1,8 @@
 """The decoder-only transformer (PAPER section 2): packed sequence in, predictions for its tokens out.
 
-Shape letters: B rows, T packed tokens, n tokens of a segment, D width, P token dimension, R rows of
-modulation. The model draws nothing, adds no noise and computes no loss.
-"""
+Shape letters: B rows, T packed tokens, n tokens of a segment, L image tokens, C class tokens, D width, P
+token dimension, R rows of modulation. The model draws nothing (but for dropout, where it is on), adds no
+noise and computes no loss."""
 
 from __future__ import annotations
 
@@ -16,48 +16,78 @@ from torch.nn import functional as F
 
 from causalfusion.config import ModelConfig
 from causalfusion.model.attention import Attend, AttentionBackend, select_attend
-from causalfusion.model.block import Block, Modulation
-from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding, rope_table, sincos_positions
+from causalfusion.model.block import Block
+from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding
+from causalfusion.model.encoder import Encoder
+from causalfusion.model.head import PerTokenHead
+from causalfusion.model.modulation import Modulation, make_modulation, modulate, zero_modulation
+from causalfusion.model.norm import Norm, norm_of
+from causalfusion.model.positions import (
+    grid_places,
+    raster_rotation,
+    resize_table,
+    rotation_at,
+    sincos_at,
+    sincos_positions,
+)
 from causalfusion.sequence import PackedSequence, Segment
 
 
 class Predictions(NamedTuple):
     image: Tensor
-    """(B, n, P) for the noised tokens, in their order in the sequence."""
+    """(B, n, P) for the noised tokens, in their order in the sequence; with a per-token head, for those of
+    the sequence's `denoising`."""
     text: Tensor | None = None
     """(B, n, vocabulary) logits of what follows each text token; None where there is no text."""
+    condition: Tensor | None = None
+    """(B, n, D) conditions of the tokens that are asked for; None without a per-token head."""
 
 
 class Transformer(nn.Module):
     image_position: Tensor
     rope: Tensor
+    timestep_embedding: TimestepEmbedding
+    """Of the joint head, as `image_out` is; the per-token head has its own."""
+    image_out: nn.Linear
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        size, adaln = config.hidden_size, config.conditioning == "adaln_zero"
-        self.image_in = nn.Linear(config.token_dim, size)
-        self.timestep_embedding = TimestepEmbedding(size)
+        size, entry, adaln = config.hidden_size, config.encoder_size, config.conditioning == "adaln_zero"
+        condition, bias, has_text = config.condition_size, config.bias, config.vocab_size > 0
+        self.image_in = nn.Linear(config.token_dim, entry, bias=bias.input)
+        if not config.per_token:
+            self.timestep_embedding = TimestepEmbedding(condition, bias.condition)
         self.class_embedding = _class_embedding(config)
-        has_text = config.vocab_size > 0
         self.text_embedding = nn.Embedding(config.vocab_size, size) if has_text else None
         self.text_position = nn.Embedding(config.max_text_tokens, size) if has_text else None
         self.image_index = nn.Embedding(config.max_images, size) if config.max_images > 1 else None
         if config.position_embedding == "learnable":
-            self.image_position = nn.Parameter(torch.empty(config.num_tokens, size))
+            self.image_position = nn.Parameter(torch.empty(config.num_tokens, entry))
         elif config.position_embedding == "sincos":
-            self.register_buffer("image_position", torch.empty(config.num_tokens, size), persistent=False)
+            self.register_buffer("image_position", torch.empty(config.num_tokens, entry), persistent=False)
         else:
             self.register_buffer("rope", torch.empty(2, config.num_tokens, config.head_dim), persistent=False)
+        self.norm_in = nn.LayerNorm(entry, eps=config.norm.eps) if config.input_norm else None
+        self.encoder = Encoder(config) if config.encoder.depth else None
+        asks = config.per_token and config.head.ask == "mask"
+        self.mask_token = nn.Parameter(torch.empty(size)) if asks else None
+        shared = config.adaln_rank > 0
+        self.modulation = make_modulation(condition, 6 * size, bias.condition) if shared else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
-        self.norm_out = nn.LayerNorm(size, elementwise_affine=not adaln)
-        self.modulation_out = nn.Linear(size, 2 * size) if adaln else None
-        self.image_out = nn.Linear(size, config.prediction_dim)
+        self.norm_out = norm_of(config.out_norm, size, adaln)
+        self.modulation_out = make_modulation(condition, 2 * size, bias.condition) if adaln else None
+        positions = config.per_token and config.head.positions
+        self.condition_position = nn.Parameter(torch.empty(config.num_tokens, size)) if positions else None
+        self.head = PerTokenHead(config) if config.per_token else None
+        if self.head is None:
+            self.image_out = nn.Linear(size, config.prediction_dim, bias=bias.output)
         self.text_out = nn.Linear(size, config.vocab_size, bias=False) if has_text else None
         self.init_weights()
+        self.eval()  # dropout is on in train steps alone, which say so
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Linear layers Xavier-uniform, embeddings N(0, 0.02), output and AdaLN modulations zero."""
+        """Linear layers Xavier-uniform, embeddings N(0, 0.02), outputs and AdaLN modulations zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -65,32 +95,44 @@ class Transformer(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
-            elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            elif isinstance(module, Norm) and module.elementwise_affine:
                 nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, ClassEmbedding):
+                if isinstance(module, nn.LayerNorm):
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, ClassEmbedding) and module.position is not None:
                 nn.init.normal_(module.position, std=0.02, generator=generator)
-        zero = [self.image_out, self.modulation_out, *(b.modulation for b in self.each_block())]
+        tables = [self.mask_token, self.condition_position]
+        if self.encoder is not None:
+            tables += [self.encoder.class_position, self.encoder.image_position]
+        for table in tables:
+            if table is not None:
+                nn.init.normal_(table, std=0.02, generator=generator)
+        zero = [self.modulation, self.modulation_out, *(b.modulation for b in self.each_block())]
+        if self.head is None:
+            zero.append(self.image_out)
+        else:
+            zero += [self.head.image_out, self.head.modulation_out, *self.head.modulations()]
         for module in zero:
             if module is not None:
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
+                zero_modulation(module)
         self.fill_positions()
 
     @torch.no_grad()
     def fill_positions(self) -> None:
         """The fixed tables, which no state dict holds; a learnable one begins like the fixed one."""
-        config, device = self.config, self.image_out.weight.device
+        config, device = self.config, self.image_in.weight.device
         grid = (config.grid_height, config.grid_width)
         if config.position_embedding == "rope":
-            self.rope = rope_table(config.head_dim, *grid).to(device)
+            table = self._rotation_at(grid_places(*grid)[None], torch.tensor([grid]))
+            self.rope = table[:, 0].to(device)
         elif config.position_embedding == "sincos":
-            self.image_position = sincos_positions(config.hidden_size, *grid).to(device)
+            self.image_position = sincos_positions(config.encoder_size, *grid).to(device)
         else:
-            self.image_position.copy_(sincos_positions(config.hidden_size, *grid))
+            self.image_position.copy_(sincos_positions(config.encoder_size, *grid))
 
     def each_block(self) -> Iterator[Block]:
-        for block in self.blocks:
+        """The blocks in their order, those of the encoder first."""
+        for block in (*(() if self.encoder is None else self.encoder.blocks), *self.blocks):
             assert isinstance(block, Block)
             yield block
 
@@ -99,30 +141,68 @@ class Transformer(nn.Module):
     ) -> Predictions:
         """Predictions for the noised tokens. `attend` defaults to the mask of the sequence by itself;
         a `KVCache` gives the one of new tokens in generation."""
-        attend = attend or select_attend(sequence, backend, self.config.head_dim)
-        x = torch.cat([self._embed(s) for s in sequence.segments if s.num_tokens], dim=1)
-        rotation, modulation = self._rotation(sequence), self._modulation(sequence)
+        attend = attend or self._attend(sequence, backend)
+        x, rotation, modulation = self._enter(sequence), self._rotation(sequence), self._modulation(sequence)
         for layer, block in enumerate(self.blocks):
             first = sequence.first_output if layer == self.config.depth - 1 else 0
             x = block(x, attend, layer, first, rotation, modulation)
         x = self.norm_out(x)
         if self.modulation_out is not None and modulation is not None:
             rows = self.modulation_out(F.silu(modulation.rows))
-            shift, scale = rows[:, modulation.row_of_token[sequence.first_output :]].chunk(2, dim=-1)
-            x = x * (1 + scale) + shift
-        return self._heads(x, sequence)
+            x = modulate(x, *rows[:, modulation.row_of_token[sequence.first_output :]].chunk(2, dim=-1))
+        return self._leave(x, sequence)
 
-    def _heads(self, x: Tensor, sequence: PackedSequence) -> Predictions:
+    def _attend(self, sequence: PackedSequence, backend: AttentionBackend) -> Attend:
+        dropout = self.config.attention_dropout if self.training else 0.0
+        return select_attend(sequence, backend, self.config.head_dim, dropout)
+
+    def _leave(self, x: Tensor, sequence: PackedSequence) -> Predictions:
         """x (B, T - first_output, D): each predicting segment's rows go to the head of its kind."""
-        rows: dict[str, list[Tensor]] = {"image": [], "text": []}
+        image, text = [], []
         for segment, (start, end) in zip(sequence.segments, pairwise(sequence.boundaries), strict=True):
             if segment.predicts:
-                first = sequence.first_output
-                rows[segment.kind].append(x[:, start - first : end - first])
-        image, text = (torch.cat(r, dim=1) if len(r) > 1 else (r or [x[:, :0]])[0] for r in rows.values())
-        return Predictions(
-            image=self.image_out(image), text=None if self.text_out is None else self.text_out(text)
+                start = end - 1 if segment.kind == "class" else start
+                rows = x[:, start - sequence.first_output : end - sequence.first_output]
+                (text if segment.kind == "text" else image).append(rows)
+        of_image, of_text = (
+            torch.cat(r, dim=1) if len(r) > 1 else (r or [x[:, :0]])[0] for r in (image, text)
         )
+        logits = None if self.text_out is None else self.text_out(of_text)
+        if self.head is None:
+            return Predictions(self.image_out(of_image), logits)
+        if self.condition_position is not None:
+            asked = (s for s in sequence.segments if s.role == "asked")
+            places = [self._of_table(self.condition_position, segment) for segment in asked]
+            of_image = of_image + torch.cat(places, dim=1)
+        if sequence.denoising is None:
+            return Predictions(of_image[:, :0], logits, of_image)
+        denoised = self.head(of_image, sequence.denoising.tokens, sequence.denoising.timesteps)
+        return Predictions(denoised, logits, of_image)
+
+    def _enter(self, sequence: PackedSequence) -> Tensor:
+        """The embedded tokens (B, T, D); with an encoder, known ones go through it, and asked ones behind."""
+        segments = [s for s in sequence.segments if s.num_tokens]
+        if self.encoder is None:
+            x = torch.cat([self._embed(s) for s in segments], dim=1)
+            return x if self.norm_in is None else self.norm_in(x)
+        known = [s for s in segments if s.role != "asked"]
+        x = torch.cat([self._embed(s) for s in known], dim=1)
+        x = self.encoder(
+            x if self.norm_in is None else self.norm_in(x), self._attend(PackedSequence(tuple(known)), "auto")
+        )
+        asked = [self._mask_tokens(s) for s in segments if s.role == "asked"]
+        assert segments == [*known, *(s for s in segments if s.role == "asked")], "asked tokens stand behind"
+        places = [
+            self.encoder.class_position.expand(len(x), -1, -1)
+            if s.kind == "class"
+            else self._of_table(self.encoder.image_position, s).expand(len(x), -1, -1)
+            for s in segments
+        ]
+        return torch.cat([x, *asked], dim=1) + torch.cat(places, dim=1)
+
+    def _mask_tokens(self, segment: Segment) -> Tensor:
+        assert self.mask_token is not None, "only a per-token head asks by mask tokens"
+        return self.mask_token.expand(len(segment.values), segment.num_tokens, -1)
 
     def _embed(self, segment: Segment) -> Tensor:
         if segment.kind == "class":
@@ -132,34 +212,61 @@ class Transformer(nn.Module):
         if segment.kind == "text":
             assert self.text_embedding is not None and self.text_position is not None, "a model with text"
             return self.text_embedding(segment.values) + self.text_position(segment.places)
-        x = self.image_in(segment.values)
+        x = self._mask_tokens(segment) if segment.role == "asked" else self.image_in(segment.values)
         if self.image_index is not None:
             index = segment.image_index
             x = x + (self.image_index.weight[0] if index is None else self.image_index(index))
         if segment.timesteps is not None and self.config.conditioning == "in_context":
             x = x + self.timestep_embedding(segment.timesteps)
+        if self.config.position_embedding == "sincos" and segment.grid is not None:
+            return x + sincos_at(segment.places, self.config.encoder_size)
         if self.config.position_embedding != "rope":
-            x = x + F.embedding(self._raster(segment.places), self.image_position)
+            x = x + self._of_table(self.image_position, segment)
         return x
+
+    def _of_table(self, table: Tensor, segment: Segment) -> Tensor:
+        """(1 or B, n, D) rows of a table (L, D) of the grid of training, interpolated to another grid."""
+        assert segment.places is not None, "image tokens have places"
+        if segment.grid is None:
+            return F.embedding(self._raster(segment.places), table)
+        trained = self.config.grid_height, self.config.grid_width
+        rows = []
+        for grid, places in zip(segment.grid.tolist(), segment.places, strict=True):
+            resized = resize_table(table, trained, (grid[0], grid[1]))
+            rows.append(F.embedding(places[:, 0] * grid[1] + places[:, 1], resized))
+        return torch.stack(rows)
 
     def _raster(self, places: Tensor) -> Tensor:
         """Places (1 or B, n, 2) as rows of the tables, which hold the grid of training."""
         return places[..., 0] * self.config.grid_width + places[..., 1]
 
     def _rotation(self, sequence: PackedSequence) -> Tensor | None:
-        """(2, 1 or B, 1, T, H); class and text tokens are not turned."""
+        """(2, 1 or B, 1, T, H); text tokens are not turned, class tokens by their index with axes
+        `raster`."""
         if self.config.position_embedding != "rope":
             return None
         parts = []
         for segment in sequence.segments:
-            if segment.kind != "image" or segment.places is None:
+            if segment.places is not None and segment.kind == "image":
+                if segment.grid is None:
+                    parts.append(self.rope[:, self._raster(segment.places)])
+                else:
+                    parts.append(self._rotation_at(segment.places, segment.grid))
+            elif segment.kind == "class" and self.config.rope.axes == "raster":
+                index = torch.arange(segment.num_tokens, device=self.rope.device)
+                parts.append(raster_rotation(index, self.config.rope, self.config.head_dim)[:, None])
+            else:
                 unit = self.rope.new_zeros(2, 1, segment.num_tokens, self.config.head_dim)
                 unit[0] = 1
                 parts.append(unit)
-            else:
-                parts.append(self.rope[:, self._raster(segment.places)])
         rows = max(part.shape[1] for part in parts)
         return torch.cat([part.expand(-1, rows, -1, -1) for part in parts], dim=2)[:, :, None]
+
+    def _rotation_at(self, places: Tensor, grid: Tensor) -> Tensor:
+        config, side = self.config, self.config.rope.trained_side
+        trained = (side, side) if side else (config.grid_height, config.grid_width)
+        first = config.num_condition_tokens
+        return rotation_at(places, grid, config.rope, config.head_dim, trained, first)
 
     def _modulation(self, sequence: PackedSequence) -> Modulation | None:
         """AdaLN-zero: class plus, for noised tokens, timestep; a row per segment or per token."""
@@ -179,17 +286,21 @@ class Transformer(nn.Module):
             row_of_token.append(start + (index if part.shape[1] > 1 else torch.zeros_like(index)))
             rows.append(part)
             start += part.shape[1]
-        return Modulation(torch.cat(rows, dim=1), torch.cat(row_of_token))
+        of_rows = torch.cat(rows, dim=1)
+        shared = None if self.modulation is None else self.modulation(F.silu(of_rows))
+        return Modulation(of_rows, torch.cat(row_of_token), shared)
 
 
 def _class_embedding(config: ModelConfig) -> nn.Module | None:
     if config.conditioning == "adaln_zero":
-        return nn.Embedding(config.num_classes + 1, config.hidden_size)
+        return nn.Embedding(config.num_classes + 1, config.condition_size)
     if not config.num_class_tokens:
         return None
+    turned = config.position_embedding == "rope" and config.rope.axes == "raster"
     return ClassEmbedding(
-        config.num_classes, config.hidden_size, config.num_class_tokens, config.class_token_repeats
-    )
+        config.num_classes, config.encoder_size, config.num_class_tokens, config.class_token_repeats,
+        positions=not turned,
+    )  # fmt: skip
 
 
 def count_parameters(model: nn.Module) -> int:

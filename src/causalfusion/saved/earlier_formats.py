@@ -13,6 +13,8 @@ from causalfusion.config.earlier import rename_settings
 
 FORMAT_1 = "causalfusion-1"
 FORMAT_2 = "causalfusion-2"
+FORMAT_3 = "causalfusion-3"
+EARLIER = (FORMAT_3, FORMAT_2, FORMAT_1)
 
 _DEFAULTS_1: dict[str, Any] = {
     "model": {
@@ -65,6 +67,30 @@ _ADDED_IN_3: dict[str, Any] = {
 """Keys that were added in causalfusion-3, with the values that earlier formats imply."""
 
 
+_ADDED_IN_4: dict[str, Any] = {
+    "model": {
+        "num_kv_heads": 0, "mlp": "gelu_tanh", "mlp_hidden": 0, "dropout": 0.0, "attention_dropout": 0.0,
+        "norm": {"kind": "layer_norm", "weight": "auto", "eps": 1e-5},
+        "out_norm": {"kind": "layer_norm", "weight": "auto", "eps": 1e-5},
+        "bias": {
+            "qkv": False, "attention": True, "mlp": True, "input": True, "output": True, "condition": True,
+        },
+        "rope": {
+            "base": 100.0, "axes": "grid", "pairs": "halves", "spacing": "open", "extrapolation": "none",
+            "per_axis": True, "trained_side": 0,
+        },
+        "adaln_size": 0, "adaln_rank": 0, "input_norm": False, "context": "causal",
+        "encoder": {"depth": 0, "hidden_size": 0, "num_heads": 0},
+        "head": {
+            "kind": "joint", "ask": "mask", "width": 0, "depth": 3, "mlp": "silu", "mlp_hidden": 0,
+            "norm": {"kind": "layer_norm", "weight": "auto", "eps": 1e-5}, "bias": True, "positions": False,
+        },
+    },
+    "factorization": {"mask_ratio_mean": 1.0, "mask_ratio_std": 0.25, "mask_ratio_min": 0.7},
+}  # fmt: skip
+"""Keys that were added in causalfusion-4, with the values that earlier formats imply."""
+
+
 def bring_forward(format_: str, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """(the content of a `config.json` of an earlier format, without its `format`, in the current format; the
     settings that it lacked, such as "diffusion.loss_weight = none"). Unknown keys, and missing keys that its
@@ -72,7 +98,9 @@ def bring_forward(format_: str, values: dict[str, Any]) -> tuple[dict[str, Any],
     filled: list[str] = []
     if format_ == FORMAT_1:
         values, filled = _filled(rename_settings(values), _DEFAULTS_1)
-    return _filled(values, _ADDED_IN_3)[0], filled
+    if format_ in (FORMAT_1, FORMAT_2):
+        values = _filled(values, _ADDED_IN_3)[0]
+    return _filled(rename_settings(values), _ADDED_IN_4)[0], filled
 
 
 def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

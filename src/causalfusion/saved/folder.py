@@ -35,11 +35,11 @@ from causalfusion.config.serialize import from_dict, read_json, to_dict
 from causalfusion.errors import UserError
 from causalfusion.files import holds_anything, remove_leftovers, temporary_name
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.earlier_formats import FORMAT_1, FORMAT_2, bring_forward
+from causalfusion.saved.earlier_formats import EARLIER, bring_forward
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
 
 T = TypeVar("T")
-FORMAT = "causalfusion-3"
+FORMAT = "causalfusion-4"
 SAMPLING_FILE = "sample.toml"
 """File in a model folder with recommended sampling settings, which the user's settings override."""
 WeightsName = Literal["ema", "raw"]
@@ -138,9 +138,9 @@ def read_spec(folder: Path) -> tuple[ModelSpec, list[str]]:
             f"{folder} is not a model: no config.json there; give a folder made by train or convert"
         )
     values = read_json(path, "model")
-    if not isinstance(values, dict) or values.get("format") not in (FORMAT, FORMAT_2, FORMAT_1):
+    if not isinstance(values, dict) or values.get("format") not in (FORMAT, *EARLIER):
         raise UserError(
-            f"{path} is not in the format {FORMAT}, {FORMAT_2} or {FORMAT_1}; give a folder made by train or "
+            f"{path} is not in a format from {EARLIER[-1]} to {FORMAT}; give a folder made by train or "
             "convert, or install a newer version"
         )
     filled: list[str] = []

@@ -82,6 +82,8 @@ def draw(
         if factorization.timesteps == "shared":
             level = process.draw_levels((copies, 1), generator)
             level = level.expand(-1, num_tokens) if copies > 1 else level
+        elif factorization.timesteps == "per_token":
+            level = process.draw_levels((copies, num_tokens), generator)
         else:
             of_step = process.draw_levels((copies, num_tokens), generator)
             ar_step = plan.ar_step[row if len(plan.ar_step) > 1 else 0]

@@ -58,11 +58,12 @@ def loss_map(
     batches: Iterable[TokenBatch],
     markers: Markers | None = None,
 ) -> LossMap:
-    """Over these batches: always the same draws, nothing dropped, one split per image, all AR steps
-    unweighted."""
+    """Over these batches: always the same draws, nothing dropped, one split per image (in a bidirectional
+    context, per batch), all AR steps unweighted."""
+    split = "per_image" if config.model.context == "causal" else "per_batch"
     config = replace(
         config,
-        factorization=replace(config.factorization, split="per_image", timesteps_per_ar_step=1),
+        factorization=replace(config.factorization, split=split, timesteps_per_ar_step=1),
         text=replace(config.text, caption_dropout=0.0),
         train=replace(config.train, class_dropout=0.0, attention="auto"),
     )
@@ -75,25 +76,27 @@ def loss_map(
         batch = batch.slice(slice(len(batch.tokens) // group * group))
         if not len(batch.tokens):  # too few for a document
             continue
-        draws = objective.draw(batch, seed=_EVALUATION_SEED, split_index=0)
+        split_index = int(batch.sample_indices[0]) if split == "per_batch" else 0
+        draws = objective.draw(batch, seed=_EVALUATION_SEED, split_index=split_index)
         piece = objective.arrange(batch, draws).to(batch.tokens.device)
         found = objective.errors(model, piece)
         _add_text(of_text, found, piece)
-        bucket = _buckets(piece, process)
+        bucket = _buckets(piece, process, objective.first_asked(piece))
         sums.view(-1).index_add_(0, bucket, found.image.mean(-1).double().cpu().flatten())
         counts.view(-1).index_add_(0, bucket, torch.ones(len(bucket), dtype=torch.float64))
     return _summarise(sums, counts, {name: float(torch.cat(parts).mean()) for name, parts in of_text.items()})
 
 
-def _buckets(piece: Arranged, process: Process) -> Tensor:
-    """(images * tokens,) the bucket of each token, by AR progress and noise level."""
+def _buckets(piece: Arranged, process: Process, first: int) -> Tensor:
+    """(images * tokens,) the bucket of each token from the plan's `first` on, by AR progress and noise
+    level."""
     ar_step = piece.plan.ar_step.cpu()
     num_images, num_tokens = piece.tokens.shape[:2]
     start = torch.searchsorted(ar_step, ar_step) / num_tokens
     progress = torch.ceil(start * (len(PROGRESS_BUCKETS) - 1)).long()
-    level = (process.shares(piece.levels.cpu()).double() * NUM_TIMESTEP_BUCKETS).long()
+    level = (process.shares(piece.levels_from(first).cpu()).double() * NUM_TIMESTEP_BUCKETS).long()
     level = level.clamp(max=NUM_TIMESTEP_BUCKETS - 1)
-    bucket = progress * NUM_TIMESTEP_BUCKETS + level.expand(-1, num_tokens)
+    bucket = progress[:, first:] * NUM_TIMESTEP_BUCKETS + level.expand(-1, num_tokens - first)
     return bucket.expand(num_images, -1).flatten()
 
 

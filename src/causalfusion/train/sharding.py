@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World, wait_without_limit
+from causalfusion.model.norm import Norm
 from causalfusion.model.transformer import Transformer
 
 
@@ -43,8 +44,10 @@ def shard(model: Transformer, world: World, replicas: int, compute_dtype: torch.
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def _norm_in_float32(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def _norm_in_float32(norm: Norm, x: Tensor) -> Tensor:
     """As without sharding: its parameters come in bfloat16, what it computes does not."""
+    if isinstance(norm, nn.RMSNorm):
+        return F.rms_norm(x, norm.normalized_shape, norm.weight.float(), norm.eps)
     return F.layer_norm(x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
 
 

@@ -5,9 +5,8 @@
 
 A run without text is one of documents that are an image each.
 
-Shape letters: B examples, N of their images, L image tokens, R noised copies of every AR step, P token
-dimension, n text tokens.
-"""
+Shape letters: B examples, N of their images, L image tokens, m of them that are predicted, R noised copies of
+every AR step, P token dimension, n text tokens."""
 
 from __future__ import annotations
 
@@ -19,10 +18,24 @@ from torch import Tensor, nn
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import RunConfig
 from causalfusion.diffusion.process import NoisedTokens, Process
-from causalfusion.documents import NO_TARGET, Layout, lay_out, pack_documents
+from causalfusion.documents import (
+    NO_TARGET,
+    Layout,
+    images_of,
+    lay_out,
+    pack_asking_documents,
+    pack_documents,
+)
 from causalfusion.factorization import Plan, loss_weights
 from causalfusion.losses import text_cross_entropy, weighted_mean
-from causalfusion.sequence import PackedSequence, pack_training
+from causalfusion.sequence import (
+    Denoising,
+    PackedSequence,
+    pack_asking,
+    pack_bidirectional,
+    pack_next,
+    pack_training,
+)
 from causalfusion.train.arrange import documents_of, used_images
 from causalfusion.train.draws import Draws, draw
 
@@ -90,13 +103,27 @@ class Arranged:
             layout=layout,
         )  # fmt: skip
 
+    def clean(self) -> Tensor:
+        """(N, L, P) the images in the plan's order."""
+        return self.tokens.gather(1, self.plan.order[:, :, None].expand_as(self.tokens))
+
     def noised(self, process: Process) -> NoisedTokens:
         """(N, R*L, P) tokens in the plan's order, one noised copy of the image behind another."""
+        return self.noised_from(0, process)
+
+    def noised_from(self, first: int, process: Process) -> NoisedTokens:
+        """The same for the tokens from the plan's `first` on alone: (N, R*m, P)."""
         copies = self.noise.shape[1]
-        index = self.plan.order[:, :, None].expand_as(self.tokens)
-        noise = self.noise.gather(2, index[:, None].expand(-1, copies, -1, -1)).flatten(1, 2)
-        clean = self.tokens.gather(1, index).repeat(1, copies, 1)
-        return process.noise(clean, noise, self.levels)
+        index = self.plan.order[:, None, first:, None].expand(-1, copies, -1, self.tokens.shape[2])
+        noise = self.noise.gather(2, index).flatten(1, 2)
+        clean = self.clean()[:, first:].repeat(1, copies, 1)
+        return process.noise(clean, noise, self.levels_from(first))
+
+    def levels_from(self, first: int) -> Tensor:
+        """(N, 1 or R*m) the noise levels of the tokens from the plan's `first` on."""
+        if not first or self.levels.shape[1] == 1:
+            return self.levels
+        return self.levels.unflatten(1, (self.noise.shape[1], -1))[:, :, first:].flatten(1)
 
 
 @dataclass(frozen=True)
@@ -104,7 +131,8 @@ class Errors:
     """What a model got wrong, not yet weighted."""
 
     image: Tensor
-    """(N, R*L, P) squared errors, in the plan's order."""
+    """(N, R*m, P) squared errors, in the plan's order; m = L but in a bidirectional context, where only asked
+    tokens have one."""
     text: Tensor
     """(documents, n) cross-entropies, 0 where there is no target; n = 0 in a run without text."""
 
@@ -141,7 +169,8 @@ class Objective:
         images = draws.images(used)
         ar_steps = [1] * len(used)
         if self.config.text.image_context == "clean":
-            last = images.plan.ar_step[:, -1] * draws.noise.shape[1]
+            copies = 1 if self.config.model.per_token else draws.noise.shape[1]
+            last = images.plan.ar_step[:, -1] * copies
             ar_steps = last.expand(len(used)).tolist()
         documents = documents_of(batch.captions, draws.text, group)
         dropped = dropped | torch.tensor([d.drop_class for d in draws.text], device=dropped.device)
@@ -153,38 +182,84 @@ class Objective:
             layout=lay_out(documents, self.markers, ar_steps, ended=True),
         )  # fmt: skip
 
+    def first_asked(self, piece: Arranged) -> int:
+        """The place in the plan's order from which on tokens are predicted: all of them, or in a
+        bidirectional context those of the last AR step, where the others are known."""
+        if self.config.model.context == "causal":
+            return 0
+        last = piece.plan.ar_step == piece.plan.ar_step[:, -1:]
+        return piece.plan.ar_step.shape[1] - int(last.sum(1).min())
+
     def errors(self, model: nn.Module, piece: Arranged, num_text: int = 0) -> Errors:
         """The errors of a model on arranged documents, all on the model's device; rows of text are filled up
         to `num_text` tokens at least."""
-        noised = piece.noised(self.process)
+        noised = piece.noised_from(self.first_asked(piece), self.process)
         layout = None if piece.layout is None else piece.layout.filled(num_text)
         sequence = self.pack(replace(piece, layout=layout), noised)
         predictions = model(sequence, backend=self.config.train.attention)
         if layout is None:
             image = self.process.errors(predictions.image, noised)
             return Errors(image, image.new_zeros(0, 0))
-        of_image = predictions.image.unflatten(1, (-1, noised.noised.shape[1])).flatten(0, 1)
+        of_image = self._images_of(predictions.image, noised.noised.shape[1], layout)
         image = self.process.errors(of_image[layout.place_of_image], noised)
         return Errors(image, text_cross_entropy(predictions.text, layout.text_targets, NO_TARGET))
 
     def pack(self, piece: Arranged, noised: NoisedTokens) -> PackedSequence:
         """The training sequence: each image alone where there is no text, else documents."""
-        num_class_tokens, plan = self.config.model.num_condition_tokens, piece.plan
+        model, plan, timesteps = self.config.model, piece.plan, self.process.timesteps(noised.levels)
+        labels, num_class_tokens = piece.labels, model.num_condition_tokens
+        if model.per_token:
+            return self._pack_asking(piece, Denoising(noised.noised, timesteps))
         clean = noised.clean[:, : piece.tokens.shape[1]]
-        timesteps = self.process.timesteps(noised.levels)
         if piece.layout is None:
             return pack_training(
-                piece.labels, num_class_tokens, clean, noised.noised, plan, timesteps, self.length_multiple
+                labels, num_class_tokens, clean, noised.noised, plan, timesteps, self.length_multiple
             )
         return pack_documents(
-            piece.layout, piece.labels, num_class_tokens, clean, noised.noised, plan, timesteps,
+            piece.layout, labels, num_class_tokens, clean, noised.noised, plan, timesteps,
             self.config.text.image_context,
         )  # fmt: skip
 
+    def _pack_asking(self, piece: Arranged, denoising: Denoising) -> PackedSequence:
+        """The training sequence of a per-token head."""
+        model, plan, clean = self.config.model, piece.plan, piece.clean()
+        labels, num_class_tokens = piece.labels, model.num_condition_tokens
+        if piece.layout is not None:
+            tokens, told = (self._rows_of(values, piece.layout) for values in vars(denoising).values())
+            denoising = Denoising(tokens, told)
+            return pack_asking_documents(piece.layout, labels, num_class_tokens, clean, plan, denoising)
+        if model.head.ask == "previous":
+            return pack_next(labels, num_class_tokens, clean, plan, denoising)
+        if model.context == "bidirectional":
+            first, places = self.first_asked(piece), plan.places
+            return pack_bidirectional(
+                labels, num_class_tokens, clean[:, :first], places[:, :first], places[:, first:], denoising
+            )
+        return pack_asking(labels, num_class_tokens, clean, plan, denoising, self.length_multiple)
+
+    @property
+    def _copies(self) -> int:
+        return self.config.factorization.timesteps_per_ar_step
+
+    def _rows_of(self, values: Tensor, layout: Layout) -> Tensor:
+        """Values (N, R*L, ...) of images as rows (B, R*I*L, ...) of documents of I images, copy by copy."""
+        length = self._copies * self.config.model.num_tokens
+        values = values.expand(-1, length, *values.shape[2:])
+        of_documents = images_of(layout, values).unflatten(2, (self._copies, -1))
+        return of_documents.transpose(1, 2).flatten(1, 3)
+
+    def _images_of(self, predictions: Tensor, length: int, layout: Layout) -> Tensor:
+        """Predictions for documents as those for their images, (B*I, R*L, P)."""
+        if not self.config.model.per_token:
+            return predictions.unflatten(1, (-1, length)).flatten(0, 1)
+        copies, count = self._copies, layout.image_row.shape[1]
+        return predictions.unflatten(1, (copies, count, -1)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
     def image_loss(self, errors: Tensor, piece: Arranged) -> Tensor:
-        """The mean of the squared errors (N, R*L, P) under the weights of AR steps and noise levels; 0
+        """The mean of the squared errors (N, R*m, P) under the weights of AR steps and noise levels; 0
         without an image."""
         if not len(errors):
             return errors.sum()
-        weighted = errors * self.process.weight(piece.levels)[:, :, None]
-        return weighted_mean(weighted, loss_weights(piece.plan.ar_step, self.config.factorization))
+        first = self.first_asked(piece)
+        weighted = errors * self.process.weight(piece.levels_from(first))[:, :, None]
+        return weighted_mean(weighted, loss_weights(piece.plan.ar_step, self.config.factorization)[:, first:])

@@ -8,6 +8,8 @@ same command goes on as if nothing had happened.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +21,7 @@ from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
+from causalfusion.rng import derive_seed
 from causalfusion.train.ema import ema_decay
 from causalfusion.train.optimizer import learning_rate
 from causalfusion.train.parallel import data_parallel, gradient_sync
@@ -67,11 +70,12 @@ class Trainer(TrainState):
         parts = [slice(k * size, (k + 1) * size) for k in range(train.grad_accumulation)]
         pieces = [self.objective.arrange(batch.slice(rows), draws.slice(rows)) for rows in parts]
         totals, num_text = self._totals(pieces)
-        for k, piece in enumerate(pieces):
-            with gradient_sync(self.parallel, k + 1 == len(pieces)):
-                part = self._losses(piece, totals, num_text)
-                self._total(part).backward()
-            losses += part.detach()
+        with self._dropout():
+            for k, piece in enumerate(pieces):
+                with gradient_sync(self.parallel, k + 1 == len(pieces)):
+                    part = self._losses(piece, totals, num_text)
+                    self._total(part).backward()
+                losses += part.detach()
         if self.unused is not None:
             self.unused.drop()
         losses = self.world.mean(losses)
@@ -102,6 +106,22 @@ class Trainer(TrainState):
         if self.progress.skipped_in_a_row >= train.max_skipped_steps:
             raise UserError(self._not_finite(batch, result))
         return result
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """Dropout on, where the model has some, its randomness a function of the seed, the train step and the
+        process."""
+        model, world = self.config.model, self.world
+        if not (model.dropout or model.attention_dropout):
+            yield
+            return
+        place = (self.config.train.seed, "dropout", self.progress.images_seen, world.rank)
+        devices = [world.device] if world.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(derive_seed(*place))
+            self.parallel.train()
+            yield
+        self.parallel.eval()
 
     def _totals(self, pieces: list[Arranged]) -> tuple[Tensor, int]:
         """(2,) images and text targets of the train step, per process on average: what its sums are divided

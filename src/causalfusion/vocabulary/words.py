@@ -95,8 +95,11 @@ def known_option(word: str, names: list[str]) -> str | None:
 
 
 def same_last_word(word: str, names: list[str]) -> list[str]:
-    """The settings, in any table, whose name ends in this word."""
-    return [name for name in names if name.rpartition(".")[2] == word.lstrip("-") and "." in name]
+    """The settings, in any table, whose name ends in this word; those of a table before those of a table in
+    it."""
+    found = [name for name in names if name.rpartition(".")[2] == word.lstrip("-") and "." in name]
+    least = min((name.count(".") for name in found), default=0)
+    return [name for name in found if name.count(".") == least]
 
 
 _STEPS = (

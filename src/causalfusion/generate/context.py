@@ -1,0 +1,192 @@
+"""What generation goes on from: the condition and finished tokens, in a cache or to be read anew (PAPER
+section 5).
+
+Shape letters: B images, L image tokens, K known tokens, n tokens of an AR step, P token dimension, D width.
+Rows of the model are B with the condition and, under guidance, B more without it behind them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from causalfusion.config import SampleConfig
+from causalfusion.documents import Layout, lay_out, pack_context
+from causalfusion.factorization import places_of
+from causalfusion.generate.prompts import Prompts
+from causalfusion.generate.settings import timestep_tensor
+from causalfusion.model.kv_cache import KVCache
+from causalfusion.model.transformer import Transformer
+from causalfusion.sequence import PackedSequence, Role, Segment, class_segment, image_segment
+
+
+@dataclass(frozen=True)
+class ImageInProgress:
+    """Where the tokens of the image that is generated stand in the sequence."""
+
+    grid_width: int
+    index: Tensor | None = None
+    """(rows,) which image of its row it is; None: the first."""
+    clean_timestep: int | None = None
+    """What the model is told of finished tokens: 0 for a Transfusion model, which never saw clean ones."""
+
+    def segment(
+        self, role: Role, tokens: Tensor, ar_step: Tensor, positions: Tensor, timestep: float | None
+    ) -> Segment:
+        """Its tokens (rows, n, P) at raster `positions` (rows, n), noised ones with their timestep."""
+        told = self.clean_timestep if timestep is None else timestep
+        timesteps = None if told is None else timestep_tensor(told, len(tokens), tokens.device)
+        index = None if self.index is None else self.index[: len(positions), None].expand_as(positions)
+        return image_segment(role, tokens, ar_step, places_of(positions, self.grid_width), timesteps, index)
+
+    def asked(self, rows: int, ar_step: Tensor, positions: Tensor) -> Segment:
+        """Mask tokens at raster `positions` (rows, n)."""
+        nothing = torch.empty(rows, positions.shape[1], 0, device=positions.device)
+        return self.segment("asked", nothing, ar_step, positions, None)
+
+    def fork(self, copies: int) -> ImageInProgress:
+        if self.index is None:
+            return self
+        return replace(self, index=self.index.repeat_interleave(copies, dim=0))
+
+
+@dataclass(frozen=True)
+class KnownTokens:
+    """Finished tokens of the image in progress."""
+
+    tokens: Tensor
+    """(B, K, P)."""
+    positions: Tensor
+    """(B, K) raster indices."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The condition (class, texts, images) and, when editing, kept tokens; what comes next."""
+
+    kv_cache: KVCache | None
+    """None in a bidirectional context, which is computed anew at every AR step."""
+    labels: Tensor
+    """(rows,) class labels, the null labels behind them under guidance."""
+    batch_size: int
+    next_ar_step: int
+    image: ImageInProgress
+    text_lengths: Tensor
+    """(rows,) text tokens so far; (0,) for a model without text."""
+    text_logits: Tensor | None = None
+    """(rows, vocabulary) of what follows each row's last text token."""
+    condition: Tensor | None = None
+    """(rows, 1, D) of the next image token, for a head that asks by the token before."""
+    known: KnownTokens | None = None
+    """Of a bidirectional context."""
+
+    @property
+    def cache(self) -> KVCache:
+        """That of a causal context."""
+        assert self.kv_cache is not None, "a bidirectional context has no cache"
+        return self.kv_cache
+
+    @property
+    def guided(self) -> bool:
+        return len(self.labels) > self.batch_size
+
+    def fork(self, copies: int) -> Context:
+        """`copies` variants of every image from one prefill."""
+
+        def repeated(of_rows: Tensor) -> Tensor:
+            return of_rows.repeat_interleave(copies, dim=0)
+
+        return replace(
+            self,
+            kv_cache=None if self.kv_cache is None else self.kv_cache.fork(copies),
+            labels=repeated(self.labels),
+            batch_size=self.batch_size * copies,
+            image=self.image.fork(copies),
+            text_lengths=repeated(self.text_lengths),
+            text_logits=None if self.text_logits is None else repeated(self.text_logits),
+            condition=None if self.condition is None else repeated(self.condition),
+            known=None if self.known is None else KnownTokens(*map(repeated, vars(self.known).values())),
+        )
+
+
+def prefill(
+    model: Transformer,
+    labels: Tensor,
+    config: SampleConfig,
+    *,
+    prompts: Prompts | None = None,
+    kept_tokens: Tensor | None = None,
+    kept_positions: Tensor | None = None,
+) -> Context:
+    """Cache the class condition (B,), the documents of a model with text, and clean tokens to keep of the
+    image in progress (B, K, P), at raster positions (B, K)."""
+    batch_size, device = len(labels), labels.device
+    guided = config.guidance_scale != 1
+    if guided:
+        labels = torch.cat([labels, torch.full_like(labels, model.config.null_label)])
+    image, next_ar_step, lengths = ImageInProgress(model.config.grid_width), 1, torch.zeros(0)
+    if model.config.context == "bidirectional":
+        if kept_tokens is None or kept_positions is None:
+            kept_tokens = torch.zeros(batch_size, 0, model.config.token_dim, device=device)
+            kept_positions = torch.zeros(batch_size, 0, dtype=torch.int64, device=device)
+        known = KnownTokens(kept_tokens, kept_positions)
+        return Context(None, labels, batch_size, next_ar_step, image, lengths, known=known)
+    asks_next = model.config.head.ask == "previous"
+    condition = class_segment(labels, model.config.num_condition_tokens)
+    segments = [replace(condition, asks_next=asks_next)]
+    if prompts is not None:
+        layout, segments = _documents(model, labels, prompts, guided)
+        index = (layout.image_row >= 0).sum(1)
+        clean_timestep = 0 if prompts.image_context == "noised" else None
+        image = replace(image, index=index, clean_timestep=clean_timestep)
+        next_ar_step, lengths = int(layout.next_ar_step.max()), layout.text_lengths
+    if kept_tokens is not None and kept_positions is not None and kept_tokens.shape[1]:
+        repeats = len(labels) // batch_size
+        ar_step = torch.full((1, kept_tokens.shape[1]), next_ar_step, device=device)
+        kept, positions = kept_tokens.repeat(repeats, 1, 1), kept_positions.repeat(repeats, 1)
+        segments.append(image.segment("clean", kept, ar_step, positions, None))
+        next_ar_step += 1
+    sequence = PackedSequence(tuple(segments))
+    capacity = sequence.num_tokens + _room(model, prompts)
+    cache = KVCache.allocate(model.config, len(labels), capacity, device=device, dtype=_compute_dtype(device))
+    context = Context(cache, labels, batch_size, next_ar_step, image, lengths)
+    if not sequence.num_tokens:
+        return context
+    predictions = model(sequence, cache.attend(sequence))
+    cache.commit(sequence)
+    if asks_next:
+        return replace(context, condition=predictions.condition)
+    if prompts is None:
+        return context
+    rows = torch.arange(len(labels), device=device)
+    return replace(context, text_logits=predictions.text[rows, lengths - 1].float())
+
+
+def _documents(
+    model: Transformer, labels: Tensor, prompts: Prompts, guided: bool
+) -> tuple[Layout, list[Segment]]:
+    """The documents' segments; under guidance, those without text behind."""
+    documents = [*prompts.documents, *(prompts.without_text().documents if guided else ())]
+    num_images = 0 if prompts.tokens is None else len(prompts.tokens)
+    layout = lay_out(documents, prompts.markers, [1] * num_images).to(labels.device)
+    tokens = prompts.tokens
+    if tokens is None:
+        tokens = torch.zeros(0, model.config.num_tokens, model.config.token_dim, device=labels.device)
+    sequence = pack_context(
+        layout, labels, model.config.num_condition_tokens, tokens, model.config.grid_width,
+        prompts.image_context,
+    )  # fmt: skip
+    return layout, list(sequence.segments)
+
+
+def _room(model: Transformer, prompts: Prompts | None) -> int:
+    """Tokens that may still come: one image, or text."""
+    return max(model.config.num_tokens, model.config.max_text_tokens if prompts is not None else 0)
+
+
+def _compute_dtype(device: torch.device) -> torch.dtype:
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
