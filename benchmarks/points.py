@@ -17,7 +17,7 @@ from causalfusion.estimate.allocated import Allocated
 from causalfusion.estimate.memory import activation_bytes, parameters_of, state_bytes
 from causalfusion.factorization import even_split
 from causalfusion.machine.runtime import compute_dtype, measure_gemm_rate
-from causalfusion.model.arithmetic import split_facts
+from causalfusion.model.split_facts import split_facts
 
 Axis = Literal["size", "tokens", "ar_steps", "batch"]
 AXES: tuple[Axis, ...] = ("size", "tokens", "ar_steps", "batch")

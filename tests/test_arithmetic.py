@@ -16,7 +16,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from causalfusion.codec.tokenizer import Markers
-from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig, SampleConfig, TextConfig
+from causalfusion.config import (
+    EncoderConfig,
+    FactorizationConfig,
+    HeadConfig,
+    ModelConfig,
+    RunConfig,
+    SampleConfig,
+    TextConfig,
+)
 from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Image, Text, lay_out, pack_documents
 from causalfusion.factorization import Plan, ar_step_of, draw_split
@@ -27,17 +35,17 @@ from causalfusion.mask import dense_mask
 from causalfusion.model import cpu_feed_forward
 from causalfusion.model.arithmetic import (
     Form,
-    expected_facts,
     expected_train_flops,
     form_of,
     generation_flops,
     image_flops,
-    split_facts,
     train_step_flops,
 )
+from causalfusion.model.split_facts import expected_facts, split_facts
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_generator
 from causalfusion.sequence import PackedSequence, pack_training
+from causalfusion.train.step import Arranged, Objective
 
 MODEL = ModelConfig(
     hidden_size=32, depth=3, num_heads=2, num_class_tokens=3, num_classes=5, token_dim=6, grid_height=4,
@@ -131,6 +139,7 @@ def test_needed_counts_the_pairs_of_a_prompt_and_its_image(context: Any):
         FactorizationConfig(distribution="uniform"),
         FactorizationConfig(distribution="fixed", num_ar_steps=3),
         FactorizationConfig(decay=0.8, split="per_image"),
+        FactorizationConfig(distribution="mask_ratio", mask_ratio_min=0.4),
     ],
 )
 def test_expectation_is_the_mean_over_draws(plan: FactorizationConfig):
@@ -177,6 +186,67 @@ def test_form_follows_the_settings():
     one_block = FactorizationConfig(distribution="fixed")
     transfusion = RunConfig(model=MODEL, factorization=one_block, text=TextConfig(image_context="noised"))
     assert not form_of(transfusion, 7).clean_copies
+
+
+HEAD = HeadConfig(kind="per_token", width=20, depth=2)
+PER_TOKEN = [
+    replace(MODEL, head=HEAD),
+    replace(MODEL, head=replace(HEAD, mlp="swiglu"), conditioning="adaln_zero", adaln_rank=5, num_kv_heads=1),
+    replace(MODEL, head=replace(HEAD, ask="previous"), mlp="swiglu"),
+    replace(MODEL, head=HEAD, context="bidirectional"),
+    replace(MODEL, head=HEAD, context="bidirectional", encoder=EncoderConfig(depth=2, hidden_size=48)),
+]
+
+
+@pytest.mark.parametrize("model", PER_TOKEN)
+def test_per_token_heads_count_what_a_pass_executes(model: ModelConfig, monkeypatch: pytest.MonkeyPatch):
+    """Three copies of each token, each at its own level."""
+    _plain_layers(monkeypatch)
+    sizes = [1] * 16 if model.head.ask == "previous" else [5, 1, 7, 3]
+    factorization = FactorizationConfig(
+        timesteps="per_token", timesteps_per_ar_step=3, order="raster", distribution="fixed", num_ar_steps=16
+    )
+    config = RunConfig(model=model, factorization=factorization)
+    objective = Objective(config, make_process(config.diffusion))
+    plan = Plan(torch.arange(16)[None], ar_step_of(sizes)[None], model.grid_width)
+    tokens = torch.zeros(1, 16, 6)
+    levels, noise = torch.zeros(1, 48, dtype=torch.int64), torch.zeros(1, 3, 16, 6)
+    piece = Arranged(tokens, torch.zeros(1, dtype=torch.int64), plan, levels, noise)
+    sequence = objective.pack(piece, piece.noised_from(objective.first_asked(piece), objective.process))
+    with _counting() as counter:
+        Transformer(model).requires_grad_(False)(
+            _AllRows(sequence.segments, sequence.denoising), backend="dense"
+        )
+    expected = image_flops(model, split_facts(sizes), form_of(config))
+    assert counter.get_total_flops() == expected.dense
+    assert expected.needed < expected.dense
+
+
+@pytest.mark.parametrize("model", PER_TOKEN)
+@pytest.mark.parametrize("guided", [False, True])
+def test_per_token_generation_counts_what_the_model_executes(
+    model: ModelConfig, guided: bool, monkeypatch: pytest.MonkeyPatch
+):
+    _plain_layers(monkeypatch)
+    sizes = [1] * 16 if model.head.ask == "previous" else [10, 6]
+    config = SampleConfig(
+        num_ar_steps=len(sizes), diffusion_steps=[3], guidance_scale=2.0 if guided else 1.0, sampler="ddim",
+        order="raster",
+    )  # fmt: skip
+    with _counting() as counter:
+        transformer = Transformer(model).requires_grad_(False)
+        context = prefill(transformer, torch.zeros(1, dtype=torch.int64), config)
+        generate_tokens(
+            transformer, make_process(RunConfig().diffusion), config, context, torch.arange(16)[None],
+            sizes, ImageNoise(0, [0], 16, 6),
+        )  # fmt: skip
+    counted = generation_flops(model, sizes, [3] * len(sizes), guided)
+    assert counter.get_total_flops() == pytest.approx(counted.needed, rel=2e-3)
+
+
+def _plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused layers are not counted."""
+    monkeypatch.setattr(cpu_feed_forward, "_linear_gelu", lambda x, w, b: F.gelu(F.linear(x, w, b)))
 
 
 @pytest.mark.parametrize("guided", [False, True])

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from causalfusion.config import ModelConfig, QKNormConfig, RunConfig, TrainConfig
+from causalfusion.config import (
+    EncoderConfig,
+    HeadConfig,
+    ModelConfig,
+    QKNormConfig,
+    RunConfig,
+    TrainConfig,
+)
 from causalfusion.errors import UserError
 from causalfusion.estimate import devices
 from causalfusion.estimate.allocated import Allocated
@@ -25,8 +32,9 @@ from causalfusion.estimate.planned import plan_run, read_settings
 from causalfusion.estimate.show import announce
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.machine.processes import World
-from causalfusion.model.arithmetic import expected_train_flops, split_facts, visible_pairs
+from causalfusion.model.arithmetic import expected_train_flops, visible_pairs
 from causalfusion.model.arithmetic import form_of as form
+from causalfusion.model.split_facts import split_facts
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.sequence import pack_training
 from causalfusion.train.draws import Draws
@@ -90,6 +98,11 @@ def test_memory_is_what_a_step_allocates(which: Any, precision: Any, sizes: Any,
         replace(MODEL, conditioning="adaln_zero", num_class_tokens=0),
         replace(MODEL, position_embedding="rope", qk_norm=NO_QK_NORM),
         replace(MODEL, mlp_ratio=2.0, num_heads=4),
+        replace(MODEL, mlp="swiglu", num_kv_heads=1),
+        replace(MODEL, head=HeadConfig(kind="per_token", width=48)),
+        replace(
+            MODEL, head=HeadConfig(kind="per_token"), context="bidirectional", encoder=EncoderConfig(depth=2)
+        ),
     ],
 )
 def test_memory_of_other_models(model: ModelConfig, monkeypatch: pytest.MonkeyPatch):

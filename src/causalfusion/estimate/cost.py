@@ -18,16 +18,12 @@ from causalfusion.estimate.memory import (
     STATE_BYTES,
     Memory,
     activation_bytes,
+    largest_split,
     parameters_of,
     state_bytes,
 )
-from causalfusion.model.arithmetic import (
-    Flops,
-    expected_facts,
-    expected_train_flops,
-    form_of,
-    sequence_length,
-)
+from causalfusion.model.arithmetic import Flops, expected_train_flops, form_of, sequence_length
+from causalfusion.model.split_facts import expected_facts
 
 OPTIMIZER_BYTES = 60
 """Bytes read and written per parameter and step: clipping (16), AdamW (28), EMA (12), zeroing (4)."""
@@ -159,11 +155,13 @@ def _divisions(config: RunConfig, count: int) -> list[int]:
 def _longest(config: RunConfig, text_tokens: float) -> int:
     """Tokens of the longest sequence that training can draw."""
     model, form = config.model, form_of(config, text_tokens)
+    if model.context == "bidirectional" or model.head.ask == "previous":
+        return round(sequence_length(model, largest_split(config), form))
     context = 0
     if form.clean_copies:
         one_block = config.factorization.distribution == "fixed" and config.factorization.num_ar_steps == 1
         context = model.num_tokens if text_tokens else (0 if one_block else model.num_tokens - 1)
-    return round(model.num_condition_tokens + text_tokens + context + form.copies * model.num_tokens)
+    return round(model.num_condition_tokens + text_tokens + context + form.rows_per_token * model.num_tokens)
 
 
 def shares_state(train: TrainConfig, *, on_gpu: bool, memory: float, count: int, parameters: int) -> bool:

@@ -8,14 +8,18 @@ Letters: D width, M ratio of the MLP's hidden width to D. A row is a token of a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from causalfusion.config import ModelConfig, RunConfig
-from causalfusion.model.arithmetic import SplitFacts, form_of, sequence_length, split_facts, visible_pairs
+from causalfusion.model.arithmetic import Pairs, form_of, sequence_length, visible_pairs
 from causalfusion.model.block_cost import BlockCost
+from causalfusion.model.encoder import encoder_config
+from causalfusion.model.head_cost import HeadCost
+from causalfusion.model.split_facts import SplitFacts, split_facts
 from causalfusion.model.transformer import Transformer, count_parameters
 
 STATE_BYTES = 20
@@ -57,6 +61,9 @@ def state_bytes(config: RunConfig, sharded_over: int) -> float:
 def largest_split(config: RunConfig) -> SplitFacts:
     """The split, of those that training can draw, with the longest sequence and the most pairs."""
     total, plan = config.model.num_tokens, config.factorization
+    if plan.distribution == "mask_ratio":
+        asked = math.ceil(total * plan.mask_ratio_min)
+        return split_facts([total - asked, asked] if asked < total else [total])
     steps = plan.num_ar_steps if plan.distribution == "fixed" else min(2, total)
     return split_facts([total - steps + 1, *[1] * (steps - 1)])
 
@@ -73,19 +80,23 @@ def activation_bytes(
     default the largest one)."""
     model, form, split = config.model, form_of(config, text_tokens), split or largest_split(config)
     rows, pairs = sequence_length(model, split, form), visible_pairs(model, split, form)
-    read = text_tokens + form.copies * split.num_tokens
+    read = text_tokens + form.rows_per_token * split.num_tokens
+    if model.context == "bidirectional" or model.head.ask == "previous":
+        read = split.last if model.context == "bidirectional" else rows
+        pairs = Pairs(0, 0, (rows - read) * rows, read * rows)
     low, cost = config.train.precision == "bfloat16", BlockCost(model)
     of_row = cost.row_bytes(low, on_gpu)
     seen, seen_last = pairs.all, pairs.text + pairs.noised
     if config.factorization.split == "per_image" and images > 1 and split.context:
         seen, seen_last = rows**2, rows * read  # images with different splits are computed as one block
-    per_pair = 0 if on_gpu else model.num_heads * (2 if low else 4)  # FlexAttention stores no scores
+    fused = on_gpu or (model.context == "bidirectional" and not low)  # kernels that store no scores
+    per_pair = 0 if fused else model.num_heads * (2 if low else 4)
     weights = 2 * cost.matrix_weights if low else 0  # bfloat16 copies, made by autocast
     block = images * (of_row * rows + per_pair * seen) + weights
     key_rows = images * cost.key_bytes(low) * (rows - read)
     last = images * (of_row * read + per_pair * seen_last) + key_rows + weights
     inputs = images * rows * model.hidden_size * 4
-    working = images * rows * model.hidden_size * 4 * (model.mlp_ratio + 7)
+    working = images * rows * model.hidden_size * 4 * (model.mlp_size / model.hidden_size + 7)
     kept, peak = 0.0, 0.0
     every = CHECKPOINT_EVERY[config.train.activation_checkpointing]
     for layer in range(model.depth):
@@ -94,4 +105,11 @@ def activation_bytes(
         peak = max(peak, kept + own + busy)
         kept += inputs if every and layer % every == 0 else own
     ends = images * 4 * (2 * read * model.hidden_size + 6 * read * model.token_dim)
+    if model.per_token:
+        predicted = split.last if model.context == "bidirectional" else split.num_tokens
+        ends += images * form.copies * predicted * HeadCost(model).row_bytes(low)
+    if model.encoder.depth:
+        inner = BlockCost(encoder_config(model))
+        kept = inner.row_bytes(low, on_gpu) * rows + per_pair * rows**2
+        ends += model.encoder.depth * images * kept
     return peak + ends + images * 4 * 3 * text_tokens * model.vocab_size

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -108,10 +109,17 @@ class HeadStep(AutoregressiveStep):
     condition: Tensor
     """(rows, n, D)."""
 
+    @cached_property
+    def _projected(self) -> Tensor:
+        """(rows, n, W) the conditions in the head's width."""
+        assert self.model.head is not None, "a per-token head"
+        return self.model.head.condition_in(self.condition)
+
     def _predict(self, tokens: Tensor, rows: int, timestep: float) -> Tensor:
         assert self.model.head is not None, "a per-token head"
         told = timestep_tensor(timestep, rows, tokens.device)
-        return self.model.head(self.condition[:rows], tokens.repeat(rows // len(tokens), 1, 1), told)
+        tokens = tokens.repeat(rows // len(tokens), 1, 1)
+        return self.model.head.denoise(self._projected[:rows], tokens, told)
 
 
 class AskingStep(HeadStep):

@@ -14,17 +14,15 @@ C condition tokens, n text tokens, S AR steps, D width, P token dimension.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig
-from causalfusion.factorization import num_ar_steps_probabilities
+from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.model.block_cost import BlockCost
 from causalfusion.model.embeddings import TIMESTEP_FREQUENCIES
+from causalfusion.model.encoder import encoder_config
+from causalfusion.model.head_cost import HeadCost
+from causalfusion.model.split_facts import SplitFacts, expected_facts, split_facts
 
 
 @dataclass(frozen=True)
@@ -40,91 +38,36 @@ class Flops:
 
 
 @dataclass(frozen=True)
-class SplitFacts:
-    """What arithmetic depends on of an image's split: of one split, or expected over many."""
-
-    num_tokens: int
-    """L."""
-    last: float
-    """|κ_S|, tokens of the last AR step: those that have no clean copy."""
-    squares: float
-    """Σ |κ_s|²."""
-    context: float
-    """V, clean copies that stand in the sequence, also where they only fill up to the longest of a batch."""
-    context_squared: float
-    """V²: its expectation is more than the square of V's."""
-
-
-@dataclass(frozen=True)
 class Form:
     """What stands in an image's training sequence beside its split."""
 
     copies: int = 1
-    """R."""
+    """R; of a per-token head, outside of the sequence."""
     text_tokens: float = 0
     timestep_rows: int = 1
     """Noise levels that are embedded: one, or one for every noised token."""
     clean_copies: bool = True
     """Off for Transfusion, whose image is one noised block."""
+    per_token: bool = False
+    """Mask tokens, or none, stand in the sequence; the noised ones go to the head alone."""
+
+    @property
+    def rows_per_token(self) -> int:
+        """Noised tokens, or mask tokens, in the sequence for each token of the image."""
+        return 1 if self.per_token else self.copies
 
 
 def form_of(config: RunConfig, text_tokens: float = 0) -> Form:
     """The form of a run's sequences; `text_tokens` stand in one on average, for each of its images."""
     plan = config.factorization
-    of_each_token = plan.timesteps == "per_ar_step" or plan.timesteps_per_ar_step > 1
+    of_each_token = plan.timesteps != "shared" or plan.timesteps_per_ar_step > 1
     return Form(
         copies=plan.timesteps_per_ar_step,
         text_tokens=text_tokens,
         timestep_rows=plan.timesteps_per_ar_step * config.model.num_tokens if of_each_token else 1,
         clean_copies=config.text.image_context == "clean",
+        per_token=config.model.per_token,
     )
-
-
-def split_facts(sizes: Sequence[int]) -> SplitFacts:
-    """Of one split, shared by a batch."""
-    total, last = sum(sizes), sizes[-1]
-    context = total - last
-    return SplitFacts(total, last, sum(size * size for size in sizes), context, context**2)
-
-
-def expected_facts(num_tokens: int, config: FactorizationConfig, batch_size: int = 1) -> SplitFacts:
-    """Expected over the splits that training draws: S from its distribution, then a uniformly random
-    composition of L. Exact. `batch_size`: images that are computed together, which have the longest context
-    of them where each has a split of its own.
-
-    In a composition of L into S parts, a part is k or more with probability C(L-k, S-1) / C(L-1, S-1); from
-    it follow E|κ_S| = L/S and E|κ_s|² = 2 L (L+1) / (S (S+1)) - L/S.
-    """
-    probability = num_ar_steps_probabilities(num_tokens, config)
-    possible = probability > 0
-    probability, steps = probability[possible] / probability.sum(), torch.arange(1, num_tokens + 1)[possible]
-    of_part = 2 * num_tokens * (num_tokens + 1) / (steps * (steps + 1)).double() - num_tokens / steps
-    last, shortest_squared = float((probability * num_tokens / steps).sum()), float(probability @ of_part)
-    shortest = last
-    if config.split == "per_image":
-        shortest, shortest_squared = _shortest_last(num_tokens, steps, probability, batch_size)
-    return SplitFacts(
-        num_tokens,
-        last=last,
-        squares=float((probability * steps * of_part).sum()),
-        context=num_tokens - shortest,
-        context_squared=num_tokens**2 - 2 * num_tokens * shortest + shortest_squared,
-    )
-
-
-def _shortest_last(
-    num_tokens: int, steps: Tensor, probability: Tensor, batch_size: int
-) -> tuple[float, float]:
-    """Mean and mean square of the shortest last AR step among `batch_size` images."""
-    k = torch.arange(1, num_tokens + 1, dtype=torch.float64)
-    at_least = torch.zeros_like(k)
-    for num_parts, p in zip(steps.tolist(), probability.tolist(), strict=True):
-        room = num_tokens - k - num_parts + 1
-        log = torch.lgamma(num_tokens - k + 1) - torch.lgamma(room.clamp(min=0) + 1)
-        log += math.lgamma(num_tokens - num_parts + 1) - math.lgamma(num_tokens)
-        at_least += p * torch.where(room >= 0, log.exp(), 0.0)
-    at_least = at_least.clamp(max=1) ** batch_size
-    return float(at_least.sum()), float(((2 * k - 1) * at_least).sum())
 
 
 def _linear(rows: float, inputs: float, outputs: float) -> float:
@@ -133,14 +76,21 @@ def _linear(rows: float, inputs: float, outputs: float) -> float:
 
 def _levels(config: ModelConfig, rows: int, others: int = 0) -> float:
     """Embedding `rows` noise levels; with AdaLN-zero also a modulation of each of them, and of `others`."""
-    size, inner, rank = config.hidden_size, config.condition_size, config.adaln_rank
+    inner = config.condition_size
     embedding = _linear(rows, TIMESTEP_FREQUENCIES, inner) + _linear(rows, inner, inner)
+    return embedding + _modulations(config, rows + others)
+
+
+def _modulations(config: ModelConfig, rows: float) -> float:
+    """With AdaLN-zero, the modulations of `rows` different conditions."""
+    size, inner, rank = config.hidden_size, config.condition_size, config.adaln_rank
     if config.conditioning == "in_context":
-        return embedding
+        return 0
     if not rank:
-        return embedding + _linear(rows + others, inner, (6 * config.depth + 2) * size)
-    of_blocks = _linear(rows + others, inner, rank) + _linear(rows + others, rank, 6 * size)
-    return embedding + config.depth * of_blocks + _linear(rows + others, inner, 8 * size)
+        return _linear(rows, inner, (6 * config.depth + 2) * size)
+    return config.depth * (_linear(rows, inner, rank) + _linear(rows, rank, 6 * size)) + _linear(
+        rows, inner, 8 * size
+    )
 
 
 @dataclass(frozen=True)
@@ -168,23 +118,39 @@ def visible_pairs(config: ModelConfig, split: SplitFacts, form: Form) -> Pairs:
         classes=classes**2,
         text=classes * text + text * (text + 1) / 2,
         clean=of_clean if form.clean_copies else 0,
-        noised=form.copies * (condition * total + within),
+        noised=form.rows_per_token * (condition * total + within),
     )
 
 
 def sequence_length(config: ModelConfig, split: SplitFacts, form: Form) -> float:
     """T, rows of one image's training sequence."""
+    if config.context == "bidirectional":
+        return config.num_condition_tokens + split.num_tokens
+    if config.head.ask == "previous":
+        return config.num_condition_tokens + split.num_tokens - 1
     _, context, _ = _clean_rows(split, form)
-    return config.num_condition_tokens + form.text_tokens + context + form.copies * split.num_tokens
+    return config.num_condition_tokens + form.text_tokens + context + form.rows_per_token * split.num_tokens
 
 
 def image_flops(config: ModelConfig, split: SplitFacts, form: Form) -> Flops:
     """One image's training sequence, forward."""
-    size, text, noised = config.hidden_size, form.text_tokens, form.copies * split.num_tokens
+    if config.context == "bidirectional":
+        levels = form.timestep_rows * split.last / split.num_tokens
+        of_head = HeadCost(config).flops(split.last, form.copies, levels)
+        return _known_and_asked(config, split) + Flops(of_head, of_head)
+    if config.head.ask == "previous":
+        return _of_next_tokens(config, split, form)
+    size, text, noised = config.hidden_size, form.text_tokens, form.rows_per_token * split.num_tokens
     clean, context, context_squared = _clean_rows(split, form)
     pairs = visible_pairs(config, split, form)
-    ends = _linear(noised, size, config.prediction_dim) + _linear(text, size, config.vocab_size)
-    ends += _levels(config, form.timestep_rows, others=1 if context else 0)
+    ends = _linear(text, size, config.vocab_size)
+    if form.per_token:
+        ends += HeadCost(config).flops(split.num_tokens, form.copies, form.timestep_rows)
+        ends += _modulations(config, 2 if context else 1)
+    else:
+        ends += _linear(noised, size, config.prediction_dim)
+        ends += _levels(config, form.timestep_rows, others=1 if context else 0)
+    entering = 0 if form.per_token else noised
     others = config.num_condition_tokens + text + noised
     length_squared = others**2 + 2 * others * context + context_squared
     length, needed_length = others + context, others + clean
@@ -192,8 +158,39 @@ def image_flops(config: ModelConfig, split: SplitFacts, form: Form) -> Flops:
     needed = (config.depth - 1) * BlockCost(config).flops(needed_length, needed_length, pairs.all)
     needed += BlockCost(config).flops(needed_length, text + noised, pairs.text + pairs.noised)
     return Flops(
-        dense + ends + _linear(context + noised, config.token_dim, size),
-        needed + ends + _linear(clean + noised, config.token_dim, size),
+        dense + ends + _linear(context + entering, config.token_dim, size),
+        needed + ends + _linear(clean + entering, config.token_dim, size),
+    )
+
+
+def _of_next_tokens(config: ModelConfig, split: SplitFacts, form: Form) -> Flops:
+    """`image_flops` where each token's output asks for the next: all rows are read."""
+    condition, clean = config.num_condition_tokens, split.num_tokens - 1
+    rows = condition + clean
+    pairs = condition**2 + condition * clean + clean * (clean + 1) / 2
+    ends = _linear(clean, config.token_dim, config.hidden_size)
+    ends += HeadCost(config).flops(split.num_tokens, form.copies, form.timestep_rows)
+    of_block = BlockCost(config).flops
+    return Flops(
+        config.depth * of_block(rows, rows, rows**2) + ends,
+        config.depth * of_block(rows, rows, pairs) + ends,
+    )
+
+
+def _known_and_asked(config: ModelConfig, split: SplitFacts) -> Flops:
+    """A bidirectional context, forward: everything sees everything, known tokens alone in an encoder."""
+    condition, known, asked = config.num_condition_tokens, split.context, split.last
+    rows = condition + split.num_tokens
+    ends = _linear(known, config.token_dim, config.encoder_size) + _modulations(config, 1)
+    if config.encoder.depth:
+        inner, pairs = encoder_config(config), condition**2 + 2 * condition * known + split.context_squared
+        ends += inner.depth * BlockCost(inner).flops(condition + known, condition + known, pairs)
+        ends += _linear(condition + known, inner.hidden_size, config.hidden_size)
+    of_block = BlockCost(config).flops
+    dense = (config.depth - 1) * of_block(rows, rows, rows**2)
+    return Flops(
+        dense + of_block(rows, rows, rows**2) + ends,
+        dense + of_block(rows, asked, rows * asked) + ends,
     )
 
 
@@ -211,7 +208,7 @@ def forward_flops(
     config: ModelConfig, sizes: Sequence[int], copies: int = 1, text_tokens: float = 0
 ) -> Flops:
     """One image's training sequence, forward, for AR step sizes `sizes` and `copies` noised copies."""
-    return image_flops(config, split_facts(sizes), Form(copies, text_tokens))
+    return image_flops(config, split_facts(sizes), Form(copies, text_tokens, per_token=config.per_token))
 
 
 def train_step_flops(
@@ -244,15 +241,18 @@ def generation_flops(
     text_pairs = config.num_condition_tokens * text_tokens + text_tokens * (text_tokens + 1) / 2
     total = _context(config, condition, condition**2, config.num_condition_tokens**2 + text_pairs) * rows
     total += Flops(*[_linear(text_tokens, size, config.vocab_size) * rows] * 2)
+    if config.per_token:
+        return _per_token_generation(config, sizes, diffusion_steps, guided, doubled, total)
     start = 0
     for index, (tokens, steps) in enumerate(zip(sizes, diffusion_steps, strict=True)):
         pairs = tokens * (condition + start + tokens)
         ends = _linear(tokens, config.token_dim, size)
+        appended = ends + _modulations(config, 1)
         step = config.depth * BlockCost(config).flops(tokens, tokens, pairs) + ends + _levels(config, 1)
         step += _linear(tokens, size, config.prediction_dim)
         total += Flops(step, step) * (steps + (doubled[index] if guided else 0))
         if index + 1 < len(sizes):
-            total += (_context(config, tokens, pairs, pairs) + Flops(ends, ends)) * rows
+            total += (_context(config, tokens, pairs, pairs) + Flops(appended, appended)) * rows
         start += tokens
     return total
 
@@ -262,3 +262,41 @@ def _context(config: ModelConfig, tokens: float, dense_pairs: float, pairs: floa
     block = BlockCost(config)
     needed = (config.depth - 1) * block.flops(tokens, tokens, pairs) + block.flops(tokens, 0, 0)
     return Flops(config.depth * block.flops(tokens, tokens, dense_pairs), needed)
+
+
+def _per_token_generation(
+    config: ModelConfig,
+    sizes: Sequence[int],
+    diffusion_steps: Sequence[int],
+    guided: bool,
+    guided_steps: Sequence[int],
+    prefill: Flops,
+) -> Flops:
+    """The transformer once for each AR step, the head in each diffusion step."""
+    condition, rows, known = config.num_condition_tokens, 2 if guided else 1, 0
+    bidirectional, asks = config.context == "bidirectional", config.head.ask == "mask"
+    block, head = BlockCost(config), HeadCost(config)
+    total = Flops(0, 0) if bidirectional else prefill
+    if not asks:  # what the class tokens give is read
+        one = config.depth * block.flops(condition, condition, condition**2)
+        total = Flops(one, one) * rows
+    for index, (tokens, steps) in enumerate(zip(sizes, diffusion_steps, strict=True)):
+        in_all = steps + (guided_steps[index] if guided else 0)
+        of_head = in_all * head.step_flops(tokens) + rows * head.condition_flops(tokens)
+        total += Flops(of_head, of_head)
+        entering = _linear(tokens, config.token_dim, config.hidden_size) + _modulations(config, 1)
+        pairs = tokens * (condition + known + tokens)
+        if bidirectional:
+            facts = SplitFacts(sum(sizes), sum(sizes) - known, 0, known, known**2)
+            total += _known_and_asked(config, facts) * rows
+        elif asks:
+            asking = config.depth * block.flops(tokens, tokens, pairs) + _modulations(config, 1)
+            total += Flops(asking, asking) * rows
+        if not bidirectional and index + 1 < len(sizes):
+            if asks:
+                total += (_context(config, tokens, pairs, pairs) + Flops(entering, entering)) * rows
+            else:
+                appended = config.depth * block.flops(tokens, tokens, pairs) + entering
+                total += Flops(appended, appended) * rows
+        known += tokens
+    return total

@@ -34,8 +34,13 @@ class PerTokenHead(nn.Module):
     def forward(self, condition: Tensor, tokens: Tensor, timesteps: Tensor) -> Tensor:
         """Predictions (B, R*n, P, or 2 P with variances) for noised tokens (B, R*n, P) at timesteps (B, 1 or
         R*n), under conditions (B, n, D) which the R copies share."""
+        return self.denoise(self.condition_in(condition), tokens, timesteps)
+
+    def denoise(self, condition: Tensor, tokens: Tensor, timesteps: Tensor) -> Tensor:
+        """`forward` under conditions (B, n, W) that are already projected: the same in each diffusion
+        step."""
         copies = tokens.shape[1] // condition.shape[1]
-        c = self.condition_in(condition).repeat(1, copies, 1) + self.timestep_embedding(timesteps)
+        c = condition.repeat(1, copies, 1) + self.timestep_embedding(timesteps)
         x, c = self.token_in(tokens), F.silu(c)
         for block in self.blocks:
             x = block(x, c)
