@@ -83,7 +83,7 @@ def num_ar_steps_probabilities(num_tokens: int, config: FactorizationConfig) -> 
                 f"factorization.num_ar_steps is {config.num_ar_steps}; "
                 f"expected at most the {num_tokens} tokens"
             )
-        return (torch.arange(1, num_tokens + 1) == config.num_ar_steps).double()
+        return (torch.arange(1, num_tokens + 1) == (config.num_ar_steps or num_tokens)).double()
     decay = config.decay if config.distribution == "decay" else 1.0
     weights = torch.tensor(decay, dtype=torch.float64) ** torch.arange(num_tokens)
     return weights / weights.sum()

@@ -17,7 +17,7 @@ class SampleConfig:
     """Generation of tokens (PAPER section 5). No field depends on how the model was trained."""
 
     num_ar_steps: int = 1
-    """Number of AR steps, S: 1 is plain diffusion, L is next-token prediction."""
+    """Number of AR steps, S: 1 is plain diffusion, L (or 0) is next-token prediction."""
     step_sizes: Literal["even", "random", "cosine", "masked_cosine"] = "even"
     """Division of the L tokens among the S AR steps; masked_cosine: a cosine as MAR and MaskGIT round it."""
     sizes: list[int] = field(default_factory=list)
@@ -59,7 +59,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check_finite(self, "sample")
-        check(self.num_ar_steps >= 1, "sample.num_ar_steps", self.num_ar_steps, "at least 1")
+        check(self.num_ar_steps >= 0, "sample.num_ar_steps", self.num_ar_steps, "0 or more")
         check(all(n >= 1 for n in self.sizes), "sample.sizes", self.sizes, "positive numbers of tokens")
         counts = self.diffusion_steps
         fits = len(counts) > 0 and all(count >= 1 for count in counts)

@@ -106,7 +106,7 @@ class FactorizationConfig:
     decay: float = 0.9
     """distribution = decay: ratio of the probabilities of S + 1 and S AR steps."""
     num_ar_steps: int = 1
-    """distribution = fixed: the number of AR steps, S."""
+    """distribution = fixed: the number of AR steps, S; 0: one for each token."""
     mask_ratio_mean: float = 1.0
     """distribution = mask_ratio: mean of the normal distribution of that share, before truncation."""
     mask_ratio_std: float = 0.25
@@ -135,7 +135,7 @@ class FactorizationConfig:
     def __post_init__(self) -> None:
         check_finite(self, "factorization")
         check(0 < self.decay <= 1, "factorization.decay", self.decay, "a number in (0, 1]")
-        check(self.num_ar_steps >= 1, "factorization.num_ar_steps", self.num_ar_steps, "at least 1")
+        check(self.num_ar_steps >= 0, "factorization.num_ar_steps", self.num_ar_steps, "0 or more")
         check(self.block_size >= 1, "factorization.block_size", self.block_size, "at least 1")
         check(
             self.mask_ratio_std > 0, "factorization.mask_ratio_std", self.mask_ratio_std, "a positive number"
@@ -186,11 +186,11 @@ class RunConfig:
         """What the model's head and context ask of the plan."""
         head, plan = self.model.head, self.factorization
         one_each = plan.order == "raster" and plan.distribution == "fixed" and not plan.given_order
+        one_each = one_each and plan.num_ar_steps in (0, self.model.num_tokens)
         fits = head.ask == "mask" or one_each
-        expected = (
-            "raster order and distribution fixed with an AR step for each token, for a head that asks by "
-        )
-        check(fits, "factorization", f"{plan.order}, {plan.distribution}", expected + "the previous token")
+        given = f"{plan.order}, {plan.distribution}, {plan.num_ar_steps} AR steps"
+        expected = "raster, fixed, 0 (one for each token), as the head asks by the token before"
+        check(fits, "factorization", given, expected)
         fits = self.model.context == "causal" or plan.split == "per_batch"
         check(fits, "factorization.split", plan.split, "per_batch, for a bidirectional context")
         fits = not self.model.attention_dropout or self.train.attention in ("auto", "dense")

@@ -64,7 +64,7 @@ def largest_split(config: RunConfig) -> SplitFacts:
     if plan.distribution == "mask_ratio":
         asked = math.ceil(total * plan.mask_ratio_min)
         return split_facts([total - asked, asked] if asked < total else [total])
-    steps = plan.num_ar_steps if plan.distribution == "fixed" else min(2, total)
+    steps = (plan.num_ar_steps or total) if plan.distribution == "fixed" else min(2, total)
     return split_facts([total - steps + 1, *[1] * (steps - 1)])
 
 

@@ -29,7 +29,7 @@ def step_sizes(config: SampleConfig, num_tokens: int, seed: int) -> list[int]:
                 f"expected {num_tokens}, the number of tokens to generate"
             )
         return list(config.sizes)
-    parts = config.num_ar_steps
+    parts = config.num_ar_steps or num_tokens
     if parts > num_tokens:
         raise UserError(
             f"sample.num_ar_steps is {parts}; expected at most {num_tokens}, the number of tokens to generate"

@@ -50,8 +50,7 @@ class TokenPipeline:
     def default_sampling(self) -> SampleConfig:
         """How images are generated where nothing else is said."""
         if self.model.config.head.ask == "previous":
-            num_tokens = self.model.config.num_tokens
-            return SampleConfig(sampler=self.process.samplers[0], order="raster", num_ar_steps=num_tokens)
+            return SampleConfig(sampler=self.process.samplers[0], order="raster", num_ar_steps=0)
         return SampleConfig(sampler=self.process.samplers[0])
 
     def with_text(self) -> Tokenizer:

@@ -68,7 +68,10 @@ def _option(command: Command, key: str) -> Option | None:
 
 
 def _checked(command: Command, source: str, key: str, value: Any) -> Any:
-    """The value of a setting, checked to have its option's type. Raises UserError."""
+    """The value of a setting, checked to have its option's type; of a table, those of its settings. Raises
+    UserError."""
+    if isinstance(value, dict) and _has_table(command, key.replace("_", "-")):
+        return {name: _checked(command, source, f"{key}.{name}", item) for name, item in value.items()}
     option = _option(command, key)
     if option is None:
         near = nearest(key, [name[2:].replace("-", "_") for name in command.options])
