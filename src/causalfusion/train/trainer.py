@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE, Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
@@ -97,7 +97,7 @@ class Trainer(TrainState):
         )
         split = torch.bincount(draws.plan.ar_step[0])[1:].tolist()
         captions = batch.captions or ()
-        text_tokens = sum(len(c) + 4 for c in captions) // max(len(captions), 1)
+        text_tokens = sum(len(c) + MARKERS_OF_EXAMPLE for c in captions) // max(len(captions), 1)
         result = StepResult(loss, norm, rate, not finite, split, image_loss, text_loss, text_tokens)
         if self.progress.skipped_in_a_row >= train.max_skipped_steps:
             raise UserError(self._not_finite(batch, result))
