@@ -24,6 +24,7 @@ from causalfusion.vocabulary.layers import READ_BY_COMMAND, layers_for
 from causalfusion.vocabulary.notes import say, warnings_as_notes
 from causalfusion.vocabulary.options import command_of
 from causalfusion.vocabulary.read import Line, read_line
+from causalfusion.vocabulary.unused import refuse_unused
 
 COMMANDS = (
     "train", "sample", "edit", "caption", "complete", "encode", "convert", "tokenizer", "doctor", "demo",
@@ -95,10 +96,12 @@ def prepare(tokens: Sequence[str]) -> Prepared:
     names, layers = beneath(line)
     settle_data(line, layers)
     prepared = Prepared(line.tokens(), layers, ", ".join(names), line.notes)
-    if line.command.name != "train" or "images" in layers.get("train", {}):
-        return prepared
-    decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(layers).keys()
-    return _with_choices(prepared, decided)
+    if line.command.name == "train" and "images" not in layers.get("train", {}):
+        decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(layers).keys()
+        prepared = _with_choices(prepared, decided)
+    if line.command.name in ("train", "caption", *GENERATING):
+        refuse_unused(line, prepared.settings)
+    return prepared
 
 
 def _with_choices(prepared: Prepared, decided: Collection[str]) -> Prepared:
