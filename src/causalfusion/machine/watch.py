@@ -1,12 +1,17 @@
 """The processes of a run watch one another: when one ends prematurely, all learn at once which.
 
-A collective operation that waits for a dead process only reports "connection closed", or waits for many
-minutes. So every process keeps a connection to the main one. When a process ends, for whatever reason, its
-system closes that connection; the main process names it to the others, and all of them end. Nothing is sent
-in the meantime, so a process that is merely slow is left alone.
+What torchrun does by itself (tried with PyTorch 2.13, two agents): half a second after a process has ended it
+ends the others of the same machine, and names the first in a report of thirty lines. What it does not do, and
+is done here:
 
-When torchrun dies, its processes end too. They have to check for that themselves: torchrun starts each in a
-session of its own, which no signal to the terminal or the job reaches.
+- The other machines are not told. A process there that works alone, as in sampling, went on until its next
+  collective operation, which for NCCL waits without a limit (`processes.NO_TIMEOUT`). So every process keeps
+  a connection to the main one. When a process ends, for whatever reason, its system closes that connection;
+  the main process names it to the others, and all of them end. Nothing is sent in the meantime, so a process
+  that is merely slow is left alone.
+- A torchrun that is killed leaves its processes running, as it starts each in a session of its own, which no
+  signal to the terminal or the job reaches. They check for that themselves.
+- One line says which process stopped, where and why, and an error that all of them meet is printed once.
 """
 
 from __future__ import annotations
