@@ -37,7 +37,7 @@ def test_every_recipe_reaches_the_run_unchanged(name, configs):
         names, options, paths = (["digits", name], [], {})
     elif load_layer(name)["data"]["source"] in ("digits", "shapes"):  # which have no path
         options, paths = [], {}
-    assert cli.run(["train", *[f"--config={one}" for one in names], *options]) == 0
+    assert cli.run(["train", *[f"--config={recipe}" for recipe in names], *options]) == 0
     assert configs == [load_config(*names, **paths)]
 
 

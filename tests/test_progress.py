@@ -25,7 +25,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def lines_on_terminal(width: int) -> list[str]:
-    """What is written to a terminal of this many columns, one line for each time that it is rewritten."""
+    """The line on a terminal of this many columns, once for each time that it is rewritten."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}

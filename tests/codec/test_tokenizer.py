@@ -284,7 +284,7 @@ def test_ids_far_beyond_the_number_of_tokens_are_refused(tmp_path):
 
 def test_a_library_that_gives_up_is_one_line(tmp_path, monkeypatch):
     class Panic(BaseException):
-        """What a panic of Rust arrives as."""
+        """A panic of Rust, as it arrives in Python."""
 
     def from_str(json: str) -> None:
         raise Panic("range end index 9 out of range")

@@ -95,7 +95,7 @@ class EvaluateRequest(GeneratingOptions):
         if self.preset is not None:
             return
         own = ("candidates", "seed", "weights", "precision")
-        defaults = {one.name: one.default for one in fields(self)}
+        defaults = {option.name: option.default for option in fields(self)}
         unused = [name for name in own if getattr(self, name) != defaults[name]]
         plain = SampleConfig()
         unused += [n for n, value in vars(self.settings).items() if value != getattr(plain, n)]

@@ -39,7 +39,7 @@ _KILLED = "it was killed, or its machine or network failed"
 
 
 @dataclass(frozen=True)
-class Member:
+class ProcessName:
     """A process's name in messages."""
 
     rank: int
@@ -47,7 +47,7 @@ class Member:
     pid: int
 
     @classmethod
-    def own(cls, rank: int) -> Member:
+    def own(cls, rank: int) -> ProcessName:
         return cls(rank, socket.gethostname(), os.getpid())
 
 
@@ -64,7 +64,7 @@ class Watch:
     """One process's view of the others."""
 
     rank: int
-    members: list[Member]
+    members: list[ProcessName]
     peers: dict[int, socket.socket]
     """Connections by rank: the main process has one to every other, the others have one to it."""
     leave: Callable[[int], None] = os._exit
@@ -208,7 +208,7 @@ def open_watch() -> tuple[socket.socket, int, str]:
     return server, server.getsockname()[1], secrets.token_hex(16)
 
 
-def host_watch(server: socket.socket, token: str, members: list[Member]) -> Watch:
+def host_watch(server: socket.socket, token: str, members: list[ProcessName]) -> Watch:
     """The main process's watch, once the others have joined; it continues without those that cannot."""
     peers: dict[int, socket.socket] = {}
     server.settimeout(_CONNECT_TIMEOUT)
@@ -224,7 +224,7 @@ def host_watch(server: socket.socket, token: str, members: list[Member]) -> Watc
     return Watch(0, members, peers).start()
 
 
-def join_watch(rank: int, address: tuple[str, int], token: str, members: list[Member]) -> Watch:
+def join_watch(rank: int, address: tuple[str, int], token: str, members: list[ProcessName]) -> Watch:
     """Another process's watch. If the main process cannot be reached, it watches nobody and prints a line."""
     try:
         peer = _kept_alive(socket.create_connection(address, timeout=_CONNECT_TIMEOUT))

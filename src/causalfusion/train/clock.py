@@ -30,7 +30,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done meanwhile is not training time."""
+        """The time of the block does not count as training time."""
         begin = time.monotonic()
         yield
         self.start += time.monotonic() - begin

@@ -94,7 +94,7 @@ class TrainingLoop:
         self.trainer.progress = replace(progress, seconds=seconds)
 
     def _due(self, reports: Reports, upkeep: Upkeep) -> Due:
-        """What is due, alike on all processes: the main one's clock counts, and a signal to any of them."""
+        """The work that is due, alike on all processes: the main one's clock counts, and a signal to any."""
         due = Due.STOP * (self.stop.requested or reports.failed)
         if self.world.is_main:
             due |= Due.OVER * self._time_is_up() | upkeep.due()

@@ -40,7 +40,7 @@ class StepResult:
     image_loss: float = 0.0
     text_loss: float = 0.0
     text_tokens: int = 0
-    """Of a sequence, on average."""
+    """Mean number of text tokens of a sequence."""
 
 
 class Trainer(TrainState):

@@ -1,4 +1,4 @@
-"""What is done between train steps: the loss of held-out images, a grid of samples, a checkpoint."""
+"""The work between train steps: the loss of held-out images, a grid of samples, a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.processes import World
-from causalfusion.train.grids import CAPTIONS, Interval, save_grid
+from causalfusion.train.grids import CAPTIONS, Periodic, save_grid
 from causalfusion.train.loss_map import loss_map
 from causalfusion.train.opening import OpenRun
 from causalfusion.train.reports import Reports
 
 
 class Due(IntFlag):
-    """What time and signals ask for after a train step; processes agree on the largest that one of them has,
+    """Requests of time and signals after a train step; processes agree on the largest that one of them has,
     so a request to stop comes first."""
 
     CHECKPOINT, GRID, OVER, STOP = 1, 2, 4, 8
@@ -27,17 +27,17 @@ class Upkeep:
     def __init__(self, run: OpenRun, folder: Path, world: World, reports: Reports) -> None:
         self.run, self.folder, self.world, self.reports = run, folder, world, reports
         self.begun = time.monotonic()
-        self.grids = Interval(run.config.train.sample_minutes, self.begun)
-        self.checkpoints = Interval(run.config.train.checkpoint_minutes, self.begun)
+        self.grids = Periodic(run.config.train.sample_minutes, self.begun)
+        self.checkpoints = Periodic(run.config.train.checkpoint_minutes, self.begun)
         self.last_saved = run.trainer.progress.images_seen if run.resumed else -1
         self.save_due = False
 
     def due(self) -> Due:
-        """What is due by this process's clock."""
+        """The work that is due by this process's clock."""
         return Due(Due.GRID * self.grids.due() | Due.CHECKPOINT * self.checkpoints.due())
 
     def after_step(self, due: Due) -> None:
-        """What is due by time or by the number of train steps."""
+        """Do what is due by time or by the number of train steps."""
         train, progress = self.run.config.train, self.run.trainer.progress
         with self.reports.clock.paused(), self.reports.display.clock.paused():
             if _every(train.evaluate_every, progress.train_step):

@@ -29,7 +29,7 @@ class Use(NamedTuple):
         return value in self.values if self.values else value != self.unless
 
     def needed(self, name: str, now: Any) -> str:
-        """What is missing, in words; `name` is that of the other setting, `now` its value."""
+        """The missing condition in words; `name` is that of the other setting, `now` its value."""
         if self.values:
             return f"{name} {' or '.join(self.values)}, not {now or 'none'}"
         return f"{name} other than {now}" if now != "" else name
