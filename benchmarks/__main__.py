@@ -118,7 +118,7 @@ def _record(comparison: Comparison) -> dict[str, Any]:
 
 
 def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What it is and what it does at this moment."""
+    """The machine and its load at this moment."""
     device, clock = torch.device("cpu"), CLOCKS[arguments.clock]
     return {
         "processor": _processor(), "threads": arguments.threads, "clock": arguments.clock,

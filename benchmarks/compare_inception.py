@@ -100,7 +100,7 @@ def other_network(folder: Path) -> tuple[torch.nn.Module, Callable[..., Tensor]]
 
 @torch.no_grad()
 def outputs_of_other(network: Any, images: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Of images (B, H, W, 3), resized by itself; the spatial features by a hook on the same branch."""
+    """Features of images (B, H, W, 3), resized by itself; the spatial ones by a hook on the same branch."""
     seen: list[Tensor] = []
     hook = network.Mixed_6d.branch1x1.register_forward_hook(
         lambda _m, _i, output: seen.append(output.clone())

@@ -34,7 +34,7 @@ SCENES = {1: "one object", 2: "two objects"}
 
 
 def is_true(text: str, pixels: np.ndarray) -> bool:
-    """Whether a text says exactly what an image (H, W, 3) uint8 shows."""
+    """True if a text says exactly what an image (H, W, 3) uint8 shows."""
     description = parse_caption(text)
     return description is not None and matches(description, read_scene(pixels)).all
 

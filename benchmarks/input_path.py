@@ -33,7 +33,7 @@ from causalfusion.train.trainer import Trainer
 
 CPU = World(0, 1, torch.device("cpu"))
 SIDE = 32
-"""Of grey images, kept in float16: 2 KB each, as 16 channels of 8x8 latents."""
+"""Side of grey images, kept in float16: 2 KB each, as 16 channels of 8x8 latents."""
 BATCH = 256
 
 

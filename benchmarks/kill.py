@@ -69,7 +69,7 @@ def problems_of(run: Path) -> list[str]:
 
 
 def moment_of(run: Path) -> str:
-    """What the process was doing when it was killed, as far as its files tell."""
+    """The work of the process when it was killed, as far as its files tell."""
     folder = run / "checkpoints"
     leftovers = [path.name for path in folder.glob(".partial-*")] if folder.is_dir() else []
     if any(name.startswith(".partial-old-") for name in leftovers):
@@ -91,7 +91,7 @@ def attempt(tokens: list[str], folder: Path, kill_after: float | None) -> tuple[
 
 
 def all_gone(group: int) -> bool:
-    """Whether the process group is empty, or becomes so in time."""
+    """True if the process group is empty, or becomes so in time."""
     end = time.monotonic() + WORKERS_LEAVE
     while group and time.monotonic() < end:
         try:

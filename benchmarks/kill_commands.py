@@ -74,7 +74,7 @@ TRAIN = f"train {TINY} --data.source folder --data.path photos --train.images 16
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """What every file holds, by its name; of JSON what does not depend on the moment or the place."""
+    """The content of every file by its name; of JSON, what does not depend on the time or the place."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -99,7 +99,7 @@ def _lasting(value: Any, folder: str) -> Any:
 
 
 def trials(name: str, tokens: list[str], root: Path, count: int, rng: random.Random) -> list[str]:
-    """What was wrong, in a line each."""
+    """The faults, one line each."""
     log, alone = root / "log", root / f"{name}-alone"
     alone.mkdir()
     begin = time.monotonic()

@@ -30,11 +30,11 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 @dataclass
 class Timing:
-    """Of one variant: seconds of every part (split) in every round."""
+    """One variant's seconds of every part (split) in every round."""
 
     seconds: list[list[float]] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
-    """What the parts returned in the first round: losses, or a statistic of the images."""
+    """Results of the parts in the first round: losses, or a statistic of the images."""
     peak_memory: int = 0
     """Bytes, resident."""
 
@@ -51,7 +51,7 @@ class Comparison:
     workload: Workload
     precision: str
     flops: Flops
-    """Of one step, or one batch of images."""
+    """FLOP of one step, or one batch of images."""
     gemm_rate: float
     timings: dict[str, Timing]
 

@@ -30,7 +30,7 @@ BATCHES, QUICK_BATCHES = (1, 2, 4, 8, 16, 32), (1, 4)
 SIZES, QUICK_SIZES = (("tiny", 8), ("S", 8), ("B", 4), ("L", 1)), (("tiny", 2),)
 """Names of presets, with the images at once."""
 SPLIT = (53, 102, 3, 53, 31, 10, 4)
-"""Of the named sizes' 256 tokens: a draw with decay 0.9."""
+"""A split of the named sizes' 256 tokens, drawn with decay 0.9."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ PACKAGED = Path("src/causalfusion/models/shapes")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and on how much."""
+    """The measurements, and their sample counts."""
 
     count: int
     ar_steps: Sequence[int]

@@ -10,7 +10,7 @@ import torch
 from causalfusion.cli import app
 from causalfusion.config.serialize import to_dict
 from causalfusion.demo.report import reproduction_commands
-from causalfusion.demo.run import Digits, best_fitting_classes, demo_config, training_seconds
+from causalfusion.demo.run import SplitDigits, best_fitting_classes, demo_config, training_seconds
 from causalfusion.train.resume import MAY_CHANGE
 
 
@@ -30,7 +30,7 @@ def test_a_full_run_can_go_on_from_a_quick_one() -> None:
 
 
 def test_held_out_digits_are_not_among_those_trained_on() -> None:
-    digits = Digits.load(demo_config(Path("x"), quick=False))
+    digits = SplitDigits.load(demo_config(Path("x"), quick=False))
     assert len(digits.train_images) + len(digits.held_out_images) == 1797
     seen = {image.numpy().tobytes() for image in digits.train_images}
     assert not any(image.numpy().tobytes() in seen for image in digits.held_out_images)
@@ -39,13 +39,13 @@ def test_held_out_digits_are_not_among_those_trained_on() -> None:
 def test_examples_take_the_classes_in_turn() -> None:
     labels = torch.tensor([3, 1, 0, 2, 4, 5, 6, 7, 8, 9, 3, 1, 0, 2, 4, 5, 6, 7, 9])  # a single 8
     images = torch.arange(len(labels)).float().view(-1, 1, 1, 1)
-    chosen, classes = Digits(images, labels, images, labels).examples(2)
+    chosen, classes = SplitDigits(images, labels, images, labels).examples(2)
     assert classes.tolist() == [*range(10), *range(10)]
     assert chosen.flatten().tolist() == [2, 1, 3, 0, *range(4, 10), 12, 11, 13, 10, 14, 15, 16, 17, 8, 18]
 
 
 def test_new_classes_fit_what_is_kept_and_are_not_the_excluded_ones() -> None:
-    digits = Digits.load(demo_config(Path("x"), quick=False))
+    digits = SplitDigits.load(demo_config(Path("x"), quick=False))
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[:4] = True
     images, labels = digits.train_images[:40].clone(), digits.train_labels[:40]

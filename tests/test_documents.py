@@ -40,7 +40,7 @@ NUM_TOKENS, GRID_WIDTH = 4, 2
 
 @dataclass(frozen=True)
 class Token:
-    """What a token is, in words of its document alone."""
+    """A token described in terms of its document alone."""
 
     kind: Literal["class", "text", "clean", "noised", "fill"]
     element: int = -1

@@ -58,7 +58,7 @@ def _config(model: ModelConfig = MODEL, **train: Any) -> RunConfig:
 
 
 def _peak_of_step(config: RunConfig, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Of a trainer's second step, state included: the first one makes the moments."""
+    """Memory of a trainer's second step, state included: the first one makes the moments."""
     count, model = config.train.batch_size, config.model
     with Allocated() as allocated:
         trainer = Trainer(config, CPU)
@@ -125,7 +125,7 @@ class _Flash(torch.autograd.Function):
 
 @contextmanager
 def _kept_bytes(model: torch.nn.Module, found: list[int]) -> Iterator[None]:
-    """What autograd keeps meanwhile, parameters left out, each storage once."""
+    """Bytes that autograd keeps meanwhile, parameters left out, each storage once."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

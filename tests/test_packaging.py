@@ -1,4 +1,4 @@
-"""What is declared in pyproject.toml is what the package needs and holds."""
+"""pyproject.toml declares what the package needs and holds."""
 
 from __future__ import annotations
 

@@ -466,7 +466,7 @@ def test_control_characters_never_reach_the_terminal(capsys):
 def test_a_study_takes_recipes(tmp_path, monkeypatch):
     received = []
     monkeypatch.setattr(
-        "causalfusion.study.run.run_study", lambda _, study_data, __: received.append(study_data)
+        "causalfusion.study.run.run_studies", lambda _, study_data, __: received.append(study_data)
     )
     own = tmp_path / "own.toml"
     own.write_text("[train]\nimages = 640\n[codec]\npatch_size = 4\n")

@@ -109,7 +109,7 @@ def _checkpoint(path: Path) -> None:
 
 
 def good_commands(base: Path) -> list[list[str]]:
-    """What makes the other files, in the folder with the data."""
+    """The commands that make the other files, in the folder with the data."""
     run = f"train {TINY} {PHOTOS} photos --train.images 16 --train.log-every 1"
     commands = [
         f"{run} --out run --text.tokenizer train {TEXT}",
@@ -136,7 +136,7 @@ class Kind:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the good file is, too: a checkpoint of others with weights that are not theirs."""
+        """True if the good file is refused, too: a checkpoint of others with weights that are not theirs."""
         return self.mutation is None
 
 

@@ -24,6 +24,7 @@ from causalfusion.vocabulary.layers import READ_BY_COMMAND, layers_for
 from causalfusion.vocabulary.notes import say, warnings_as_notes
 from causalfusion.vocabulary.options import command_of
 from causalfusion.vocabulary.read import Line, read_line
+from causalfusion.vocabulary.unused import refuse_unused
 
 COMMANDS = (
     "train", "sample", "edit", "caption", "complete", "encode", "convert", "tokenizer", "doctor", "demo",
@@ -47,6 +48,8 @@ app = App(
     help="Causal diffusion transformers: train, sample, edit, between autoregression and diffusion.",
     version=__version__,
     result_action="return_value",
+    exit_on_error=False,  # `run` prints errors in one line
+    print_error=False,
     suppress_keyboard_interrupt=False,  # `run` prints "stopped"
     default_parameter=Parameter(negative_iterable=(), show_default=default_in_help),
 )
@@ -54,7 +57,6 @@ for _place, _command in enumerate(COMMANDS):
     app.command(f"causalfusion.commands.{_command}:app", name=_command, sort_key=_place)
 
 GENERATING = ("sample", "edit", "complete", "evaluate")
-ASKING = {"--help", "-h", "--version"}
 
 
 @dataclass
@@ -82,12 +84,17 @@ class Prepared:
 
 def prepare(tokens: Sequence[str]) -> Prepared:
     """Read a command line in any accepted spelling, with settings from its recipes and files. Raises
-    UserError."""
+    UserError.
+
+    Spellings come before cyclopts, which knows one name for each option and asks for `--name=value` where a
+    value begins with a dash; it then takes the line as one that it could have been given.
+    """
     tokens = rename_options(tokens)
-    if not tokens or tokens[0] in ASKING:
-        _resolve_commands()
-    if not tokens or ASKING & set(tokens[: tokens.index("--")] if "--" in tokens else tokens):
-        return Prepared(tokens)
+    asking = {*app.help_flags, *app.version_flags}
+    if not tokens or tokens[0] in asking:
+        app.resolved_commands()  # the list of commands then shows their descriptions
+    if not tokens or asking & set(tokens[: tokens.index("--")] if "--" in tokens else tokens):
+        return Prepared(tokens)  # which cyclopts answers, whatever else is on the line
     chain, apps, rest = app.parse_commands(tokens)
     if not chain or apps[-1].default_command is None:
         return Prepared(tokens)
@@ -95,10 +102,12 @@ def prepare(tokens: Sequence[str]) -> Prepared:
     names, layers = beneath(line)
     settle_data(line, layers)
     prepared = Prepared(line.tokens(), layers, ", ".join(names), line.notes)
-    if line.command.name != "train" or "images" in layers.get("train", {}):
-        return prepared
-    decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(layers).keys()
-    return _with_choices(prepared, decided)
+    if line.command.name == "train" and "images" not in layers.get("train", {}):
+        decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(layers).keys()
+        prepared = _with_choices(prepared, decided)
+    if line.command.name in ("train", "caption", *GENERATING):
+        refuse_unused(line, prepared.settings)
+    return prepared
 
 
 def _with_choices(prepared: Prepared, decided: Collection[str]) -> Prepared:
@@ -108,7 +117,7 @@ def _with_choices(prepared: Prepared, decided: Collection[str]) -> Prepared:
     from causalfusion.train.auto import settings_for
 
     app.config = prepared.config()
-    _, bound, _ = app.parse_args(prepared.tokens, exit_on_error=False, print_error=False)
+    _, bound, _ = app.parse_args(prepared.tokens)
     if not {"data.path", "data.cache", "data.source"} & set(decided):
         raise UserError(
             "train needs data: give the path of images (a folder, shards, .jsonl, .npz), such as "
@@ -165,12 +174,6 @@ def evaluation_preset(line: Line, layers: dict[str, Any]) -> list[str]:
     return [str(evaluation_file(name))]
 
 
-def _resolve_commands() -> None:
-    """Import all commands, so that the list of commands shows their descriptions."""
-    for command in COMMANDS:
-        app[command]
-
-
 def run(tokens: Sequence[str]) -> int:
     """Run a command line. Returns its exit code."""
     try:
@@ -181,7 +184,7 @@ def run(tokens: Sequence[str]) -> int:
             for text in prepared.said:
                 print(printable(text))
             app.config = prepared.config()
-            result = app(prepared.tokens, exit_on_error=False, print_error=False)
+            result = app(prepared.tokens)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (CycloptsError, UserError) as error:
@@ -224,7 +227,7 @@ def main() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # characters that the terminal cannot encode are written out
             reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))  # cyclopts would read the line by itself, before `prepare`
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from causalfusion import __version__
 from causalfusion.codec.codec import Codec
-from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE, Tokenizer
 from causalfusion.config import FactorizationConfig, ModelConfig, SampleConfig
 from causalfusion.config.recipes import paper_size
 from causalfusion.documents import Image, Text, lay_out, pack_context
@@ -189,7 +189,7 @@ def _cached_text_difference(
     tokens = torch.randn(
         1, config.num_tokens, config.token_dim, generator=torch.Generator().manual_seed(2)
     ).to(device)
-    ids = tuple(range(min(8, config.max_text_tokens - 4)))
+    ids = tuple(range(min(8, config.max_text_tokens - MARKERS_OF_EXAMPLE)))
     labels = torch.full((1,), config.null_label, device=device)
     context = spec.text.image_context
     begun = Prompts([[Image(0), Text(open=True)]], markers, tokens, context)

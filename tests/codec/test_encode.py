@@ -58,7 +58,7 @@ def test_a_cache_travels_as_its_folder(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_workers_of_every_start_method(tmp_path: Path, method: str) -> None:
-    """What a worker is given must survive being sent to it."""
+    """A worker's arguments must survive being sent to it."""
     config = replace(DIGITS, data=replace(DIGITS.data, num_workers=1))
     before = torch.multiprocessing.get_start_method()
     torch.multiprocessing.set_start_method(method, force=True)

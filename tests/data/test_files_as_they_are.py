@@ -402,3 +402,26 @@ def test_an_array_whose_header_is_no_python_is_refused(tmp_path):
         archive.writestr("images.npy", content)
     with pytest.raises(UserError, match=r"x\.npz cannot be read as \.npz"):
         NpzImages(str(tmp_path / "x.npz"))
+
+
+def compress_zst(data: bytes) -> bytes:
+    """As `zstd` packs it; skips where neither Python 3.14 nor the extra is there."""
+    try:
+        from compression import zstd  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        zstd = pytest.importorskip("zstandard", reason="needs the extra: pip install 'causalfusion[zstd]'")
+    return zstd.compress(data)
+
+
+def test_shards_packed_with_zstd_are_read_and_damaged_ones_refused(tmp_path):
+    members = [(f"{n}.png", picture(n)) for n in range(30)]
+    packed = compress_zst(write_tar(tmp_path / "plain", members).read_bytes())
+    (tmp_path / "a.tar.zst").write_bytes(packed)
+    assert values(WebDataset(str(tmp_path / "a.tar.zst"))) == list(range(30))
+    for length in (0, 3, len(packed) // 2, len(packed) - 1):
+        (tmp_path / f"{length}.tar.zst").write_bytes(packed[:length])
+        with pytest.raises(UserError, match=rf"{length}\.tar\.zst .*(damaged|no images)"):
+            WebDataset(str(tmp_path / f"{length}.tar.zst"))
+    (tmp_path / "b.tar.zst").write_bytes(b"\0" * 20 + packed[20:])
+    with pytest.raises(UserError, match=r"b\.tar\.zst cannot be unpacked .*; it is damaged"):
+        WebDataset(str(tmp_path / "b.tar.zst"))

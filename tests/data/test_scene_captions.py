@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causalfusion.config import SplitName
-from causalfusion.data.drawing import COLORS, SHAPES, Figure, Scene
+from causalfusion.data.drawing import COLORS, SHAPES, Scene, SceneObject
 from causalfusion.data.scene_captions import (
     OPENINGS,
     PLACE_WORDS,
@@ -76,7 +76,7 @@ def test_every_template_can_be_written_and_read(number: int, template: str, monk
     assert parse_caption("a red circle")  # the parser knows all templates, of which one is written
     monkeypatch.setitem(TEMPLATES, number, (template,))
     figures = (("circle", "red", 0.2), ("star", "blue", 0.5), ("star", "green", 0.8))
-    scene = Scene(tuple(Figure(s, c, "small", x, 0.2, 0.13) for s, c, x in figures[:number]))
+    scene = Scene(tuple(SceneObject(s, c, "small", x, 0.2, 0.13) for s, c, x in figures[:number]))
     for seed in range(20):
         caption = describe(scene, np.random.default_rng(seed))
         description = parse_caption(caption)

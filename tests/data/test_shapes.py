@@ -12,7 +12,7 @@ import pytest
 
 from causalfusion.config import DataConfig, SplitName
 from causalfusion.data import open_source
-from causalfusion.data.drawing import AREA, BACKGROUND, COLORS, SHAPES, SIZES, Figure, Scene, draw_scene
+from causalfusion.data.drawing import AREA, BACKGROUND, COLORS, SHAPES, SIZES, Scene, SceneObject, draw_scene
 from causalfusion.data.shapes import HELD_OUT, SEEN, Shapes
 from causalfusion.errors import UserError
 
@@ -116,7 +116,7 @@ def test_figures_have_the_area_and_the_centre_of_their_outline_and_soft_edges(si
 
 
 def test_drawing_the_star_by_hand():
-    star = Scene((Figure("star", "black", "large", 0.5, 0.5, 0.4),))
+    star = Scene((SceneObject("star", "black", "large", 0.5, 0.5, 0.4),))
     share = covered(star, 200)
     angles = np.radians(-90 + 36 * np.arange(10))
     for angle, reach in zip(angles, np.where(np.arange(10) % 2, 0.381966, 1.0), strict=True):

@@ -1,4 +1,4 @@
-"""What a run may go on with: other processes and other memory, but the same training."""
+"""A run may be resumed with other processes and other memory, but only with the same training."""
 
 import json
 from dataclasses import replace
@@ -44,7 +44,7 @@ def old_run(tmp_path, monkeypatch) -> RunConfig:
 
 
 def test_an_older_run_goes_on_in_another_layout(old_run, tmp_path):
-    """And to the losses of a run that knew nothing of it."""
+    """The losses equal those of a run that knew nothing of it."""
     train = replace(
         old_run.train, images=48, parallel="fsdp", replicas=2, async_checkpoint=True, grad_accumulation=2,
         activation_checkpointing="selective",

@@ -17,7 +17,7 @@ SETTINGS = {"SLURM_NNODES": "4", "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[
 
 
 def settings_of(tokens: list[str], monkeypatch) -> dict:
-    """What `causalfusion` reads of a torchrun command line, and torchrun itself."""
+    """A torchrun command line as `causalfusion` reads it, and as torchrun does."""
     launch = get_args_parser().parse_args(tokens[1:])
     assert launch.module and launch.training_script == "causalfusion.cli"
     own = launch.training_script_args
@@ -42,7 +42,7 @@ def test_commands_fit_their_processes(line, monkeypatch):
 
 
 def slurm(tmp_path: Path, srun_status: int, restarts: str) -> tuple[list[str], list[str]]:
-    """What the page's script asks of srun and scontrol."""
+    """The calls of srun and scontrol by the page's script."""
     (script,) = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
     calls = tmp_path / "calls"
     for name, rest in (

@@ -32,7 +32,7 @@ def fingerprints(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def facts(config: RunConfig) -> dict:
-    """What a process finds of a trainer at its start and after two train steps."""
+    """A trainer's facts on one process, at its start and after two train steps."""
     with join_world("cpu") as world:
         data = open_training_data(config, world)
         trainer = Trainer(data.config, world)

@@ -20,7 +20,14 @@ from jobs import tiny_config
 
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import join_world
-from causalfusion.machine.watch import Member, Watch, _may_be_launcher, host_watch, join_watch, open_watch
+from causalfusion.machine.watch import (
+    ProcessName,
+    Watch,
+    _may_be_launcher,
+    host_watch,
+    join_watch,
+    open_watch,
+)
 from causalfusion.saved.folder import checkpoints_of, load_model
 from causalfusion.train import saver
 from causalfusion.train.log import read_log
@@ -28,8 +35,8 @@ from causalfusion.train.log import read_log
 COMMAND = """
 import sys
 from causalfusion import cli
-from causalfusion.train import run
-run.measure_gemm_rate = lambda *_: 1e9  # it takes seconds
+from causalfusion.train import reports
+reports.measure_gemm_rate = lambda *_: 1e9  # it takes seconds
 sys.exit(cli.run(sys.argv[1:]))
 """
 
@@ -231,7 +238,7 @@ def test_a_death_during_a_save_leaves_the_checkpoint_before(victim, tmp_path):
 
 
 def fail_on(rank: int | None, error: Exception | None) -> str:
-    """What the user would read of a process that fails (None: all do), or of one that works with it."""
+    """The user's line of a process that fails (None: all do), or of one that works with it."""
     try:
         with join_world("cpu") as world:
             if rank in (world.rank, None) and error is not None:
@@ -270,7 +277,7 @@ def test_processes_that_end_well_alarm_nobody():
     assert jobs.run(2, fail_on, 0, None) == ["well", "well"]
 
 
-def connected(members: list[Member], exits: list[int]) -> tuple[Watch, Watch]:
+def connected(members: list[ProcessName], exits: list[int]) -> tuple[Watch, Watch]:
     server, port, token = open_watch()
     found: list[Watch] = []
     host = threading.Thread(target=lambda: found.append(host_watch(server, token, members)))
@@ -286,7 +293,7 @@ def connected(members: list[Member], exits: list[int]) -> tuple[Watch, Watch]:
 def test_a_process_that_hangs_is_told_and_ended(monkeypatch, capfd):
     """If the work hangs where Python cannot interrupt it, the watch itself reports and ends the process."""
     monkeypatch.setattr("causalfusion.machine.watch.GRACE", 0.1)
-    members, exits = [Member(0, "here", 1), Member(1, "there", 2)], []
+    members, exits = [ProcessName(0, "here", 1), ProcessName(1, "there", 2)], []
     main, other = connected(members, exits)
     other.peers[0].shutdown(socket.SHUT_RDWR)  # as when its process is killed
     wait_until(lambda: exits == [1, 1], 10)
@@ -299,7 +306,7 @@ def test_a_process_that_hangs_is_told_and_ended(monkeypatch, capfd):
 def test_a_watch_without_a_main_process_says_so(capfd):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    watch = join_watch(1, ("127.0.0.1", port), "", [Member(0, "here", 1), Member(1, "here", 2)])
+    watch = join_watch(1, ("127.0.0.1", port), "", [ProcessName(0, "here", 1), ProcessName(1, "here", 2)])
     assert (
         not watch.peers
         and f"process 1 cannot reach the main one at 127.0.0.1 port {port}" in capfd.readouterr().err

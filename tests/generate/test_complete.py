@@ -33,7 +33,7 @@ SAMPLE = SampleConfig(num_ar_steps=2, diffusion_steps=[3], sampler="ddim")
 WRITE = WriteConfig(max_tokens=6, text_temperature=1.0)
 PROMPT = "a red circle"
 SEEDS = (0, 3, 4)
-"""Of documents with both kinds of elements."""
+"""Documents with both kinds of elements."""
 
 
 def make_tokenizer() -> Tokenizer:

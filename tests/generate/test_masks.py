@@ -95,7 +95,7 @@ def save_turned(pixels: np.ndarray, path: Path, orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_mask_is_turned_scaled_and_cropped_as_its_picture(orientation, tmp_path):
-    """Whether it carries the EXIF data of the picture, or none and lies as the picture is stored or shown."""
+    """A mask with the EXIF data of the picture, or without, stored as the picture is or as it is shown."""
     stored = np.zeros((60, 100, 3), np.uint8)
     stored[10:30, 20:60] = 255
     save_turned(stored, tmp_path / "photo.png", orientation)

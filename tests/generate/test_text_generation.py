@@ -418,7 +418,7 @@ def test_top_k_keeps_the_k_likeliest_in_their_proportions(k):
                     (0.94, [1, 3, 4, 0]), (0.96, [1, 3, 4, 0, 2]), (1.0, [1, 3, 4, 0, 2])],
 )  # fmt: skip
 def test_top_p_keeps_the_smallest_set_with_that_probability(p, kept):
-    """Of 0.45, 0.25, 0.15, 0.1, 0.05."""
+    """Tokens with the probabilities 0.45, 0.25, 0.15, 0.1, 0.05."""
     shares = sampled_shares(LOGITS, WriteConfig(text_temperature=1.0, top_p=p))
     expected = torch.zeros(5)
     expected[kept] = torch.tensor(PROBABILITIES)[kept]

@@ -71,7 +71,7 @@ def test_longer_sequences_give_the_same(model, split, backend):
 
 
 def test_few_lengths():
-    """Of a split for all images, a multiple or all clean tokens; of a split for each, always all of them."""
+    """Clean tokens: of a split for all images, a multiple or all; of a split for each image, always all."""
     lengths = {sequence_of(plan_of(index), 32).num_tokens for index in range(60)}
     everything = CONFIG.num_condition_tokens + 2 * TOKENS
     assert len(lengths) > 1

@@ -1,4 +1,4 @@
-"""What ships as studies: whole, and in the paper's figures."""
+"""The studies that ship are whole and have the paper's figures."""
 
 from pathlib import Path
 

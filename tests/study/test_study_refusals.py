@@ -1,4 +1,4 @@
-"""What a study refuses before it trains anything; what `compare` and `plan` say of damaged files."""
+"""Faults that a study refuses before it trains; messages of `compare` and `plan` about damaged files."""
 
 from __future__ import annotations
 

@@ -145,3 +145,20 @@ def test_bad_input_is_one_line(command, capsys, options, message):
     assert run(changed(command, **options)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("ar_steps = [1]", "is missing"),
+        (RECIPE.replace("paper = [1.5, 2.5]", "paper = [1, 2, 3, 4]"), "'one' has 4 figures of the paper"),
+        (RECIPE.replace('num_ar_steps = "L"', "num_ar_steps = 17"), "the variant 'all': "),
+    ],
+)
+def test_each_study_is_read_and_checked_before_the_first_begins(command, tmp_path, capsys, second, message):
+    (tmp_path / "second.toml").write_text(second)
+    command.insert(2, str(tmp_path / "second.toml"))
+    assert run(command) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and not said.out
+    assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Whether a finding holds: against scipy's own paired test."""
+"""Verdicts on findings, against scipy's own paired test."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a run goes on with: its own data and settings; what changed is said, what only moved is found."""
+"""A resumed run has its own data and settings; what changed is said, what only moved is found."""
 
 import shutil
 import warnings

@@ -39,7 +39,7 @@ def trained(tmp_path_factory) -> tuple[RunConfig, Path]:
 
 @pytest.fixture
 def restored(trained, tmp_path):
-    """What a resumed run makes of a copy of the checkpoint."""
+    """(a copy of the checkpoint, the function that restores a run from it)."""
     _, checkpoint = trained
     copy = tmp_path / checkpoint.name
     shutil.copytree(checkpoint, copy)
@@ -240,7 +240,7 @@ def test_weights_that_are_not_finite_are_not_saved(exploding, background):
 
 
 def test_nothing_is_saved_while_steps_are_skipped(exploding):
-    """And the last line does not say that the weights were left alone."""
+    """The last line does not say that the weights were left alone."""
     config = exploding(checkpoint_every=2, max_skipped_steps=4)
     said = (
         r"4 steps in a row were not finite, .* an earlier step made .* not finite, and the last checkpoint, "
@@ -295,7 +295,7 @@ class Hostile:
 
 @pytest.mark.parametrize("content", [b"", b"\x80", pickle.dumps([1]), pickle.dumps({"a": 1}), None])
 def test_the_index_of_a_sharded_state_is_an_index(tmp_path, content):
-    """And executes nothing."""
+    """Nothing in the file is executed."""
     target = tmp_path / "executed"
     content = pickle.dumps(Hostile(target)) if content is None else content
     (tmp_path / ".metadata").write_bytes(content)

@@ -344,9 +344,9 @@ def expected_losses(trainer: Trainer, batch: TokenBatch) -> tuple[float, float]:
         config.factorization, config.model, PROCESS, 0.0, seed=config.train.seed, split_index=0,
         sample_indices=batch.sample_indices.tolist(), text=config.text,
     )  # fmt: skip
-    assert trainer.markers is not None
+    assert trainer.objective.markers is not None
     dense = replace(config, train=replace(config.train, attention="dense"))
-    objective = Objective(dense, PROCESS, trainer.markers)
+    objective = Objective(dense, PROCESS, trainer.objective.markers)
     image, text = [], []
     for i in range(len(batch.tokens)):
         piece = objective.arrange(batch.slice(slice(i, i + 1)), draws.slice(slice(i, i + 1)))

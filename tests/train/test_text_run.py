@@ -267,7 +267,7 @@ def test_several_examples_share_a_sequence(shapes_run):
     clean = next(s for s in sequence.segments if s.kind == "image" and s.role == "clean")
     assert clean.values.shape[:2] == (2, 2 * 16)
     draws = draw(
-        data.config.factorization, data.config.model, trainer.process, 0.1, seed=0, split_index=0,
+        data.config.factorization, data.config.model, trainer.objective.process, 0.1, seed=0, split_index=0,
         sample_indices=range(4), text=config.text,
     )  # fmt: skip
     order = draws.plan.order[:, :, None].expand(-1, -1, clean.values.shape[-1])

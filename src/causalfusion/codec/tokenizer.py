@@ -9,18 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from causalfusion.errors import UserError
 
-MARKERS = ("<text>", "</text>", "<image>", "</image>", "<end>")
-"""The markers as displayed: begin and end of a text, begin and end of an image, end of the sequence."""
-
 FILE_NAME = "tokenizer.json"
-MIN_VOCAB_SIZE = 256 + len(MARKERS)
-"""Smallest vocabulary: one token for every byte, so that any text can be encoded, and the markers."""
-
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_GAPS = 16
 """Largest ratio of ids to tokens in a vocabulary whose ids have gaps."""
@@ -30,13 +24,20 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Markers:
-    """The ids of `MARKERS`."""
+    """The ids of the markers: begin and end of a text, begin and end of an image, end of the sequence."""
 
     text: int
     text_end: int
     image: int
     image_end: int
     end: int
+
+
+NUM_MARKERS = len(fields(Markers))
+MARKERS_OF_EXAMPLE = 4
+"""Markers of a caption and its image in a sequence: begin and end of each."""
+MIN_VOCAB_SIZE = 256 + NUM_MARKERS
+"""Smallest vocabulary: one token for every byte, so that any text can be encoded, and the markers."""
 
 
 class Tokenizer:
@@ -64,8 +65,8 @@ class Tokenizer:
         if self.base_size > _MAX_GAPS * len(ids) + 2**16:  # each id has a row of embeddings
             raise ValueError(f"it has {len(ids):,} tokens, and one of them has the id {self.base_size - 1:,}")
         first = self.base_size
-        self.markers = Markers(*range(first, first + len(MARKERS)))
-        self.vocab_size = first + len(MARKERS)
+        self.markers = Markers(*range(first, first + NUM_MARKERS))
+        self.vocab_size = first + NUM_MARKERS
         """Number of ids, markers included."""
 
     def encode(self, text: str) -> list[int]:
@@ -126,7 +127,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
             f"vocab_size is {vocab_size}; expected at least {MIN_VOCAB_SIZE}: 256 bytes and "
-            f"{len(MARKERS)} markers"
+            f"{NUM_MARKERS} markers"
         )
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -135,7 +136,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     base.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(MARKERS),
+        vocab_size=vocab_size - NUM_MARKERS,
         min_frequency=2,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -167,7 +168,7 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
     size."""
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens ({len(MARKERS)} markers included), "
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens ({NUM_MARKERS} markers included), "
             f"the model's vocabulary {vocab_size}; use the tokenizer that the model was trained with"
         )
 

@@ -30,11 +30,10 @@ def study(
         file of the same form. Runs that several studies need are trained once.
     """
     from causalfusion.study.recipe import load_study_data
-    from causalfusion.study.run import run_study
+    from causalfusion.study.run import run_studies
 
     study_data = load_study_data(request.data, list(config))
     if request.features:
         study_data = replace(study_data, features=request.features)
-    for name in studies:
-        run_study(name, study_data, request)
+    run_studies(studies, study_data, request)
     return 0

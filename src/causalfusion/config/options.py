@@ -1,12 +1,14 @@
 """Options that several commands share, with their help texts, and a check of numbers."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: cyclopts reads the fields of a request in the module of its
+# class, where the names of inherited annotations are unknown if they are kept as text.
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from causalfusion.errors import UserError
 
@@ -53,6 +55,25 @@ SamplingFiles = Annotated[
 ]
 Settings = Parameter(name="*", consume_multiple=True)
 """Marks a dataclass parameter, whose fields become options of the command, with their docstrings as help."""
+
+_COMPUTATION = Parameter(group=Group("Computation", sort_key=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputationOptions:
+    """The options of all commands that compute with a model; help shows them after a command's own."""
+
+    seed: Annotated[Seed, _COMPUTATION] = 0
+    precision: Annotated[Precision, _COMPUTATION] = "float32"
+    autoencoder: Annotated[Autoencoder, _COMPUTATION] = ""
+    device: Annotated[Device, _COMPUTATION] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratingOptions(ComputationOptions):
+    """The same for those that take either of a model's weights."""
+
+    weights: Annotated[Weights, _COMPUTATION] = "ema"
 
 
 def option_name(field: str) -> str:

@@ -29,7 +29,7 @@ BACKGROUND = (245, 245, 240)
 
 
 @dataclass(frozen=True)
-class Figure:
+class SceneObject:
     """One object of a scene; `radius` is that of its circumscribed circle."""
 
     shape: str
@@ -42,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scene:
-    figures: tuple[Figure, ...]
+    figures: tuple[SceneObject, ...]
 
 
 class Outline(NamedTuple):
@@ -101,7 +101,7 @@ def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndar
 _COLOR_STEPS = {name: np.array(rgb, np.float32) - np.array(BACKGROUND) for name, rgb in COLORS.items()}
 
 
-def draw_figure(image: np.ndarray, figure: Figure) -> None:
+def draw_figure(image: np.ndarray, figure: SceneObject) -> None:
     """Draw a figure, in place, onto the background of a square image (H, H, 3) uint8."""
     side = len(image)
     x, y, radius = figure.x * side, figure.y * side, figure.radius * side

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from causalfusion.data.drawing import COLORS, SHAPES, Figure, Scene
+from causalfusion.data.drawing import COLORS, SHAPES, Scene, SceneObject
 
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 RELATION_WORDS = {
@@ -104,20 +104,20 @@ class Description:
     """(i, "top left"): object i lies in the top left."""
 
 
-def is_related(a: Figure, relation: str, b: Figure, offset: float = TRUE_OFFSET) -> bool:
+def is_related(a: SceneObject, relation: str, b: SceneObject, offset: float = TRUE_OFFSET) -> bool:
     """True if a lies to the left or right of, above or below b (`relation`) by at least `offset`."""
     right, down = b.x - a.x, b.y - a.y
     return {"left": right, "right": -right, "above": down, "below": -down}[relation] >= offset
 
 
-def is_at(figure: Figure, place: str, zones: tuple[tuple[float, float], ...] = TRUE_ZONES) -> bool:
+def is_at(figure: SceneObject, place: str, zones: tuple[tuple[float, float], ...] = TRUE_ZONES) -> bool:
     """True if the figure's centre lies in `place`, one of the nine PLACE_WORDS."""
     column = zones[0 if "left" in place else 2 if "right" in place else 1]
     row = zones[0 if "top" in place else 2 if "bottom" in place else 1]
     return column[0] <= figure.x <= column[1] and row[0] <= figure.y <= row[1]
 
 
-def clear_place(figure: Figure) -> str | None:
+def clear_place(figure: SceneObject) -> str | None:
     """The one of the nine places in which a figure clearly lies; None between two of them."""
     row = column = None
     for name, (low, high) in zip((0, 1, 2), CLEAR_ZONES, strict=True):

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 
 from causalfusion.config import SplitName
-from causalfusion.data.drawing import COLORS, SHAPES, SIZES, Figure, Scene, draw_scene
+from causalfusion.data.drawing import COLORS, SHAPES, SIZES, Scene, SceneObject, draw_scene
 from causalfusion.data.scene_captions import describe
 from causalfusion.data.source import Example
 from causalfusion.errors import UserError
@@ -109,7 +109,7 @@ class Shapes:
                 radii = _radii(sizes, jitter)
         rows = zip(pairs, sizes, places.tolist(), radii.tolist(), strict=True)
         figures = tuple(
-            Figure(shape, color, size, x, y, radius) for (shape, color), size, (x, y), radius in rows
+            SceneObject(shape, color, size, x, y, radius) for (shape, color), size, (x, y), radius in rows
         )
         return Scene(figures), random
 

@@ -47,7 +47,7 @@ _EDITS_SHOWN = [0, 1, 3, 4, 7, 8]
 
 
 @dataclass(frozen=True)
-class Digits:
+class SplitDigits:
     """Real digits (B, 1, 8, 8) in [-1, 1] with labels (B,): the training set and the held-out set."""
 
     train_images: Tensor
@@ -56,7 +56,7 @@ class Digits:
     held_out_labels: Tensor
 
     @classmethod
-    def load(cls, config: RunConfig) -> Digits:
+    def load(cls, config: RunConfig) -> SplitDigits:
         source = open_source(config.data)
         train_indices, held_out = split_holdout(len(source), config.data.holdout)
         seen, unseen = (load_indices(source, indices, config.data) for indices in (train_indices, held_out))
@@ -84,7 +84,7 @@ def _run(out: Path, quick: bool) -> dict[str, Any]:
     config = demo_config(out, quick=quick)
     folder = train(config)
     print("training is finished; drawing samples, edits and pictures", flush=True)
-    pipeline, digits = Pipeline.load(folder), Digits.load(config)
+    pipeline, digits = Pipeline.load(folder), SplitDigits.load(config)
     judge = DigitsJudge.trained_on(digits.train_images, digits.train_labels)
     figures: dict[str, Any] = {
         "judge_accuracy": judge.accuracy(digits.held_out_images, digits.held_out_labels),
@@ -143,7 +143,12 @@ def training_seconds(log_path: Path) -> float:
 
 
 def _draw_samples(
-    pipeline: Pipeline, sample: SampleConfig, digits: Digits, judge: DigitsJudge, per_class: int, out: Path
+    pipeline: Pipeline,
+    sample: SampleConfig,
+    digits: SplitDigits,
+    judge: DigitsJudge,
+    per_class: int,
+    out: Path,
 ) -> dict[str, Any]:
     """Draw samples.png, with the first five samples of each class for every S; figures over all samples."""
     labels = torch.arange(CLASSES * per_class) % CLASSES
@@ -171,7 +176,12 @@ def _draw_samples(
 
 
 def _draw_edits(
-    pipeline: Pipeline, sample: SampleConfig, digits: Digits, judge: DigitsJudge, per_class: int, out: Path
+    pipeline: Pipeline,
+    sample: SampleConfig,
+    digits: SplitDigits,
+    judge: DigitsJudge,
+    per_class: int,
+    out: Path,
 ) -> dict[str, Any]:
     """Draw edits.png, with held-out digits, each edited in every region under a different class; figures over
     all edits."""
@@ -192,7 +202,7 @@ def _draw_edits(
     return {"edit_accuracy": accuracy, "edits": len(originals) * len(EDITS)}
 
 
-def best_fitting_classes(images: Tensor, mask: Tensor, digits: Digits, excluded: Tensor) -> Tensor:
+def best_fitting_classes(images: Tensor, mask: Tensor, digits: SplitDigits, excluded: Tensor) -> Tensor:
     """(B,) class for each image, except its `excluded` ones (B, classes) bool, with the training digit that
     is most similar to the image where `mask` (H, W) is False."""
     kept = (~mask).flatten()

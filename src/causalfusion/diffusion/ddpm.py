@@ -28,7 +28,7 @@ class DDPM(Process):
         super().__init__(config)
         self.schedule = NoiseSchedule.from_config(config)
         self._weights: dict[torch.device, Tensor] = {}
-        """Of all levels, worked out in float64, where they are used."""
+        """Loss weights of all levels, computed in float64, by the device where they are used."""
 
     def signal(self, levels: Tensor, like: Tensor) -> Tensor:
         return self.schedule.at("sqrt_alphas_cumprod", levels, like)

@@ -99,7 +99,7 @@ class RectifiedFlow(Process):
         return (end + (begin - end) * shift_levels(even, config.level_shift)).tolist()
 
     def told(self, levels: list[float]) -> list[float]:
-        """What the model is told of these levels."""
+        """The timesteps that the model is told at these levels."""
         return self.timesteps(torch.tensor(levels, dtype=torch.float64)).tolist()
 
     def factors(self, levels: list[float]) -> list[tuple[float, float]]:

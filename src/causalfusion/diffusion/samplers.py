@@ -19,7 +19,7 @@ from torch import Tensor
 class Sampler(Protocol):
     @property
     def timesteps(self) -> list[int] | list[float]:
-        """What the model is told at each of its calls, noisiest first."""
+        """The timestep that the model is told at each call, noisiest first."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class Sampler(Protocol):
 
     @property
     def needs_noise(self) -> bool:
-        """Whether `step` uses noise at all."""
+        """True if `step` uses noise at all."""
         ...
 
     def step(self, index: int, noised: Tensor, prediction: Tensor, noise: Tensor | None) -> Tensor:

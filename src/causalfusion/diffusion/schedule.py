@@ -129,7 +129,7 @@ class NoiseSchedule:
         return np.log(self.betas)
 
     def log_variance(self, kind: Literal["fixed_large", "fixed_small"]) -> Table:
-        """Of a DDPM step: `fixed_large` is β, `fixed_small` the posterior's.
+        """ln of the variance of a DDPM step: `fixed_large` is β, `fixed_small` the posterior's.
 
         Level 0 has the posterior's value of level 1 in both, as in the reference; no noise is added there.
         """

@@ -18,7 +18,7 @@ from causalfusion.diffusion.schedule import NoiseSchedule, Table
 _BIN = 1 / 255
 """Half the width of a grey level of images in [-1, 1]."""
 _LEAST = 1e-12
-"""Of a probability whose logarithm is taken."""
+"""Least probability whose logarithm is taken."""
 
 
 def range_bounds(schedule: NoiseSchedule) -> tuple[Table, Table]:

@@ -12,13 +12,9 @@ from cyclopts import Parameter
 from causalfusion.config import SampleConfig
 from causalfusion.config.options import (
     DEFAULT_MODEL,
-    Autoencoder,
-    Device,
+    GeneratingOptions,
     Model,
-    Precision,
-    Seed,
     Settings,
-    Weights,
     option_name,
     require_at_least,
 )
@@ -30,7 +26,7 @@ DEFAULT_IMAGES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
+class EvaluateRequest(GeneratingOptions):
     """Either `model` generates the samples, or they are read from `samples`."""
 
     model: Annotated[Model | None, Parameter(show_default=str(DEFAULT_MODEL))] = None
@@ -63,9 +59,6 @@ class EvaluateRequest:
     according to the model."""
     batch_size: int = 64
     """Images that are generated, or whose features are computed, together."""
-    seed: Seed = 0
-    weights: Weights = "ema"
-    autoencoder: Autoencoder = ""
     image_size: int = 0
     """Side, in pixels, to which images from --samples are cropped and scaled; 0: their own size."""
     reference_images: int | None = None
@@ -74,8 +67,6 @@ class EvaluateRequest:
     """Folder for the features of references. Default: ~/.cache/causalfusion (XDG_CACHE_HOME)."""
     num_workers: int = 0
     """Processes that read images."""
-    precision: Precision = "float32"
-    device: Device = "auto"
     show_progress: bool = True
     """Print the progress."""
     settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
@@ -104,7 +95,7 @@ class EvaluateRequest:
         if self.preset is not None:
             return
         own = ("candidates", "seed", "weights", "precision")
-        defaults = {one.name: one.default for one in fields(self)}
+        defaults = {option.name: option.default for option in fields(self)}
         unused = [name for name in own if getattr(self, name) != defaults[name]]
         plain = SampleConfig()
         unused += [n for n, value in vars(self.settings).items() if value != getattr(plain, n)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from causalfusion.config import SampleConfig, SplitName, WriteConfig
-from causalfusion.data.drawing import Figure, Scene, draw_scene
+from causalfusion.data.drawing import Scene, SceneObject, draw_scene
 from causalfusion.data.scene_captions import describe, parse_caption
 from causalfusion.data.shapes import Shapes
 from causalfusion.errors import UserError
@@ -164,8 +164,8 @@ def edit_task(data: Shapes, index: int) -> tuple[np.ndarray, str]:
 
 
 def _figure_of_half(
-    data: Shapes, random: np.random.Generator, *, right: bool, unlike: Figure | None = None
-) -> Figure:
+    data: Shapes, random: np.random.Generator, *, right: bool, unlike: SceneObject | None = None
+) -> SceneObject:
     """A figure from the data's scenes, of another kind than `unlike`, moved into one half."""
     for _ in range(_EDIT_TRIALS):
         figure = data.scene(int(random.integers(len(data)))).figures[0]

@@ -118,7 +118,7 @@ Kind = Literal["text", "image", "end"]
 
 
 def _next_kind(story: _Story, write: WriteConfig, seed: int, *, may_end: bool) -> Kind:
-    """What comes next: the model's choice among those for which there is room."""
+    """The next element: the model's choice among those for which there is room."""
     model, markers = story.pipeline.model.config, story.tokenizer.markers
     room = model.max_text_tokens - text_length(story.elements)
     kinds: dict[Kind, int] = {"end": markers.end} if may_end else {}

@@ -28,6 +28,7 @@ from causalfusion.generate.rank import best_of
 from causalfusion.generate.read import read_image, to_float
 from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.generate.request import EditRequest
+from causalfusion.generate.settings import warn_of_unused
 from causalfusion.machine.processes import join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.pictures.compose import Edit, below, edit_sheet, framed, paragraph
@@ -63,6 +64,7 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
         )
         task = _open_task(pipeline, image, request)
         warn_of_untrained_null(pipeline, request.settings, [task.label])
+        warn_of_unused(request.settings, pipeline.spec.diffusion)
         settings = {
             "command": "edit",
             "image": str(image),

@@ -77,7 +77,7 @@ def generate_best(
 def best_of(
     draw: Callable[[int], Tensor], pipeline: Pipeline, captions: Sequence[str], candidates: int, seed: int
 ) -> Tensor:
-    """Of `candidates` draws of images (B, C, H, W), for each image the one whose caption is the likeliest.
+    """The best of `candidates` draws of images (B, C, H, W): of each image, the one of likeliest caption.
 
     `draw` takes a seed: the first draw that of the run, the others ones derived from it.
     """

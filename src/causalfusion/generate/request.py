@@ -12,13 +12,9 @@ from cyclopts import Parameter
 from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.config.options import (
     DEFAULT_MODEL,
-    Autoencoder,
-    Device,
+    GeneratingOptions,
     Model,
-    Precision,
-    Seed,
     Settings,
-    Weights,
     require_at_least,
 )
 from causalfusion.errors import UserError
@@ -27,7 +23,7 @@ CompileChoice = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRequest:
+class SampleRequest(GeneratingOptions):
     """The options of `sample`."""
 
     model: Model = DEFAULT_MODEL
@@ -50,16 +46,11 @@ class SampleRequest:
     """Index of the first image: --first N continues an earlier set of N images with the same settings."""
     batch_size: int = 64
     """Images generated together."""
-    seed: Seed = 0
-    weights: Weights = "ema"
     output: Sequence[Literal["png", "grid", "npz"]] = ("png", "grid")
     """png: one file per image; grid: all images in one; npz: ADM's format (arr_0 images, arr_1 labels)."""
-    precision: Precision = "float32"
     compile: CompileChoice = "auto"
     """Compile the model's blocks with torch.compile, which takes a minute and is faster from then on. auto:
     on GPUs, for 1,000 images or more."""
-    autoencoder: Autoencoder = ""
-    device: Device = "auto"
     settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
@@ -74,7 +65,7 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditRequest:
+class EditRequest(GeneratingOptions):
     """The options of `edit`. A mask or a region, and a class or a prompt, are needed."""
 
     model: Model = DEFAULT_MODEL
@@ -97,11 +88,6 @@ class EditRequest:
     according to the model."""
     paste: bool = True
     """Restore the pixels outside the mask exactly (--no-paste: keep the model's)."""
-    seed: Seed = 0
-    weights: Weights = "ema"
-    precision: Precision = "float32"
-    autoencoder: Autoencoder = ""
-    device: Device = "auto"
     settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
@@ -115,7 +101,7 @@ class EditRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompleteRequest:
+class CompleteRequest(GeneratingOptions):
     """The options of `complete`."""
 
     model: Model = DEFAULT_MODEL
@@ -126,11 +112,6 @@ class CompleteRequest:
     likely, according to the model."""
     out: Path = Path("completion")
     """Folder for `completion-00.png`, ..., `story.png`, `story.json`."""
-    seed: Seed = 0
-    weights: Weights = "ema"
-    precision: Precision = "float32"
-    autoencoder: Autoencoder = ""
-    device: Device = "auto"
     write: Annotated[WriteConfig, Settings] = field(default_factory=WriteConfig)
     settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
 
@@ -139,7 +120,7 @@ class CompleteRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionRequest:
+class CaptionRequest(GeneratingOptions):
     """The options of `caption`."""
 
     model: Model = DEFAULT_MODEL
@@ -147,11 +128,6 @@ class CaptionRequest:
     """A .jsonl file to write as well: `image` and `caption` on each line."""
     batch_size: int = 64
     """Images captioned together."""
-    seed: Seed = 0
-    weights: Weights = "ema"
-    precision: Precision = "float32"
-    autoencoder: Autoencoder = ""
-    device: Device = "auto"
     write: Annotated[WriteConfig, Settings] = field(default_factory=WriteConfig)
 
     def __post_init__(self) -> None:

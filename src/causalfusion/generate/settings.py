@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -76,6 +77,21 @@ def check_settings(config: SampleConfig, model: ModelConfig, diffusion: Diffusio
         config.order, model.grid_height, model.grid_width, config.block_size, derive_generator(0),
         config.given_order,
     )  # fmt: skip
+    warn_of_unused(config, diffusion)
+
+
+def warn_of_unused(config: SampleConfig, diffusion: DiffusionConfig) -> None:
+    """Warn of settings that neither the model's path nor the sampler uses. No error, as they may come from a
+    file for several models; on the command line they are refused."""
+    unused = {
+        "last_step": config.sampler != "sde" and "sampler sde",
+        "level_shift": diffusion.path != "rectified_flow" and "a model with diffusion.path rectified_flow",
+    }
+    plain = SampleConfig()
+    for name, needed in unused.items():
+        value = getattr(config, name)
+        if needed and value != getattr(plain, name):
+            warnings.warn(f"sample.{name} {value} changes nothing: it needs {needed}", stacklevel=3)
 
 
 def parse_classes(values: Sequence[str], class_names: Sequence[str], num_classes: int) -> list[int]:

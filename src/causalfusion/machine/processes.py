@@ -18,7 +18,7 @@ from torch.distributed import distributed_c10d
 from causalfusion.errors import UserError
 from causalfusion.machine.runtime import select_device
 from causalfusion.machine.watch import (
-    Member,
+    ProcessName,
     Watch,
     end_with_launcher,
     host_watch,
@@ -118,8 +118,8 @@ def join_world(device: str = "auto") -> Iterator[World]:
 
 def _watch(rank: int, size: int) -> Watch:
     """This process's connection to the watch. All processes exchange their names first."""
-    members: list[Member] = [Member.own(rank)] * size
-    dist.all_gather_object(members, Member.own(rank))
+    members: list[ProcessName] = [ProcessName.own(rank)] * size
+    dist.all_gather_object(members, ProcessName.own(rank))
     if rank == 0:
         server, port, token = open_watch()
         dist.broadcast_object_list([port, token], src=0)

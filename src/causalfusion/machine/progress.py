@@ -1,4 +1,9 @@
-"""The progress line of long computations."""
+"""The progress line of long computations.
+
+On a terminal rich draws it, with a bar, in the terminal's width and colours. rich's own `Progress` does not
+write it: tried with rich 15, a process that is killed leaves the terminal without its cursor, and one whose
+terminal goes away ends with an OSError, where a training has to go on and save.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,13 @@ import time
 from contextlib import suppress
 from typing import TextIO
 
+WIDEST_BAR, NARROWEST_BAR = 24, 8
+"""Columns of the bar; where there is room for less, it is left out."""
+
 
 class ProgressLine:
-    """A line that is rewritten on a terminal, and printed every `seconds_between` elsewhere."""
+    """A line that is rewritten on a terminal, with a bar before it, and printed every `seconds_between`
+    elsewhere."""
 
     def __init__(
         self,
@@ -38,16 +47,42 @@ class ProgressLine:
         if not (self.enabled and force) and not self.due():
             return
         self.last_shown = now = time.monotonic()
-        rate = (done - self.first) / max(now - self.start, 1e-9)
+        elapsed = max(now - self.start, 1e-9)
+        rate = (done - self.first) / elapsed
         left = (self.total - done) / rate if rate > 0 else math.nan
-        whole = f"{done:>{len(str(self.total))}}/{self.total}" if not left > limit else f"{done:,}"
-        line = f"{whole} {self.what}  {text}  {duration(min(left, limit))} left"
-        end = "" if self.terminal else "\n"
-        tell(f"\r\x1b[K{line}" if self.terminal else line, end=end, stream=sys.stderr)
+        by_time = left > limit
+        whole = f"{done:,}" if by_time else f"{done:>{len(str(self.total))}}/{self.total}"
+        time_left = f"{duration(min(left, limit))} left"
+        if self.terminal:
+            finished = elapsed / (elapsed + limit) if by_time else done / max(self.total, 1)
+            line = with_bar(f"{whole} {self.what}  {time_left}  {text}", finished)
+            tell(f"\r\x1b[K{line}", end="", stream=sys.stderr)
+        else:
+            tell(f"{whole} {self.what}  {text}  {time_left}", stream=sys.stderr)
 
     def close(self) -> None:
         if self.enabled and self.terminal:
             tell("", stream=sys.stderr)
+
+
+def with_bar(line: str, finished: float) -> str:
+    """The line as standard error's terminal shows it: after a bar of which this share is full, and cut to the
+    terminal's width, as one that wraps could not be rewritten."""
+    from rich.console import Console
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    width = console.width - 1  # in the last column, some terminals wrap
+    bar = min(WIDEST_BAR, width - len(line) - 2)
+    row = Table.grid(padding=(0, 2, 0, 0))
+    text = Text(line, no_wrap=True, overflow="crop")
+    cells = [ProgressBar(total=1.0, completed=min(finished, 1.0), width=bar)] * (bar >= NARROWEST_BAR)
+    row.add_row(*cells, text)
+    with console.capture() as drawn:
+        console.print(row, width=width)
+    return drawn.get().rstrip("\n ")
 
 
 def tell(text: str, *, end: str = "\n", stream: TextIO | None = None) -> None:

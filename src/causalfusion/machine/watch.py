@@ -1,12 +1,17 @@
 """The processes of a run watch one another: when one ends prematurely, all learn at once which.
 
-A collective operation that waits for a dead process only reports "connection closed", or waits for many
-minutes. So every process keeps a connection to the main one. When a process ends, for whatever reason, its
-system closes that connection; the main process names it to the others, and all of them end. Nothing is sent
-in the meantime, so a process that is merely slow is left alone.
+What torchrun does by itself (tried with PyTorch 2.13, two agents): half a second after a process has ended it
+ends the others of the same machine, and names the first in a report of thirty lines. What it does not do, and
+is done here:
 
-When torchrun dies, its processes end too. They have to check for that themselves: torchrun starts each in a
-session of its own, which no signal to the terminal or the job reaches.
+- The other machines are not told. A process there that works alone, as in sampling, went on until its next
+  collective operation, which for NCCL waits without a limit (`processes.NO_TIMEOUT`). So every process keeps
+  a connection to the main one. When a process ends, for whatever reason, its system closes that connection;
+  the main process names it to the others, and all of them end. Nothing is sent in the meantime, so a process
+  that is merely slow is left alone.
+- A torchrun that is killed leaves its processes running, as it starts each in a session of its own, which no
+  signal to the terminal or the job reaches. They check for that themselves.
+- One line says which process stopped, where and why, and an error that all of them meet is printed once.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ _KILLED = "it was killed, or its machine or network failed"
 
 
 @dataclass(frozen=True)
-class Member:
+class ProcessName:
     """A process's name in messages."""
 
     rank: int
@@ -42,7 +47,7 @@ class Member:
     pid: int
 
     @classmethod
-    def own(cls, rank: int) -> Member:
+    def own(cls, rank: int) -> ProcessName:
         return cls(rank, socket.gethostname(), os.getpid())
 
 
@@ -59,7 +64,7 @@ class Watch:
     """One process's view of the others."""
 
     rank: int
-    members: list[Member]
+    members: list[ProcessName]
     peers: dict[int, socket.socket]
     """Connections by rank: the main process has one to every other, the others have one to it."""
     leave: Callable[[int], None] = os._exit
@@ -203,7 +208,7 @@ def open_watch() -> tuple[socket.socket, int, str]:
     return server, server.getsockname()[1], secrets.token_hex(16)
 
 
-def host_watch(server: socket.socket, token: str, members: list[Member]) -> Watch:
+def host_watch(server: socket.socket, token: str, members: list[ProcessName]) -> Watch:
     """The main process's watch, once the others have joined; it continues without those that cannot."""
     peers: dict[int, socket.socket] = {}
     server.settimeout(_CONNECT_TIMEOUT)
@@ -219,7 +224,7 @@ def host_watch(server: socket.socket, token: str, members: list[Member]) -> Watc
     return Watch(0, members, peers).start()
 
 
-def join_watch(rank: int, address: tuple[str, int], token: str, members: list[Member]) -> Watch:
+def join_watch(rank: int, address: tuple[str, int], token: str, members: list[ProcessName]) -> Watch:
     """Another process's watch. If the main process cannot be reached, it watches nobody and prints a line."""
     try:
         peer = _kept_alive(socket.create_connection(address, timeout=_CONNECT_TIMEOUT))

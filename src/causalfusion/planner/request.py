@@ -11,11 +11,8 @@ from cyclopts import Parameter
 from causalfusion.config import SampleConfig
 from causalfusion.config.options import (
     DEFAULT_MODEL,
-    Autoencoder,
-    Device,
+    ComputationOptions,
     Model,
-    Precision,
-    Seed,
     Settings,
     require_at_least,
 )
@@ -23,7 +20,7 @@ from causalfusion.planner.sweep import Sweep, read_time
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRequest:
+class PlanRequest(ComputationOptions):
     model: Model = DEFAULT_MODEL
     budget: str
     """Time per image on this machine, such as 200ms, 0.5s or 2min."""
@@ -35,13 +32,9 @@ class PlanRequest:
     """Number of images generated for each setting."""
     batch_size: int = 64
     """Images generated together; the time per image is that of a batch divided by this."""
-    seed: Seed = 0
     out: Path = Path("plan")
     """Folder for plan.json, plan.md and plan.png."""
     sweep: Annotated[Sweep, Settings] = field(default_factory=Sweep)
-    precision: Precision = "float32"
-    autoencoder: Autoencoder = ""
-    device: Device = "auto"
     sample: Annotated[SampleConfig, Parameter(show=False)] = field(default_factory=SampleConfig)
     """Sampling settings that the sweep does not vary."""
 

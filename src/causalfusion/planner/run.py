@@ -46,14 +46,14 @@ def plan(request: PlanRequest) -> Tried:
     settings = request.sweep.settings(request.sample, pipeline.model.config.num_tokens)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
-    for one in settings:
-        check_settings(one, pipeline.model.config, pipeline.spec.diffusion)
+    for setting in settings:
+        check_settings(setting, pipeline.model.config, pipeline.spec.diffusion)
     data = data_config(request.reference)
     prompts = prompts_for(pipeline, data)
     judge = open_judge(request.features, data, pipeline.codec.config.image_height, request.device)
     fingerprint = open_source(data).fingerprint()
     with in_use(request.out, "the plan"):
-        known = _Known.open(request, folder, str(device), fingerprint)
+        known = _EarlierTrials.open(request, folder, str(device), fingerprint)
         tried = _timed(pipeline, settings, prompts, request, known)
         tried = _judged(pipeline, tried, judge, prompts, request, known)
         best = choose(tried, request.budget_seconds)
@@ -82,21 +82,21 @@ _LATER = ("weights", "reference_fingerprint")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File:
+class _PlanFile:
     """The content of `plan.json`: facts that the figures depend on, and the settings tried, by their hash."""
 
     facts: dict[str, str | int]
     settings: dict[str, Tried]
 
 
-class _Known:
+class _EarlierTrials:
     """The settings in `plan.json`, timed and measured with the same model, device and options."""
 
     def __init__(self, path: Path, facts: dict[str, Any], found: dict[str, Tried]) -> None:
         self.path, self.facts, self.found = path, facts, found
 
     @classmethod
-    def open(cls, request: PlanRequest, folder: Path, device: str, fingerprint: str) -> _Known:
+    def open(cls, request: PlanRequest, folder: Path, device: str, fingerprint: str) -> _EarlierTrials:
         """Read the request's `plan.json`; `fingerprint` is that of the reference's images. Raises UserError
         for a file that was made with another model, device or options."""
         path = request.out / "plan.json"
@@ -116,7 +116,7 @@ class _Known:
         if not path.exists():
             return cls(path, facts, {})
         try:
-            before = read_record(_File, path, "plan")
+            before = read_record(_PlanFile, path, "plan")
         except UserError as error:
             raise UserError(f"{error}; delete it, or give another --out") from None
         said = {**dict.fromkeys(_LATER), **before.facts}
@@ -133,7 +133,7 @@ class _Known:
 
     def add(self, tried: Tried) -> None:
         self.found[hash_of([to_dict(tried.settings)])] = tried
-        values = {"facts": self.facts, "settings": {key: to_dict(one) for key, one in self.found.items()}}
+        values = {"facts": self.facts, "settings": {key: to_dict(trial) for key, trial in self.found.items()}}
         write_whole(self.path, json.dumps(values, indent=1) + "\n")
 
 
@@ -142,19 +142,19 @@ def _timed(
     settings: Sequence[SampleConfig],
     prompts: Sequence[str] | None,
     request: PlanRequest,
-    known: _Known,
+    known: _EarlierTrials,
 ) -> list[Tried]:
     """Each setting with the seconds that an image takes in a full batch: the shorter of two measurements, as
     the first also warms up."""
     line, found = ProgressLine(len(settings), 0, what="settings"), []
-    for place, one in enumerate(settings):
-        there = known.get(one)
-        if there is None:
+    for place, setting in enumerate(settings):
+        trial = known.get(setting)
+        if trial is None:
             line.show(place, "timing")
-            seconds = min(_seconds(pipeline, one, prompts, request.batch_size) for _ in range(2))
-            there = Tried(settings=one, seconds_per_image=seconds)
-            known.add(there)
-        found.append(there)
+            seconds = min(_seconds(pipeline, setting, prompts, request.batch_size) for _ in range(2))
+            trial = Tried(settings=setting, seconds_per_image=seconds)
+            known.add(trial)
+        found.append(trial)
     line.close()
     return found
 
@@ -172,26 +172,26 @@ def _judged(
     judge: Judge,
     prompts: Sequence[str] | None,
     request: PlanRequest,
-    known: _Known,
+    known: _EarlierTrials,
 ) -> list[Tried]:
     """The settings, with the quality of those that take at most BEYOND times the budget."""
-    affordable = [one for one in tried if one.seconds_per_image <= BEYOND * request.budget_seconds]
+    affordable = [trial for trial in tried if trial.seconds_per_image <= BEYOND * request.budget_seconds]
     line, done = ProgressLine(len(affordable), 0, what="settings"), []
-    for one in tried:
-        if one in affordable and one.frechet is None:
-            line.show(len(done), one.in_words())
+    for trial in tried:
+        if trial in affordable and trial.frechet is None:
+            line.show(len(done), trial.in_words())
             found = measure_quality(
                 pipeline,
-                one.settings,
+                trial.settings,
                 judge,
                 request.images,
                 prompts=prompts,
                 seed=request.seed,
                 batch_size=request.batch_size,
             )
-            one = replace(one, frechet=found.frechet, accuracy=found.accuracy)
-            known.add(one)
-        done.append(one)
+            trial = replace(trial, frechet=found.frechet, accuracy=found.accuracy)
+            known.add(trial)
+        done.append(trial)
     line.close()
     return done
 
@@ -207,13 +207,15 @@ def _write(request: PlanRequest, tried: Sequence[Tried]) -> None:
         "In bold: the frontier, of which nothing quicker is better.\n\n",
         "| setting | time per image | Fréchet distance | read as its class |\n|---|---|---|---|\n",
     ]
-    for one in sorted(tried, key=lambda t: t.seconds_per_image):
-        if one.frechet is not None:
-            mark = "**" if one in best else ""
-            share = "" if one.accuracy is None else f"{one.accuracy:.1%}"
-            time_taken = in_time(one.seconds_per_image)
-            lines.append(f"| {mark}{one.in_words()}{mark} | {time_taken} | {one.frechet:.4g} | {share} |\n")
-    left_out = sum(one.frechet is None for one in tried)
+    for trial in sorted(tried, key=lambda t: t.seconds_per_image):
+        if trial.frechet is not None:
+            mark = "**" if trial in best else ""
+            share = "" if trial.accuracy is None else f"{trial.accuracy:.1%}"
+            time_taken = in_time(trial.seconds_per_image)
+            lines.append(
+                f"| {mark}{trial.in_words()}{mark} | {time_taken} | {trial.frechet:.4g} | {share} |\n"
+            )
+    left_out = sum(trial.frechet is None for trial in tried)
     if left_out:
         lines.append(f"\nTimed but, being slower, not measured: {left_out}.\n")
     write_whole(request.out / "plan.md", "".join(lines))

@@ -69,7 +69,7 @@ class _Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File:
+class _FiguresFile:
     figures: dict[str, _Figures]
     """Figures by `_key`."""
 
@@ -79,7 +79,7 @@ def _read(path: Path) -> Mapping[str, dict[str, float]]:
     if not path.exists():
         return {}
     try:
-        found = from_dict(_File, {"figures": read_json(path, "figures")})
+        found = from_dict(_FiguresFile, {"figures": read_json(path, "figures")})
     except UserError as error:
         raise UserError(f"{path}: {error}; delete the file, and the figures are measured again") from None
     return {

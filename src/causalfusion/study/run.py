@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -13,24 +14,42 @@ from causalfusion.files import in_use
 from causalfusion.machine.runtime import select_device
 from causalfusion.saved.folder import checkpoints_of, load_spec
 from causalfusion.study.grid import Job, jobs_of
-from causalfusion.study.recipe import StudyData, load_study
+from causalfusion.study.recipe import Study, StudyData, load_study
 from causalfusion.study.request import StudyRequest
 from causalfusion.study.tables import Figures, write_results
 
 
-def run_study(name: str, study_data: StudyData, request: StudyRequest) -> Path:
-    """The folder with `results.md`, `results.csv` and `results.png` of a study, given by name or by file. The
-    same command goes on after any interruption; a run or a figure that is there is not made again."""
-    study, data_name = load_study(name), Path(request.data).stem
-    out = request.out / data_name
-    jobs = jobs_of(study, study_data, request.seeds, out)
-    check_before(jobs, study_data)
-    folder = out / Path(name).stem
+@dataclass(frozen=True)
+class _Planned:
+    """A study that was read and checked, with the runs that it needs."""
+
+    name: str
+    """Its name in the output and of its folder."""
+    study: Study
+    jobs: list[Job]
+
+
+def run_studies(names: Sequence[str], study_data: StudyData, request: StudyRequest) -> list[Path]:
+    """The folders with `results.md`, `results.csv` and `results.png` of studies, given by name or by file.
+    All are read and checked before the first begins. The same command goes on after any interruption; a run
+    or a figure that is there is not made again. Raises UserError."""
+    out = request.out / Path(request.data).stem
+    planned: list[_Planned] = []
+    for name in names:
+        study = load_study(name)
+        jobs = jobs_of(study, study_data, request.seeds, out)
+        check_before(jobs, study_data)
+        planned.append(_Planned(Path(name).stem, study, jobs))
+    return [_run_study(planned_study, study_data, request, out) for planned_study in planned]
+
+
+def _run_study(planned: _Planned, study_data: StudyData, request: StudyRequest, out: Path) -> Path:
+    folder = out / planned.name
     with in_use(out, "the study's folder"):  # its runs are shared by all studies there
-        _train_and_measure(jobs, folder.name, study_data, request)
-        figures = {(job.variant, job.seed): _figures(job, study_data) for job in jobs}
+        _train_and_measure(planned.jobs, planned.name, study_data, request)
+        figures = {(job.variant, job.seed): _figures(job, study_data) for job in planned.jobs}
         folder.mkdir(parents=True, exist_ok=True)
-        write_results(folder, study, study_data, data_name, request.seeds, figures)
+        write_results(folder, planned.study, study_data, out.name, request.seeds, figures)
     print((folder / "results.md").read_text("utf-8"))
     return folder
 

@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairComparison:
     """One pair of entries of a claim."""
 
     better: str
@@ -34,7 +34,7 @@ class Comparison:
 @dataclass(frozen=True)
 class Verdict:
     claim: Claim
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PairComparison, ...]
 
     def in_words(self) -> str:
         counts = {name: sum(c.outcome == name for c in self.comparisons) for name in ("holds", "reversed")}
@@ -61,11 +61,11 @@ def judge(claim: Claim, here: Mapping[str, Sequence[float]], paper: Mapping[str,
 
 def _compare(
     better: str, worse: str, within: float, here: Mapping[str, Sequence[float]], paper: Mapping[str, float]
-) -> Comparison:
+) -> PairComparison:
     left, right = np.array(here[better]), np.array(here[worse])
     in_paper = (paper[better], paper[worse]) if better in paper and worse in paper else None
     means = (float(left.mean()), float(right.mean()))
-    return Comparison(better, worse, in_paper, means, outcome_of(np.log(left) - np.log(within * right)))
+    return PairComparison(better, worse, in_paper, means, outcome_of(np.log(left) - np.log(within * right)))
 
 
 def outcome_of(differences: np.ndarray) -> Outcome:

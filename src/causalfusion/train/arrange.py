@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE
 from causalfusion.documents import Document, Element, Image, Text
 from causalfusion.errors import UserError
 from causalfusion.train.draws import Arrangement, TextDraw
@@ -52,10 +53,12 @@ def used_images(draws: Sequence[TextDraw]) -> Tensor:
 
 def caption_limit(max_text_tokens: int, examples_per_sequence: int) -> int:
     """Tokens of a caption for which a sequence has room, beside the markers."""
-    limit = (max_text_tokens - 1) // examples_per_sequence - 4
+    # 1 is left for the end marker.
+    limit = (max_text_tokens - 1) // examples_per_sequence - MARKERS_OF_EXAMPLE
     if limit < 1:
+        least = (MARKERS_OF_EXAMPLE + 1) * examples_per_sequence + 1
         raise UserError(
-            f"model.max_text_tokens is {max_text_tokens}; expected at least {5 * examples_per_sequence + 1} "
+            f"model.max_text_tokens is {max_text_tokens}; expected at least {least} "
             f"for {examples_per_sequence} captions with their markers"
         )
     return limit

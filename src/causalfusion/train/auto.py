@@ -41,7 +41,7 @@ MANY_IMAGES = 1_000_000_000
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What the settings follow from."""
+    """Facts of the data from which the settings follow."""
 
     source: str
     num_images: int

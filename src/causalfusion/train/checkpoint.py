@@ -47,7 +47,7 @@ REMEDY = "delete the checkpoint {} to resume from the one before"
 
 @dataclass(frozen=True)
 class Progress:
-    """What a resumed run has to know beside its tensors."""
+    """Numbers that a resumed run needs beside its tensors."""
 
     images_seen: int = 0
     train_step: int = 0
@@ -67,12 +67,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What a resumed run compares its data with."""
+    """Facts of a run's data, with which a resumed run compares its own."""
 
     class_names: list[str]
     images: int
     fingerprint: str
-    """Of the source, or of the cache's source."""
+    """Fingerprint of the source, or of the cache's source."""
     autoencoder: str = ""
     """Hash of its weights; empty for pixels."""
     contents: str = ""
@@ -81,7 +81,7 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the main process writes of a run, as it stands after a train step."""
+    """The state of a run after a train step, as the main process writes it."""
 
     spec: ModelSpec
     run_config: dict[str, Any]

@@ -13,6 +13,9 @@ class Clock:
     """Rates since the last reading, of work and of waiting for data."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
         self.start = time.monotonic()
         self.images, self.flops, self.waited = 0, 0.0, 0.0
 
@@ -27,7 +30,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done meanwhile is not training time."""
+        """The time of the block does not count as training time."""
         begin = time.monotonic()
         yield
         self.start += time.monotonic() - begin
@@ -40,5 +43,5 @@ class Clock:
         """(images/s, FLOP/s, share of the time spent waiting for data), and start again."""
         seconds = max(time.monotonic() - self.start, 1e-9)
         rates = (self.images / seconds, self.flops / seconds, self.waited / seconds)
-        self.__init__()
+        self.restart()
         return rates

@@ -1,4 +1,4 @@
-"""What a training shows: how it begins, and a line every few seconds with how it goes."""
+"""The output of a training: some lines at its beginning, then one every few seconds."""
 
 from __future__ import annotations
 

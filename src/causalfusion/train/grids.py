@@ -53,7 +53,7 @@ def _of_captions(pipeline: Pipeline, config: SampleConfig, captions: list[list[i
 
 
 @dataclass
-class Interval:
+class Periodic:
     """Work that is due every so many minutes, and takes at most a tenth of the time."""
 
     minutes: float

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a JSON line and TensorBoard scalars per record.
+"""The log of a run: a JSON line and TensorBoard scalars per record.
 
 `log.jsonl` belongs to the checkpoint that a run resumes from: later records are cut off, so that the file
 of a resumed run is that of an uninterrupted one.

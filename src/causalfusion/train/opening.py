@@ -26,7 +26,7 @@ class OpenRun:
     """With everything that follows from data and machine filled in."""
     data: TrainingData
     data_record: DataRecord
-    """What later sittings compare their data with."""
+    """Facts of the data, with which a resumed run compares its own."""
     trainer: Trainer
     spec: ModelSpec
     resumed: bool

@@ -19,7 +19,7 @@ from causalfusion.train.share_file import ShareReader
 from causalfusion.train.soundness import check_layout, first_not_finite
 
 _FIELDS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of a parameter."""
+"""AdamW's state of a parameter."""
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

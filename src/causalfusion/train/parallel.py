@@ -1,4 +1,4 @@
-"""What is put on the model from outside for training: shares or copies on processes, less memory."""
+"""Parallelism and activation checkpointing, applied to the model from outside for training."""
 
 from __future__ import annotations
 

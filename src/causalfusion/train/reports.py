@@ -1,4 +1,4 @@
-"""What a run tells of itself: lines on the terminal, records in its log."""
+"""Reports of a run: lines on the terminal, records in its log."""
 
 from __future__ import annotations
 

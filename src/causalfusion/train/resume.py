@@ -1,4 +1,4 @@
-"""What a run may go on with: the training it began with, on whatever machine and for however long."""
+"""Checks of a resumed run: the training it began with, on whatever machine and for however long."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAY_MOVE = ("data.cache", "codec.autoencoder", "text.tokenizer")
 """Settings that say where something lies: it may lie elsewhere, if its contents are the same."""
 
 COMPARED_IMAGES = 2000
-"""Of data of up to so many images the contents decide whether they changed; else sizes and times of files."""
+"""Largest number of images whose contents decide whether the data changed; beyond, sizes and times do."""
 
 LATER = {"train.ema_schedule": "constant"}
 """Settings that came with a default other than what runs did before, which they go on doing."""
@@ -98,7 +98,7 @@ def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> D
 
 
 def _stored_facts(checkpoint: Path) -> DataRecord | None:
-    """What the run's data were; None of a run that an earlier version began."""
+    """Facts of the run's data when it began; None if an earlier version began it."""
     path = checkpoint / "state" / DATA_FILE
     if not path.is_file():
         return None
@@ -109,8 +109,8 @@ def _stored_facts(checkpoint: Path) -> DataRecord | None:
 
 
 def facts_of(data: TrainingData, kept: DataRecord | None = None) -> DataRecord:
-    """What a later sitting compares its data with. Contents are read where files are not known to be those of
-    an earlier sitting, and by the main process alone."""
+    """Facts with which a resumed run compares its data. Contents are read where files are not known to be
+    those of an earlier sitting, and by the main process alone."""
     source, contents = data.source, ""
     if isinstance(source, LatentCache):
         found = str(source.manifest["source"])

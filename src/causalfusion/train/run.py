@@ -9,19 +9,14 @@ from pathlib import Path
 
 from causalfusion.config import RunConfig
 from causalfusion.errors import STOPPED, TrainingStopped
-from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.processes import World, join_world
 from causalfusion.machine.progress import tell
 from causalfusion.machine.runtime import tune_allocator
 from causalfusion.saved.folder import checkpoints_of
-from causalfusion.train.grids import CAPTIONS, Interval, save_grid
-from causalfusion.train.loss_map import loss_map
-from causalfusion.train.opening import open_run
+from causalfusion.train.opening import OpenRun, open_run
 from causalfusion.train.reports import Reports
 from causalfusion.train.stopping import StopRequest, run_in_use
-
-_STOP, _OVER, _GRID, _CHECKPOINT = 8, 4, 2, 1
-"""What may be wanted after a step; a request to stop is the largest, and comes first."""
+from causalfusion.train.upkeep import Due, Upkeep
 
 
 def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True) -> Path:
@@ -31,150 +26,91 @@ def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True
     UserError where another process works on the same run.
     """
     tune_allocator()
-    with join_world(device) as world, run_in_use(Path(config.out), world):
-        run = _Run(config, world, show_progress)
-        folder = run.go()
-    if run.unfinished:
+    folder = Path(config.out)
+    with join_world(device) as world, run_in_use(folder, world):
+        run = open_run(config, world)
+        loop = TrainingLoop(run, world)
+        show = show_progress and world.is_main
+        if not loop.finished:
+            loop.go(folder, show=show)
+        elif show:
+            tell(_is_finished(run, folder, out_of_time=loop.out_of_time))
+        last = checkpoints_of(folder)[-1]
+    if not loop.finished:
         if not world.is_main:
             raise SystemExit(STOPPED)
         raise TrainingStopped(config.out, run.trainer.progress.images_seen, run.config.train.images)
-    return folder
+    return last
 
 
-class _Run:
-    """The loop: a step, and what is due between two steps."""
+class TrainingLoop:
+    """A train step, then what is due between two, until the images or the time are used up."""
 
-    def __init__(self, config: RunConfig, world: World, show_progress: bool) -> None:
-        self.opened = open_run(config, world)
-        self.config, self.data, self.trainer = self.opened.config, self.opened.data, self.opened.trainer
-        self.world, self.folder = world, Path(config.out)
-        self.show = show_progress and world.is_main
+    def __init__(self, run: OpenRun, world: World) -> None:
+        self.run, self.world, self.trainer = run, world, run.trainer
         self.stop = StopRequest()
-        self.over = False
-        """The training time that was asked for is used up."""
-        self.last_saved = self.trainer.progress.images_seen if self.opened.resumed else -1
-        self.save_due = False
+        self.out_of_time = self._time_is_up()
 
     @property
-    def unfinished(self) -> bool:
-        return self.trainer.progress.images_seen < self.config.train.images and not self.over
+    def finished(self) -> bool:
+        return self.trainer.progress.images_seen >= self.run.config.train.images or self.out_of_time
 
-    def go(self) -> Path:
-        progress, train = self.trainer.progress, self.config.train
-        self.over = train.minutes > 0 and progress.seconds >= 60 * train.minutes
-        if not self.unfinished:
-            if self.show:
-                tell(self._finished())
-            return checkpoints_of(self.folder)[-1]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.reports = Reports(self.opened, self.folder, self.world, show=self.show)
-        self.begun = time.monotonic()
-        self.grids = Interval(train.sample_minutes, self.begun)
-        self.checkpoints = Interval(train.checkpoint_minutes, self.begun)
+    def go(self, folder: Path, *, show: bool) -> None:
+        """Train until the end, or until a signal; the run is saved then."""
+        folder.mkdir(parents=True, exist_ok=True)
+        reports = Reports(self.run, folder, self.world, show=show)
+        upkeep = Upkeep(self.run, folder, self.world, reports)
         try:
             with self.stop.on_signals():
-                self._steps()
+                self._steps(reports, upkeep)
+                upkeep.finish(ended=self.finished)
         finally:
             self.trainer.close()
-            self.reports.close()
-        self.reports.check()
-        return checkpoints_of(self.folder)[-1]
+            reports.close()
+        reports.check()
 
-    def _finished(self) -> str:
-        progress, train = self.trainer.progress, self.config.train
-        longer = "train.minutes" if self.over else "train.images"
-        now = train.minutes if self.over else train.images
-        return (
-            f"{self.folder} is finished: {progress.images_seen:,} images, {progress.seconds / 60:.1f} "
-            f"minutes of training; a larger {longer} goes on (now {now:,})"
-        )
-
-    def _steps(self) -> None:
-        trainer, train = self.trainer, self.config.train
-        batches = self.data.batches(trainer.progress.images_seen)
+    def _steps(self, reports: Reports, upkeep: Upkeep) -> None:
+        """Step until the end, or until a signal."""
+        batches = self.run.data.batches(self.trainer.progress.images_seen)
+        due = Due(0)
         # Closed whatever happens: a traceback would keep its workers alive, and the exit waits for them.
-        with closing(self.reports.clock.timed(batches)) as feed:
-            while self.unfinished:
+        with closing(reports.clock.timed(batches)) as feed:
+            while not (self.finished or due & Due.STOP):
                 begin = time.monotonic()
                 batch = next(feed)
-                result = trainer.step(batch)
-                seconds = trainer.progress.seconds + time.monotonic() - begin
-                if train.minutes:  # the learning rate may follow it: alike on all processes
-                    seconds = self.world.max(round(1000 * seconds)) / 1000
-                trainer.progress = replace(trainer.progress, seconds=seconds)
-                wanted = self._wanted()
-                self.over = bool(wanted & _OVER)
-                self.reports.after_step(result, len(batch.labels), done=not self.unfinished)
-                if self.unfinished:
-                    self._between_steps(wanted)
-                    if wanted & _STOP:
-                        self._save(finish=True)
-                        return
-        self._evaluate()
-        if train.sample_every or (train.sample_minutes and time.monotonic() - self.begun > 60):
-            self._sample()
-        self._save(finish=True)
+                result = self.trainer.step(batch)
+                self._add_time(time.monotonic() - begin)
+                due = self._due(reports, upkeep)
+                self.out_of_time = bool(due & Due.OVER)
+                reports.after_step(result, len(batch.labels), done=self.finished)
+                if not self.finished:
+                    upkeep.after_step(due)
 
-    def _wanted(self) -> int:
-        """What time and signals ask for, alike on all processes: the main one's clock counts."""
-        wanted = _STOP * (self.stop.requested or self.reports.failed)
+    def _add_time(self, seconds: float) -> None:
+        progress = self.trainer.progress
+        seconds += progress.seconds
+        if self.run.config.train.minutes:  # the learning rate may follow it: alike on all processes
+            seconds = self.world.max(round(1000 * seconds)) / 1000
+        self.trainer.progress = replace(progress, seconds=seconds)
+
+    def _due(self, reports: Reports, upkeep: Upkeep) -> Due:
+        """The work that is due, alike on all processes: the main one's clock counts, and a signal to any."""
+        due = Due.STOP * (self.stop.requested or reports.failed)
         if self.world.is_main:
-            limit, seconds = self.config.train.minutes, self.trainer.progress.seconds
-            wanted |= _OVER * (limit > 0 and seconds >= 60 * limit)
-            wanted |= _GRID * self.grids.due() | _CHECKPOINT * self.checkpoints.due()
-        return self.world.max(wanted)
+            due |= Due.OVER * self._time_is_up() | upkeep.due()
+        return Due(self.world.max(due))
 
-    def _between_steps(self, wanted: int) -> None:
-        train, step = self.config.train, self.trainer.progress.train_step
-        with self.reports.clock.paused(), self.reports.display.clock.paused():
-            if _due(step, train.evaluate_every):
-                self._evaluate()
-            if _due(step, train.sample_every) or wanted & _GRID:
-                self._sample()
-            self.save_due |= _due(step, train.checkpoint_every) or bool(wanted & _CHECKPOINT)
-            if self.save_due and not self.trainer.progress.skipped_in_a_row:  # later, if the run recovers
-                self._save()
-
-    def _evaluate(self) -> None:
-        """The loss map of the EMA weights, by the main process alone, or by all of a sharded model."""
-        if self._takes_part and self.config.train.evaluate_every:
-            batches = self.data.evaluation_batches(min(self.config.train.batch_size, 128))
-            with self.trainer.averaged_model() as model:
-                found = loss_map(model, self.trainer.process, self.config, batches, self.trainer.markers)
-            self.reports.evaluation(found)
-        self.world.barrier()
-
-    def _sample(self) -> None:
-        """A grid of samples of the EMA weights."""
-        begin = time.monotonic()
-        if self._takes_part:
-            file = self.folder / "samples" / f"{self.trainer.progress.images_seen:012d}.png"
-            captions = self.data.held_out_captions(CAPTIONS)
-            with self.trainer.averaged_model() as model:
-                pipeline = Pipeline(
-                    model, self.data.codec, self.opened.spec, self.trainer.process,
-                    tokenizer=self.data.tokenizer,
-                )  # fmt: skip
-                save_grid(pipeline, self.config.sample, captions, file if self.world.is_main else None)
-            self.reports.display.say(f"samples: {file}")
-        self.grids.done(begin)
-        self.world.barrier()
-
-    @property
-    def _takes_part(self) -> bool:
-        """This process computes where only the main one is needed: of a sharded model, all have to."""
-        return self.world.is_main or self.trainer.sharded
-
-    def _save(self, *, finish: bool = False) -> None:
-        begin = time.monotonic()
-        if self.trainer.progress.images_seen != self.last_saved:
-            self.trainer.save(self.opened.spec, self.opened.data_record, self.folder)
-            self.save_due = False
-            self.last_saved = self.trainer.progress.images_seen
-        if finish:
-            self.trainer.finish_saving()
-        self.checkpoints.done(begin)
+    def _time_is_up(self) -> bool:
+        minutes = self.run.config.train.minutes
+        return minutes > 0 and self.trainer.progress.seconds >= 60 * minutes
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _is_finished(run: OpenRun, folder: Path, *, out_of_time: bool) -> str:
+    """The line about a run that has nothing left to do."""
+    progress, train = run.trainer.progress, run.config.train
+    longer = "train.minutes" if out_of_time else "train.images"
+    now = train.minutes if out_of_time else train.images
+    return (
+        f"{folder} is finished: {progress.images_seen:,} images, {progress.seconds / 60:.1f} "
+        f"minutes of training; a larger {longer} goes on (now {now:,})"
+    )

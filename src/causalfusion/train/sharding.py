@@ -95,7 +95,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: all, if it is not sharded."""
+    """The part of a tensor that this process holds: all of it, if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -1,4 +1,4 @@
-"""Whether a training state is what it should be: the right tensors, of the right kind, all finite."""
+"""Checks of a training state: the right tensors, of the right kind, all finite."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE, Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
@@ -43,7 +43,7 @@ class StepResult:
     image_loss: float = 0.0
     text_loss: float = 0.0
     text_tokens: int = 0
-    """Of a sequence, on average."""
+    """Mean number of text tokens of a sequence."""
 
 
 class Trainer(TrainState):
@@ -51,10 +51,12 @@ class Trainer(TrainState):
 
     def __init__(self, config: RunConfig, world: World, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(config, world, tokenizer)
-        self.process = make_process(config.diffusion)
-        self.markers = None if tokenizer is None else tokenizer.markers
-        self.length_multiple = config.train.length_multiple or (64 if world.device.type == "cuda" else 1)
-        self.objective = Objective(config, self.process, self.markers, self.length_multiple)
+        self.objective = Objective(
+            config,
+            make_process(config.diffusion),
+            markers=None if tokenizer is None else tokenizer.markers,
+            length_multiple=config.train.length_multiple or (64 if world.device.type == "cuda" else 1),
+        )
         # Without an image in it, a batch leaves the image's parameters without a gradient.
         some_unused = tokenizer is not None and config.text.text_only > 0
         self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)
@@ -101,7 +103,7 @@ class Trainer(TrainState):
         )
         split = torch.bincount(draws.plan.ar_step[0])[1:].tolist()
         captions = batch.captions or ()
-        text_tokens = sum(len(c) + 4 for c in captions) // max(len(captions), 1)
+        text_tokens = sum(len(c) + MARKERS_OF_EXAMPLE for c in captions) // max(len(captions), 1)
         result = StepResult(loss, norm, rate, not finite, split, image_loss, text_loss, text_tokens)
         if self.progress.skipped_in_a_row >= train.max_skipped_steps:
             raise UserError(self._not_finite(batch, result))
@@ -129,13 +131,14 @@ class Trainer(TrainState):
         text tokens of a row: where lengths are to be few, the same on all processes."""
         counts = [sum(p.num_images for p in pieces), sum(p.num_text_targets for p in pieces)]
         totals = torch.tensor(counts, dtype=torch.float32, device=self.world.device)
-        if self.markers is None:
+        if self.tokenizer is None:
             return totals, 0
         totals = self.world.mean(totals).clamp(min=1 / self.world.size)
-        if self.length_multiple == 1:
+        multiple = self.objective.length_multiple
+        if multiple == 1:
             return totals, 0
         num_text = self.world.max(max(p.num_text for p in pieces))
-        num_text += -num_text % self.length_multiple
+        num_text += -num_text % multiple
         return totals, min(num_text, self.config.model.max_text_tokens)
 
     def _losses(self, piece: Arranged, totals: Tensor, num_text: int) -> Tensor:

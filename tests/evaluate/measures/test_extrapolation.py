@@ -16,7 +16,7 @@ DIM = 12
 SPREAD = np.linspace(1.0, 0.2, DIM)
 SHIFT = 0.1
 TRUE = DIM * SHIFT**2 + (SPREAD**2 * 0.04).sum()
-"""Of N(0, SPREAD²) and N(SHIFT, (1.2 SPREAD)²)."""
+"""The Fréchet distance between N(0, SPREAD²) and N(SHIFT, (1.2 SPREAD)²)."""
 
 
 def samples(seed: int, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:

@@ -51,8 +51,8 @@ def test_blocks_do_not_matter(monkeypatch) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_an_offset_changes_nothing(dtype: type) -> None:
-    """Of close points: steps of 2**-12, which float32 holds beside 1000 too. Without centring and in
-    float32, squared distances of 1e-6 drown in squares of 1e6 x D."""
+    """Distances of close points: steps of 2**-12, which float32 holds beside 1000 too. Without centring and
+    in float32, squared distances of 1e-6 drown in squares of 1e6 x D."""
     rng = np.random.default_rng(1)
     real = (rng.integers(-64, 64, size=(80, 64)) * 2.0**-12).astype(dtype)
     fake = (rng.integers(-70, 70, size=(80, 64)) * 2.0**-12).astype(dtype)

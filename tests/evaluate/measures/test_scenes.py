@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from causalfusion.config import SplitName
-from causalfusion.data.drawing import BACKGROUND, COLORS, Figure, Scene, draw_scene
+from causalfusion.data.drawing import BACKGROUND, COLORS, Scene, SceneObject, draw_scene
 from causalfusion.data.scene_captions import Description, Named, parse_caption
 from causalfusion.data.shapes import Shapes
 from causalfusion.errors import UserError
@@ -126,19 +126,19 @@ def test_any_image_is_read():
         read_scene(np.zeros((8, 8, 1), np.uint8))
 
 
-RED = Figure("circle", "red", "small", 0.2, 0.2, 0.13)
-BLUE = Figure("star", "blue", "large", 0.7, 0.3, 0.2)
-TWIN = Figure("circle", "red", "large", 0.3, 0.75, 0.2)
+RED = SceneObject("circle", "red", "small", 0.2, 0.2, 0.13)
+BLUE = SceneObject("star", "blue", "large", 0.7, 0.3, 0.2)
+TWIN = SceneObject("circle", "red", "large", 0.3, 0.75, 0.2)
 
 
-def judge(caption: str, *figures: Figure) -> Match:
+def judge(caption: str, *figures: SceneObject) -> Match:
     description = parse_caption(caption)
     assert description is not None
     return matches(description, Scene(figures))
 
 
 def test_what_is_judged_alone_and_together():
-    def wrong(caption: str, *figures: Figure) -> set[str]:
+    def wrong(caption: str, *figures: SceneObject) -> set[str]:
         return {name for name, right in vars(judge(caption, *figures)).items() if not right}
 
     both = (BLUE, RED)

@@ -91,7 +91,7 @@ def load_card(path: Path) -> Card:
 
 def _check_facts(kind: type, facts: dict[str, Any]) -> None:
     """Raises UserError unless the facts that `kind` has are complete and of its types."""
-    known = {one.name for one in fields(kind)}
+    known = {field.name for field in fields(kind)}
     from_dict(kind, {name: value for name, value in facts.items() if name in known})
 
 

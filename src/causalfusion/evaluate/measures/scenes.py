@@ -13,7 +13,7 @@ from itertools import permutations
 
 import numpy as np
 
-from causalfusion.data.drawing import AREA, BACKGROUND, COLORS, SHAPES, SIZES, Figure, Scene, coverage
+from causalfusion.data.drawing import AREA, BACKGROUND, COLORS, SHAPES, SIZES, Scene, SceneObject, coverage
 from causalfusion.data.scene_captions import Description, is_at, is_related, parse_caption
 from causalfusion.errors import UserError
 
@@ -76,8 +76,8 @@ def connected_regions(kind: np.ndarray) -> np.ndarray:
     from scipy.ndimage import label
 
     numbers = np.zeros(kind.shape, np.int64)
-    for one in np.unique(kind[kind >= 0]):
-        regions, _ = label(kind == one)  # pyright: ignore[reportGeneralTypeIssues]
+    for value in np.unique(kind[kind >= 0]):
+        regions, _ = label(kind == value)  # pyright: ignore[reportGeneralTypeIssues]
         numbers += np.where(regions, regions + numbers.max(), 0)
     return numbers
 
@@ -95,7 +95,7 @@ def _blurred(images: np.ndarray, sigma: float) -> np.ndarray:
     return weights(images.shape[1]) @ images @ weights(images.shape[2])
 
 
-def _fit(share: np.ndarray, color: str) -> Figure:
+def _fit(share: np.ndarray, color: str) -> SceneObject:
     """The figure of this colour that covers `share` (H, W) of each pixel."""
     side = len(share)
     # Noise beyond 0 and 1 stays, so that it averages out instead of making figures larger.
@@ -114,7 +114,7 @@ def _fit(share: np.ndarray, color: str) -> Figure:
     radius = (area / AREA[shape]) ** 0.5 / side
     size = "small" if radius < BETWEEN_SIZES else "large"
     known = shape if errors.min() <= WORST_FIT else UNKNOWN
-    return Figure(known, color, size, x / side, y / side, radius)
+    return SceneObject(known, color, size, x / side, y / side, radius)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def matches(description: Description, scene: Scene) -> Match:
     )
 
 
-def _score(description: Description, assigned: Sequence[Figure | None]) -> tuple[int, int, bool, bool]:
+def _score(description: Description, assigned: Sequence[SceneObject | None]) -> tuple[int, int, bool, bool]:
     """Score of a description whose objects are the figures `assigned`: the number of right colours and
     shapes, the number of right ones of sizes and relations (with places), and these two."""
     pairs = list(zip(description.objects, assigned, strict=True))

@@ -129,7 +129,7 @@ class SourceImages:
         shares = list(_batch_places(np.arange(len(self)), batch_size, rank, world_size))
         health = Health(len(self))
         loader = DataLoader(
-            _Reading(self, shares),
+            _BatchDataset(self, shares),
             shuffle=False,
             batch_size=None,
             num_workers=min(self._num_workers, len(shares)),
@@ -201,7 +201,7 @@ class SourceImages:
         raise UserError(f"no image of {self.name} can be read: {reasons[0]}; remove or repair it")
 
 
-class _Reading(Dataset):
+class _BatchDataset(Dataset):
     """The batches of a process, read by the workers of a DataLoader."""
 
     def __init__(self, images: SourceImages, shares: list[np.ndarray]) -> None:

@@ -138,7 +138,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     settings = read_json(path, "sample set")
     if not is_sample_set(settings):
         raise UserError(f"{path} is not of a sample set ({FORMAT}); give a folder made by evaluate")
-    known = {one.name for one in fields(_Settings)}
+    known = {field.name for field in fields(_Settings)}
     try:
         from_dict(_Settings, {key: value for key, value in settings.items() if key in known})
     except UserError as error:

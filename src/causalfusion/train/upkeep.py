@@ -1,0 +1,103 @@
+"""The work between train steps: the loss of held-out images, a grid of samples, a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from enum import IntFlag
+from pathlib import Path
+
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.machine.processes import World
+from causalfusion.train.grids import CAPTIONS, Periodic, save_grid
+from causalfusion.train.loss_map import loss_map
+from causalfusion.train.opening import OpenRun
+from causalfusion.train.reports import Reports
+
+
+class Due(IntFlag):
+    """Requests of time and signals after a train step; processes agree on the largest that one of them has,
+    so a request to stop comes first."""
+
+    CHECKPOINT, GRID, OVER, STOP = 1, 2, 4, 8
+
+
+class Upkeep:
+    """The work between the steps of a run. All processes come here; most of it is the main one's."""
+
+    def __init__(self, run: OpenRun, folder: Path, world: World, reports: Reports) -> None:
+        self.run, self.folder, self.world, self.reports = run, folder, world, reports
+        self.begun = time.monotonic()
+        self.grids = Periodic(run.config.train.sample_minutes, self.begun)
+        self.checkpoints = Periodic(run.config.train.checkpoint_minutes, self.begun)
+        self.last_saved = run.trainer.progress.images_seen if run.resumed else -1
+        self.save_due = False
+
+    def due(self) -> Due:
+        """The work that is due by this process's clock."""
+        return Due(Due.GRID * self.grids.due() | Due.CHECKPOINT * self.checkpoints.due())
+
+    def after_step(self, due: Due) -> None:
+        """Do what is due by time or by the number of train steps."""
+        train, progress = self.run.config.train, self.run.trainer.progress
+        with self.reports.clock.paused(), self.reports.display.clock.paused():
+            if _every(train.evaluate_every, progress.train_step):
+                self.evaluate()
+            if _every(train.sample_every, progress.train_step) or due & Due.GRID:
+                self.sample()
+            by_steps = _every(train.checkpoint_every, progress.train_step)
+            self.save_due |= by_steps or bool(due & Due.CHECKPOINT)
+            if self.save_due and not progress.skipped_in_a_row:  # later, if the run recovers
+                self.save()
+
+    def finish(self, *, ended: bool) -> None:
+        """Save the run for good; first, where it has `ended` and was not just stopped, measure and sample."""
+        train = self.run.config.train
+        if ended:
+            self.evaluate()
+            if train.sample_every or (train.sample_minutes and time.monotonic() - self.begun > 60):
+                self.sample()
+        self.save()
+        self.run.trainer.finish_saving()
+
+    def evaluate(self) -> None:
+        """The loss map of the EMA weights, by the main process alone, or by all of a sharded model."""
+        trainer, config, objective = self.run.trainer, self.run.config, self.run.trainer.objective
+        if self._takes_part and config.train.evaluate_every:
+            batches = self.run.data.evaluation_batches(min(config.train.batch_size, 128))
+            with trainer.averaged_model() as model:
+                found = loss_map(model, objective.process, config, batches, objective.markers)
+            self.reports.evaluation(found)
+        self.world.barrier()
+
+    def sample(self) -> None:
+        """A grid of samples of the EMA weights."""
+        begin = time.monotonic()
+        if self._takes_part:
+            trainer, data = self.run.trainer, self.run.data
+            file = self.folder / "samples" / f"{trainer.progress.images_seen:012d}.png"
+            captions = data.held_out_captions(CAPTIONS)
+            with trainer.averaged_model() as model:
+                process = trainer.objective.process
+                pipeline = Pipeline(model, data.codec, self.run.spec, process, tokenizer=data.tokenizer)
+                save_grid(pipeline, self.run.config.sample, captions, file if self.world.is_main else None)
+            self.reports.display.say(f"samples: {file}")
+        self.grids.done(begin)
+        self.world.barrier()
+
+    @property
+    def _takes_part(self) -> bool:
+        """This process computes where only the main one is needed: of a sharded model, all have to."""
+        return self.world.is_main or self.run.trainer.sharded
+
+    def save(self) -> None:
+        """Save the run, unless it is saved."""
+        begin, seen = time.monotonic(), self.run.trainer.progress.images_seen
+        if seen != self.last_saved:
+            self.run.trainer.save(self.run.spec, self.run.data_record, self.folder)
+            self.save_due = False
+            self.last_saved = seen
+        self.checkpoints.done(begin)
+
+
+def _every(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0

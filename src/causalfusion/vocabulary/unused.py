@@ -1,0 +1,162 @@
+"""Refusing options that would change nothing, as another setting leaves them without use.
+
+Only what stands on the command line is refused. A recipe or a model's own sampling settings serve many
+commands, and may say more than one of them uses: `--sampler euler` alone overrides a model's `sde`, whatever
+its file says of `last_step`. A run that has begun is not refused the command that it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from causalfusion.config import RunConfig, SampleConfig, WriteConfig
+from causalfusion.config.options import option_name
+from causalfusion.config.serialize import flat, to_dict
+from causalfusion.errors import UserError
+from causalfusion.vocabulary.read import Line
+
+
+class Use(NamedTuple):
+    """When a setting is used: while another one has one of these values, or any value but one."""
+
+    other: str
+    values: tuple[str, ...] = ()
+    unless: Any = None
+
+    def holds(self, value: Any) -> bool:
+        return value in self.values if self.values else value != self.unless
+
+    def needed(self, name: str, now: Any) -> str:
+        """The missing condition in words; `name` is that of the other setting, `now` its value."""
+        if self.values:
+            return f"{name} {' or '.join(self.values)}, not {now or 'none'}"
+        return f"{name} other than {now}" if now != "" else name
+
+
+CHAIN, FLOW = Use("diffusion.path", ("ddpm",)), Use("diffusion.path", ("rectified_flow",))
+TEXT, GUIDANCE = Use("text.tokenizer", unless=""), Use("sample.guidance_scale", unless=1.0)
+NORMAL, WEIGHTED = (
+    Use("diffusion.level_distribution", ("logit_normal",)),
+    Use("factorization.loss_weight", ("linear", "cosine")),
+)
+USED: dict[str, tuple[Use, ...]] = {
+    "sample.level_shift": (FLOW,),
+    "sample.last_step": (Use("sample.sampler", ("sde",)),),
+    "sample.variance": (Use("sample.sampler", ("ddpm",)),),
+    "sample.block_size": (Use("sample.order", ("block_raster", "dilated")),),
+    "sample.guidance_schedule": (GUIDANCE,),
+    "sample.guidance_interval": (GUIDANCE,),
+    "sample.guided_channels": (GUIDANCE,),
+    "write.top_k": (Use("write.text_temperature", unless=0.0),),
+    "write.top_p": (Use("write.text_temperature", unless=0.0),),
+    "data.path": (Use("data.source", ("folder", "webdataset", "jsonl", "npz")),),
+    "data.image_suffix": (Use("data.source", ("webdataset",)),),
+    "diffusion.beta_schedule": (CHAIN,),
+    "diffusion.beta_start": (CHAIN, Use("diffusion.beta_schedule", ("linear", "scaled_linear"))),
+    "diffusion.beta_end": (CHAIN, Use("diffusion.beta_schedule", ("linear", "scaled_linear"))),
+    "diffusion.cosine_offset": (CHAIN, Use("diffusion.beta_schedule", ("cosine",))),
+    "diffusion.least_level": (FLOW,),
+    "diffusion.timestep_scale": (FLOW,),
+    "diffusion.timestep_from": (FLOW,),
+    "diffusion.snr_limit": (Use("diffusion.loss_weight", ("min_snr",)),),
+    "diffusion.level_mean": (NORMAL,),
+    "diffusion.level_std": (NORMAL,),
+    "factorization.decay": (Use("factorization.distribution", ("decay",)),),
+    "factorization.num_ar_steps": (Use("factorization.distribution", ("fixed",)),),
+    "factorization.block_size": (Use("factorization.order", ("block_raster", "dilated")),),
+    "factorization.loss_weight_first": (WEIGHTED,),
+    "factorization.loss_weight_last": (WEIGHTED,),
+    "text.vocab_size": (Use("text.tokenizer", ("train",)),),
+    "text.caption_first": (TEXT,),
+    "text.image_first": (TEXT,),
+    "text.image_only": (TEXT,),
+    "text.text_only": (TEXT,),
+    "text.caption_dropout": (TEXT,),
+    "text.loss_coefficient": (TEXT,),
+    "text.max_context_timestep": (TEXT, Use("text.image_context", ("noised",))),
+    "model.max_text_tokens": (TEXT,),
+    "train.lr_decay": (Use("train.lr_schedule", ("wsd",)),),
+    "train.class_dropout": (Use("model.num_class_tokens", unless=0),),
+    "train.evaluate_images": (Use("train.evaluate_every", unless=0),),
+}
+"""All conditions of a setting have to hold. Not listed: settings that a longer list or a duration overrides,
+as their help says (`sizes`, `given_order`, `epochs`), and those that their configuration itself refuses
+(`eta`, `temperature`)."""
+DEFAULTS = {**flat(to_dict(RunConfig())), **flat({"write": to_dict(WriteConfig())})}
+
+
+def refuse_unused(line: Line, layers: dict[str, Any]) -> None:
+    """Raise UserError for the first option of the line that would change nothing, given the line and the
+    settings beneath it. An option that repeats the default is none."""
+    if "--samples" in line.given or "samples" in layers:
+        return  # nothing is generated, which `evaluate` says itself
+    beneath, given = flat(layers), {_setting(option): values for option, values in line.given.items()}
+    for setting in given:
+        if setting not in USED or _typed(setting, given[setting]) == DEFAULTS[setting]:
+            continue
+        for use in USED[setting]:
+            now = _typed(use.other, given[use.other]) if use.other in given else None
+            if now is None:
+                now = _value_beneath(line, beneath, use.other)
+            if not use.holds(now) and not _has_begun(line, layers):
+                raise UserError(_refusal(line, setting, given[setting], use, now))
+
+
+def _refusal(line: Line, setting: str, values: Sequence[str], use: Use, now: Any) -> str:
+    known = line.command.get(_option(line, use.other)) is not None
+    needed = use.needed(_option(line, use.other) if known else f"a model with {use.other}", now)
+    given = f"{_option(line, setting)} {' '.join(values)}"
+    return f"{given} would change nothing, as it needs {needed}; leave it out, or change the other"
+
+
+def _setting(option: str) -> str:
+    """The name in a run's configuration of what an option sets: `sample.sampler` for --sampler."""
+    name = option.removeprefix("--").replace("-", "_")
+    for table, config in (("sample", SampleConfig), ("write", WriteConfig)):
+        if name in config.__dataclass_fields__:
+            return f"{table}.{name}"
+    return name
+
+
+def _option(line: Line, setting: str) -> str:
+    """The option of the line's command for a setting."""
+    short = option_name(setting.rpartition(".")[2])
+    return short if line.command.name != "train" else option_name(setting)
+
+
+def _value_beneath(line: Line, beneath: dict[str, Any], setting: str) -> Any:
+    """The value of a setting that the line does not give: from the files, the model or the default."""
+    table, _, name = setting.partition(".")
+    key = name if table in ("sample", "write") and line.command.name != "train" else setting
+    if setting == "diffusion.path" and line.command.name != "train":
+        return _path_of_model(line, beneath)
+    return beneath.get(key, DEFAULTS[setting])
+
+
+def _path_of_model(line: Line, beneath: dict[str, Any]) -> Any:
+    from causalfusion.saved.folder import latest_model, load_spec
+
+    model = line.value("--model") or beneath.get("model") or "shapes"
+    return load_spec(latest_model(Path(model))).diffusion.path
+
+
+def _has_begun(line: Line, layers: dict[str, Any]) -> bool:
+    """True for a training that has a checkpoint to go on from."""
+    from causalfusion.saved.folder import checkpoints_of
+
+    run = line.value("--out") or layers.get("out") or DEFAULTS["out"]
+    return line.command.name == "train" and bool(checkpoints_of(Path(run)))
+
+
+def _typed(setting: str, values: Sequence[str]) -> Any:
+    """The values of an option as its setting has them; the text itself where they are not of its type, which
+    the command refuses."""
+    default = DEFAULTS[setting]
+    try:
+        if isinstance(default, list):
+            return [float(value) for value in values]
+        return type(default)(values[-1])
+    except ValueError:
+        return values[-1]

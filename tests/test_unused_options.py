@@ -1,0 +1,108 @@
+"""Options that would change nothing are refused; what files and models say besides is not."""
+
+import dataclasses
+import typing
+
+import pytest
+from PIL import Image
+
+from causalfusion import cli
+from causalfusion.config import DiffusionConfig, RunConfig, SampleConfig, WriteConfig
+from causalfusion.config.recipes import recipe_names
+from causalfusion.generate.settings import warn_of_unused
+from causalfusion.vocabulary.unused import DEFAULTS, USED
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        (
+            "sample --last-step 0.1",
+            "--last-step 0.1 would change nothing, as it needs --sampler sde, not dpm++",
+        ),
+        (
+            "sample --level-shift 3",
+            "--level-shift 3 would change nothing, as it needs a model with diffusion.path rectified_flow, "
+            "not ddpm",
+        ),
+        ("edit x.png --region top --prompt x --variance fixed_small", "it needs --sampler ddpm, not dpm++"),
+        ("complete x --top-k 3", "it needs --text-temperature other than 0.0"),
+        ("caption x.png --top-p 0.5", "it needs --text-temperature other than 0.0"),
+        ("evaluate --guidance-scale 1 --guidance-interval 0 0.5", "it needs --guidance-scale other than 1.0"),
+        (
+            "train --config digits --factorization.distribution uniform --factorization.decay 0.5",
+            "--factorization.decay 0.5 would change nothing, as it needs --factorization.distribution decay, "
+            "not uniform",
+        ),
+        (
+            "train --config digits --config flow --diffusion.beta-schedule cosine",
+            "--diffusion.path ddpm, not",
+        ),
+        ("train --config digits --text.caption-first 0.7", "as it needs --text.tokenizer; leave"),
+        ("train --config digits --text.vocab-size 300", "as it needs --text.tokenizer train, not none"),
+        ("train --config digits --sample.sampler ddim --sample.variance fixed_small", "ddpm, not ddim"),
+        ("train nowhere --config digits", "--data.path nowhere would change nothing, as it needs"),
+        ("train --config digits --train.lr-decay 0.2", "it needs --train.lr-schedule wsd, not cosine"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(line, answer, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(line.split()) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("causalfusion: --") and answer in said and said.endswith("or change the other")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --config digits --sample.sampler dpm++",  # the recipe's variance is for ddpm
+        "train --config transfusion",  # its base has a decay
+        "train --config digits --sample.last-step 0.04",  # the default
+        "train --config digits --sample.sampler ddpm --sample.variance fixed_large",
+        "train --config digits --config flow --sample.sampler sde --sample.last-step 0.1",
+        "train --config digits --factorization.order dilated --factorization.block-size 2",
+        "train --config shapes --text.caption-first 0.6 --text.image-first 0.4",
+        *(f"train photos --config {name}" for name in recipe_names()),
+    ],
+)
+def test_what_is_used_or_stands_in_a_file_is_taken(line, monkeypatch, tmp_path):
+    seen: list[RunConfig] = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    monkeypatch.setattr(cli, "_with_choices", lambda prepared, _: prepared)
+    monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
+    assert cli.run(line.split()) == 0 and len(seen) == 1
+
+
+def test_a_run_that_has_begun_takes_the_command_that_it_began_with(monkeypatch, tmp_path):
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
+    line = ["train", "--config", "digits", "--out", str(tmp_path), "--sample.level-shift", "3"]
+    assert cli.run(line) == 2
+    (tmp_path / "checkpoints" / "000000000064").mkdir(parents=True)
+    assert cli.run(line) == 0 and seen[0].sample.level_shift == 3
+
+
+def test_the_same_is_said_once_of_settings_from_elsewhere():
+    flow = DiffusionConfig(path="rectified_flow", prediction_type="velocity")
+    with pytest.warns(UserWarning, match="last_step 0.1 changes nothing: it needs sampler sde") as said:
+        warn_of_unused(SampleConfig(sampler="euler", last_step=0.1, level_shift=3.0), flow)
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match="level_shift 3.0 changes nothing: it needs a model with"):
+        warn_of_unused(SampleConfig(level_shift=3.0), DiffusionConfig())
+
+
+def test_the_table_names_settings_and_values_that_exist():
+    choices: dict[str, tuple[str, ...]] = {}
+    for table, config in (*typing.get_type_hints(RunConfig).items(), ("write", WriteConfig)):
+        if dataclasses.is_dataclass(config):
+            for name, hint in typing.get_type_hints(config).items():
+                choices[f"{table}.{name}"] = typing.get_args(hint)
+    for setting, uses in USED.items():
+        assert setting in DEFAULTS
+        for use in uses:
+            assert use.other in DEFAULTS
+            free = use.other == "text.tokenizer"
+            assert free or set(use.values) <= set(choices[use.other]), (setting, use)
+            assert use.values or type(use.unless) is type(DEFAULTS[use.other])
