@@ -18,7 +18,7 @@ from causalfusion.errors import UserError
 from causalfusion.interop.recording import Check, format_checks
 from causalfusion.interop.reference import replay_reference
 from causalfusion.interop.reference_autoencoder import generated_weights
-from causalfusion.model import block
+from causalfusion.model import feed_forward
 
 OWN = Path(__file__).with_name("data")
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "parity"
@@ -71,7 +71,7 @@ def test_the_recordings_are_met(tmp_path: Path, kind: str):
 def test_another_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch):
     original = nn.LayerNorm.__init__
 
-    def wrong(self: nn.LayerNorm, shape: int, elementwise_affine: bool = True) -> None:
+    def wrong(self: nn.LayerNorm, shape: int, eps: float = 1e-5, elementwise_affine: bool = True) -> None:
         original(self, shape, elementwise_affine=elementwise_affine)
         self.eps = 1e-6
 
@@ -82,7 +82,7 @@ def test_another_layer_norm_epsilon_is_noticed(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_erf_gelu_is_noticed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(block.FeedForward, "forward", lambda mlp, x: mlp.fc2(F.gelu(mlp.fc1(x))))
+    monkeypatch.setattr(feed_forward.FeedForward, "forward", lambda mlp, x: mlp.fc2(F.gelu(mlp.fc1(x))))
     assert failed(replay_reference(OWN)) >= {"predictions", "sampling trajectories"}
 
 

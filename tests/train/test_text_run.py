@@ -70,9 +70,9 @@ def test_few_lengths_change_nothing(shapes_run, monkeypatch):
     """Losses to rounding; and all micro-batches of a step have one length, a multiple, or all positions."""
     seen = set()
 
-    def lengths(sequence: PackedSequence, backend: AttentionBackend, head_dim: int) -> Attend:
+    def lengths(sequence: PackedSequence, backend: AttentionBackend, head_dim: int, dropout: float) -> Attend:
         seen.add(next(s.num_tokens for s in sequence.segments if s.kind == "text"))
-        return select_attend(sequence, backend, head_dim)
+        return select_attend(sequence, backend, head_dim, dropout)
 
     monkeypatch.setattr("causalfusion.model.transformer.select_attend", lengths)
     losses, found = [], []

@@ -11,6 +11,7 @@ from causalfusion.config import RunConfig, SampleConfig
 from causalfusion.config.earlier import rename_settings
 from causalfusion.config.recipes import load_layers, merge
 from causalfusion.config.serialize import flat, from_dict, to_dict
+from causalfusion.files import hash_of
 from causalfusion.study.recipe import Study, StudyData, Variant, fill_in
 
 
@@ -23,7 +24,9 @@ class Job:
     config: RunConfig
     ar_steps: tuple[int, ...]
     sample: dict[str, Any] = field(default_factory=dict)
-    """Sampling settings of the study, which override those of the data file."""
+    """Sampling settings of the study and the variant, which override those of the data file."""
+    budgets: tuple[float, ...] = ()
+    """Shares of the training at which figures are measured too."""
 
     @property
     def folder(self) -> Path:
@@ -42,14 +45,27 @@ class Job:
         )
 
 
+LONGEST_NAME = 100
+"""Of a run's folder; where the settings make a longer one, it has the recipes and a hash."""
+
+
 def jobs_of(study: Study, study_data: StudyData, seeds: Sequence[int], out: Path) -> list[Job]:
     """One job for every variant and seed; all variants with the first seed come first."""
-    ar_steps = tuple(s for s in study.ar_steps if s <= study_data.num_tokens)
     return [
-        Job(variant.name, seed, run_config(study, variant, study_data, seed, out), ar_steps, study.sample)
+        Job(
+            variant.name, seed, run_config(study, variant, study_data, seed, out),
+            study.ar_steps_of(variant, study_data.num_tokens), _sampling(study, variant),
+            tuple(study.budgets),
+        )
         for seed in seeds
         for variant in study.variants
-    ]
+    ]  # fmt: skip
+
+
+def _sampling(study: Study, variant: Variant) -> dict[str, Any]:
+    """The sampling settings of a variant's recipes, of the study and of the variant, later over earlier."""
+    of_recipes = load_layers(variant.recipes).get("sample", {}) if variant.recipes else {}
+    return merge([of_recipes, study.sample, variant.sample])
 
 
 def run_config(study: Study, variant: Variant, study_data: StudyData, seed: int, out: Path) -> RunConfig:
@@ -59,15 +75,24 @@ def run_config(study: Study, variant: Variant, study_data: StudyData, seed: int,
         study_data.settings,
         {"sample": study.sample, "train": {"seed": seed}},
     ]
-    layers = [fill_in(layer, study_data.num_tokens) for layer in (study.settings, variant.settings)]
+    layers = [load_layers(variant.recipes)] if variant.recipes else []
+    layers += [fill_in(layer, study_data.num_tokens) for layer in (study.settings, variant.settings)]
     plain, config = (
         from_dict(RunConfig, rename_settings(merge(tables), "study")) for tables in (base, [*base, *layers])
     )
-    return replace(config, out=str(out / "runs" / _name(plain, config) / f"seed-{seed}"))
+    if study.budgets:  # a checkpoint at each, and at the end
+        steps = -(-config.train.images // config.train.batch_size)
+        every = max(round(steps * study.budgets[0]), 1)
+        train = replace(
+            config.train, checkpoint_every=every, checkpoint_minutes=0, keep_checkpoints=steps // every + 2
+        )
+        config = replace(config, train=train)
+    return replace(config, out=str(out / "runs" / _name(plain, config, variant.recipes) / f"seed-{seed}"))
 
 
-def _name(plain: RunConfig, config: RunConfig) -> str:
+def _name(plain: RunConfig, config: RunConfig, recipes: Sequence[str]) -> str:
     """The settings that differ from the data file's own training, as a folder's name: "decay=0.8"."""
     before, now = flat(to_dict(plain)), flat(to_dict(config))
     changed = [f"{key.rpartition('.')[2]}={now[key]}" for key in sorted(now) if now[key] != before[key]]
-    return ",".join(changed).replace(" ", "").replace("/", "-") or "as-given"
+    name = ",".join(changed).replace(" ", "").replace("/", "-") or "as-given"
+    return name if len(name) <= LONGEST_NAME else f"{'-'.join(recipes) or 'settings'}-{hash_of(changed)[:8]}"

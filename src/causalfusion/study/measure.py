@@ -8,44 +8,82 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from causalfusion.config import DataConfig, SampleConfig
+from causalfusion.config import DataConfig
 from causalfusion.config.serialize import from_dict, read_json, to_dict
 from causalfusion.errors import UserError, check
 from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
 from causalfusion.files import hash_of, write_whole
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.runtime import select_device
-from causalfusion.saved.folder import checkpoints_of
+from causalfusion.saved.folder import checkpoints_of, load_spec
 from causalfusion.study.grid import Job
 from causalfusion.study.recipe import StudyData
 
 FILE = "figures.json"
 
 
-def missing_ar_steps(job: Job, study_data: StudyData) -> list[int]:
-    """The values of S at which the job's model is not measured yet."""
+def is_measured(job: Job, study_data: StudyData) -> bool:
+    """True if nothing of the job's figures is missing."""
     measured = _read(job.folder / FILE)
-    return [s for s in job.ar_steps if _key(job.sampling(study_data, s), study_data) not in measured]
+    return all(_key(point, job, study_data) in measured for point in _points(job))
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one figure is of: a model after a share of its training, at a number of AR steps."""
+
+    num_ar_steps: int
+    budget: float = 1.0
+
+
+def _points(job: Job) -> list[Point]:
+    """The end of training at each S, and each budget at the first."""
+    budgets = [Point(job.ar_steps[0], b) for b in job.budgets if b < 1 and job.ar_steps]
+    return [Point(s) for s in job.ar_steps] + budgets
 
 
 def read_figures(job: Job, study_data: StudyData) -> dict[int, dict[str, float]]:
-    """The figures at each S: `frechet` and, if the judge knows classes, `accuracy`."""
+    """The figures at each S: `frechet`, if the judge knows classes `accuracy`, and `seconds` per image."""
     measured = _read(job.folder / FILE)
-    return {s: measured[_key(job.sampling(study_data, s), study_data)] for s in job.ar_steps}
+    return {s: measured[_key(Point(s), job, study_data)] for s in job.ar_steps}
+
+
+def read_budgets(job: Job, study_data: StudyData) -> dict[float, dict[str, float]]:
+    """The figures after each share of the training, at the job's first S."""
+    measured, first = _read(job.folder / FILE), job.ar_steps[0]
+    return {b: measured[_key(Point(first, b), job, study_data)] for b in job.budgets}
 
 
 def measure_job(job: Job, study_data: StudyData, device: str) -> None:
-    """Measure the missing figures and add them to the run's file, one S after another."""
-    pipeline = Pipeline.load(checkpoints_of(job.folder)[-1], device=select_device(device))
-    judge = _judge(study_data.features, job.config.data, pipeline.codec.config.image_height, device)
-    for num_ar_steps in missing_ar_steps(job, study_data):
-        settings = job.sampling(study_data, num_ar_steps)
+    """Measure the missing figures and add them to the run's file, one after another."""
+    path, pipeline, loaded = job.folder / FILE, None, None
+    for point in _points(job):
+        if _key(point, job, study_data) in _read(path):
+            continue
+        checkpoint = _checkpoint_of(job, point.budget)
+        if pipeline is None or checkpoint != loaded:
+            pipeline, loaded = Pipeline.load(checkpoint, device=select_device(device)), checkpoint
+        judge = _judge(study_data.features, job.config.data, pipeline.codec.config.image_height, device)
+        settings = job.sampling(study_data, point.num_ar_steps)
         found = measure_quality(pipeline, settings, judge, study_data.count, seed=job.seed)
-        figures = {"frechet": found.frechet}
+        figures = {"frechet": found.frechet, "seconds": found.seconds_per_image}
         if found.accuracy is not None:
             figures["accuracy"] = found.accuracy
-        path = job.folder / FILE
-        write_whole(path, json.dumps({**_read(path), _key(settings, study_data): figures}, indent=1) + "\n")
+        content = {**_read(path), _key(point, job, study_data): figures}
+        write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def _checkpoint_of(job: Job, budget: float) -> Path:
+    """The first checkpoint after this share of the training. Raises UserError if it is gone."""
+    checkpoints = checkpoints_of(job.folder)
+    if budget >= 1:
+        return checkpoints[-1]
+    train = job.config.train
+    wanted = train.checkpoint_every * round(budget / job.budgets[0])
+    for checkpoint in checkpoints:
+        if load_spec(checkpoint).images_seen >= wanted * train.batch_size:
+            return checkpoint
+    raise UserError(f"{job.folder} has no checkpoint after {budget:.0%} of its training; train it anew")
 
 
 @lru_cache(maxsize=1)
@@ -53,15 +91,18 @@ def _judge(features: str, data: DataConfig, image_size: int, device: str) -> Jud
     return open_judge(features, data, image_size, device)
 
 
-def _key(settings: SampleConfig, study_data: StudyData) -> str:
-    """A hash of everything besides the model on which a figure depends."""
-    return hash_of([to_dict(settings), study_data.count, study_data.features])
+def _key(point: Point, job: Job, study_data: StudyData) -> str:
+    """A hash of everything besides the run on which a figure depends."""
+    settings = job.sampling(study_data, point.num_ar_steps)
+    parts = [to_dict(settings), study_data.count, study_data.features]
+    return hash_of(parts if point.budget == 1 else [*parts, point.budget])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Figures:
     frechet: float
     accuracy: float | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         in_range = self.accuracy is None or 0 <= self.accuracy <= 1

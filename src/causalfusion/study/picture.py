@@ -18,21 +18,26 @@ WIDE = 10
 
 
 def save_picture(
-    out: Path, study: Study, here: Mapping[str, Sequence[float]], paper: Mapping[str, float]
+    out: Path,
+    study: Study,
+    here: Mapping[str, Sequence[float]],
+    paper: Mapping[str, float],
+    num_tokens: int,
 ) -> None:
     """Save the picture; `here` are values per seed and `paper` single values, by "variant @ S"."""
     with_paper = {name: [value] for name, value in paper.items()}
     panels = 2 if with_paper else 1
     with axes_of(out, panels, (5.5 * panels, 4.4)) as axes:
         if with_paper:
-            _draw(axes[0], study, with_paper)
+            _draw(axes[0], study, with_paper, num_tokens)
             axes[0].set_title(f"The paper: {study.paper_figure}", fontsize=10)
-        _draw(axes[-1], study, here)
+        _draw(axes[-1], study, here, num_tokens)
         axes[-1].set_title("Here: Fréchet distance, mean and range over the seeds", fontsize=10)
 
 
-def _draw(axes: Axes, study: Study, values: Mapping[str, Sequence[float]]) -> None:
-    steps = [s for s in study.ar_steps if any(entry(v.name, s) in values for v in study.variants)]
+def _draw(axes: Axes, study: Study, values: Mapping[str, Sequence[float]], num_tokens: int) -> None:
+    all_steps = study.all_ar_steps(num_tokens)
+    steps = [s for s in all_steps if any(entry(v.name, s) in values for v in study.variants)]
     known = [value for per_seed in values.values() for value in per_seed if value > 0]
     if known and max(known) > WIDE * min(known):
         axes.set_yscale("log")

@@ -26,8 +26,15 @@ PLACEHOLDERS: tuple[str, ...] = ("L", "side/2", "side/4")
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     name: str
+    recipes: list[str] = field(default_factory=list)
+    """Recipes over the data file's settings; a recipe's [sample] holds for the figures too."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Override the training settings of the data file."""
+    sample: dict[str, Any] = field(default_factory=dict)
+    """Sampling settings of this variant alone."""
+    ar_steps: list[int] = field(default_factory=list)
+    """Numbers of AR steps S at which this variant is evaluated, its own best first, instead of the study's;
+    0: one for each token."""
     paper: list[float] = field(default_factory=list)
     """The paper's figure for each S, as far as it has any."""
 
@@ -58,6 +65,9 @@ class Study:
     """Settings of all variants."""
     sample: dict[str, Any] = field(default_factory=dict)
     """Sampling settings of all variants, which override those of the data file."""
+    budgets: list[float] = field(default_factory=list)
+    """Shares of the training, each a multiple of the first, after which the figures at a variant's first S
+    are measured too. With budgets, results also tell what each variant costs."""
     paper_figure: str = "FID-10k, ImageNet 256x256"
 
     def sampling(self, of_data: SampleConfig) -> SampleConfig:
@@ -65,7 +75,19 @@ class Study:
         return from_dict(SampleConfig, {**to_dict(of_data), **self.sample}, "sample.")
 
     def entries(self) -> set[str]:
-        return {entry(variant.name, s) for variant in self.variants for s in self.ar_steps}
+        return {
+            entry(variant.name, s) for variant in self.variants for s in variant.ar_steps or self.ar_steps
+        }
+
+    def all_ar_steps(self, num_tokens: int) -> list[int]:
+        """The numbers of AR steps of all variants, ascending; those of the study as they stand."""
+        own = {s or num_tokens for variant in self.variants for s in variant.ar_steps}
+        return self.ar_steps + sorted(own - set(self.ar_steps))
+
+    def ar_steps_of(self, variant: Variant, num_tokens: int) -> tuple[int, ...]:
+        """Those of a variant, as far as an image has that many tokens."""
+        steps = [s or num_tokens for s in variant.ar_steps or self.ar_steps]
+        return tuple(dict.fromkeys(s for s in steps if s <= num_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +132,7 @@ def load_study(name: str) -> Study:
     if twice or not names or not study.ar_steps:
         what = f"variant {twice[0]!r} twice" if twice else "no variants or no ar_steps"
         raise UserError(f"study {name} has {what}; expected variants of different names, and ar_steps")
+    _check_budgets(study, name)
     for variant in study.variants:
         if len(variant.paper) > len(study.ar_steps):
             raise UserError(
@@ -124,6 +147,18 @@ def load_study(name: str) -> Study:
                 f"study {name}: the claim {claim.text!r} {what}; expected pairs of this study's 'variant @ S'"
             )
     return study
+
+
+def _check_budgets(study: Study, name: str) -> None:
+    first = study.budgets[0] if study.budgets else 1.0
+    whole = (
+        all(abs(b / first - round(b / first)) < 1e-6 for b in (*study.budgets, 1.0)) if first > 0 else False
+    )
+    if not whole or sorted(study.budgets) != study.budgets or not all(b <= 1 for b in study.budgets):
+        raise UserError(
+            f"study {name}: budgets are {study.budgets}; expected rising shares of the training, of which "
+            "each and 1 are multiples of the first, such as [0.25, 0.5, 1.0]"
+        )
 
 
 def load_study_data(name: str, layers: list[str]) -> StudyData:

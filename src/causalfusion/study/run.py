@@ -16,6 +16,7 @@ from causalfusion.saved.folder import checkpoints_of, load_spec
 from causalfusion.study.grid import Job, jobs_of
 from causalfusion.study.recipe import Study, StudyData, load_study
 from causalfusion.study.request import StudyRequest
+from causalfusion.study.systems import write_systems
 from causalfusion.study.tables import Figures, write_results
 
 
@@ -50,6 +51,8 @@ def _run_study(planned: _Planned, study_data: StudyData, request: StudyRequest, 
         figures = {(job.variant, job.seed): _figures(job, study_data) for job in planned.jobs}
         folder.mkdir(parents=True, exist_ok=True)
         write_results(folder, planned.study, study_data, out.name, request.seeds, figures)
+        if planned.study.budgets:
+            write_systems(folder, planned.study, study_data, planned.jobs)
     print((folder / "results.md").read_text("utf-8"))
     return folder
 
@@ -94,9 +97,9 @@ def _is_trained(job: Job, _: StudyData) -> bool:
 
 
 def _is_measured(job: Job, study_data: StudyData) -> bool:
-    from causalfusion.study.measure import missing_ar_steps
+    from causalfusion.study.measure import is_measured
 
-    return not missing_ar_steps(job, study_data)
+    return is_measured(job, study_data)
 
 
 def _train(job: Job, _: StudyData, device: str) -> None:

@@ -34,17 +34,17 @@ def write_results(
     parts = [
         f"# {study.title}\n\n{study.question}\n",
         _setting(study, study_data, data_name, seeds),
-        _table(study, here, paper, _distance),
+        _table(study, study_data.num_tokens, here, paper, show_distance),
     ]
     accuracy = by_entry(figures, "accuracy")
     if accuracy:
         parts += ["Share of the images that the judge reads as their class:\n"]
-        parts += [_table(study, accuracy, {}, _share)]
+        parts += [_table(study, study_data.num_tokens, accuracy, {}, show_share)]
     if verdicts:
         parts += [_verdicts(verdicts)]
     (folder / "results.md").write_text("\n".join(parts), encoding="utf-8")
     _write_csv(folder / "results.csv", study, data_name, figures)
-    save_picture(folder / "results.png", study, here, paper)
+    save_picture(folder / "results.png", study, here, paper, study_data.num_tokens)
 
 
 def _setting(study: Study, study_data: StudyData, data_name: str, seeds: Sequence[int]) -> str:
@@ -76,23 +76,30 @@ def by_entry(figures: Mapping[tuple[str, int], Figures], name: str) -> dict[str,
     return found
 
 
-def _table(study: Study, here: Mapping[str, Sequence[float]], paper: Mapping[str, float], show: Show) -> str:
-    steps = [s for s in study.ar_steps if any(entry(v.name, s) in here for v in study.variants)]
+def _table(
+    study: Study,
+    num_tokens: int,
+    here: Mapping[str, Sequence[float]],
+    paper: Mapping[str, float],
+    show: Show,
+) -> str:
+    all_steps = study.all_ar_steps(num_tokens)
+    steps = [s for s in all_steps if any(entry(v.name, s) in here for v in study.variants)]
     of_paper = [s for s in study.ar_steps if any(entry(v.name, s) in paper for v in study.variants)]
     header = ["", *(f"S = {s}" for s in steps), *(f"paper, S = {s}" for s in of_paper)]
-    lines = [_row(header), _row(["---"] * len(header))]
+    lines = [row(header), row(["---"] * len(header))]
     for variant in study.variants:
         cells = [show(here.get(entry(variant.name, s), ())) for s in steps]
         cells += [f"{paper[e]:g}" if (e := entry(variant.name, s)) in paper else "" for s in of_paper]
-        lines.append(_row([variant.name, *cells]))
+        lines.append(row([variant.name, *cells]))
     return "".join(lines)
 
 
-def _distance(values: Sequence[float]) -> str:
+def show_distance(values: Sequence[float]) -> str:
     return _with_spread(values, lambda value: f"{value:.3g}")
 
 
-def _share(values: Sequence[float]) -> str:
+def show_share(values: Sequence[float]) -> str:
     return _with_spread(values, lambda value: f"{value:.1%}")
 
 
@@ -107,15 +114,15 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
     lines = [
         "What the paper found, and whether it holds here "
         f"(ratios paired over the seeds, one-sided {CONFIDENCE:.0%}):\n\n",
-        _row(["finding", "comparison", "paper", "here", "verdict"]),
-        _row(["---"] * 5),
+        row(["finding", "comparison", "paper", "here", "verdict"]),
+        row(["---"] * 5),
     ]
     for verdict in verdicts:
         for place, compared in enumerate(verdict.comparisons):
             first = place == 0
             paper = "" if compared.paper is None else "{:g} / {:g}".format(*compared.paper)
             lines.append(
-                _row(
+                row(
                     [
                         verdict.claim.text if first else "",
                         f"{compared.better} / {compared.worse}",
@@ -131,7 +138,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
 _SIGNS = {"holds": "✓", "reversed": "✗", "unclear": "~"}
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
@@ -143,7 +150,7 @@ def _write_csv(path: Path, study: Study, data_name: str, figures: Mapping[tuple[
         for (variant, seed), of_ar_steps in figures.items():
             known = next(v.paper for v in study.variants if v.name == variant)
             for num_ar_steps, values in of_ar_steps.items():
-                place = study.ar_steps.index(num_ar_steps)
+                place = study.ar_steps.index(num_ar_steps) if num_ar_steps in study.ar_steps else len(known)
                 for name, value in values.items():
                     paper = known[place] if name == "frechet" and place < len(known) else ""
                     writer.writerow([data_name, variant, seed, num_ar_steps, name, value, paper])

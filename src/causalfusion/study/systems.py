@@ -1,0 +1,187 @@
+"""What the variants of a study cost, and how good they are after parts of the training: a table of each, a
+picture of quality against time, and a result card for each variant."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from causalfusion.config import RunConfig
+from causalfusion.config.serialize import to_dict
+from causalfusion.diffusion.process import make_process
+from causalfusion.estimate.memory import activation_bytes, parameters_of, state_bytes
+from causalfusion.evaluate.cards.card import Card
+from causalfusion.evaluate.features.open import open_extractor
+from causalfusion.evaluate.measures.figure import Figure
+from causalfusion.generate.guidance import guidance_of_steps
+from causalfusion.generate.settings import diffusion_steps, step_sizes
+from causalfusion.model.arithmetic import expected_train_flops, generation_flops
+from causalfusion.saved.folder import checkpoints_of, load_spec
+from causalfusion.show.charts import axes_of
+from causalfusion.study.grid import Job
+from causalfusion.study.measure import read_budgets, read_figures
+from causalfusion.study.recipe import Study, StudyData
+from causalfusion.study.tables import row, show_distance, show_share
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one variant; arithmetic in FLOPs per image, needed ones."""
+
+    parameters: int
+    training: float
+    """Forward and backward pass."""
+    memory: float
+    """Bytes of the training's state and activations."""
+    generation: dict[int, float]
+    """Of an image at each S, guidance included."""
+
+
+def costs_of(job: Job, study_data: StudyData) -> Costs:
+    """From the completed settings of the job's model. Formulas: `estimate`."""
+    spec = load_spec(checkpoints_of(job.folder)[-1])
+    config = replace(job.config, model=spec.model, codec=spec.codec, diffusion=spec.diffusion)
+    batch = config.train.batch_size
+    return Costs(
+        parameters=parameters_of(spec.model)[0],
+        training=expected_train_flops(config, batch).needed,
+        memory=state_bytes(config, 1) + activation_bytes(config, batch, on_gpu=False),
+        generation={s: _generation(job, study_data, config, s) for s in job.ar_steps},
+    )
+
+
+def _generation(job: Job, study_data: StudyData, config: RunConfig, num_ar_steps: int) -> float:
+    settings = job.sampling(study_data, num_ar_steps)
+    process, sizes = make_process(config.diffusion), step_sizes(settings, config.model.num_tokens, 0)
+    steps, guided = diffusion_steps(settings, len(sizes), process), settings.guidance_scale != 1
+    numbers = None
+    if process.numbers_per_prediction == 2:
+        numbers = torch.ones(config.model.token_dim, dtype=torch.bool)
+    guided_steps = [
+        sum(guidance.acts_at(share) for share in process.sampler(settings, count).shares)
+        for guidance, count in zip(guidance_of_steps(settings, sizes, process, numbers), steps, strict=True)
+    ]
+    return generation_flops(config.model, sizes, steps, guided, guided_steps=guided_steps).needed
+
+
+def write_systems(folder: Path, study: Study, study_data: StudyData, jobs: Sequence[Job]) -> None:
+    """Add to `results.md`, and write `systems.png` and a card for each variant and seed."""
+    by_variant: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_variant.setdefault(job.variant, []).append(job)
+    costs = {name: costs_of(of[0], study_data) for name, of in by_variant.items()}
+    parts = [_budget_table(study, study_data, by_variant), _cost_table(study_data, by_variant, costs)]
+    path = folder / "results.md"
+    path.write_text("\n".join([path.read_text(encoding="utf-8"), *parts]), encoding="utf-8")
+    _save_picture(folder / "systems.png", study_data, by_variant)
+    fingerprint = open_extractor(study_data.features, "cpu").fingerprint
+    for job in jobs:
+        save_cards(job, study_data, fingerprint, folder / "cards")
+
+
+def _budget_table(study: Study, study_data: StudyData, by_variant: Mapping[str, Sequence[Job]]) -> str:
+    """Quality after each share of the training, at each variant's own S."""
+    budgets = study.budgets
+    lines = [
+        "After parts of the training, at each one's first S: Fréchet distance, and accuracy where known.\n\n"
+    ]
+    lines += [row(["", "S", *(f"{b:.0%} of the images" for b in budgets)]), row(["---"] * (2 + len(budgets)))]
+    for name, jobs in by_variant.items():
+        found = [read_budgets(job, study_data) for job in jobs]
+        cells = []
+        for budget in budgets:
+            text = show_distance([f[budget]["frechet"] for f in found])
+            right = [f[budget]["accuracy"] for f in found if "accuracy" in f[budget]]
+            cells.append(f"{text}; {show_share(right)}" if right else text)
+        lines.append(row([name, str(jobs[0].ar_steps[0]), *cells]))
+    return "".join(lines)
+
+
+def _cost_table(
+    study_data: StudyData, by_variant: Mapping[str, Sequence[Job]], costs: Mapping[str, Costs]
+) -> str:
+    """What each costs beside what it gives; seconds as measured where the figures were."""
+    head = [
+        "",
+        "S",
+        "parameters",
+        "training, GFLOP an image",
+        "memory, MB",
+        "an image, GFLOP",
+        "an image, ms",
+    ]
+    lines = [
+        "Costs: arithmetic that is needed; memory of a train step on a CPU; time of generation in batches, "
+        "as measured on this machine.\n\n",
+        row([*head, "Fréchet"]),
+        row(["---"] * (len(head) + 1)),
+    ]
+    for name, jobs in by_variant.items():
+        cost, found = costs[name], [read_figures(job, study_data) for job in jobs]
+        for s in jobs[0].ar_steps:
+            seconds = [f[s]["seconds"] for f in found if "seconds" in f[s]]
+            lines.append(
+                row([
+                    name, str(s), f"{cost.parameters:,}", f"{cost.training / 1e9:.3g}",
+                    f"{cost.memory / 1e6:.0f}", f"{cost.generation[s] / 1e9:.3g}",
+                    f"{1e3 * statistics.median(seconds):.3g}" if seconds else "",
+                    show_distance([f[s]["frechet"] for f in found]),
+                ])
+            )  # fmt: skip
+    return "".join(lines)
+
+
+def _save_picture(out: Path, study_data: StudyData, by_variant: Mapping[str, Sequence[Job]]) -> None:
+    """Quality against the time of an image, a point for each variant and S; those of a variant joined."""
+    with axes_of(out, 1, (7.0, 4.8)) as (axes,):
+        for place, (name, jobs) in enumerate(by_variant.items()):
+            found = [read_figures(job, study_data) for job in jobs]
+            steps = sorted(s for s in jobs[0].ar_steps if all("seconds" in f[s] for f in found))
+            times = [1e3 * statistics.median(f[s]["seconds"] for f in found) for s in steps]
+            distances = [statistics.fmean(f[s]["frechet"] for f in found) for s in steps]
+            axes.plot(times, distances, "o-", color=f"C{place % 10}", label=name, markersize=5)
+            for s, x, y in zip(steps, times, distances, strict=True):
+                axes.annotate(f"S={s}", (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("milliseconds an image")
+        axes.set_ylabel("Fréchet distance")
+        axes.set_title("Quality against time", fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
+
+
+def save_cards(job: Job, study_data: StudyData, fingerprint: str, folder: Path) -> None:
+    """A result card of each of the job's figures, so that `evaluate compare` reads them; `fingerprint`: of
+    the features."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, quantities = (
+        checkpoints_of(job.folder)[-1],
+        {"frechet": "frechet", "accuracy": "class_accuracy"},
+    )
+    for s, found in read_figures(job, study_data).items():
+        figures = [
+            Figure(
+                quantity=quantities[name], value=value, count=study_data.count, features=study_data.features,
+                features_fingerprint=fingerprint,
+            )
+            for name, value in found.items()
+            if name in quantities
+        ]  # fmt: skip
+        samples = {
+            "name": f"{job.variant} @ {s}, seed {job.seed}", "count": study_data.count, "seed": job.seed,
+            "checkpoint": str(checkpoint), "settings": to_dict(job.sampling(study_data, s)),
+        }  # fmt: skip
+        card = Card(
+            figures={figure.name: figure for figure in figures},
+            samples=samples,
+            references=[],
+            features=[{"name": study_data.features, "fingerprint": fingerprint}],
+            run={"seconds_per_image": found.get("seconds")},
+        )
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", job.variant).strip("-").lower()
+        card.save(folder / f"{slug}-s{s}-seed{job.seed}.json")
