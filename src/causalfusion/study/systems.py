@@ -138,17 +138,24 @@ def _cost_table(
 
 def _save_picture(out: Path, study_data: StudyData, by_variant: Mapping[str, Sequence[Job]]) -> None:
     """Quality against the time of an image, a point for each variant and S; those of a variant joined."""
+    all_times: list[float] = []
+    all_distances: list[float] = []
     with axes_of(out, 1, (7.0, 4.8)) as (axes,):
         for place, (name, jobs) in enumerate(by_variant.items()):
             found = [read_figures(job, study_data) for job in jobs]
             steps = sorted(s for s in jobs[0].ar_steps if all("seconds" in f[s] for f in found))
             times = [1e3 * statistics.median(f[s]["seconds"] for f in found) for s in steps]
             distances = [statistics.fmean(f[s]["frechet"] for f in found) for s in steps]
+            all_times += times
+            all_distances += distances
             axes.plot(times, distances, "o-", color=f"C{place % 10}", label=name, markersize=5)
             for s, x, y in zip(steps, times, distances, strict=True):
                 axes.annotate(f"S={s}", (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        for axis, values in ((axes.xaxis, all_times), (axes.yaxis, all_distances)):
+            if max(values) > 3 * min(values) > 0:
+                (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
         axes.set_xlabel("milliseconds an image")
         axes.set_ylabel("Fréchet distance")
         axes.set_title("Quality against time", fontsize=10)
