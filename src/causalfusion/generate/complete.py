@@ -139,10 +139,12 @@ def _next_kind(story: _Story, write: WriteConfig, seed: int, *, may_end: bool) -
 
 def _write(story: _Story, write: WriteConfig, seed: int, listener: Listener) -> str:
     stream = story.tokenizer.decode_stream()
-    (ids,) = story.pipeline.write(
-        story.label, [[*story.elements, Text(open=True)]], story.tokens, write, seed,
-        [len(story.elements)], lambda row, token: listener.piece(stream.feed(token)),
-    )  # fmt: skip
+    documents, places = [[*story.elements, Text(open=True)]], [len(story.elements)]
+
+    def hear(_: int, token: int) -> None:
+        listener.piece(stream.feed(token))
+
+    (ids,) = story.pipeline.write(story.label, documents, story.tokens, write, seed, places, hear)
     listener.piece(stream.flush())
     text = story.tokenizer.decode(ids)
     story.elements.append(Text(tuple(story.tokenizer.encode(text))))
@@ -154,11 +156,12 @@ def _draw(story: _Story, sample: SampleConfig, seed: int, listener: Listener, ca
     is the one of the candidates for which the model finds that text the likeliest."""
     place, pipeline = len(story.elements), story.pipeline
 
+    documents = [[*story.elements, ImageToCome()]]
+
     def draw(seed: int) -> Tensor:
         tokens = pipeline.generate_after(
-            story.label, [[*story.elements, ImageToCome()]], story.tokens, sample,
-            seed=seed, watch=listener.diffusion_step,
-        )  # fmt: skip
+            story.label, documents, story.tokens, sample, seed=seed, watch=listener.diffusion_step
+        )
         return pipeline.codec.decode_tokens(tokens)
 
     last = story.elements[-1]

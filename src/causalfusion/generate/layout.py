@@ -20,13 +20,11 @@ def draw_orders(
     config: SampleConfig, grid_height: int, grid_width: int, seed: int, image_indices: Sequence[int]
 ) -> Tensor:
     """(B, L): each image's order of generation, a function of (seed, image index)."""
+    grid = (grid_height, grid_width)
+    generators = [derive_generator(seed, "order", index) for index in image_indices]
     return torch.stack(
-        [
-            draw_order(config.order, grid_height, grid_width, config.block_size,
-                       derive_generator(seed, "order", index), config.given_order)
-            for index in image_indices
-        ]
-    )  # fmt: skip
+        [draw_order(config.order, *grid, config.block_size, g, config.given_order) for g in generators]
+    )
 
 
 def to_raster(tokens: Tensor, order: Tensor) -> Tensor:

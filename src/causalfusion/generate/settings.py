@@ -73,10 +73,8 @@ def check_settings(config: SampleConfig, model: ModelConfig, diffusion: Diffusio
     process = make_process(diffusion)
     for steps in set(diffusion_steps(config, len(sizes), process)):
         process.sampler(config, steps)
-    draw_order(
-        config.order, model.grid_height, model.grid_width, config.block_size, derive_generator(0),
-        config.given_order,
-    )  # fmt: skip
+    grid = (model.grid_height, model.grid_width)
+    draw_order(config.order, *grid, config.block_size, derive_generator(0), config.given_order)
     warn_of_unused(config, diffusion)
 
 

@@ -58,12 +58,17 @@ class TrainingData:
         if isinstance(self.source, LatentCache):
             yield from self._cached_batches(self.source, images_seen)
             return
-        config = self.config
+        data, train = self.config.data, self.config.train
         loader = Loader(
-            self.source, config.data, seed=config.train.seed, batch_size=config.train.batch_size,
-            rank=self.world.rank, world_size=self.world.size, indices=self.train_indices,
-            flip=config.data.flip,
-        )  # fmt: skip
+            self.source,
+            data,
+            seed=train.seed,
+            batch_size=train.batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            indices=self.train_indices,
+            flip=data.flip,
+        )
         for batch in loader.iterate(images_seen):
             noise = self._latent_noise(batch.sample_indices)
             tokens = self.codec.encode_tokens(batch.images.to(self.world.device), noise)

@@ -42,10 +42,8 @@ class Reports:
         """`batch_size`: images of this process; `done`: that was the last step."""
         train, trainer = self.run.config.train, self.run.trainer
         progress = trainer.progress
-        flops = train_step_flops(
-            self.run.config.model, result.split, batch_size,
-            self.run.config.factorization.timesteps_per_ar_step, result.text_tokens,
-        )  # fmt: skip
+        model, copies = self.run.config.model, self.run.config.factorization.timesteps_per_ar_step
+        flops = train_step_flops(model, result.split, batch_size, copies, result.text_tokens)
         needed = flops.needed * self.world.size
         self.clock.add(train.batch_size, needed)
         self.display.after_step(result, train.batch_size, needed)

@@ -76,12 +76,16 @@ class TrainState:
             )
         state = optimizer_tensors(self.model, self.optimizer)
         snapshot = Snapshot(
-            replace(spec, images_seen=self.progress.images_seen), to_dict(self.config), self.progress,
-            self.tokenizer, data, to_toml(self.config.sample),
+            replace(spec, images_seen=self.progress.images_seen),
+            to_dict(self.config),
+            self.progress,
+            self.tokenizer,
+            data,
+            to_toml(self.config.sample),
             ema=gather(self.ema.state_dict(), world, copy=background),
             raw=gather(self.model.state_dict(), world, copy=background),
             optimizer=None if self.sharded else gather(state, world, copy=background),
-        )  # fmt: skip
+        )
         healthy = not self.progress.skipped_in_a_row
         self.saver.save(snapshot, state if self.sharded else {}, prune=healthy)
 
