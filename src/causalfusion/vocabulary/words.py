@@ -90,7 +90,7 @@ def known_option(word: str, names: list[str]) -> str | None:
     found = next(fitting, None)
     if found is not None:
         return found
-    same = [name for name in names if name.rpartition(".")[2] == bare and "." in name]
+    same = same_last_word(word, names)
     return same[0] if len(same) == 1 else None
 
 

@@ -1,0 +1,106 @@
+"""A study of systems: variants by recipes, quality after parts of the training, costs, cards."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from causalfusion.cli import run
+from causalfusion.config.recipes import load_config
+from causalfusion.errors import UserError
+from causalfusion.evaluate.cards.card import load_card
+from causalfusion.model.transformer import Transformer, count_parameters
+from causalfusion.saved.folder import checkpoints_of, load_spec
+from causalfusion.study.grid import jobs_of
+from causalfusion.study.recipe import load_study, load_study_data
+from causalfusion.study.systems import costs_of
+
+STUDY = """
+title = "Two systems"
+question = "Which?"
+ar_steps = [1]
+budgets = [0.5, 1.0]
+[sample]
+sampler = "dpm++"
+diffusion_steps = [2]
+[[variants]]
+name = "joint"
+[[variants]]
+name = "next token"
+recipes = ["latentlm"]
+settings.model = { head = { depth = 1 } }
+ar_steps = [0]
+"""
+DATA = """
+recipes = ["digits"]
+num_tokens = 16
+features = "pixels:4"
+count = 20
+[settings.model]
+hidden_size = 16
+depth = 1
+[settings.train]
+images = 128
+batch_size = 32
+lr = 0.1
+ema_decay = 0.0
+evaluate_every = 0
+"""
+
+
+def test_budgets_costs_and_cards(tmp_path: Path):
+    (tmp_path / "two.toml").write_text(STUDY)
+    (tmp_path / "small.toml").write_text(DATA)
+    command = ["study", str(tmp_path / "two.toml"), "--data", str(tmp_path / "small.toml"), "--seeds", "0"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 0
+    out = tmp_path / "out" / "small" / "two"
+    study, data = load_study(str(tmp_path / "two.toml")), load_study_data(str(tmp_path / "small.toml"), [])
+    jobs = jobs_of(study, data, [0], tmp_path / "out" / "small")
+    assert [job.ar_steps for job in jobs] == [(1,), (16,)]
+    assert [load_spec(c).images_seen for c in checkpoints_of(jobs[1].folder)] == [64, 128]
+
+    text = (out / "results.md").read_text()
+    half, whole = re.findall(r"^\| joint \| 1 \| ([\d.e+]+) \| ([\d.e+]+) \|$", text, re.MULTILINE)[0]
+    at_the_end = re.findall(r"^\| joint \| ([\d.e+]+) \|", text, re.MULTILINE)[0]
+    assert whole == at_the_end != half, "the last budget is the end, the first another model"
+    cost = costs_of(jobs[1], data)
+    assert cost.parameters == count_parameters(
+        Transformer(load_spec(checkpoints_of(jobs[1].folder)[-1]).model)
+    )
+    assert f"| next token | 16 | {cost.parameters:,} |" in text
+
+    cards = {path.stem: load_card(path) for path in (out / "cards").iterdir()}
+    assert cards.keys() == {"joint-s1-seed0", "next-token-s16-seed0"}
+    (figure,) = cards["joint-s1-seed0"].figures.values()
+    assert f"{figure.value:.3g}" == whole and figure.count == 20
+
+
+def test_all_systems_are_in_the_study():
+    """Each by the choices that make it: block, head and plan."""
+    variants = {v.name: v for v in load_study("systems").variants}
+    assert {
+        "CausalFusion",
+        "DiT",
+        "SiT",
+        "Large-DiT",
+        "FiTv2",
+        "Transfusion",
+        "MAR",
+        "LatentLM",
+    } <= variants.keys()
+    configs = {name: load_config("digits", *v.recipes) for name, v in variants.items() if v.recipes}
+    heads = {name: c.model.head.kind for name, c in configs.items()}
+    assert {name for name, kind in heads.items() if kind == "per_token"} == {
+        "MAR", "LatentLM", "CausalFusion, per-token head",
+    }  # fmt: skip
+    assert configs["MAR"].model.context == "bidirectional"
+    assert configs["SiT"].diffusion.path == "rectified_flow"
+
+
+@pytest.mark.parametrize("budgets", ["[0.4, 1.0]", "[1.0, 0.5]", "[0.0]", "[0.5, 1.5]"])
+def test_budgets_that_no_checkpoint_has_are_refused(tmp_path: Path, budgets: str):
+    (tmp_path / "two.toml").write_text(STUDY.replace("[0.5, 1.0]", budgets))
+    with pytest.raises(UserError, match="rising shares of the training"):
+        load_study(str(tmp_path / "two.toml"))
