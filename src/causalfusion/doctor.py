@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from torch import Tensor
 from causalfusion import __version__
 from causalfusion.codec.codec import Codec
 from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE, Tokenizer
-from causalfusion.config import FactorizationConfig, ModelConfig, SampleConfig
+from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig, SampleConfig
 from causalfusion.config.recipes import paper_size
+from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Image, Text, lay_out, pack_context
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, plan_batch
+from causalfusion.generate.ar_step import make_step
 from causalfusion.generate.context import prefill
 from causalfusion.generate.prompts import Prompts
 from causalfusion.generate.write import append_tokens
@@ -37,7 +39,8 @@ from causalfusion.saved.folder import (
     open_model_codec,
     read_spec,
 )
-from causalfusion.sequence import PackedSequence, class_segment, image_segment, pack_training
+from causalfusion.sequence import PackedSequence
+from causalfusion.train.step import Arranged, Objective
 
 BACKENDS: tuple[AttentionBackend, ...] = ("dense", "segments", "flex")
 TOLERANCE = 1e-5
@@ -124,23 +127,42 @@ def _random_model() -> Transformer:
     return model.eval().requires_grad_(False)
 
 
-def _inputs(config: ModelConfig, device: torch.device) -> tuple[Plan, Tensor, Tensor, Tensor, Tensor]:
+TIMESTEP = 500
+"""At which predictions are compared."""
+
+
+def _inputs(config: ModelConfig, device: torch.device) -> tuple[Plan, Tensor, Tensor, Tensor]:
+    """(plan of two images, clean tokens, noised ones, labels), tokens in the plan's order."""
     generator = torch.Generator().manual_seed(1)
     shape = (2, config.num_tokens, config.token_dim)
     clean, noised = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
-    steps = min(4, config.num_tokens)
-    factorization = FactorizationConfig(distribution="fixed", num_ar_steps=steps)
     plan = plan_batch(
-        factorization, config.grid_height, config.grid_width, seed=0, split_index=0, sample_indices=[0, 1]
-    )
-    labels = torch.tensor([0, config.num_classes - 1], device=device)
-    timesteps = torch.tensor([[100], [900]], device=device)
-    return plan.to(device), clean, noised, labels, timesteps
+        _factorization(config), config.grid_height, config.grid_width,
+        seed=0, split_index=0, sample_indices=[0, 1],
+    )  # fmt: skip
+    labels = torch.tensor([0, max(config.num_classes - 1, 0)], device=device)
+    return plan.to(device), clean, noised, labels
+
+
+def _factorization(config: ModelConfig) -> FactorizationConfig:
+    """A few AR steps, or one for each token where the head asks so."""
+    if config.head.ask == "previous":
+        return FactorizationConfig(distribution="fixed", num_ar_steps=0, order="raster")
+    return FactorizationConfig(distribution="fixed", num_ar_steps=min(4, config.num_tokens))
 
 
 def _training_sequence(config: ModelConfig, device: torch.device) -> PackedSequence:
-    plan, clean, noised, labels, timesteps = _inputs(config, device)
-    return pack_training(labels, config.num_condition_tokens, clean, noised, plan, timesteps)
+    """As a training step packs it: through its objective, without anything random."""
+    plan, clean, noised, labels = _inputs(config, device)
+    ordered = plan.order[:, :, None].expand_as(clean)
+    raster = torch.zeros_like(clean).scatter(1, ordered, clean)
+    run = RunConfig(model=config, factorization=_factorization(config))
+    objective = Objective(run, make_process(run.diffusion))
+    levels, no_noise = torch.full((2, 1), TIMESTEP, device=device), torch.zeros_like(clean)[:, None]
+    piece = Arranged(raster, labels, plan, levels, no_noise)
+    tokens = piece.noised_from(objective.first_asked(piece), objective.process)
+    asked = noised[:, objective.first_asked(piece) :]
+    return objective.pack(piece, replace(tokens, noised=asked))
 
 
 def _choice(config: ModelConfig, device: torch.device) -> tuple[str, None]:
@@ -150,7 +172,8 @@ def _choice(config: ModelConfig, device: torch.device) -> tuple[str, None]:
         with autocast(device, compute_dtype(precision)):
             backend, reason = choose_backend(sequence, config.head_dim)
         found.append(f"{backend} in {precision}: {reason}")
-    tokens = f"{sequence.num_tokens} tokens, {min(4, config.num_tokens)} AR steps"
+    steps = _inputs(config, device)[0].num_ar_steps
+    tokens = f"{sequence.num_tokens} tokens, {steps} AR steps"
     return f"{tokens}: {'; '.join(found)} (--train.attention takes another)", None
 
 
@@ -161,22 +184,17 @@ def _masked(model: Transformer, backend: AttentionBackend, device: torch.device)
 
 @torch.no_grad()
 def _cached_difference(model: Transformer, device: torch.device) -> float:
-    """Largest relative difference between predictions with the cache and those of a masked training pass."""
-    plan, clean, noised, labels, timesteps = _inputs(model.config, device)
-    clean, noised = (x[:, : plan.order.shape[1]] for x in (clean, noised))
-    cache = prefill(model, labels, SampleConfig()).cache
-    predictions = []
-    for step in range(1, plan.num_ar_steps + 1):
-        own = plan.ar_step[0] == step
-        ar_step, places = plan.ar_step[:, own], plan.places[:, own]
-        tokens = image_segment("noised", noised[:, own], ar_step, places, timesteps)
-        sequence = PackedSequence((class_segment(labels, 0), tokens))
-        predictions.append(model(sequence, cache.attend(sequence)).image)
-        tokens = image_segment("clean", clean[:, own], ar_step, places)
-        sequence = PackedSequence((class_segment(labels, 0), tokens))
-        model(sequence, cache.attend(sequence))
-        cache.commit(sequence)
-    return _relative(torch.cat(predictions, dim=1), _masked(model, "dense", device))
+    """Largest relative difference between predictions in generation, AR step by AR step, and those of a
+    masked training pass; in a bidirectional context that predicts the last AR step alone."""
+    plan, clean, noised, labels = _inputs(model.config, device)
+    context, predictions, start = prefill(model, labels, SampleConfig()), [], 0
+    for size in torch.bincount(plan.ar_step[0])[1:].tolist():
+        part = slice(start, start + size)
+        step = make_step(model, context, plan.order[:, start:], size)
+        predictions.append(step.predict(noised[:, part], TIMESTEP))
+        context, start = step.append(clean[:, part]), start + size
+    masked = _masked(model, "dense", device)
+    return _relative(torch.cat(predictions, dim=1)[:, -masked.shape[1] :], masked)
 
 
 @torch.no_grad()

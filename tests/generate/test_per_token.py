@@ -244,3 +244,21 @@ def test_places_are_what_tells_mask_tokens_apart():
     assert error(step.condition, swapped.condition.flip(1)) <= TOLERANCE
     assert error(step.condition[:, 0], step.condition[:, 1]) > 1e-2
     assert places_of(torch.tensor([9]), 4).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("config", [ASKING, MASKED], ids=["asking", "masked"])
+def test_kept_tokens_are_context_of_an_edit(config):
+    """What is to be drawn depends on the tokens that are kept, and on nothing else of the image."""
+    model, (clean, other) = make_model(config), images()
+    order = torch.arange(16).expand(2, -1)
+    kept, changed = order[:, :10], order[:, 10:]
+
+    def condition(tokens: Tensor) -> Tensor:
+        context = prefill(model, LABELS, SampleConfig(), kept_tokens=tokens[:, :10], kept_positions=kept)
+        step = make_step(model, context, changed, 6)
+        assert isinstance(step, HeadStep)
+        return step.condition
+
+    mixed = torch.cat([clean[:, :10], other[:, 10:]], dim=1)
+    assert torch.equal(condition(clean), condition(mixed))
+    assert error(condition(other), condition(clean)) > 1e-3

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from causalfusion.config import ModelConfig
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
+from causalfusion.generate.layout import tokens_of_mask
 from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
 from causalfusion.generate.output import (
     check_prompts,
@@ -63,6 +65,7 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
             request.model, request.weights, request.precision, world, request.autoencoder
         )
         task = _open_task(pipeline, image, request)
+        request = _fitted(request, task, pipeline.model.config)
         warn_of_untrained_null(pipeline, request.settings, [task.label])
         warn_of_unused(request.settings, pipeline.spec.diffusion)
         settings = {
@@ -101,6 +104,17 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
         many = "s" * (request.variants > 1)
         say(f"{request.variants} edit{many} in {seconds:.1f} s in {request.out}")
     return request.out
+
+
+def _fitted(request: EditRequest, task: _Task, model: ModelConfig) -> EditRequest:
+    """The request with at most as many AR steps as tokens change: a model's own settings are for whole
+    images."""
+    settings = request.settings
+    changed = int(tokens_of_mask(task.mask, model.grid_height, model.grid_width).sum())
+    if settings.sizes or not 0 < changed < settings.num_ar_steps:
+        return request
+    say(f"{changed} tokens change, in {changed} AR steps instead of {settings.num_ar_steps}")
+    return replace(request, settings=replace(settings, num_ar_steps=changed))
 
 
 def _open_task(pipeline: Pipeline, image: Path, request: EditRequest) -> _Task:

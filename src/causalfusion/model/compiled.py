@@ -13,5 +13,5 @@ def compile_blocks(model: Transformer, backend: str | Callable[..., object] = "i
     Blocks share their code and compile once for all; lengths are variables of what is compiled, so that
     neither a new split nor a longer cache compiles anew.
     """
-    for block in model.blocks:
+    for block in model.each_block():
         block.compile(backend=backend, dynamic=True)

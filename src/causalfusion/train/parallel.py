@@ -104,6 +104,6 @@ def gradient_sync(model: nn.Module, last: bool) -> Iterator[None]:
 def checkpoint_activations(model: Transformer, which: Literal["none", "selective", "full"]) -> None:
     """Recompute blocks in the backward pass instead of keeping what is inside them: all, or every second."""
     every = {"none": 0, "selective": 2, "full": 1}[which]
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(model.each_block()):
         if every and index % every == 0:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
