@@ -13,7 +13,8 @@ from causalfusion.errors import UserError
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest:
     data: str = "digits"
-    """digits, shapes, cifar10, or a TOML file that says how to train on the data and how to judge."""
+    """digits, shapes, cifar10, cifar10-small, or a TOML file that says how to train on the data and how to
+    judge."""
     features: str = ""
     """The feature space of the Fréchet distance, as for evaluate; by default the data file's."""
     seeds: Sequence[int] = (0, 1, 2)
