@@ -1,13 +1,16 @@
 """The frontier, against its definition; the choice; times in words."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causalfusion.config import SampleConfig
+from causalfusion.config import HeadConfig, ModelConfig, SampleConfig
 from causalfusion.errors import UserError
 from causalfusion.planner.sweep import Sweep, Tried, choose, frontier, in_time, read_time
 
+MODEL = ModelConfig(grid_height=4, grid_width=4)
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.one_of(st.none(), st.integers(0, 9))), min_size=1)
 
 
@@ -43,8 +46,17 @@ def test_the_choice_is_the_best_within_the_budget(points, budget):
 
 def test_diffusion_steps_are_shared_among_the_ar_steps():
     sweep = Sweep(samplers=["ddim"], diffusion_steps=[2, 10], ar_steps=[1, 4, 32], guidance_scales=[1.0])
-    found = [(s.num_ar_steps, s.diffusion_steps) for s in sweep.settings(SampleConfig(), num_tokens=16)]
+    found = [(s.num_ar_steps, s.diffusion_steps) for s in sweep.settings(SampleConfig(), MODEL)]
     assert found == [(1, [2]), (1, [10]), (4, [3, 3, 2, 2])]
+
+
+def test_a_per_token_head_has_all_diffusion_steps_in_each_ar_step():
+    sweep = Sweep(samplers=["ddim"], diffusion_steps=[2], ar_steps=[1, 4], guidance_scales=[1.0])
+    for ask, expected in (("mask", [(1, [2]), (4, [2])]), ("previous", [(16, [2])])):
+        head = HeadConfig(kind="per_token", ask=ask)  # pyright: ignore[reportArgumentType]
+        found = sweep.settings(SampleConfig(), replace(MODEL, head=head))
+        assert [(s.num_ar_steps, s.diffusion_steps) for s in found] == expected
+        assert {s.order for s in found} == {"random" if ask == "mask" else "raster"}
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("200ms", 0.2), ("0.5s", 0.5), ("2 min", 120), ("9us", 9e-6)])

@@ -43,7 +43,7 @@ def plan(request: PlanRequest) -> Tried:
         return Pipeline.load(folder, device=device, autocast_dtype=dtype, autoencoder=request.autoencoder)
 
     pipeline, folder = read_latest(request.model, load)
-    settings = request.sweep.settings(request.sample, pipeline.model.config.num_tokens)
+    settings = request.sweep.settings(request.sample, pipeline.model.config)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
     for setting in settings:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from causalfusion.config import SampleConfig, SamplerName
+from causalfusion.config import ModelConfig, SampleConfig, SamplerName
 from causalfusion.errors import UserError, check
 
 
@@ -18,9 +18,10 @@ class Sweep:
     samplers: Sequence[SamplerName] = ("ddim", "dpm++")
     """Samplers to try."""
     diffusion_steps: Sequence[int] = (4, 8, 16, 32, 64)
-    """Numbers of diffusion steps to try, each the total over all AR steps."""
+    """Numbers of diffusion steps to try, each the total over all AR steps; for a per-token head, which alone
+    runs in them, those in each AR step."""
     ar_steps: Sequence[int] = (1, 2, 4)
-    """Numbers of AR steps to try."""
+    """Numbers of AR steps to try; for a head that asks by the token before, there is but one for each token."""
     guidance_scales: Sequence[float] = (1.0, 2.0)
     """Guidance scales to try."""
 
@@ -29,18 +30,25 @@ class Sweep:
             if not getattr(self, name):
                 raise UserError(f"--{name.replace('_', '-')} has no value; expected one or more")
 
-    def settings(self, base: SampleConfig, num_tokens: int) -> list[SampleConfig]:
-        """Every combination that is possible with this number of tokens, as changes of `base`. The diffusion
-        steps are divided evenly among the AR steps, at least one in each."""
-        found = []
-        combinations = product(self.samplers, self.diffusion_steps, self.ar_steps, self.guidance_scales)
+    def settings(self, base: SampleConfig, model: ModelConfig) -> list[SampleConfig]:
+        """Every combination that is possible with this model, as changes of `base`. The diffusion steps are
+        divided evenly among the AR steps, at least one in each; a per-token head has all in each."""
+        found, ar_steps = [], self.ar_steps
+        if model.head.ask == "previous":
+            ar_steps, base = (model.num_tokens,), replace(base, order="raster")
+        combinations = product(self.samplers, self.diffusion_steps, ar_steps, self.guidance_scales)
         for sampler, steps, num_ar_steps, scale in combinations:
-            if num_ar_steps <= num_tokens and steps >= num_ar_steps:
-                counts = [steps // num_ar_steps + (k < steps % num_ar_steps) for k in range(num_ar_steps)]
-                counts = counts if len(set(counts)) > 1 else counts[:1]
+            if num_ar_steps <= model.num_tokens and (model.per_token or steps >= num_ar_steps):
+                counts = _divided(steps, 1 if model.per_token else num_ar_steps)
                 changed = replace(base, sampler=sampler, num_ar_steps=num_ar_steps, diffusion_steps=counts)
                 found.append(replace(changed, guidance_scale=scale))
         return found
+
+
+def _divided(steps: int, num_ar_steps: int) -> list[int]:
+    """Diffusion steps of each AR step, the larger first; one number where all are equal."""
+    counts = [steps // num_ar_steps + (k < steps % num_ar_steps) for k in range(num_ar_steps)]
+    return counts if len(set(counts)) > 1 else counts[:1]
 
 
 @dataclass(frozen=True, kw_only=True)
