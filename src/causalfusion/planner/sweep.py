@@ -21,7 +21,8 @@ class Sweep:
     """Numbers of diffusion steps to try, each the total over all AR steps; for a per-token head, which alone
     runs in them, those in each AR step."""
     ar_steps: Sequence[int] = (1, 2, 4)
-    """Numbers of AR steps to try; for a head that asks by the token before, there is but one for each token."""
+    """Numbers of AR steps to try; for a head that asks by the token before, there is but one for each
+    token."""
     guidance_scales: Sequence[float] = (1.0, 2.0)
     """Guidance scales to try."""
 
