@@ -72,7 +72,8 @@ class _VisionTransformer(nn.Module):
 
 
 class FixedVarianceAutoencoder(ModelMixin, ConfigMixin):
-    """A latent pixel is a patch of the image. Folders are written and read as diffusers' own."""
+    """A latent pixel is a patch of the image. Folders are written and read as diffusers' own; the scale and
+    the shift in them are for the reader's use, as there."""
 
     draws_deviation = True
     """The deviation of an image's latents is drawn for each image: see `Codec.draw_noise`."""
@@ -95,6 +96,8 @@ class FixedVarianceAutoencoder(ModelMixin, ConfigMixin):
         decoder_depth: int = 4,
         decoder_heads: int = 3,
         mlp_ratio: float = 4.0,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
     ) -> None:
         super().__init__()
         self.grid = (image_height // patch_size, image_width // patch_size)
