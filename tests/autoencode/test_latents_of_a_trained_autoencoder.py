@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from causalfusion.codec.encode import encode_to_cache
-from causalfusion.config import CodecConfig, DataConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.processes import World
