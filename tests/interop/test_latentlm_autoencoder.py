@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from causalfusion.errors import UserError
-from causalfusion.interop.latentlm_autoencoder import convert_autoencoder, replay_fixed_variance
+from causalfusion.interop.systems.latentlm_autoencoder import convert_autoencoder, replay_fixed_variance
 from causalfusion.interop.recording import Recording
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "parity" / "neighbours" / "latentlm"
