@@ -128,3 +128,15 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, make_run):
         UserError, match=r"training stopped at .* there is no checkpoint yet; try a lower --lr"
     ):
         train_autoencoder(run, show_progress=False)
+
+
+def test_a_run_begins_with_the_weights_of_another(trained, tmp_path, make_run):
+    kind, folder = trained
+    # A rate of next to nothing leaves the weights as they were.
+    run = make_run(tmp_path / "run", kind, init=str(folder), lr=1e-12, images=32)
+    train_autoencoder(run, show_progress=False)
+    before, after = weights(folder), weights(tmp_path / "run")
+    assert all(torch.allclose(after[name], value, atol=1e-7) for name, value in before.items())
+    other = "fixed_variance" if kind == "kl" else "kl"
+    with pytest.raises(UserError, match=r"expected, for --init, a network of the same kind and sizes"):
+        train_autoencoder(make_run(tmp_path / "other", other, init=str(folder)), show_progress=False)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from causalfusion.errors import UserError
-from causalfusion.interop.systems.latentlm_autoencoder import convert_autoencoder, replay_fixed_variance
 from causalfusion.interop.recording import Recording
+from causalfusion.interop.systems.latentlm_autoencoder import convert_autoencoder, replay_fixed_variance
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "parity" / "neighbours" / "latentlm"
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from causalfusion.autoencode.build import build_codec
+from causalfusion.codec.autoencoder import open_autoencoder
 from causalfusion.codec.codec import Codec
 from causalfusion.config.autoencoding import AutoencoderRun
 from causalfusion.config.serialize import flat, read_object, to_dict
@@ -50,6 +51,16 @@ _FREE = (
 """Settings that a resumed run may change; the data themselves are compared by their fingerprint."""
 
 
+def begin_with(network: nn.Module, init: str) -> None:
+    """Take over the weights of another autoencoder. Raises UserError if its network is another."""
+    found = open_autoencoder(init).network.state_dict()
+    try:
+        check_tensors(found, network.state_dict(), init)
+    except UserError as error:
+        raise UserError(f"{error}; expected, for --init, a network of the same kind and sizes") from None
+    network.load_state_dict(found)
+
+
 class AutoencoderState:
     """The network, the average of its weights, the optimizer and the progress."""
 
@@ -59,6 +70,8 @@ class AutoencoderState:
         network: Any = self.codec.autoencoder
         self.network: Any = network
         assert isinstance(network, nn.Module)
+        if run.training.init and not checkpoints_of(self.folder):
+            begin_with(network, run.training.init)
         network.train()
         self.ema = EMA(network.named_parameters())
         self.optimizer = make_optimizer(network.parameters(), run.training.optimization())

@@ -93,6 +93,9 @@ class ReconstructionConfig:
     """Gradients of a larger norm are scaled down to it."""
     ema_decay: float = 0.999
     """Decay of the average of the weights, which is the autoencoder that is saved."""
+    init: str = ""
+    """An autoencoder of the same network, as --codec.autoencoder: start from its weights instead of random
+    ones."""
     seed: int = 0
     """Seed of the initial weights, the order of the data and all noise."""
     checkpoint_minutes: float = 5.0
