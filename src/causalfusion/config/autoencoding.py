@@ -13,7 +13,7 @@ from causalfusion.errors import check, check_finite
 NORM_GROUPS = 32
 """Largest number of groups of a convolutional network's group norms."""
 _UNLIMITED = 10**9
-_DEFAULTS = {"kl": (32, 1, 1e-3), "fixed_variance": (192, 4, 1e-2)}
+_DEFAULTS = {"kl": (32, 1, 1e-4), "fixed_variance": (192, 4, 1e-2)}
 """(width, depth, kl_weight) by the kind of network."""
 
 
@@ -71,7 +71,7 @@ class ReconstructionConfig:
     """Error of a pixel: absolute or squared."""
     kl_weight: float | None = None
     """Weight of the KL divergence from a standard normal distribution, per latent number (fixed_variance: of
-    the mean's square). Default: 0.001, fixed_variance 0.01."""
+    the mean's square). Default: 0.0001, fixed_variance 0.01."""
     perceptual: str = ""
     """A frozen network whose features are compared too: resnet-cifar:PATH, or transformers:ID (a folder or an
     id). Empty: none."""
