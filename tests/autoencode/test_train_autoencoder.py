@@ -120,6 +120,9 @@ def test_other_settings_and_damaged_checkpoints_are_refused(trained, tmp_path, m
     (checkpoint / "raw.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"damaged or cut short; delete the checkpoint"):
         train_autoencoder(make_run(tmp_path / "run", kind, images=352), show_progress=False)
+    (checkpoint / "state" / "run.json").write_text("{}")  # as of another command's run
+    with pytest.raises(UserError, match=r"holds a run that trains no autoencoder; give another --out"):
+        train_autoencoder(make_run(tmp_path / "run", kind), show_progress=False)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, make_run):

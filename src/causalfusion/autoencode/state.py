@@ -113,7 +113,11 @@ class AutoencoderState:
             return False
         folder = found[-1]
         try:
-            self._require_same(read_object(folder / "state" / _RUN_FILE, "training state"), data)
+            stored = read_object(folder / "state" / _RUN_FILE, "training state")
+        except UserError as error:
+            raise UserError(f"{error}; {REMEDY.format(folder)}") from error
+        self._require_same(stored, data)
+        try:
             progress = read_progress(folder)
             raw, averages = (self._read(folder / name) for name in (_RAW_FILE, WEIGHTS_FILE))
             self.network.load_state_dict(raw)
@@ -121,8 +125,6 @@ class AutoencoderState:
             state = folder / "state"
             load_optimizer(self.network, self.optimizer, state / OPTIMIZER_FILE, state / "none", gaps=False)
         except UserError as error:
-            if "this run has" in str(error):
-                raise
             raise UserError(f"{error}; {REMEDY.format(folder)}") from error
         self.progress = progress
         return True
@@ -139,7 +141,7 @@ class AutoencoderState:
         """Raises UserError unless the run of a checkpoint has these settings and data."""
         before, now = stored.get("run"), flat(to_dict(self.run))
         if not isinstance(before, dict) or not isinstance(stored.get("data"), dict):
-            raise UserError(f"{self.folder} has a damaged {_RUN_FILE}")
+            raise UserError(f"{self.folder} holds a run that trains no autoencoder; give another --out")
         before = flat(before)
         changed = [name for name in now if name not in _FREE and before.get(name) != now[name]]
         for name in changed:
