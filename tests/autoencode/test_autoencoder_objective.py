@@ -128,3 +128,9 @@ def test_weights_depend_on_the_seed_alone(config):
     first, second, other = (build_codec(config, (3, 8, 8), seed) for seed in (0, 0, 1))
     assert first.autoencoder_fingerprint == second.autoencoder_fingerprint != other.autoencoder_fingerprint
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("width", "groups"), [(128, 32), (32, 8), (16, 4), (24, 6), (20, 5), (6, 1)])
+def test_groups_of_a_norm_have_at_least_four_channels(width, groups):
+    config = AutoencoderConfig(downsample=2, width=width)
+    assert build_codec(config, (3, 8, 8), 0).autoencoder.config["norm_num_groups"] == groups

@@ -8,7 +8,7 @@ import torch
 
 from causalfusion.codec.codec import Codec
 from causalfusion.config import CodecConfig
-from causalfusion.config.autoencoding import NORM_GROUPS, AutoencoderConfig
+from causalfusion.config.autoencoding import GROUP_CHANNELS, NORM_GROUPS, AutoencoderConfig
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_generator, derive_seed
 
@@ -49,7 +49,9 @@ def _convolutional(config: AutoencoderConfig, channels: int) -> Any:
     widths = [config.width * min(2**level, 4) for level in range(config.levels)]
     down: Any = ("DownEncoderBlock2D",) * config.levels  # diffusers' types allow only one
     up: Any = ("UpDecoderBlock2D",) * config.levels
-    groups = next(n for n in range(min(NORM_GROUPS, config.width), 0, -1) if config.width % n == 0)
+    # Of one channel each, groups would take the mean of every channel away, and with it the colours.
+    most = max(min(NORM_GROUPS, config.width // GROUP_CHANNELS), 1)
+    groups = next(n for n in range(most, 0, -1) if config.width % n == 0)
     return AutoencoderKL(
         in_channels=channels,
         out_channels=channels,

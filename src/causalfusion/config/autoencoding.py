@@ -12,6 +12,8 @@ from causalfusion.errors import check, check_finite
 
 NORM_GROUPS = 32
 """Largest number of groups of a convolutional network's group norms."""
+GROUP_CHANNELS = 4
+"""Smallest number of channels of a group."""
 _UNLIMITED = 10**9
 _DEFAULTS = {"kl": (32, 1, 1e-4), "fixed_variance": (192, 4, 1e-2)}
 """(width, depth, kl_weight) by the kind of network."""
