@@ -29,7 +29,7 @@ from causalfusion.pictures.compose import framed, to_image_grid
 from causalfusion.rng import derive_generator
 from causalfusion.train.checkpoint import remove_partial_checkpoints
 from causalfusion.train.ema import ema_decay
-from causalfusion.train.grids import Interval
+from causalfusion.train.grids import Periodic
 from causalfusion.train.log import RunLog
 from causalfusion.train.optimizer import learning_rate
 from causalfusion.train.stopping import StopRequest
@@ -102,8 +102,8 @@ class _Run:
         self.log = RunLog(self.folder, state.progress.images_seen)
         self.line = ProgressLine(self.optimization.images, state.progress.images_seen, enabled=self.show)
         begin = time.monotonic()
-        self.checkpoints = Interval(self.training.checkpoint_minutes, begin)
-        self.pictures = Interval(self.training.picture_minutes, begin)
+        self.checkpoints = Periodic(self.training.checkpoint_minutes, begin)
+        self.pictures = Periodic(self.training.picture_minutes, begin)
         try:
             with self.stop.on_signals():
                 self._steps()
