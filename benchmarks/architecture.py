@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("what comes in", ("data", "codec")),
     ("the method", ("factorization", "sequence", "documents", "mask", "model", "diffusion", "losses")),
     ("models in use", ("saved", "estimate", "pictures", "generate", "train", "show")),
-    ("figures", ("evaluate", "study", "planner", "interop", "doctor")),
+    ("figures", ("evaluate", "autoencode", "study", "planner", "interop", "doctor")),
     ("doors", ("demo", "commands", "vocabulary", "cli")),
 )
 COLORS = ("#8a8f98", "#4c8b6b", "#c0504d", "#3f6fb0", "#8a5fa8", "#b98022")

@@ -31,7 +31,7 @@ def read(text: str | list[str]) -> Line:
 
 def chosen(command: str) -> tuple[str, App]:
     """The name of a command, or of its only subcommand, and its app."""
-    below = {"convert": ["official"], "tokenizer": ["train"]}.get(command, [])
+    below = {"convert": ["official"], "tokenizer": ["train"], "codec": ["train"]}.get(command, [])
     chain, apps, _ = cli.app.parse_commands([command, *below])
     return " ".join(chain), apps[-1]
 
@@ -100,6 +100,11 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
         ("encode photos --out latents", {"--data.path": ["photos"], "--out": ["latents"]}),
         ("encode --batch-size 2 --out latents", {"--batch-size": ["2"], "--out": ["latents"]}),
         ("tokenizer train photos -o t.json", {"--data.path": ["photos"], "--out": ["t.json"]}),
+        (
+            "codec train photos -o kl -b 8",
+            {"--data.path": ["photos"], "--out": ["kl"], "--batch-size": ["8"]},
+        ),
+        ("codec evaluate photos --ae kl", {"--data.path": ["photos"], "--autoencoder": ["kl"]}),
         ("sample --steps 9", {"--diffusion-steps": ["9"]}),
         ("sample --cfg-scale 2", {"--guidance-scale": ["2"]}),
         ("sample --guidance 2", {"--guidance-scale": ["2"]}),

@@ -27,8 +27,8 @@ from causalfusion.vocabulary.read import Line, read_line
 from causalfusion.vocabulary.unused import refuse_unused
 
 COMMANDS = (
-    "train", "sample", "edit", "caption", "complete", "encode", "convert", "tokenizer", "doctor", "demo",
-    "evaluate", "compare", "study", "plan", "estimate",
+    "train", "sample", "edit", "caption", "complete", "encode", "convert", "codec", "tokenizer", "doctor",
+    "demo", "evaluate", "compare", "study", "plan", "estimate",
 )  # fmt: skip
 BROKEN_PIPE = 141
 """Exit code if the reader of the output is gone, as in a shell (128 + SIGPIPE)."""

@@ -1,13 +1,15 @@
-"""Opening a KL autoencoder: a diffusers folder, a hub id, or a checkpoint in the original layout.
+"""Opening an autoencoder: a diffusers folder, a hub id, or a KL autoencoder's original checkpoint.
 
-The result is always a frozen diffusers `AutoencoderKL`. Its own `scaling_factor` is not used: the scale is a
-setting of the codec alone.
+A folder tells its class: one of diffusers' (`AutoencoderKL`, `AutoencoderDC`, `AutoencoderRAE`), or the
+autoencoder of fixed variance. Its own `scaling_factor` is not used: the scale is a setting of the codec
+alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 from causalfusion.codec.codec import Autoencoder
+from causalfusion.codec.deterministic import DeterministicAutoencoder
 from causalfusion.errors import UserError
 from causalfusion.weight_files import read_pickle
 
@@ -28,33 +31,104 @@ class OpenedAutoencoder:
     """An autoencoder with its sizes."""
 
     network: Any
-    """Diffusers' `AutoencoderKL`, in evaluation mode, without gradients."""
+    """An `Autoencoder`, in evaluation mode, without gradients."""
     latent_channels: int
     downsample: int
     """Image pixels per latent pixel, along a side."""
     image_channels: int
+    image_size: tuple[int, int] | None = None
+    """(height, width) of the only images that it takes; None: any multiple of `downsample`."""
 
 
 def open_autoencoder(path: str) -> OpenedAutoencoder:
     """The autoencoder in a folder, a file, or on the hub. Raises UserError."""
     place = Path(path).expanduser()
     if place.is_dir():
-        autoencoder = _from_folder(place)
+        network = _from_folder(place)
     elif place.is_file():
-        autoencoder = _from_checkpoint(place)
+        network = _from_checkpoint(place)
     elif _HUB_ID.fullmatch(path) and place.suffix not in SUFFIXES:
-        autoencoder = _from_hub(path)
+        network = _from_hub(path)
     else:
         raise UserError(f"the autoencoder {path} does not exist; give codec.autoencoder: {_EXPECTED}")
-    autoencoder.eval().requires_grad_(False)
-    config = autoencoder.config
-    if config.in_channels != config.out_channels:
+    network.eval().requires_grad_(False)
+    writes = getattr(network.config, "out_channels", None)
+    if writes is not None and network.config.in_channels != writes:
         raise UserError(
-            f"the autoencoder {path} reads {config.in_channels} image channels and writes "
-            f"{config.out_channels}; expected the same number"
+            f"the autoencoder {path} reads {network.config.in_channels} image channels and writes "
+            f"{writes}; expected the same number"
         )
+    return _KINDS[type(network).__name__].opened(network, path)
+
+
+def _opened_kl(network: Any, path: str) -> OpenedAutoencoder:
+    config = network.config
     downsample = 2 ** (len(config.block_out_channels) - 1)
-    return OpenedAutoencoder(autoencoder, config.latent_channels, downsample, config.in_channels)
+    return OpenedAutoencoder(network, config.latent_channels, downsample, config.in_channels)
+
+
+def _opened_dc(network: Any, path: str) -> OpenedAutoencoder:
+    config, downsample = network.config, network.spatial_compression_ratio
+    own = DeterministicAutoencoder(network)
+    return OpenedAutoencoder(own, config.latent_channels, downsample, config.in_channels)
+
+
+def _opened_rae(network: Any, path: str) -> OpenedAutoencoder:
+    config, side = network.config, network.decoder_image_size
+    if not config.reshape_to_2d:
+        raise UserError(
+            f"the autoencoder {path} gives its latents as a row of tokens; expected reshape_to_2d true in "
+            "its config.json"
+        )
+    own = DeterministicAutoencoder(network, low=0, high=1)
+    channels, patch = config.encoder_hidden_size, network.decoder_patch_size
+    return OpenedAutoencoder(own, channels, patch, config.num_channels, (side, side))
+
+
+def _opened_fixed_variance(network: Any, path: str) -> OpenedAutoencoder:
+    config = network.config
+    size = (config.image_height, config.image_width)
+    return OpenedAutoencoder(network, config.latent_channels, config.patch_size, config.in_channels, size)
+
+
+def _kl_class() -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return AutoencoderKL
+
+
+def _dc_class() -> Any:
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+
+    return AutoencoderDC
+
+
+def _rae_class() -> Any:
+    from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE
+
+    return AutoencoderRAE
+
+
+def _fixed_variance_class() -> Any:
+    from causalfusion.codec.fixed_variance import FixedVarianceAutoencoder
+
+    return FixedVarianceAutoencoder
+
+
+@dataclass(frozen=True)
+class _Kind:
+    load_class: Callable[[], Any]
+    """Imports the class, which takes seconds. Raises ImportError where diffusers is too old for it."""
+    opened: Callable[[Any, str], OpenedAutoencoder]
+
+
+_KINDS = {
+    "AutoencoderKL": _Kind(_kl_class, _opened_kl),
+    "AutoencoderDC": _Kind(_dc_class, _opened_dc),
+    "AutoencoderRAE": _Kind(_rae_class, _opened_rae),
+    "FixedVarianceAutoencoder": _Kind(_fixed_variance_class, _opened_fixed_variance),
+}
+"""Classes of autoencoders by the name in `config.json`."""
 
 
 def fingerprint(autoencoder: Autoencoder) -> str:
@@ -74,7 +148,7 @@ def save_autoencoder(autoencoder: Any, folder: Path) -> None:
 def _from_folder(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"the autoencoder's folder {folder} has no config.json; expected a diffusers AutoencoderKL "
+            f"the autoencoder's folder {folder} has no config.json; expected a diffusers autoencoder "
             "(in a whole pipeline: its folder vae)"
         )
     try:
@@ -109,17 +183,22 @@ def _from_hub(name: str) -> Any:
         ) from error
 
 
-def _autoencoder_class() -> Any:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    return AutoencoderKL
+def _class_named(kind: object, name: str) -> Any:
+    """The class of an autoencoder by its name in a config.json. Raises UserError."""
+    if kind not in _KINDS:
+        raise UserError(f"the autoencoder {name} is of the class {kind}; expected one of {', '.join(_KINDS)}")
+    try:
+        return _KINDS[str(kind)].load_class()
+    except ImportError as error:
+        raise UserError(
+            f"the autoencoder {name} is of the class {kind}, which the installed diffusers lacks "
+            f"({_brief(error)}); install a newer one"
+        ) from None
 
 
 def _from_pretrained(name: str, *, local: bool) -> Any:
-    cls = _autoencoder_class()
-    kind = cls.load_config(name, local_files_only=local).get("_class_name")
-    if kind != "AutoencoderKL":
-        raise UserError(f"the autoencoder {name} is of the class {kind}; expected AutoencoderKL")
+    kind = _kl_class().load_config(name, local_files_only=local).get("_class_name")
+    cls = _class_named(kind, name)
     autoencoder, loaded = cls.from_pretrained(
         name,
         local_files_only=local,
@@ -146,7 +225,7 @@ def _from_checkpoint(file: Path) -> Any:
     weights, settings = convert_kl_autoencoder(unwrap_checkpoint(_read_file(file), str(file)))
     try:
         with torch.device("meta"):  # avoids drawing random weights only to discard them
-            autoencoder = _autoencoder_class()(**settings)
+            autoencoder = _kl_class()(**settings)
         autoencoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (RuntimeError, ValueError) as error:
         raise UserError(

@@ -25,7 +25,8 @@ _CHUNK = 32
 
 
 class Autoencoder(Protocol):
-    """The interface of an autoencoder, which diffusers' `AutoencoderKL` has."""
+    """The interface of an autoencoder, which diffusers' `AutoencoderKL` has. One whose `draws_deviation` is
+    true has another deviation for every image, of which the posterior's is the root mean square."""
 
     def encode(self, x: Tensor, /) -> Any:
         """An object whose `latent_dist` has the `mean` and `std`, each (B, c, h, w), of the posterior of
@@ -100,6 +101,14 @@ class Codec:
         with torch.autocast(images.device.type, enabled=False):  # latents are always float32
             parts = [self.autoencoder.encode(p.float()).latent_dist for p in images.split(_CHUNK)]
             return torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
+
+    def draw_noise(self, generator: torch.Generator) -> Tensor:
+        """Noise to draw the raw latents of one image with, (c, h, w), of variance 1: standard normal, times
+        one standard normal number where the autoencoder draws a deviation for each image."""
+        noise = torch.randn(self.latent_shape, generator=generator)
+        if getattr(self.autoencoder, "draws_deviation", False):
+            noise *= torch.randn((), generator=generator)
+        return noise
 
     @torch.no_grad()
     def encode_raw(self, images: Tensor, noise: Tensor | None) -> Tensor:
@@ -178,6 +187,7 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
                 f"the images have {config.image_channels} channels; the autoencoder "
                 f"{config.autoencoder} takes {opened.image_channels}: give another codec.autoencoder, or none"
             )
+        _check_image_size(config, opened.image_size)
         config = replace(
             config,
             latent_channels=opened.latent_channels,
@@ -186,6 +196,16 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
         )
     _check_size(config)
     return Codec(config, autoencoder)
+
+
+def _check_image_size(config: CodecConfig, only: tuple[int, int] | None) -> None:
+    """Raises UserError for images of another size than the only one that the autoencoder takes."""
+    height, width = config.image_height, config.image_width
+    if only is not None and only != (height, width):
+        raise UserError(
+            f"the images are {width}x{height}; the autoencoder {config.autoencoder} takes "
+            f"{only[1]}x{only[0]} alone: change data.image_size"
+        )
 
 
 def _check_size(config: CodecConfig) -> None:

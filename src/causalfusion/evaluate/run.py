@@ -101,7 +101,7 @@ def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
             preset=_preset_facts(request),
             left_out=left_out,
             warnings=_warnings(figures, images, measured[0]),
-            run=_run_facts(world, seconds),
+            run=run_facts(world, seconds),
         )
         card.save(request.out / FILE_NAME)
         _draw_grid(images, request.out / GRID_FILE)
@@ -193,7 +193,7 @@ def _warnings(figures: dict[str, Figure], images: ImageSet, samples: ExtractedFe
     return lines
 
 
-def _run_facts(world: World, seconds: dict[str, float]) -> dict[str, Any]:
+def run_facts(world: World, seconds: dict[str, float]) -> dict[str, Any]:
     """Time, machine, versions and command line, for the card."""
     on_gpu = world.device.type == "cuda"
     return {

@@ -35,6 +35,7 @@ TOLERANCES = {
     "EMA after steps": 5e-6,
     "noise schedules": 1e-12,
     "autoencoder": 2e-5,
+    "fixed-variance autoencoder": 5e-6,
     "not replayed": 0.0,
 }
 """Largest error allowed for each quantity, relative to the recorded tensor's largest value."""

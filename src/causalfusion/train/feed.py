@@ -161,9 +161,7 @@ class TrainingData:
         if config.kind == "pixels" or config.latents == "mode":
             return None
         draws = [
-            torch.randn(
-                self.codec.latent_shape, generator=derive_generator(self.config.train.seed, "latent", n)
-            )
+            self.codec.draw_noise(derive_generator(self.config.train.seed, "latent", n))
             for n in sample_indices.tolist()
         ]
         return torch.stack(draws).to(self.world.device)

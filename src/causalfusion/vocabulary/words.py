@@ -17,6 +17,8 @@ POSITIONAL = {
     "train": "--data.path",
     "encode": "--data.path",
     "tokenizer train": "--data.path",
+    "codec train": "--data.path",
+    "codec evaluate": "--data.path",
     "sample": "--prompt",
 }
 """The option, by command, of values without an option's name."""

@@ -48,9 +48,7 @@ class TransformersExtractor:
     def __init__(self, model: str, device: str = "cpu") -> None:
         transformers = _import_transformers()
         self.name = f"transformers:{Path(model).resolve().name if Path(model).is_dir() else model}"
-        with _quiet(transformers):
-            self._model, missing, self._processor = _load(transformers, model)
-        _check_missing(model, missing)
+        self._model, missing, self._processor = _load_whole(transformers, model)
         self._device = torch.device(device)
         self._model.float().to(self._device).eval().requires_grad_(False)
         self._pooler_is_whole = not missing
@@ -126,6 +124,21 @@ class TransformersExtractor:
                 f"features {self.name}: {type(self._model).__name__} gives other features of the same image "
                 "each time; expected a model without masking or sampling"
             )
+
+
+def load_vision_model(model: str) -> tuple[nn.Module, Any]:
+    """A vision model, by id or folder, and its image processor. Raises UserError if it cannot be opened or
+    lacks weights."""
+    loaded, _, processor = _load_whole(_import_transformers(), model)
+    return loaded, processor
+
+
+def _load_whole(transformers: Any, model: str) -> tuple[nn.Module, set[str], Any]:
+    """As `_load`; a checkpoint may lack the weights of a pooling layer alone."""
+    with _quiet(transformers):
+        found = _load(transformers, model)
+    _check_missing(model, found[1])
+    return found
 
 
 def _import_transformers() -> Any:

@@ -25,13 +25,14 @@ MeasureName = Literal[
 ]
 """A measure by the name that users give; `precision_recall` and `density_coverage` give two figures each."""
 MEASURES: tuple[MeasureName, ...] = get_args(MeasureName)
-LOWER_IS_BETTER = ("frechet", "spatial_frechet", "kernel", "frechet_infinity")
+LOWER_IS_BETTER = ("frechet", "spatial_frechet", "kernel", "frechet_infinity", "reconstruction_frechet", "l1")
 INCEPTION_NAMES = {
     "frechet": "fid",
     "spatial_frechet": "sfid",
     "inception_score": "is",
     "kernel": "kid",
     "frechet_infinity": "fid_infinity",
+    "reconstruction_frechet": "rfid",
 }
 """Customary names of quantities in Inception's features."""
 _NORMAL_95 = 1.959964
@@ -40,7 +41,8 @@ _NORMAL_95 = 1.959964
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     quantity: str
-    """Name of a measure, or one of `precision`, `recall`, `density` and `coverage`."""
+    """Name of a measure, or one of `precision`, `recall`, `density` and `coverage`; of reconstructions, `l1`,
+    `psnr`, `ssim` or `reconstruction_frechet`."""
     value: float
     count: int
     """Number of images measured, N."""

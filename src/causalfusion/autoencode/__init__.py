@@ -1,0 +1,1 @@
+"""Autoencoders of one's own: training, and the figures of their reconstructions."""
