@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from causalfusion.config import ModelConfig
+from causalfusion.config.recipes import load_layer
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
 from causalfusion.generate.layout import tokens_of_mask
@@ -34,6 +35,7 @@ from causalfusion.generate.settings import warn_of_unused
 from causalfusion.machine.processes import join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.pictures.compose import Edit, below, edit_sheet, framed, paragraph
+from causalfusion.saved.folder import SAMPLING_FILE
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -65,7 +67,7 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
             request.model, request.weights, request.precision, world, request.autoencoder
         )
         task = _open_task(pipeline, image, request)
-        request = _fitted(request, task, pipeline.model.config)
+        request = _fitted(request, task, pipeline.model.config, folder)
         warn_of_untrained_null(pipeline, request.settings, [task.label])
         warn_of_unused(request.settings, pipeline.spec.diffusion)
         settings = {
@@ -106,10 +108,13 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
     return request.out
 
 
-def _fitted(request: EditRequest, task: _Task, model: ModelConfig) -> EditRequest:
-    """The request with at most as many AR steps as tokens change: a model's own settings are for whole
-    images."""
-    settings = request.settings
+def _fitted(request: EditRequest, task: _Task, model: ModelConfig, folder: Path) -> EditRequest:
+    """The request with at most as many AR steps as tokens change, if their number is the model's own, which
+    is for whole images."""
+    settings, own = request.settings, folder / SAMPLING_FILE
+    recommended = load_layer(str(own)).get("num_ar_steps") if own.is_file() else None
+    if settings.num_ar_steps != recommended:
+        return request
     changed = int(tokens_of_mask(task.mask, model.grid_height, model.grid_width).sum())
     if settings.sizes or not 0 < changed < settings.num_ar_steps:
         return request
