@@ -1,0 +1,111 @@
+"""Replaying what other systems' released code recorded (shared/parity/neighbours), with our own code.
+
+The format is that of the README beside each recording: for a model X the file X.weights.safetensors, with the
+names of its authors, and others that hold what their code made of it. The system is recognised by the names
+of the weights; sizes, steps and scales are read from the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+from torch import Tensor
+
+from causalfusion.interop.official_file import parse_json, read_safetensors
+from causalfusion.interop.recording import LEFT_OUT, Check, Recording, replay_file
+from causalfusion.interop.systems import replay_dit
+from causalfusion.interop.systems.dit import read_dit, read_sit
+from causalfusion.interop.systems.large_dit import read_large_dit
+from causalfusion.interop.systems.released import Released
+from causalfusion.interop.systems.replay_model import RecordedSystem
+
+_OWN_KEY = "x_proj.weight"
+"""A weight that models of this project's reference have."""
+_LANGUAGE_MODEL = "io.safetensors"
+
+Reader = Callable[[Mapping[str, Tensor], Mapping[str, Any], str], Released]
+Replay = Callable[[Recording, RecordedSystem], None]
+
+
+class System(NamedTuple):
+    """How the recordings of a system are read and replayed."""
+
+    read: Reader
+    parts: Mapping[str, Replay]
+    """By what stands between X. and .safetensors."""
+    tolerances: Mapping[str, float]
+    left_out: Sequence[str] = ()
+    """Parts that are not replayed."""
+
+
+_DDPM = {
+    "forward": replay_dit.replay_forward,
+    "train": replay_dit.replay_train,
+    "sample": replay_dit.replay_sample,
+}
+DIT = System(read_dit, _DDPM, replay_dit.TOLERANCES)
+LARGE_DIT = System(read_large_dit, _DDPM, replay_dit.TOLERANCES)
+
+
+def recorded_folders(folder: Path) -> Iterator[Path]:
+    """The folder and those below it that hold recordings."""
+    if any(folder.glob("*weights.safetensors")) or _is_language_models(folder):
+        yield folder
+    if not _is_language_models(folder):
+        for inside in sorted(folder.iterdir()):
+            if inside.is_dir() and not inside.name.startswith("."):
+                yield from recorded_folders(inside)
+
+
+def _is_language_models(folder: Path) -> bool:
+    """Whether it is one recorded language model, or holds nothing but such folders."""
+    inside = [path for path in folder.iterdir() if path.is_dir()]
+    return (folder / _LANGUAGE_MODEL).is_file() or (
+        bool(inside) and all((path / _LANGUAGE_MODEL).is_file() for path in inside)
+    )
+
+
+def is_own(folder: Path) -> bool:
+    """Whether the folder's recordings are of this project's reference, as unknown ones count, too."""
+    return not _is_language_models(folder) and all(
+        _system_of(path) is None for path in sorted(folder.glob("*weights.safetensors"))
+    )
+
+
+def replay_system(folder: Path, name: str) -> list[Check]:
+    """Replay the recordings of other systems in a folder, called `name` in the report. Raises UserError."""
+    if _is_language_models(folder):
+        note = "recorded language models are not replayed yet"
+        return [Check(name or folder.name, "", LEFT_OUT, 0.0, note)]
+    checks: list[Check] = []
+    for path in sorted(folder.glob("*weights.safetensors")):
+        system = _system_of(path)
+        if system is None:
+            continue
+        state, metadata = read_safetensors(path)
+        settings: dict[str, Any] = {}
+        for key in ("config", "diffusion"):
+            settings |= parse_json(metadata.get(key, "{}"), f"{path}: metadata {key}")
+        where = str(path)
+        recorded = RecordedSystem(system.read(state, settings, where), state, where, settings)
+        for part, replay in system.parts.items():
+            file = path.with_name(f"{path.name.split('.')[0]}.{part}.safetensors")
+            if file.is_file():
+                checks += replay_file(file, lambda r, f=replay, s=recorded: f(r, s), name, system.tolerances)
+    return checks
+
+
+def _system_of(path: Path) -> System | None:
+    """The system whose names the weights have; None: none that is known."""
+    with safe_open(path, "pt") as file:
+        names = set(file.keys())
+    if _OWN_KEY in names:
+        return None
+    if "layers.0.attention.wq.weight" in names:
+        return LARGE_DIT
+    if "x_embedder.proj.weight" in names and "blocks.0.mlp.fc2.weight" in names:
+        return DIT
+    return None
