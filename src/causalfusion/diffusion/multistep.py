@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from causalfusion.config import PredictionType
+from causalfusion.diffusion.samplers import PlainEntry
 from causalfusion.diffusion.schedule import NoiseSchedule, clean_tables
 
 SolverName = Literal["dpm++", "unipc"]
 
 
-class MultistepSampler:
+class MultistepSampler(PlainEntry):
     """A `Sampler` with memory: steps come in order, from a fresh instance for every AR step.
 
     The last step is of first order and lands on the predicted x_0. dpm++ computes in float32 whatever the

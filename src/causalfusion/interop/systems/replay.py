@@ -16,7 +16,7 @@ from torch import Tensor
 
 from causalfusion.interop.official_file import parse_json, read_safetensors
 from causalfusion.interop.recording import LEFT_OUT, Check, Recording, replay_file
-from causalfusion.interop.systems import replay_dit
+from causalfusion.interop.systems import replay_dit, replay_sit
 from causalfusion.interop.systems.dit import read_dit, read_sit
 from causalfusion.interop.systems.large_dit import read_large_dit
 from causalfusion.interop.systems.released import Released
@@ -47,6 +47,15 @@ _DDPM = {
     "sample": replay_dit.replay_sample,
 }
 DIT = System(read_dit, _DDPM, replay_dit.TOLERANCES)
+SIT = System(
+    read_sit,
+    {
+        "forward": replay_dit.replay_forward,
+        "train": replay_sit.replay_train,
+        "sample": replay_sit.replay_sample,
+    },
+    replay_sit.TOLERANCES,
+)
 LARGE_DIT = System(read_large_dit, _DDPM, replay_dit.TOLERANCES)
 
 
@@ -92,7 +101,7 @@ def replay_system(folder: Path, name: str) -> list[Check]:
         where = str(path)
         recorded = RecordedSystem(system.read(state, settings, where), state, where, settings)
         for part, replay in system.parts.items():
-            file = path.with_name(f"{path.name.split('.')[0]}.{part}.safetensors")
+            file = _beside(path, part)
             if file.is_file():
                 checks += replay_file(file, lambda r, f=replay, s=recorded: f(r, s), name, system.tolerances)
     return checks
@@ -107,5 +116,23 @@ def _system_of(path: Path) -> System | None:
     if "layers.0.attention.wq.weight" in names:
         return LARGE_DIT
     if "x_embedder.proj.weight" in names and "blocks.0.mlp.fc2.weight" in names:
-        return DIT
+        return SIT if _tells_time_from_noise(path) else DIT
     return None
+
+
+def _tells_time_from_noise(weights: Path) -> bool:
+    """Whether recordings of a network with DiT's names are of a flow, as no weight tells."""
+    for part, tensor in (("train", "case0/x1"), ("sample", "ode/times")):
+        path = _beside(weights, part)
+        if path.is_file():
+            with safe_open(path, "pt") as file:
+                return tensor in file.keys()  # noqa: SIM118
+    path = _beside(weights, "forward")
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        return "t" in file.keys() and file.get_tensor("t").is_floating_point()  # noqa: SIM118
+
+
+def _beside(weights: Path, part: str) -> Path:
+    return weights.with_name(f"{weights.name.split('.')[0]}.{part}.safetensors")
