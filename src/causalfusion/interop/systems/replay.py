@@ -16,8 +16,9 @@ from torch import Tensor
 
 from causalfusion.interop.official_file import parse_json, read_safetensors
 from causalfusion.interop.recording import LEFT_OUT, Check, Recording, replay_file
-from causalfusion.interop.systems import replay_dit, replay_sit
+from causalfusion.interop.systems import replay_dit, replay_fit, replay_rope, replay_sit
 from causalfusion.interop.systems.dit import read_dit, read_sit
+from causalfusion.interop.systems.fit import read_fit
 from causalfusion.interop.systems.large_dit import read_large_dit
 from causalfusion.interop.systems.released import Released
 from causalfusion.interop.systems.replay_model import RecordedSystem
@@ -55,6 +56,16 @@ SIT = System(
         "sample": replay_sit.replay_sample,
     },
     replay_sit.TOLERANCES,
+)
+FIT = System(
+    read_fit,
+    {
+        "forward": replay_fit.replay_forward,
+        "rope": replay_rope.replay_rope,
+        "train": replay_fit.replay_train,
+        "sample": replay_fit.replay_sample,
+    },
+    replay_fit.TOLERANCES,
 )
 LARGE_DIT = System(read_large_dit, _DDPM, replay_dit.TOLERANCES)
 
@@ -115,6 +126,8 @@ def _system_of(path: Path) -> System | None:
         return None
     if "layers.0.attention.wq.weight" in names:
         return LARGE_DIT
+    if "blocks.0.mlp.fc1_g.weight" in names:
+        return FIT
     if "x_embedder.proj.weight" in names and "blocks.0.mlp.fc2.weight" in names:
         return SIT if _tells_time_from_noise(path) else DIT
     return None
