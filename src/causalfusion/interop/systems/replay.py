@@ -16,10 +16,19 @@ from torch import Tensor
 
 from causalfusion.interop.official_file import parse_json, read_safetensors
 from causalfusion.interop.recording import LEFT_OUT, Check, Recording, replay_file
-from causalfusion.interop.systems import replay_dit, replay_fit, replay_rope, replay_sit
+from causalfusion.interop.systems import (
+    replay_dit,
+    replay_fit,
+    replay_fit_sample,
+    replay_mar,
+    replay_mar_sample,
+    replay_rope,
+    replay_sit,
+)
 from causalfusion.interop.systems.dit import read_dit, read_sit
 from causalfusion.interop.systems.fit import read_fit
 from causalfusion.interop.systems.large_dit import read_large_dit
+from causalfusion.interop.systems.mar import read_mar
 from causalfusion.interop.systems.released import Released
 from causalfusion.interop.systems.replay_model import RecordedSystem
 
@@ -38,6 +47,8 @@ class System(NamedTuple):
     parts: Mapping[str, Replay]
     """By what stands between X. and .safetensors."""
     tolerances: Mapping[str, float]
+    schedules: Replay | None = None
+    """Of schedules.safetensors, which all models of a folder share."""
     left_out: Sequence[str] = ()
     """Parts that are not replayed."""
 
@@ -63,9 +74,19 @@ FIT = System(
         "forward": replay_fit.replay_forward,
         "rope": replay_rope.replay_rope,
         "train": replay_fit.replay_train,
-        "sample": replay_fit.replay_sample,
+        "sample": replay_fit_sample.replay_sample,
     },
     replay_fit.TOLERANCES,
+)
+MAR = System(
+    read_mar,
+    {
+        "train": replay_mar.replay_train,
+        "head": replay_mar.replay_head,
+        "sample": replay_mar_sample.replay_sample,
+    },
+    replay_mar.TOLERANCES,
+    schedules=replay_mar.replay_schedules,
 )
 LARGE_DIT = System(read_large_dit, _DDPM, replay_dit.TOLERANCES)
 
@@ -101,6 +122,7 @@ def replay_system(folder: Path, name: str) -> list[Check]:
         note = "recorded language models are not replayed yet"
         return [Check(name or folder.name, "", LEFT_OUT, 0.0, note)]
     checks: list[Check] = []
+    schedules = folder / "schedules.safetensors"
     for path in sorted(folder.glob("*weights.safetensors")):
         system = _system_of(path)
         if system is None:
@@ -111,6 +133,10 @@ def replay_system(folder: Path, name: str) -> list[Check]:
             settings |= parse_json(metadata.get(key, "{}"), f"{path}: metadata {key}")
         where = str(path)
         recorded = RecordedSystem(system.read(state, settings, where), state, where, settings)
+        if system.schedules is not None and schedules.is_file():
+            replay = system.schedules
+            checks += replay_file(schedules, lambda r, f=replay, s=recorded: f(r, s), name)
+            schedules = folder / "(replayed once)"
         for part, replay in system.parts.items():
             file = _beside(path, part)
             if file.is_file():
@@ -126,6 +152,8 @@ def _system_of(path: Path) -> System | None:
         return None
     if "layers.0.attention.wq.weight" in names:
         return LARGE_DIT
+    if "diffloss.net.input_proj.weight" in names:
+        return MAR
     if "blocks.0.mlp.fc1_g.weight" in names:
         return FIT
     if "x_embedder.proj.weight" in names and "blocks.0.mlp.fc2.weight" in names:
