@@ -7,7 +7,7 @@ of the weights; sizes, steps and scales are read from the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from causalfusion.interop.systems import (
     replay_dit,
     replay_fit,
     replay_fit_sample,
+    replay_latentlm,
+    replay_latentlm_sample,
     replay_mar,
     replay_mar_sample,
     replay_rope,
@@ -28,6 +30,7 @@ from causalfusion.interop.systems import (
 from causalfusion.interop.systems.dit import read_dit, read_sit
 from causalfusion.interop.systems.fit import read_fit
 from causalfusion.interop.systems.large_dit import read_large_dit
+from causalfusion.interop.systems.latentlm import read_latentlm
 from causalfusion.interop.systems.mar import read_mar
 from causalfusion.interop.systems.released import Released
 from causalfusion.interop.systems.replay_model import RecordedSystem
@@ -49,8 +52,8 @@ class System(NamedTuple):
     tolerances: Mapping[str, float]
     schedules: Replay | None = None
     """Of schedules.safetensors, which all models of a folder share."""
-    left_out: Sequence[str] = ()
-    """Parts that are not replayed."""
+    left_out: Mapping[str, str] = {}
+    """Parts that are not replayed, with a line that says so."""
 
 
 _DDPM = {
@@ -87,6 +90,21 @@ MAR = System(
     },
     replay_mar.TOLERANCES,
     schedules=replay_mar.replay_schedules,
+)
+LATENTLM = System(
+    read_latentlm,
+    {"train": replay_latentlm.replay_train, "sample": replay_latentlm_sample.replay_sample},
+    replay_latentlm.TOLERANCES,
+    schedules=replay_latentlm.replay_schedules,
+    left_out={"vae": "its autoencoder, of fixed variance, is not replayed yet"},
+)
+LATENTLM_BASELINE = System(
+    read_latentlm,
+    {
+        "dit_train": replay_latentlm.replay_train,
+        "dit_sample": replay_latentlm_sample.replay_baseline_sample,
+    },
+    replay_latentlm.TOLERANCES,
 )
 LARGE_DIT = System(read_large_dit, _DDPM, replay_dit.TOLERANCES)
 
@@ -135,12 +153,16 @@ def replay_system(folder: Path, name: str) -> list[Check]:
         recorded = RecordedSystem(system.read(state, settings, where), state, where, settings)
         if system.schedules is not None and schedules.is_file():
             replay = system.schedules
-            checks += replay_file(schedules, lambda r, f=replay, s=recorded: f(r, s), name)
+            checks += replay_file(schedules, lambda r, f=replay, s=recorded: f(r, s), name, system.tolerances)
             schedules = folder / "(replayed once)"
         for part, replay in system.parts.items():
             file = _beside(path, part)
             if file.is_file():
                 checks += replay_file(file, lambda r, f=replay, s=recorded: f(r, s), name, system.tolerances)
+        for part, note in system.left_out.items():
+            if _beside(path, part).is_file():
+                file = f"{path.name.split('.')[0]}.{part}"
+                checks.append(Check(f"{name}/{file}" if name else file, "", LEFT_OUT, 0.0, note))
     return checks
 
 
@@ -152,6 +174,10 @@ def _system_of(path: Path) -> System | None:
         return None
     if "layers.0.attention.wq.weight" in names:
         return LARGE_DIT
+    if "condition_layer.linear.weight" in names:
+        return LATENTLM
+    if "blocks.0.mlp.gate.weight" in names:
+        return LATENTLM_BASELINE
     if "diffloss.net.input_proj.weight" in names:
         return MAR
     if "blocks.0.mlp.fc1_g.weight" in names:

@@ -134,7 +134,7 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
     if "cfg3/x_seq" in r:
         inputs = [z, *system.tokens(r["cfg3/x_seq"])[:-1]]
         guidance = guidance_of_steps(config, [1], process, system.guided(GUIDED_CHANNELS))[0]
-        outputs = _predictions(system, inputs, sampler.timesteps, labels, guidance)
+        outputs = predictions_at(system, inputs, sampler.timesteps, labels, guidance)
         r.compare_steps("cfg3/out_seq", [system.latents(out) for out in outputs], "sampling trajectories")
         cleaned, following = [], []
         # From recorded outputs: at the noisiest steps x_0 magnifies their rounding 157 times.
@@ -157,7 +157,7 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
             r.compare_steps(name, states, "sampling trajectories", "running freely")
 
 
-def _predictions(
+def predictions_at(
     system: RecordedSystem,
     inputs: list[Tensor],
     timesteps: list[int] | list[float],

@@ -1,4 +1,4 @@
-"""Replaying FiTv2's recorded sampling (shared/parity/neighbours/fitv2) by our own, each image on its own grid.
+"""Replaying the recorded sampling of FiTv2 (shared/parity/neighbours/fitv2), each image on its own grid.
 
 Shape letters: B rows, N places of a row, n tokens of an image, P numbers of a token.
 """
