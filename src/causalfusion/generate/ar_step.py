@@ -65,7 +65,8 @@ class AutoregressiveStep(ABC):
         rows = self.context.batch_size
         if not self.context.guided or not self.guidance.acts_at(share):
             return self._predict(tokens, rows, timestep).float()
-        return self.guidance.combine(*self._predict(tokens, 2 * rows, timestep).float().chunk(2), share)
+        conditional, unconditional = self._predict(tokens, 2 * rows, timestep).float().chunk(2)
+        return self.guidance.combine(conditional, unconditional, share)
 
     @abstractmethod
     def _predict(self, tokens: Tensor, rows: int, timestep: float) -> Tensor:

@@ -115,17 +115,19 @@ def _replay_pass(
     r: Recording, prefix: str, system: RecordedSystem, model: Transformer, tokens: Tensor, labels: Tensor,
     draws: Draws,
 ) -> TrainPass:  # fmt: skip
-    copies = draws.noise.shape[1]
+    copies, head = draws.noise.shape[1], model.head
+    of_condition: list[Tensor] = []
+    of_head: list[Tensor] = []
     with ExitStack() as stack:
         blocks = [stack.enter_context(outputs_of(block)) for block in model.blocks]
-        if model.head is not None:
-            of_condition = stack.enter_context(outputs_of(model.head.condition_in))
-            of_head = stack.enter_context(outputs_of(model.head.blocks[-1]))
+        if head is not None:
+            of_condition = stack.enter_context(outputs_of(head.condition_in))
+            of_head = stack.enter_context(outputs_of(head.blocks[-1]))
         passed = train_pass(system, model, tokens, labels, draws)
-    if model.head is not None:
-        of_condition[0].retain_grad()
+    for condition in of_condition:
+        condition.retain_grad()
     passed.loss.backward()
-    if model.head is not None:
+    if head is not None:
         r.compare(prefix + "condition", of_condition[0], "predictions")
         gradient = of_condition[0].grad
         assert gradient is not None, "it was kept"

@@ -112,7 +112,11 @@ class RecordedSystem:
 def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """The outputs of a module while the block runs, call by call."""
     outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs.append(output)
+
+    handle = module.register_forward_hook(keep)
     try:
         yield outputs
     finally:
