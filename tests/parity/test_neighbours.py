@@ -71,6 +71,8 @@ def test_an_unknown_tensor_and_a_changed_one_are_noticed(tmp_path: Path) -> None
     change(folder / "B.sample.safetensors", {"surprise": torch.ones(1)})
     found = [c for c in replay_reference(folder) if not c.ok]
     assert [(c.tensor, c.quantity) for c in found] == [("surprise", "not replayed")]
+    save_file({"x": torch.ones(1)}, folder / "B.surprise.safetensors")
+    assert "B.surprise" in {c.file for c in replay_reference(folder) if not c.ok}
     wrong = read(folder / "B.sample.safetensors", "ddim/x_seq") * 1.001
     change(folder / "B.sample.safetensors", {"ddim/x_seq": wrong})
     assert "sampling trajectories" in failed(replay_reference(folder))
@@ -132,10 +134,14 @@ def test_another_noise_of_an_sde_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp
     assert not any(name.startswith(("ode", "drift")) for name in found)
 
 
-def test_unreadable_metadata_is_one_clear_line(tmp_path: Path) -> None:
+def test_unreadable_metadata_and_a_damaged_file_are_one_clear_line(tmp_path: Path) -> None:
     folder = part("mar", tmp_path, "B.weights.*", "B.train.*")
     change(folder / "B.train.safetensors", {}, {"cases": "[1"})
     with pytest.raises(UserError, match="metadata cases is not valid JSON"):
+        replay_reference(folder)
+    weights = folder / "B.weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged or cut short"):
         replay_reference(folder)
 
 

@@ -69,6 +69,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
 
 
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors of a file, which are not read. Raises UserError."""
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
+
+
 def parse_json(text: str, where: str) -> dict[str, Any]:
     """A JSON object, such as in the metadata of recordings. Raises UserError, its message beginning with
     `where`."""

@@ -7,6 +7,7 @@ of the weights; sizes, steps and scales are read from the files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 from torch import Tensor
 
-from causalfusion.interop.official_file import parse_json, read_safetensors
+from causalfusion.interop.official_file import parse_json, read_safetensors, tensor_names
 from causalfusion.interop.recording import LEFT_OUT, Check, Recording, replay_file
 from causalfusion.interop.systems import (
     replay_dit,
@@ -140,36 +141,48 @@ def replay_system(folder: Path, name: str) -> list[Check]:
         note = "recorded language models are not replayed yet"
         return [Check(name or folder.name, "", LEFT_OUT, 0.0, note)]
     checks: list[Check] = []
+    unknown = {path.name for path in folder.glob("*.safetensors")}
     schedules = folder / "schedules.safetensors"
     for path in sorted(folder.glob("*weights.safetensors")):
         system = _system_of(path)
         if system is None:
             continue
-        state, metadata = read_safetensors(path)
-        settings: dict[str, Any] = {}
-        for key in ("config", "diffusion"):
-            settings |= parse_json(metadata.get(key, "{}"), f"{path}: metadata {key}")
-        where = str(path)
-        recorded = RecordedSystem(system.read(state, settings, where), state, where, settings)
-        if system.schedules is not None and schedules.is_file():
-            replay = system.schedules
-            checks += replay_file(schedules, lambda r, f=replay, s=recorded: f(r, s), name, system.tolerances)
-            schedules = folder / "(replayed once)"
-        for part, replay in system.parts.items():
-            file = _beside(path, part)
-            if file.is_file():
+        recorded = _read(path, system)
+        parts = {_beside(path, part): replay for part, replay in system.parts.items()}
+        if system.schedules is not None and schedules.name in unknown:
+            parts[schedules] = system.schedules
+        for file, replay in parts.items():
+            if file.name in unknown:
                 checks += replay_file(file, lambda r, f=replay, s=recorded: f(r, s), name, system.tolerances)
         for part, note in system.left_out.items():
-            if _beside(path, part).is_file():
-                file = f"{path.name.split('.')[0]}.{part}"
-                checks.append(Check(f"{name}/{file}" if name else file, "", LEFT_OUT, 0.0, note))
+            if _beside(path, part).name in unknown:
+                checks.append(Check(_title(_beside(path, part), name), "", LEFT_OUT, 0.0, note))
+        unknown -= {path.name, *(file.name for file in parts)}
+        unknown -= {_beside(path, part).name for part in system.left_out}
+    for file in sorted(unknown):
+        note = "the whole file, which is of no known kind"
+        checks.append(Check(_title(folder / file, name), note, "not replayed", math.inf))
     return checks
+
+
+def _read(path: Path, system: System) -> RecordedSystem:
+    state, metadata = read_safetensors(path)
+    settings: dict[str, Any] = {}
+    for key in ("config", "diffusion"):
+        settings |= parse_json(metadata.get(key, "{}"), f"{path}: metadata {key}")
+    where = str(path)
+    return RecordedSystem(system.read(state, settings, where), state, where, settings)
+
+
+def _title(path: Path, folder: str) -> str:
+    """A file's name in the report."""
+    name = path.name.removesuffix(".safetensors")
+    return f"{folder}/{name}" if folder else name
 
 
 def _system_of(path: Path) -> System | None:
     """The system whose names the weights have; None: none that is known."""
-    with safe_open(path, "pt") as file:
-        names = set(file.keys())
+    names = tensor_names(path)
     if _OWN_KEY in names:
         return None
     if "layers.0.attention.wq.weight" in names:
@@ -192,13 +205,12 @@ def _tells_time_from_noise(weights: Path) -> bool:
     for part, tensor in (("train", "case0/x1"), ("sample", "ode/times")):
         path = _beside(weights, part)
         if path.is_file():
-            with safe_open(path, "pt") as file:
-                return tensor in file.keys()  # noqa: SIM118
+            return tensor in tensor_names(path)
     path = _beside(weights, "forward")
-    if not path.is_file():
+    if not path.is_file() or "t" not in tensor_names(path):
         return False
     with safe_open(path, "pt") as file:
-        return "t" in file.keys() and file.get_tensor("t").is_floating_point()  # noqa: SIM118
+        return file.get_tensor("t").is_floating_point()
 
 
 def _beside(weights: Path, part: str) -> Path:

@@ -147,7 +147,7 @@ class _Run:
         assert self.model.head is not None, "a system with a per-token head"
         handle = self.model.register_forward_hook(keep)
         try:
-            with outputs_of(self.model.head) as outputs:
+            with outputs_of(self.model.head.image_out) as outputs:
                 tokens = generate_tokens(
                     self.model, process_of(self.system), self.config,
                     prefill(self.model, self.labels, self.config), self.order, self.sizes,
