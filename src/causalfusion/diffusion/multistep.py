@@ -84,9 +84,10 @@ def _timesteps(config: SampleConfig, schedule: NoiseSchedule, num_steps: int) ->
     by clean data, so that no prediction is spent where almost no noise is left."""
     log_snr = -np.log(schedule.sqrt_recipm1_alphas_cumprod)
     total = int((log_snr >= config.least_log_snr).sum())
-    if num_steps > total or (num_steps == total and config.step_spacing == "leading"):
-        limit = f"the {total} noise levels with a log_snr of at least {config.least_log_snr:g}"
-        raise UserError(f"sample.diffusion_steps is {num_steps}; expected fewer, for {limit}")
+    most = total - 1 if config.step_spacing == "leading" else total
+    if not 1 <= num_steps <= most:
+        levels = "noise levels there are" + (" above sample.least_log_snr" if total < len(log_snr) else "")
+        raise UserError(f"sample.diffusion_steps is {num_steps}; expected 1 to {most}, for the {levels}")
     if num_steps == total:
         return list(range(total))
     if config.step_spacing == "leading":

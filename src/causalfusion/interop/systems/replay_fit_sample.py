@@ -17,7 +17,7 @@ from causalfusion.interop.systems.fit import rope_of
 from causalfusion.interop.systems.replay_dit import GUIDED_CHANNELS
 from causalfusion.interop.systems.replay_fit import Order, places_in
 from causalfusion.interop.systems.replay_model import RecordedSystem, sample_freely
-from causalfusion.interop.systems.replay_sit import guided_velocities, sde_settings, sde_states
+from causalfusion.interop.systems.replay_sit import guided_velocities, sde_settings, sde_states, times_of
 
 
 def on_grid(system: RecordedSystem, rows: int, columns: int) -> RecordedSystem:
@@ -39,8 +39,8 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
     )  # fmt: skip
     null_class = torch.tensor(int(r.setting("null_class")))
     r.check("null_class", torch.tensor(system.released.model.null_label), null_class, "labels")
-    told = system.process.sampler(config, points - 1).timesteps
-    r.compare("times", torch.tensor([*told, 1.0]), "path coefficients")
+    times = times_of(system.process.sampler(config, points - 1))
+    r.compare("times", torch.cat([times, torch.ones(1)]), "path coefficients")
     sizes = r["size"][:, 0].long()
     grid = places_in(r["grid"])
     images = [Sampled(system, row, tuple(size), grid[row]) for row, size in enumerate(sizes.tolist())]  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
     if "sde" in r.metadata:
         settings = sde_settings(config, r.json("sde"), points, f"{r.path}: metadata sde")
         sampler = system.process.sampler(settings, *settings.diffusion_steps)
-        r.compare("sde/t_model", torch.tensor(sampler.timesteps).repeat_interleave(2), "path coefficients")
+        r.compare("sde/t_model", times_of(sampler).repeat_interleave(2), "path coefficients")
         states = [image.sde(settings, r["y"], z, r["sde/noise_seq"]) for image in images]
         joined = [torch.cat(step) for step in zip(*states, strict=True)]
         r.compare_steps("sde/x_seq", joined, "sampling trajectories", "running freely")

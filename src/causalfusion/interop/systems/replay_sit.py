@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from causalfusion.config import SampleConfig
+from causalfusion.diffusion.samplers import Sampler
 from causalfusion.errors import UserError
 from causalfusion.generate.ar_step import make_step
 from causalfusion.generate.context import prefill
@@ -77,14 +78,14 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
         guided_channels=GUIDED_CHANNELS,
     )  # fmt: skip
     sampler = system.process.sampler(config, points - 1)
-    r.compare("ode/times", torch.tensor([*sampler.timesteps, 1.0]), "path coefficients")
+    r.compare("ode/times", torch.cat([times_of(sampler), torch.ones(1)]), "path coefficients")
     if "ode_euler/x_seq" in r:
         states = system.tokens(r["ode_euler/x_seq"])[:-1]
         velocities = guided_velocities(system, model, config, labels, list(states))
         r.compare_steps("ode_euler/v_seq", velocities, "sampling trajectories")
     heun = replace(config, sampler="heun")
-    told = system.process.sampler(heun, points - 1).timesteps
-    r.compare("ode_heun2/t_model", torch.tensor(told), "path coefficients")
+    times = times_of(system.process.sampler(heun, points - 1))
+    r.compare("ode_heun2/t_model", times, "path coefficients")
     for name, settings, every in (
         ("ode_euler", config, 1), ("ode_euler_cfg_all", replace(config, guided_channels=0), 1),
         ("ode_heun2", heun, 2),
@@ -97,6 +98,11 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
     for name, case in cases.items():
         _replay_sde(r, system, model, name, sde_settings(config, case, points, f"{r.path}: {name}"))
     compare_drift(r, system, model)
+
+
+def times_of(sampler: Sampler) -> Tensor:
+    """Their times, which run from noise, 0, to data, 1, of its calls; before any shift of what is told."""
+    return 1 - torch.tensor(sampler.shares)
 
 
 def guided_velocities(
@@ -149,9 +155,9 @@ def _replay_sde(
     if not r.below(f"{name}/"):
         return
     noise, z = system.tokens(r["sde/noise_seq"]), system.tokens(r["z"])
-    told = torch.tensor(system.process.sampler(config, *config.diffusion_steps).timesteps)
+    times = times_of(system.process.sampler(config, *config.diffusion_steps))
     # Their code asks the network twice at each time, for the velocity and for the score.
-    r.compare(f"{name}/t_model", told.repeat_interleave(2), "path coefficients")
+    r.compare(f"{name}/t_model", times.repeat_interleave(2), "path coefficients")
     states = [system.latents(x) for x in sde_states(system, model, config, r["y"], z, noise)]
     r.compare_steps(f"{name}/x_seq", states, "sampling trajectories", "running freely")
     r.compare_steps(f"{name}/x_last2", states[-2:], "sampling trajectories", "running freely")
