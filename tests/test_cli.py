@@ -277,7 +277,11 @@ def test_help_needs_no_torch():
     assert done.returncode == 0 and "--train.lr" in done.stdout and "--guidance-scale" in done.stdout
 
 
-GROUPS = {"convert": ["official", "bundle"], "tokenizer": ["train"], "codec": ["train", "evaluate"]}
+GROUPS = {
+    "convert": ["official", "bundle", "dit", "mar", "diffusers"],
+    "tokenizer": ["train"],
+    "codec": ["train", "evaluate"],
+}
 WITH_OPTIONS = [f"{name} {below}".strip() for name in cli.COMMANDS for below in GROUPS.get(name, [""])]
 
 

@@ -18,7 +18,7 @@ from causalfusion.vocabulary.unused import DEFAULTS, USED
     [
         (
             "sample --last-step 0.1",
-            "--last-step 0.1 would change nothing, as it needs --sampler sde, not dpm++",
+            "--last-step 0.1 would change nothing, as it needs --sampler sde or sde_heun, not dpm++",
         ),
         (
             "sample --level-shift 3",

@@ -36,6 +36,7 @@ def run(sampler: Sampler, start: Tensor, kind: PredictionType = "velocity", seed
     generator, noised = torch.Generator().manual_seed(seed), start
     for index, level in enumerate(sampler.shares):
         noise = torch.randn(noised.shape, generator=generator, dtype=noised.dtype)
+        noised = sampler.enter(index, noised, noise)
         prediction = exact_prediction(noised, level, kind)
         noised = sampler.step(index, noised, prediction, noise if sampler.needs_noise else None)
     return noised
@@ -86,17 +87,17 @@ def test_any_number_of_steps_is_finite_and_ends_on_the_last_predicted_clean_data
     name: SamplerName, num_steps: int
 ) -> None:
     sampler = flow("sample").sampler(SampleConfig(sampler=name), num_steps)
-    calls = 2 * num_steps - 1 if name == "heun" else num_steps
+    calls = 2 * num_steps - 1 if name in ("heun", "sde_heun") else num_steps
     assert len(sampler.timesteps) == len(sampler.shares) == calls and sampler.shares[0] == 1
     assert list(sampler.shares) == sorted(sampler.shares, reverse=True)
-    assert sampler.needs_noise == (name == "sde" and num_steps > 1)
+    assert sampler.needs_noise == (name in ("sde", "sde_heun") and num_steps > 1)
     noised = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(3))
     prediction = noised
     for index in range(calls):
         prediction = torch.sin(noised + index)
         noised = sampler.step(index, noised, prediction, torch.ones_like(noised))
         assert noised.isfinite().all() and noised.dtype == torch.float32
-    if name != "sde" or num_steps == 1:  # whose last step is one of the drift
+    if name not in ("sde", "sde_heun") or num_steps == 1:  # whose last step is one of the drift
         torch.testing.assert_close(noised, prediction, rtol=0, atol=1e-6)
 
 
@@ -122,7 +123,7 @@ def test_temperature_scales_the_noise_of_the_sde_only() -> None:
 
 
 def test_samplers_of_the_other_path_are_refused() -> None:
-    with pytest.raises(UserError, match="expected one of euler, heun, sde, dpm\\+\\+, unipc"):
+    with pytest.raises(UserError, match="expected one of euler, heun, sde, sde_heun, dpm\\+\\+, unipc"):
         flow().sampler(SampleConfig(sampler="ddpm"), 10)
     with pytest.raises(UserError, match="level_shift"):
         flow().sampler(SampleConfig(sampler="euler", respacing="10"), 10)

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
 from causalfusion.config.options import Autoencoder, Model
+from causalfusion.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from causalfusion.config import ModelConfig
 
 app = App(name="convert", help="Bring models into this format.", result_action="return_value")
 
@@ -42,7 +49,79 @@ def official(
     spec, weights, raw, notes = convert_official(checkpoint, autoencoder=autoencoder, patch_size=patch_size)
     spec, inside = with_autoencoder(spec, include=include_autoencoder)
     replace_model(out, spec, weights, raw, autoencoder=inside)
-    model = spec.model
+    _report(out, spec.model, weights, notes)
+    return 0
+
+
+SYSTEMS = {
+    "dit": "Convert weights of DiT, also from a folder in diffusers' format.",
+    "sit": "Convert weights of SiT.",
+    "large-dit": "Convert weights of Large-DiT for ImageNet.",
+    "fit": "Convert weights of FiTv2; a YAML file beside them may tell its settings.",
+    "mar": "Convert weights of MAR.",
+    "latentlm": "Convert weights of LatentLM, or of its DiT baseline.",
+}
+_PARAMETERS = """
+
+    The model's folder gets the sampling that its authors recommend; the command line overrides it.
+
+    Parameters
+    ----------
+    checkpoint
+        The released .pt or .safetensors file: a state dict, or a dict that holds some. No code in it is
+        executed.
+    out
+        Folder for the model in our format.
+    autoencoder
+        The autoencoder its latents belong to: a diffusers folder, a hub id, or the 16-channel KL
+        autoencoder's original checkpoint. Stored in the model's config.
+    include_autoencoder
+        Copy the autoencoder into the model's folder, which is then self-contained.
+    num_heads
+        Attention heads; needed only for widths that were not released.
+    image_size
+        Side of its images in pixels; needed only if the checkpoint does not determine it.
+    patch_size
+        Side of a token's patch of latents; needed only if the checkpoint does not determine it.
+    """
+
+
+def _system_command(system: str, summary: str) -> None:
+    def convert(
+        checkpoint: Path,
+        /,
+        *,
+        out: Path,
+        autoencoder: str = "",
+        include_autoencoder: bool = False,
+        num_heads: int = 0,
+        image_size: int = 0,
+        patch_size: int = 0,
+    ) -> int:
+        from causalfusion.config.serialize import to_toml
+        from causalfusion.interop.bundle import with_autoencoder
+        from causalfusion.interop.systems.convert import convert_system
+        from causalfusion.saved.folder import SAMPLING_FILE, replace_model
+
+        converted = convert_system(
+            system, checkpoint, autoencoder=autoencoder, num_heads=num_heads, image_size=image_size,
+            patch_size=patch_size,
+        )  # fmt: skip
+        spec, inside = with_autoencoder(converted.spec, include=include_autoencoder)
+        replace_model(out, spec, converted.weights, converted.raw, autoencoder=inside)
+        (out / SAMPLING_FILE).write_text(to_toml(converted.sampling), encoding="utf-8")
+        _report(out, spec.model, converted.weights, converted.notes)
+        return 0
+
+    convert.__doc__ = summary + _PARAMETERS
+    app.command(convert, name=system)
+
+
+for _system, _summary in SYSTEMS.items():
+    _system_command(_system, _summary)
+
+
+def _report(out: Path, model: ModelConfig, weights: dict[str, Tensor], notes: list[str]) -> None:
     count = sum(w.numel() for w in weights.values())
     print(
         f"{out}: hidden size {model.hidden_size}, {model.depth} layers, {model.num_heads} heads, "
@@ -50,6 +129,27 @@ def official(
     )
     for note in notes:
         print(f"note: {note}")
+
+
+@app.command
+def diffusers(model: Path, /, *, out: Path) -> int:
+    """Write a DiT as a DiTTransformer2DModel, for diffusers.
+
+    Parameters
+    ----------
+    model
+        Folder of the model.
+    out
+        Folder for the model in diffusers' format.
+    """
+    from causalfusion.files import holds_anything
+    from causalfusion.interop.systems.diffusers_dit import FREQUENCIES_NOTE, write_diffusers
+    from causalfusion.saved.folder import latest_model
+
+    if holds_anything(out):
+        raise UserError(f"{out} is not empty; give another --out")
+    print(write_diffusers(latest_model(model), out))
+    print(f"note: {FREQUENCIES_NOTE}")
     return 0
 
 

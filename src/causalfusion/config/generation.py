@@ -9,7 +9,7 @@ from typing import Literal
 from causalfusion.errors import check, check_finite
 
 OrderName = Literal["random", "raster", "block_raster", "dilated"]
-SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde"]
+SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde", "sde_heun"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,30 @@ class SampleConfig:
     diffusion_steps: list[int] = field(default_factory=lambda: [100])
     """Diffusion steps per AR step: one number for all, or one for each."""
     sampler: SamplerName = "ddpm"
-    """Update rule of the diffusion steps: ddpm and ddim for diffusion.path ddpm; euler, heun and sde for
-    rectified_flow; dpm++ and unipc for both."""
+    """Update rule of the diffusion steps: ddpm and ddim for diffusion.path ddpm; euler, heun, sde and
+    sde_heun for flows; dpm++ and unipc for both."""
     respacing: str = ""
     """ddpm and ddim: timesteps that are not evenly spaced. `10,15,20`: that many steps in each of three equal
     parts of the chain, cleanest first; `ddim25`: a constant integer stride. Overrides `diffusion_steps`."""
+    step_spacing: Literal["linspace", "leading"] = "linspace"
+    """dpm++ and unipc for ddpm: timesteps evenly spread with the noisiest among them, or the multiples of a
+    whole number."""
+    least_log_snr: float = -100.0
+    """dpm++ and unipc for ddpm: leave out timesteps where the logarithm of signal over noise is below
+    this."""
     level_shift: float = 1.0
-    """rectified_flow: s in s l / (1 + (s - 1) l) for the levels l of the steps; above 1, more steps are
+    """Flows: s in s l / (1 + (s - 1) l) for the levels l of the steps; above 1, more steps are
     noisy."""
     last_step: float = 0.04
     """sde: noise level from which the last step goes to clean data, without adding noise."""
+    last_step_rule: Literal["mean", "euler", "tweedie", "none"] = "mean"
+    """sde: the last step follows the mean of the others, or the velocity alone, or goes to the predicted
+    clean tokens; none: there is no such step, and the others go all the way."""
+    sde_noise: Literal["sigma", "linear", "decreasing", "increasing_decreasing", "constant", "sbdm"] = "sigma"
+    """sde: growth of the noise that is added along the path (SiT, arXiv 2401.08740, table 4): like the path's
+    noise scale, linear in the level, cosines of it, always the same, or as the path itself adds it."""
+    sde_norm: float = 1.0
+    """sde: factor on that noise, within the cosine for `decreasing`."""
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
     """ddpm: variance of each step, β (fixed_large) or the posterior's (fixed_small)."""
     eta: float = 0.0
@@ -49,8 +63,12 @@ class SampleConfig:
     """Factor on the noise that ddpm, sde, and ddim with eta > 0 add in each step."""
     guidance_scale: float = 1.0
     """Classifier-free guidance, w in ε_u + w (ε_c - ε_u): 1 is no guidance, 0 ignores the class."""
-    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Growth of w, from 1 to guidance_scale, with the fraction of tokens that are finished."""
+    guidance_schedule: Literal["constant", "linear", "cosine", "masked_linear"] = "constant"
+    """Growth of w, from 1 to guidance_scale, with the fraction of tokens that are finished; masked_linear:
+    linear, as MAR counts, where at least one token is always unfinished."""
+    guidance_power: float = 0.0
+    """p in 1 + (w - 1) (1 - cos(π l^p)) / 2, the guidance at noise level l: full at pure noise, none at clean
+    data (FiTv2's scale_pow). 0: w everywhere."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Guide only on this part of the path, where 0 is clean and 1 pure noise (numbers above 1: timesteps);
     elsewhere the unconditional pass is skipped."""
@@ -76,10 +94,12 @@ class SampleConfig:
         low, high = self.guidance_interval
         check(0 <= low <= high, "sample.guidance_interval", self.guidance_interval, "0 <= low <= high")
         check(self.guided_channels >= 0, "sample.guided_channels", self.guided_channels, "0 or more")
+        check(self.guidance_power >= 0, "sample.guidance_power", self.guidance_power, "0 or more")
+        check(self.sde_norm > 0, "sample.sde_norm", self.sde_norm, "a positive number")
         check(self.level_shift > 0, "sample.level_shift", self.level_shift, "a positive number")
         check(0 < self.last_step < 1, "sample.last_step", self.last_step, "a number in (0, 1)")
         spaced = re.fullmatch(r"|[0-9]{1,7}(,[0-9]{1,7})*|ddim[0-9]{1,7}", self.respacing)
         check(bool(spaced), "sample.respacing", self.respacing, "counts such as 10,15,20, or ddim25")
-        adds_noise = self.sampler in ("ddpm", "sde") or (self.sampler == "ddim" and self.eta > 0)
+        adds_noise = self.sampler in ("ddpm", "sde", "sde_heun") or (self.sampler == "ddim" and self.eta > 0)
         expected = f"1, as the sampler {self.sampler} adds no noise"
         check(adds_noise or self.temperature == 1, "sample.temperature", self.temperature, expected)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from causalfusion.config import PredictionType, SampleConfig
-from causalfusion.diffusion.samplers import LinearSampler, Sampler, given
+from causalfusion.diffusion.samplers import LinearSampler, PlainEntry, Sampler, given
 from causalfusion.diffusion.schedule import NoiseSchedule, Table, clean_tables
 from causalfusion.diffusion.variance import log_variance, range_bounds
 from causalfusion.errors import UserError
@@ -44,7 +44,7 @@ def ddpm(
 
 
 @dataclass(frozen=True)
-class LearnedVarianceSampler:
+class LearnedVarianceSampler(PlainEntry):
     """Ancestral sampling with the variances that the model predicts beside each token."""
 
     mean_of: LinearSampler

@@ -86,7 +86,7 @@ class DDPM(Process):
         self.check_sampler(config.sampler)
         if config.sampler in ("dpm++", "unipc"):
             self._refuse_respacing(config)
-            return multistep_ddpm(config.sampler, self.schedule, self.prediction_type, num_steps)
+            return multistep_ddpm(config, self.schedule, self.prediction_type, num_steps)
         respaced, total = self.respaced(config, num_steps), self.schedule.num_timesteps
         if config.sampler == "ddpm":
             return ddpm(config, respaced, self.prediction_type, total, self.variance_of(config))

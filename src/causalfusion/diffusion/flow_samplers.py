@@ -1,4 +1,4 @@
-"""Samplers of rectified flow. `grid` are levels from 1 down, one more than there are steps."""
+"""Samplers along the velocity of a flow. `grid` are levels from 1 down, one more than there are steps."""
 
 from __future__ import annotations
 
@@ -8,41 +8,30 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from causalfusion.config import SampleConfig
-from causalfusion.diffusion.samplers import LinearSampler
+from causalfusion.diffusion.samplers import LinearSampler, PlainEntry
 
 if TYPE_CHECKING:
-    from causalfusion.diffusion.flow import RectifiedFlow
+    from causalfusion.diffusion.flow import Flow
 
 
-def euler(process: RectifiedFlow, grid: list[float]) -> LinearSampler:
-    """x' = x + (l' - l) v. With v = (x - x_0) / l that is a mixture of x_0 and x, for any prediction."""
-    kept = [after / before for before, after in pairwise(grid)]
-    return _linear(process, grid, [1 - share for share in kept], kept, [0.0] * len(kept))
+def euler(process: Flow, grid: list[float]) -> LinearSampler:
+    """x' = x + (l' - l) v. As v is a mixture of x_0 and x for any prediction, so is x'."""
+    of_clean, of_noised = [], []
+    for before, after in pairwise(grid):
+        slope_of_noised, slope_of_clean = process.slope_factors(before)
+        of_clean.append((after - before) * slope_of_clean)
+        of_noised.append(1 + (after - before) * slope_of_noised)
+    return linear(process, grid, of_clean, of_noised, [0.0] * len(of_clean))
 
 
-def sde(config: SampleConfig, process: RectifiedFlow, grid: list[float]) -> LinearSampler:
-    """Euler-Maruyama of the reverse SDE with diffusion w(l) = l (SiT, 2401.08740), down to the level where
-    `grid` ends; from there one more step of that size to clean data, without noise."""
-    if len(grid) == 1:  # from pure noise in one step, where the drift means nothing
-        return euler(process, [*grid, 0.0])
-    of_clean, of_noised, of_noise = [], [], []
-    for before, after in pairwise([*grid, 0.0]):
-        size = before - after
-        # velocity towards the data, (x_0 - x) / l, plus w times the score, -(x - (1 - l) x_0) / l²
-        of_clean.append(size * (1 / before + (1 - before) / before))
-        of_noised.append(1 - size * 2 / before)
-        of_noise.append(config.temperature * (2 * before * size) ** 0.5 * (after > 0))
-    return _linear(process, [*grid, 0.0], of_clean, of_noised, of_noise)
-
-
-def _linear(
-    process: RectifiedFlow,
+def linear(
+    process: Flow,
     grid: list[float],
     of_clean: list[float],
     of_noised: list[float],
     of_noise: list[float],
 ) -> LinearSampler:
+    """A sampler with these factors at the levels of `grid` but the last."""
     levels = grid[:-1]
     factors = process.factors(levels)
     return LinearSampler(
@@ -56,7 +45,7 @@ def _linear(
     )
 
 
-def heun(process: RectifiedFlow, grid: list[float]) -> HeunSampler:
+def heun(process: Flow, grid: list[float]) -> HeunSampler:
     """The trapezoid rule: a step of Euler, then again with the mean of the slopes at both of its ends. At
     level 0 only a model of the velocity has a slope; for others the last step is Euler's."""
     calls: list[float] = []
@@ -67,13 +56,13 @@ def heun(process: RectifiedFlow, grid: list[float]) -> HeunSampler:
 
 
 @dataclass
-class HeunSampler:
+class HeunSampler(PlainEntry):
     """A `Sampler` with memory: calls come in order, from a fresh instance for every AR step."""
 
     timesteps: list[float]
     shares: list[float]
     grid: list[float]
-    process: RectifiedFlow
+    process: Flow
     start: Tensor | None = None
     """The state and the slope with which the step in progress began."""
     slope: Tensor | None = None
@@ -93,4 +82,6 @@ class HeunSampler:
         if self.process.prediction_type == "velocity":
             return prediction
         ((of_noised, of_prediction),) = self.process.factors([level])
-        return (noised - of_noised * noised - of_prediction * prediction) / level
+        clean = of_noised * noised + of_prediction * prediction
+        slope_of_noised, slope_of_clean = self.process.slope_factors(level)
+        return slope_of_noised * noised + slope_of_clean * clean

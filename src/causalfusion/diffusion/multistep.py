@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from causalfusion.config import PredictionType
+from causalfusion.config import PredictionType, SampleConfig
+from causalfusion.diffusion.samplers import PlainEntry
 from causalfusion.diffusion.schedule import NoiseSchedule, clean_tables
+from causalfusion.errors import UserError
 
 SolverName = Literal["dpm++", "unipc"]
 
 
-class MultistepSampler:
+class MultistepSampler(PlainEntry):
     """A `Sampler` with memory: steps come in order, from a fresh instance for every AR step.
 
     The last step is of first order and lands on the predicted x_0. dpm++ computes in float32 whatever the
@@ -39,7 +42,7 @@ class MultistepSampler:
         flow: bool = False,
     ) -> None:
         self.timesteps, self.shares = timesteps, shares
-        self._clean_factors, self._scales = clean_factors, scales
+        self._clean_factors, self.scales = clean_factors, scales
         self._scheduler = _make_scheduler(name, len(timesteps), flow)
         self._next_index = 0
 
@@ -52,7 +55,7 @@ class MultistepSampler:
         if index == 0:
             # UniPC moves the levels to the state's device, and mps has no float64.
             dtype = torch.float32 if noised.device.type == "mps" else torch.float64
-            self._scheduler.sigmas = torch.tensor(self._scales, dtype=dtype)
+            self._scheduler.sigmas = torch.tensor(self.scales, dtype=dtype)
         self._next_index += 1
         of_noised, of_prediction = self._clean_factors[index]
         clean = of_noised * noised + of_prediction * prediction[..., : noised.shape[-1]].to(noised.dtype)
@@ -60,22 +63,37 @@ class MultistepSampler:
 
 
 def multistep_ddpm(
-    name: SolverName, schedule: NoiseSchedule, prediction_type: PredictionType, num_steps: int
+    config: SampleConfig, schedule: NoiseSchedule, prediction_type: PredictionType, num_steps: int
 ) -> MultistepSampler:
-    """Through a chain. The timesteps are diffusers' "linspace": n + 1 of them evenly spread, of which the
-    cleanest is replaced by clean data, so that no prediction is spent where almost no noise is left."""
-    total = schedule.num_timesteps
-    grid = schedule.respace(num_steps if num_steps == total else num_steps + 1)
-    levels = grid.select(range(grid.num_timesteps - num_steps, grid.num_timesteps))
+    """Through a chain, by `sampler` dpm++ or unipc. Raises UserError for more steps than there are levels."""
+    assert config.sampler in ("dpm++", "unipc"), "a solver with a history"
+    levels = schedule.select(_timesteps(config, schedule, num_steps))
     of_noised, of_prediction = (table[::-1].tolist() for table in clean_tables(levels, prediction_type))
     timesteps: list[int] = levels.timestep_map[::-1].tolist()
     return MultistepSampler(
-        name,
+        config.sampler,
         timesteps,
-        [timestep / total for timestep in timesteps],
+        [timestep / schedule.num_timesteps for timestep in timesteps],
         list(zip(of_noised, of_prediction, strict=True)),
         [*levels.sqrt_recipm1_alphas_cumprod[::-1].tolist(), 0.0],
     )
+
+
+def _timesteps(config: SampleConfig, schedule: NoiseSchedule, num_steps: int) -> list[int]:
+    """Increasing. "linspace" and "leading" are diffusers': n + 1 timesteps, of which the cleanest is replaced
+    by clean data, so that no prediction is spent where almost no noise is left."""
+    log_snr = -np.log(schedule.sqrt_recipm1_alphas_cumprod)
+    total = int((log_snr >= config.least_log_snr).sum())
+    most = total - 1 if config.step_spacing == "leading" else total
+    if not 1 <= num_steps <= most:
+        levels = "noise levels there are" + (" above sample.least_log_snr" if total < len(log_snr) else "")
+        raise UserError(f"sample.diffusion_steps is {num_steps}; expected 1 to {most}, for the {levels}")
+    if num_steps == total:
+        return list(range(total))
+    if config.step_spacing == "leading":
+        stride = total // (num_steps + 1)
+        return [stride * step for step in range(1, num_steps + 1)]
+    return np.linspace(0, total - 1, num_steps + 1).round().astype(np.int64)[1:].tolist()
 
 
 def _make_scheduler(name: SolverName, num_steps: int, flow: bool) -> Any:

@@ -5,8 +5,8 @@ an error counts at each level, and which samplers exist. Nothing outside this pa
 made of: `levels` tensors are made by `draw_levels` and handed back.
 
 With x_l = α(l) x_0 + σ(l) ε at level l, a model may predict ε (`epsilon`), x_0 (`sample`), v = α ε - σ x_0
-(`v_prediction`; Salimans & Ho, 2202.00512) or dx/dl (`velocity`). All of them are linear in (x_0, ε), so each
-gives the others, and conversions commute with guidance.
+(`v_prediction`; Salimans & Ho, 2202.00512), dx/dl (`velocity`) or -ε / σ (`score`). All of them are linear in
+(x_0, ε), so each gives the others, and conversions commute with guidance.
 
 Shapes: tokens (B, n, P) or latents (B, C, H, W); levels have the leading dimensions, (B,), (B, 1) or (B, n).
 """
@@ -23,6 +23,9 @@ from torch import Tensor
 from causalfusion.config import DiffusionConfig, PredictionType, SampleConfig, SamplerName
 from causalfusion.diffusion.samplers import Sampler
 from causalfusion.errors import UserError
+
+_LEAST_NOISE = 1e-5
+"""σ by which noise is divided at least."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class Process(ABC):
             return clean
         if self.prediction_type == "v_prediction":
             return self.signal(levels, clean) * noise - self.noise_scale(levels, clean) * clean
+        if self.prediction_type == "score":
+            return -noise / self.noise_scale(levels, clean).clamp(min=_LEAST_NOISE)
         return self.velocity(clean, noise, levels)
 
     @abstractmethod
@@ -133,7 +138,7 @@ class Process(ABC):
             return self.snr(levels, like).clamp(max=config.snr_limit) * of_prediction.square()
         if config.loss_weight == "likelihood":
             _, of_noise = self.clean_factors("epsilon", levels, like)
-            bound = 1 / (self.signal(levels, like) * self.noise_scale(levels, like))
+            bound = self.snr_rate(levels, like)
             return bound * (of_prediction / of_noise).square()
         measured = self.prediction_type if config.error_in == "prediction" else config.error_in
         _, of_measured = self.clean_factors(measured, levels, like)
@@ -142,6 +147,10 @@ class Process(ABC):
     def snr(self, levels: Tensor, like: Tensor) -> Tensor:
         """The signal-to-noise ratio α² / σ²."""
         return (self.signal(levels, like) / self.noise_scale(levels, like)).square()
+
+    def snr_rate(self, levels: Tensor, like: Tensor) -> Tensor:
+        """How fast ln(σ / α) grows with the level."""
+        raise ValueError("a chain of discrete levels has no rates; DiffusionConfig refuses the weight")
 
     def within(self, levels: Tensor) -> Tensor:
         """The levels, away from the ends by so much that nothing is divided by zero."""
@@ -191,7 +200,9 @@ class Process(ABC):
 
 def make_process(config: DiffusionConfig) -> Process:
     """The process that the settings describe. Raises UserError."""
+    from causalfusion.diffusion.curved import QuarterCircle, VariancePreserving
     from causalfusion.diffusion.ddpm import DDPM
     from causalfusion.diffusion.flow import RectifiedFlow
 
-    return RectifiedFlow(config) if config.path == "rectified_flow" else DDPM(config)
+    kinds = {"rectified_flow": RectifiedFlow, "gvp": QuarterCircle, "vp": VariancePreserving}
+    return kinds.get(config.path, DDPM)(config)

@@ -5,6 +5,7 @@ standard normal noise, asks the model at every call, and hands over each (guided
 
     sampler = process.sampler(config, num_steps)
     for index, timestep in enumerate(sampler.timesteps):
+        noised = sampler.enter(index, noised, noise[index])
         noised = sampler.step(index, noised, model(noised, timestep), noise[index])
 """
 
@@ -32,6 +33,10 @@ class Sampler(Protocol):
         """True if `step` uses noise at all."""
         ...
 
+    def enter(self, index: int, noised: Tensor, noise: Tensor | None) -> Tensor:
+        """The state in which the model is asked: the one before, or with noise added beforehand."""
+        ...
+
     def step(self, index: int, noised: Tensor, prediction: Tensor, noise: Tensor | None) -> Tensor:
         """The state after call `index`, clean tokens after the last, in the dtype and shape of `noised`.
 
@@ -40,8 +45,15 @@ class Sampler(Protocol):
         ...
 
 
+class PlainEntry:
+    """A sampler that asks the model in the state as it is."""
+
+    def enter(self, index: int, noised: Tensor, noise: Tensor | None) -> Tensor:
+        return noised
+
+
 @dataclass(frozen=True)
-class LinearSampler:
+class LinearSampler(PlainEntry):
     """Next state = of_clean x_0 + of_noised x + of_noise ε with the x_0 that the prediction means; factors by
     step, noisiest first, worked out in float64. The order of operations is the reference's, so that its
     recorded trajectories are met to the last bits even where predictions are replayed, and rounding is not

@@ -46,7 +46,11 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> NoiseSchedule:
-        return cls(betas_of(config), np.arange(config.num_timesteps))
+        betas, every = betas_of(config), np.arange(config.num_timesteps)
+        if config.schedule_precision == "float64":
+            return cls(betas, every)
+        kept = torch.cumprod(1.0 - torch.from_numpy(betas).float(), dim=0).double().numpy()
+        return cls(1.0 - kept / _shifted(kept), every)
 
     @property
     def num_timesteps(self) -> int:
@@ -145,17 +149,31 @@ class NoiseSchedule:
 
 def betas_of(config: DiffusionConfig) -> Table:
     """β of every timestep: from beta_start to beta_end, both included, `linear` or linear in the square root
-    (`scaled_linear`); `cosine`: ᾱ(u) = cos²(π/2 (u + s) / (1 + s)) at u = t / N with offset s (Nichol &
-    Dhariwal: 0.008; Transfusion: 0), β at most 0.999."""
+    (`scaled_linear`) or along a logistic curve (`sigmoid`); `cosine`: ᾱ(u) = cos²(π/2 (u + s) / (1 + s)) at
+    u = t / N with offset s (Nichol & Dhariwal: 0.008; Transfusion: 0), β at most 0.999; `cauchy`, `laplace`:
+    ᾱ(u) from the log signal-to-noise ratio with that distribution (2407.03297), likewise."""
     total = config.num_timesteps
     if config.beta_schedule == "linear":
         return np.linspace(config.beta_start, config.beta_end, total, dtype=np.float64)
     if config.beta_schedule == "scaled_linear":
         return np.linspace(config.beta_start**0.5, config.beta_end**0.5, total, dtype=np.float64) ** 2
-    offset = config.cosine_offset
+    if config.beta_schedule == "sigmoid":
+        curve = 1 / (1 + np.exp(-np.linspace(-6, 6, total, dtype=np.float64)))
+        return curve * (config.beta_end - config.beta_start) + config.beta_start
     u = np.arange(total + 1, dtype=np.float64) / total
-    signal = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
+    signal = _signal_of(config, u)
     return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
+
+
+def _signal_of(config: DiffusionConfig, u: Table) -> Table:
+    """ᾱ at the shares u of the chain."""
+    if config.beta_schedule == "cauchy":
+        return 1 - 1 / (np.exp(3 + np.tan(np.pi * (0.5 - u) * 0.9)) + 1.1)
+    if config.beta_schedule == "laplace":
+        log_snr = -np.sign(0.5 - u) * np.log(1 - 2 * np.abs(u - 0.5) * 0.98)
+        return 1 - 1 / (np.exp(log_snr) + 1.02)
+    offset = config.cosine_offset
+    return np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
 
 
 def clean_factors(prediction_type: PredictionType, table: Callable[[str], Values]) -> tuple[Values, Values]:

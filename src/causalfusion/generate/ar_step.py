@@ -52,8 +52,10 @@ class AutoregressiveStep(ABC):
         count = len(sampler.timesteps)
         added = noise.during(index, count, self.positions) if sampler.needs_noise else None
         for k, timestep in enumerate(sampler.timesteps):
+            given = None if added is None else added[k]
+            tokens = sampler.enter(k, tokens, given)
             prediction = self.predict(tokens, timestep, sampler.shares[k])
-            tokens = sampler.step(k, tokens, prediction, None if added is None else added[k])
+            tokens = sampler.step(k, tokens, prediction, given)
             report(k, tokens)
         return tokens
 
@@ -63,7 +65,8 @@ class AutoregressiveStep(ABC):
         rows = self.context.batch_size
         if not self.context.guided or not self.guidance.acts_at(share):
             return self._predict(tokens, rows, timestep).float()
-        return self.guidance.combine(*self._predict(tokens, 2 * rows, timestep).float().chunk(2))
+        conditional, unconditional = self._predict(tokens, 2 * rows, timestep).float().chunk(2)
+        return self.guidance.combine(conditional, unconditional, share)
 
     @abstractmethod
     def _predict(self, tokens: Tensor, rows: int, timestep: float) -> Tensor:

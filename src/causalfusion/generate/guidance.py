@@ -26,14 +26,21 @@ class Guidance:
     """The shares of the path, 0 clean and 1 pure noise, between which it acts."""
     numbers: Tensor | None = None
     """(P or, with variances, 2 P) bool: what is guided of each token; the rest is c. None: all of it."""
+    power: float = 0.0
+    """p of a scale 1 + (w - 1) (1 - cos(π l^p)) / 2 at the share l of the path; 0: w everywhere."""
 
     def acts_at(self, share: float) -> bool:
         low, high = self.interval
         return self.scale != 1 and low <= share <= high
 
-    def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """(B, n, P) each."""
-        guided = unconditional + self.scale * (conditional - unconditional)
+    def scale_at(self, share: float) -> float:
+        if not self.power:
+            return self.scale
+        return 1 + (self.scale - 1) * (1 - math.cos(math.pi * share**self.power)) / 2
+
+    def combine(self, conditional: Tensor, unconditional: Tensor, share: float = 1.0) -> Tensor:
+        """(B, n, P) each, at a share of the path."""
+        guided = unconditional + self.scale_at(share) * (conditional - unconditional)
         return guided if self.numbers is None else torch.where(self.numbers, guided, conditional)
 
 
@@ -49,7 +56,8 @@ def guidance_of_steps(
         if numbers is None:
             raise ValueError("guided_numbers is None; expected (P,): a predicted variance is never guided")
         numbers = torch.cat([numbers, torch.zeros_like(numbers)])
-    return [Guidance(scale, interval, numbers) for scale in guidance_scales(config, sizes)]
+    power = config.guidance_power
+    return [Guidance(scale, interval, numbers, power) for scale in guidance_scales(config, sizes)]
 
 
 def guidance_scales(config: SampleConfig, sizes: Sequence[int]) -> list[float]:
@@ -62,5 +70,7 @@ def guidance_scales(config: SampleConfig, sizes: Sequence[int]) -> list[float]:
             progress = 1.0
         elif config.guidance_schedule == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
+        elif config.guidance_schedule == "masked_linear":
+            progress = min(done, total - 1) / total
         scales.append(1 + (config.guidance_scale - 1) * progress)
     return scales

@@ -17,6 +17,8 @@ from causalfusion.weight_files import read_pickle
 
 _PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile add to every name."""
+_STATES = {"ema": "ema", "model_ema": "ema", "model": "model"}
+"""Names under which checkpoints hold state dicts, and what these are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +36,17 @@ class OfficialFile:
 def read_official(path: Path) -> OfficialFile:
     """Weights and settings of a .pt or .safetensors file. Raises UserError for anything but a checkpoint."""
     if not path.is_file():
-        raise UserError(f"{path} is not a file; give a checkpoint of the released CausalFusion code")
+        raise UserError(f"{path} is not a file; give a checkpoint as its authors released it")
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
-        settings = parse_json(metadata.get("config", "{}"), f"{path}: metadata config")
-        return OfficialFile(ema=None, model=_state_dict(tensors, str(path)), settings=settings)
+        constructor: dict[str, Any] = {}
+        for key in ("config", "diffusion"):
+            constructor |= parse_json(metadata.get(key, "{}"), f"{path}: metadata {key}")
+        return OfficialFile(ema=None, model=_state_dict(tensors, str(path)), settings=constructor)
     content = read_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a checkpoint or a state dict")
-    nested = {name: content[name] for name in ("ema", "model") if isinstance(content.get(name), dict)}
+    nested = {kind: content[name] for name, kind in _STATES.items() if isinstance(content.get(name), dict)}
     if not nested:
         return OfficialFile(ema=None, model=_state_dict(content, str(path)))
     states = {name: _state_dict(state, f"{path}: {name}") for name, state in nested.items()}
@@ -61,6 +65,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors of a file, which are not read. Raises UserError."""
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
 

@@ -7,7 +7,7 @@ tensor is ignored silently. NaN is never within a tolerance.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,21 @@ TOLERANCES = {
     "noise schedules": 1e-12,
     "autoencoder": 2e-5,
     "fixed-variance autoencoder": 5e-6,
+    "norm probes": 2e-5,
+    "variational terms": 1e-5,
+    "weighted losses": 1e-5,
+    "path coefficients": 2e-6,
+    "frequencies": 1e-6,
+    "position tables": 3e-6,
     "not replayed": 0.0,
 }
 """Largest error allowed for each quantity, relative to the recorded tensor's largest value."""
 
-_ABSOLUTE = {"masks", "orders", "labels", "timesteps", "parameters after steps", "EMA after steps"}
+_ABSOLUTE = {
+    "masks", "orders", "labels", "timesteps", "parameters after steps", "EMA after steps", "position tables",
+}  # fmt: skip
+LEFT_OUT = "left out"
+"""Quantity of a `Check` that is none: its note says what the replay leaves out on purpose."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,13 @@ class Check:
     """A key of `TOLERANCES`."""
     error: float
     note: str = ""
-    """A deviation that the replay accepted in addition to the tolerance."""
+    """A deviation that the replay accepted in addition to the tolerance, or what it left out."""
+    limit: float | None = None
+    """The tolerance of this recording, where it has one of its own."""
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCES[self.quantity]
+        return TOLERANCES.get(self.quantity, 0.0) if self.limit is None else self.limit
 
     @property
     def ok(self) -> bool:
@@ -73,8 +85,12 @@ class Check:
 class Recording:
     """The tensors of one file; records which were used, and collects the checks."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.name.removesuffix(".safetensors")
+    def __init__(self, path: Path, folder: str = "", tolerances: Mapping[str, float] | None = None) -> None:
+        """`folder`: its name in the report, where several are replayed. `tolerances`: those of this
+        recording, which replace `TOLERANCES`."""
+        name = path.name.removesuffix(".safetensors")
+        self.path, self.name = path, f"{folder}/{name}" if folder else name
+        self.tolerances = dict(tolerances or {})
         self.tensors, self.metadata = read_safetensors(path)
         self.used: set[str] = set()
         self.checks: list[Check] = []
@@ -120,8 +136,25 @@ class Recording:
 
     def check(self, name: str, ours: Tensor, recorded: Tensor, quantity: str) -> None:
         """Add a check against a tensor that is derived from recorded ones."""
-        error = _error(ours, recorded, relative=quantity not in _ABSOLUTE)
-        self.checks.append(Check(self.name, name, quantity, error))
+        self._add(name, quantity, _error(ours, recorded, relative=quantity not in _ABSOLUTE))
+
+    def compare_steps(self, tensor: str, ours: Sequence[Tensor], quantity: str, variant: str = "") -> None:
+        """Add a check of a trajectory, if it was recorded: the largest error of its steps, each relative to
+        that step's largest value."""
+        if tensor not in self:
+            return
+        recorded = self[tensor]
+        errors = [_error(mine, theirs, relative=True) for mine, theirs in zip(ours, recorded, strict=False)]
+        error = max(errors, default=0.0) if len(ours) == len(recorded) else math.inf
+        error = math.nan if any(map(math.isnan, errors)) else error
+        self._add(f"{tensor} ({variant})" if variant else tensor, quantity, error)
+
+    def leave_out(self, note: str) -> None:
+        """Say in the report what is not replayed."""
+        self.checks.append(Check(self.name, "", LEFT_OUT, 0.0, note))
+
+    def _add(self, name: str, quantity: str, error: float) -> None:
+        self.checks.append(Check(self.name, name, quantity, error, limit=self.tolerances.get(quantity)))
 
     def unknown(self) -> list[Check]:
         """A failed check for every tensor that the replay neither used nor compared."""
@@ -129,6 +162,26 @@ class Recording:
             Check(self.name, tensor, "not replayed", math.inf)
             for tensor in sorted(self.tensors.keys() - self.used)
         ]
+
+
+def replay_file(
+    path: Path,
+    replay: Callable[[Recording], None],
+    folder: str = "",
+    tolerances: Mapping[str, float] | None = None,
+) -> list[Check]:
+    """The checks that `replay` makes of a file. A recorded tensor that it does not know, or an error that
+    aborts it, is a failed check."""
+    recording = Recording(path, folder, tolerances)
+    try:
+        replay(recording)
+    except UserError:
+        raise
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+        # Inconsistent recorded shapes, or a defect of ours: neither may pass as success.
+        reason = (str(error).splitlines() or [""])[0][:100]
+        return [*recording.checks, Check(recording.name, f"broke off: {reason}", "not replayed", math.inf)]
+    return recording.checks + recording.unknown()
 
 
 def _error(ours: Tensor, recorded: Tensor, *, relative: bool) -> float:
@@ -147,9 +200,12 @@ def _error(ours: Tensor, recorded: Tensor, *, relative: bool) -> float:
 def format_checks(checks: Sequence[Check]) -> str:
     """Checks as text: a table by quantity, a table by file, and the failed checks."""
     lines = [f"{'quantity':24}{'checks':>7}{'largest error':>15}{'tolerance':>11}  at"]
-    for quantity, tolerance in TOLERANCES.items():
-        group = [c for c in checks if c.quantity == quantity]
-        if group:
+    notes = dict.fromkeys(f"{c.file}: {c.note}" for c in checks if c.note)
+    checks = [c for c in checks if c.quantity != LEFT_OUT]
+    for quantity in TOLERANCES:
+        of_quantity = [c for c in checks if c.quantity == quantity]
+        for tolerance in sorted({c.tolerance for c in of_quantity}, reverse=True):
+            group = [c for c in of_quantity if c.tolerance == tolerance]
             worst = max(group, key=lambda c: c.severity)
             at = f"{worst.file} {worst.tensor}" if worst.error else ""
             verdict = "" if all(c.ok for c in group) else "FAILED "
@@ -161,7 +217,6 @@ def format_checks(checks: Sequence[Check]) -> str:
         worst = max((c for c in group if c.tolerance), key=lambda c: c.severity / c.tolerance, default=None)
         largest = f"{worst.error / worst.tolerance:.2f} ({worst.tensor})" if worst else ""
         lines.append(f"{file:24}{len(group):7}{sum(not c.ok for c in group):8}  {largest}")
-    notes = dict.fromkeys(f"{c.file}: {c.note}" for c in checks if c.note)
     if notes:
         lines += ["", *notes]
     failed = [c for c in checks if not c.ok]

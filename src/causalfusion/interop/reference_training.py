@@ -115,7 +115,7 @@ def replay_training(recording: Recording, reference: Reference) -> None:
     """Replay X.train: masks, AR weights, predictions, errors, losses and gradients of every case."""
     cases = recording.json("cases")
     model = reference.model()
-    precise = _in_float64(reference.model())
+    precise = in_float64(reference.model())
     for prefix in recording.prefixes("case"):
         case = cases.get(prefix[:-1])
         if not isinstance(case, dict):
@@ -200,13 +200,14 @@ def compare_parameters(recording: Recording, prefix: str, ours: dict[str, Tensor
             recording.compare(prefix + name, ours[name], quantity)
 
 
-def _in_float64(model: Transformer) -> Transformer:
+def in_float64(model: Transformer) -> Transformer:
     """The model in float64. The timestep's sinusoid stays float32, as in the reference, and is cast on entry
     to the model."""
     model = model.double()
+    embedding = model.timestep_embedding if model.head is None else model.head.timestep_embedding
 
     def cast(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(value.double() for value in args)
 
-    model.timestep_embedding.fc1.register_forward_pre_hook(cast)
+    embedding.fc1.register_forward_pre_hook(cast)
     return model

@@ -86,6 +86,7 @@ _ADDED_IN_4: dict[str, Any] = {
             "norm": {"kind": "layer_norm", "weight": "auto", "eps": 1e-5}, "bias": True, "positions": False,
         },
     },
+    "diffusion": {"schedule_precision": "float64", "timestep_shift": 1.0},
     "factorization": {"mask_ratio_mean": 1.0, "mask_ratio_std": 0.25, "mask_ratio_min": 0.7},
 }  # fmt: skip
 """Keys that were added in causalfusion-4, with the values that earlier formats imply."""

@@ -35,7 +35,9 @@ class Use(NamedTuple):
         return f"{name} other than {now}" if now != "" else name
 
 
-CHAIN, FLOW = Use("diffusion.path", ("ddpm",)), Use("diffusion.path", ("rectified_flow",))
+CHAIN, FLOW = Use("diffusion.path", ("ddpm",)), Use("diffusion.path", ("rectified_flow", "gvp", "vp"))
+SDE, SOLVER = Use("sample.sampler", ("sde", "sde_heun")), Use("sample.sampler", ("dpm++", "unipc"))
+BOUNDED = Use("diffusion.beta_schedule", ("linear", "scaled_linear", "sigmoid"))
 TEXT, GUIDANCE = Use("text.tokenizer", unless=""), Use("sample.guidance_scale", unless=1.0)
 NORMAL, WEIGHTED = (
     Use("diffusion.level_distribution", ("logit_normal",)),
@@ -43,23 +45,31 @@ NORMAL, WEIGHTED = (
 )
 USED: dict[str, tuple[Use, ...]] = {
     "sample.level_shift": (FLOW,),
-    "sample.last_step": (Use("sample.sampler", ("sde",)),),
+    "sample.last_step": (SDE, Use("sample.last_step_rule", ("mean", "euler", "tweedie"))),
+    "sample.last_step_rule": (SDE,),
+    "sample.sde_noise": (SDE,),
+    "sample.sde_norm": (SDE,),
+    "sample.step_spacing": (SOLVER, CHAIN),
+    "sample.least_log_snr": (SOLVER, CHAIN),
     "sample.variance": (Use("sample.sampler", ("ddpm",)),),
     "sample.block_size": (Use("sample.order", ("block_raster", "dilated")),),
     "sample.guidance_schedule": (GUIDANCE,),
     "sample.guidance_interval": (GUIDANCE,),
     "sample.guided_channels": (GUIDANCE,),
+    "sample.guidance_power": (GUIDANCE,),
     "write.top_k": (Use("write.text_temperature", unless=0.0),),
     "write.top_p": (Use("write.text_temperature", unless=0.0),),
     "data.path": (Use("data.source", ("folder", "webdataset", "jsonl", "npz")),),
     "data.image_suffix": (Use("data.source", ("webdataset",)),),
     "diffusion.beta_schedule": (CHAIN,),
-    "diffusion.beta_start": (CHAIN, Use("diffusion.beta_schedule", ("linear", "scaled_linear"))),
-    "diffusion.beta_end": (CHAIN, Use("diffusion.beta_schedule", ("linear", "scaled_linear"))),
+    "diffusion.beta_start": (CHAIN, BOUNDED),
+    "diffusion.beta_end": (CHAIN, BOUNDED),
     "diffusion.cosine_offset": (CHAIN, Use("diffusion.beta_schedule", ("cosine",))),
+    "diffusion.schedule_precision": (CHAIN,),
     "diffusion.least_level": (FLOW,),
     "diffusion.timestep_scale": (FLOW,),
     "diffusion.timestep_from": (FLOW,),
+    "diffusion.timestep_shift": (FLOW,),
     "diffusion.snr_limit": (Use("diffusion.loss_weight", ("min_snr",)),),
     "diffusion.level_mean": (NORMAL,),
     "diffusion.level_std": (NORMAL,),

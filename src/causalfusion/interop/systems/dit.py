@@ -65,8 +65,14 @@ def _network(s: Shapes, sign: float) -> tuple[ModelConfig, list[Link], int]:
         num_classes=s.shape("y_embedder.embedding_table.weight", 2)[0] - 1, token_dim=token_dim,
         predicts_variance=twofold and sign > 0, grid_height=grid, grid_width=grid,
     )  # fmt: skip
+    return model, network_links(model, channels, patch, outputs, sign), patch
+
+
+def network_links(model: ModelConfig, channels: int, patch: int, outputs: int, sign: float) -> list[Link]:
+    """Of the weights of a network with `outputs` rows in its last layer."""
+    twofold = outputs == 2 * model.token_dim
     order = mean_then_variance(channels, patch)[: model.prediction_dim] if twofold else None
-    links = [
+    return [
         Link(
             ("image_in.weight",),
             ("x_embedder.proj.weight",),
@@ -77,12 +83,11 @@ def _network(s: Shapes, sign: float) -> tuple[ModelConfig, list[Link], int]:
         rename("class_embedding.weight", "y_embedder.embedding_table.weight"),
         *module("timestep_embedding.fc1", "t_embedder.mlp.0"),
         *module("timestep_embedding.fc2", "t_embedder.mlp.2"),
-        *blocks(depth, _block, "blocks.#", "blocks.#"),
+        *blocks(model.depth, _block, "blocks.#", "blocks.#"),
         *module("modulation_out", "final_layer.adaLN_modulation.1"),
         *out_links(order, outputs, sign),
         positions_link(model, "pos_embed"),
     ]
-    return model, links, patch
 
 
 def _block(_: str) -> list[Link]:

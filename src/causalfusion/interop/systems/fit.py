@@ -81,7 +81,8 @@ def read_fit(state: Mapping[str, Tensor], settings: Mapping[str, Any], where: st
         *module("modulation_out", "final_layer.adaLN_modulation.1"),
         *out_links(order, outputs, -1.0),
     ]
-    levels: dict[str, Any] = {"level_distribution": "logit_normal"}
+    shift = float(settings.get("time_shifting") or 1.0)
+    levels: dict[str, Any] = {"level_distribution": "logit_normal", "timestep_shift": shift}
     diffusion = DiffusionConfig(**{**vars(FLOW), **levels})
     sampling = SampleConfig(sampler="sde", diffusion_steps=[250], guidance_scale=1.5, guided_channels=3)
     return Released(model, diffusion, links, patch, sampling)

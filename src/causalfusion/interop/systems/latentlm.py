@@ -22,9 +22,11 @@ from causalfusion.errors import UserError
 from causalfusion.interop.systems.dit import out_links, positions_link
 from causalfusion.interop.systems.links import Link, blocks, rename
 from causalfusion.interop.systems.released import Released, Shapes
+from causalfusion.model.positions import sincos_positions
 
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 12, 2048: 16}
 """Of the presets, by width."""
+_SCHEDULES = ("cosine", "linear", "scaled_linear", "sigmoid", "cauchy", "laplace")
 _NORM = NormConfig(kind="rms_norm", weight="none", eps=1e-6)
 
 
@@ -40,11 +42,11 @@ def _diffusion(s: Shapes) -> DiffusionConfig:
     schedule = s.settings.get("beta_schedule", "cosine")
     for name, value, known in (
         ("prediction_type", prediction, ("epsilon", "v_prediction")),
-        ("beta_schedule", schedule, ("cosine", "linear", "scaled_linear")),
+        ("beta_schedule", schedule, _SCHEDULES),
     ):
         if value not in known:
             raise UserError(f"{s.where}: its {name} is {value!r}; expected one of {', '.join(known)}")
-    return DiffusionConfig(beta_schedule=schedule, prediction_type=prediction)
+    return DiffusionConfig(beta_schedule=schedule, prediction_type=prediction, schedule_precision="float32")
 
 
 def _shared(s: Shapes) -> dict[str, Any]:
@@ -97,12 +99,18 @@ def _causal(s: Shapes) -> Released:
 
 
 def _baseline(s: Shapes) -> Released:
-    size, channels, patch, _ = s.shape("x_embedder.proj.weight", 4)
+    """With `flatten_input`, tokens are numbers without a patch, and their positions those of a row."""
     grid = s.side(s.shape("pos_embed", 3)[1])
+    if "x_embedder.weight" in s:
+        (size, channels), patch = s.shape("x_embedder.weight", 2), 1
+    else:
+        size, channels, patch, _ = s.shape("x_embedder.proj.weight", 4)
     token_dim = channels * patch**2
+    fixed = bool((s.state["pos_embed"][0].float() - sincos_positions(size, grid, grid)).abs().max() <= 1e-6)
     model = ModelConfig(
-        **_shared(s), conditioning="adaln_zero", token_dim=token_dim, grid_height=grid, grid_width=grid
-    )
+        **_shared(s), conditioning="adaln_zero", position_embedding="sincos" if fixed else "learnable",
+        token_dim=token_dim, grid_height=grid, grid_width=grid,
+    )  # fmt: skip
     links = [
         *_embedder("image_in", "x_embedder", size, channels, patch, s),
         rename("class_embedding.weight", "y_embedder.embedding_table.weight"),

@@ -74,8 +74,8 @@ def read_mar(state: Mapping[str, Tensor], settings: Mapping[str, Any], where: st
         *_head_links(channels, patch, model.head.depth, model.predicts_variance),
     ]
     sampling = SampleConfig(
-        num_ar_steps=min(256, tokens), step_sizes="masked_cosine", diffusion_steps=[100],
-        guidance_scale=3.0, guidance_schedule="linear",
+        num_ar_steps=256 if tokens > 256 else 0, step_sizes="masked_cosine", diffusion_steps=[100],
+        guidance_scale=3.0, guidance_schedule="masked_linear",
     )  # fmt: skip
     variance = "learned_range" if model.predicts_variance else "fixed"
     diffusion = DiffusionConfig(beta_schedule="cosine", variance=variance)
