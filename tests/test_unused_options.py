@@ -22,8 +22,8 @@ from causalfusion.vocabulary.unused import DEFAULTS, USED
         ),
         (
             "sample --level-shift 3",
-            "--level-shift 3 would change nothing, as it needs a model with diffusion.path rectified_flow, "
-            "not ddpm",
+            "--level-shift 3 would change nothing, as it needs a model with diffusion.path rectified_flow "
+            "or gvp or vp, not ddpm",
         ),
         ("edit x.png --region top --prompt x --variance fixed_small", "it needs --sampler ddpm, not dpm++"),
         ("complete x --top-k 3", "it needs --text-temperature other than 0.0"),
