@@ -36,9 +36,10 @@ class SampleConfig:
     respacing: str = ""
     """ddpm and ddim: timesteps that are not evenly spaced. `10,15,20`: that many steps in each of three equal
     parts of the chain, cleanest first; `ddim25`: a constant integer stride. Overrides `diffusion_steps`."""
-    step_spacing: Literal["linspace", "leading"] = "linspace"
-    """dpm++ and unipc for ddpm: timesteps evenly spread with the noisiest among them, or the multiples of a
-    whole number."""
+    step_spacing: Literal["even", "linspace", "leading"] = "even"
+    """dpm++ and unipc for ddpm: timesteps evenly spread with the noisiest among them, or (leading) the
+    multiples of a whole number. linspace rounds as diffusers does; even differs by one timestep at 20, 22,
+    30, ... steps."""
     least_log_snr: float = -100.0
     """dpm++ and unipc for ddpm: leave out timesteps where the logarithm of signal over noise is below
     this."""

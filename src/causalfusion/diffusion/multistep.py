@@ -15,7 +15,7 @@ from torch import Tensor
 
 from causalfusion.config import PredictionType, SampleConfig
 from causalfusion.diffusion.samplers import PlainEntry
-from causalfusion.diffusion.schedule import NoiseSchedule, clean_tables
+from causalfusion.diffusion.schedule import NoiseSchedule, clean_tables, respacing_timesteps
 from causalfusion.errors import UserError
 
 SolverName = Literal["dpm++", "unipc"]
@@ -80,8 +80,9 @@ def multistep_ddpm(
 
 
 def _timesteps(config: SampleConfig, schedule: NoiseSchedule, num_steps: int) -> list[int]:
-    """Increasing. "linspace" and "leading" are diffusers': n + 1 timesteps, of which the cleanest is replaced
-    by clean data, so that no prediction is spent where almost no noise is left."""
+    """Increasing. n + 1 timesteps, of which the cleanest is replaced by clean data, so that no prediction is
+    spent where almost no noise is left; "linspace" and "leading" exactly as in diffusers, whose rounding of
+    halves "even" does not share."""
     log_snr = -np.log(schedule.sqrt_recipm1_alphas_cumprod)
     total = int((log_snr >= config.least_log_snr).sum())
     most = total - 1 if config.step_spacing == "leading" else total
@@ -93,6 +94,8 @@ def _timesteps(config: SampleConfig, schedule: NoiseSchedule, num_steps: int) ->
     if config.step_spacing == "leading":
         stride = total // (num_steps + 1)
         return [stride * step for step in range(1, num_steps + 1)]
+    if config.step_spacing == "even":
+        return list(respacing_timesteps(total, num_steps + 1))[1:]
     return np.linspace(0, total - 1, num_steps + 1).round().astype(np.int64)[1:].tolist()
 
 

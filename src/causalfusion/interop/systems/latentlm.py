@@ -93,7 +93,12 @@ def _causal(s: Shapes) -> Released:
         rename("head.image_out.weight", "final_layer.linear.weight"),
     ]
     sampling = SampleConfig(
-        num_ar_steps=0, order="raster", sampler="dpm++", diffusion_steps=[20], guidance_scale=4.0
+        num_ar_steps=0,
+        order="raster",
+        sampler="dpm++",
+        step_spacing="linspace",
+        diffusion_steps=[20],
+        guidance_scale=4.0,
     )
     return Released(model, _diffusion(s), links, 1, sampling)
 
@@ -123,7 +128,9 @@ def _baseline(s: Shapes) -> Released:
         *out_links(None, token_dim, 1.0, bias=False),
         positions_link(model, "pos_embed"),
     ]
-    sampling = SampleConfig(sampler="dpm++", diffusion_steps=[20], guidance_scale=4.0)
+    sampling = SampleConfig(
+        sampler="dpm++", step_spacing="linspace", diffusion_steps=[20], guidance_scale=4.0
+    )
     return Released(model, _diffusion(s), links, patch, sampling)
 
 
