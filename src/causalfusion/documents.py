@@ -108,6 +108,12 @@ class Layout:
         )
 
     @property
+    def text_place_of_images(self) -> Tensor:
+        """(B, I): the place of each image among the text positions of its row, of which it holds one."""
+        text_before = (self.text_ar_step[:, None] <= self.image_base[:, :, None]).sum(2)
+        return text_before + torch.arange(self.image_base.shape[1], device=text_before.device)
+
+    @property
     def place_of_image(self) -> Tensor:
         """(images used,): b * I + i of each image in a document, in the order of their rows."""
         rows = self.image_row.flatten()
@@ -222,12 +228,14 @@ def _images(
         images_of(layout, places.expand(len(tokens), -1, -1)).flatten(1, 2),
         timesteps,
         torch.arange(count, device=tokens.device).repeat_interleave(length)[None],
+        layout.text_place_of_images.repeat_interleave(length, dim=1),
     )
 
 
 def _text(layout: Layout) -> Segment:
     places = torch.arange(layout.text_ids.shape[1], device=layout.text_ids.device)[None]
-    return text_segment(layout.text_ids, layout.text_ar_step, places)
+    images_before = (layout.image_base[:, None] < layout.text_ar_step[:, :, None]).sum(2)
+    return text_segment(layout.text_ids, layout.text_ar_step, places, places + images_before)
 
 
 def pack_documents(

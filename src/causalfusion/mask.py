@@ -32,6 +32,13 @@ def dense_mask(
     return mask[:, None]
 
 
+def window_mask(q_places: Tensor, window: int, k_places: Tensor | None = None) -> Tensor:
+    """True where a key is among the last `window` text places up to the query's, (1 or B, 1, Q, K), for
+    places (1 or B, Q) and (1 or B, K); by default the keys are the queries."""
+    k_places = q_places if k_places is None else k_places
+    return (k_places[:, None, :] > q_places[:, :, None] - window)[:, None]
+
+
 def block_mask(clean: Tensor, ar_step: Tensor, *, first_query: int = 0, block_size: int = 128) -> Any:
     """The same mask as a FlexAttention `BlockMask`, for queries first_query..T-1 and all keys; `clean` is
     (T,), `ar_step` (1 or B, T)."""

@@ -25,6 +25,10 @@ Role = Literal["clean", "noised", "asked"]
 place of one that is to be predicted."""
 
 
+EVERYWHERE = 2**30
+"""The text place of tokens that have none; it lies within the window of every text token."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """A run of n tokens of one kind and one role."""
@@ -44,6 +48,9 @@ class Segment:
     """image: index, (1 or B, n) int64, of the token's image among those of its row; None: all 0."""
     grid: Tensor | None = None
     """image: rows and columns of the token's image, (1 or B, 2) int64; None: those of the model's grid."""
+    text_places: Tensor | None = None
+    """text, image: (1 or B, n) int64, its place among the text positions of its row, where all tokens of an
+    image hold one place; None: not known."""
     asks_next: bool = False
     """class, clean image tokens: each token's output is the condition of the next image token, that of the
     class tokens the last one's."""
@@ -87,6 +94,16 @@ class PackedSequence:
         rows = max(s.ar_step.shape[0] for s in self.segments)
         return torch.cat([s.ar_step.expand(rows, -1) for s in self.segments], dim=1)
 
+    @cached_property
+    def text_places(self) -> Tensor:
+        """(1 or B, T) int64: text place of each token; EVERYWHERE for those that have none."""
+        parts = [
+            torch.full_like(s.ar_step, EVERYWHERE) if s.text_places is None else s.text_places
+            for s in self.segments
+        ]
+        rows = max(part.shape[0] for part in parts)
+        return torch.cat([part.expand(rows, -1) for part in parts], dim=1)
+
     @property
     def num_tokens(self) -> int:
         """T."""
@@ -124,9 +141,11 @@ def asked_segment(num_rows: int, ar_step: Tensor, places: Tensor) -> Segment:
     return Segment("image", "asked", ar_step, nothing, places)
 
 
-def text_segment(ids: Tensor, ar_step: Tensor, places: Tensor) -> Segment:
-    """Text tokens (B, n), clean, each in an AR step of its own; `ar_step` is (1 or B, n)."""
-    return Segment("text", "clean", ar_step, ids, places)
+def text_segment(ids: Tensor, ar_step: Tensor, places: Tensor, text_places: Tensor | None = None) -> Segment:
+    """Text tokens (B, n), clean, each in an AR step of its own; `ar_step` is (1 or B, n). Without images
+    before it, a token's index into the text of its row, `places`, is its text place too."""
+    text_places = places if text_places is None else text_places
+    return Segment("text", "clean", ar_step, ids, places, text_places=text_places)
 
 
 def image_segment(
@@ -136,9 +155,10 @@ def image_segment(
     places: Tensor,
     timesteps: Tensor | None = None,
     image_index: Tensor | None = None,
+    text_places: Tensor | None = None,
 ) -> Segment:
     """Image tokens (B, n, P) at `places` (1 or B, n, 2); noised ones with their timesteps (B, 1 or n)."""
-    return Segment("image", role, ar_step, tokens, places, timesteps, image_index)
+    return Segment("image", role, ar_step, tokens, places, timesteps, image_index, text_places=text_places)
 
 
 def ar_steps_of_copies(ar_step: Tensor, copies: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.generation import OrderName, SampleConfig, SamplerName
+from causalfusion.config.language import LanguageConfig, ScalingConfig
 from causalfusion.config.model import ModelConfig
 from causalfusion.config.parts import (
     BiasConfig,
@@ -23,8 +24,27 @@ from causalfusion.config.text import TextConfig, WriteConfig
 from causalfusion.config.training import TrainConfig
 
 __all__ = [
-    "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "EncoderConfig", "FactorizationConfig",
-    "HeadConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig",
-    "RunConfig", "SampleConfig", "SamplerName", "SourceName", "SplitName", "TextConfig", "TrainConfig",
+    "BiasConfig",
+    "CodecConfig",
+    "DataConfig",
+    "DiffusionConfig",
+    "EncoderConfig",
+    "FactorizationConfig",
+    "HeadConfig",
+    "LanguageConfig",
+    "ModelConfig",
+    "NormConfig",
+    "OrderName",
+    "PredictionType",
+    "QKNormConfig",
+    "RopeConfig",
+    "RunConfig",
+    "SampleConfig",
+    "SamplerName",
+    "ScalingConfig",
+    "SourceName",
+    "SplitName",
+    "TextConfig",
+    "TrainConfig",
     "WriteConfig",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from causalfusion.config.language import LanguageConfig
 from causalfusion.config.parts import (
     BiasConfig,
     EncoderConfig,
@@ -17,6 +18,7 @@ from causalfusion.errors import check, check_finite
 
 _BOUNDS = {
     "hidden_size": (1, 65_536), "depth": (1, 1_000), "num_heads": (1, 4_096), "num_kv_heads": (0, 4_096),
+    "head_size": (0, 65_536),
     "mlp_hidden": (0, 1_000_000), "adaln_size": (0, 65_536), "adaln_rank": (0, 65_536),
     "num_class_tokens": (0, 65_536), "class_token_repeats": (1, 65_536), "num_classes": (0, 10_000_000),
     "token_dim": (0, 10_000_000), "vocab_size": (0, 10_000_000), "max_text_tokens": (1, 10_000_000),
@@ -35,6 +37,8 @@ class ModelConfig:
     """Attention heads in each block."""
     num_kv_heads: int = 0
     """Heads of keys and values, each shared by as many query heads; 0: num_heads."""
+    head_size: int = 0
+    """Size of an attention head; 0: hidden_size divided by num_heads."""
     mlp: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
     """MLP of a block: one hidden layer with GELU (tanh form or exact), or SwiGLU."""
     mlp_ratio: float = 4.0
@@ -82,6 +86,7 @@ class ModelConfig:
     """The head also predicts a variance for each number of a token; follows from diffusion.variance."""
     vocab_size: int = 0
     """Size of the text vocabulary, markers included; 0: a model without text."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
     max_text_tokens: int = 128
     """Text tokens that a sequence can hold, the markers of texts and images included."""
     max_images: int = 1
@@ -96,11 +101,12 @@ class ModelConfig:
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
             check(least <= value <= most, f"model.{name}", value, f"{least} to {most}")
-        fits = self.hidden_size % self.num_heads == 0
+        fits = self.hidden_size % self.num_heads == 0 or self.head_size > 0
         check(fits, "model.num_heads", self.num_heads, f"a divisor of hidden_size {self.hidden_size}")
         fits = self.num_heads % (self.num_kv_heads or 1) == 0
         check(fits, "model.num_kv_heads", self.num_kv_heads, f"0 or a divisor of num_heads {self.num_heads}")
-        check(self.hidden_size % 4 == 0, "model.hidden_size", self.hidden_size, "a multiple of 4")
+        fits = self.hidden_size % 4 == 0 or self.text_only
+        check(fits, "model.hidden_size", self.hidden_size, "a multiple of 4, for a model of images")
         check(0 < self.mlp_ratio <= 64, "model.mlp_ratio", self.mlp_ratio, "a positive number, at most 64")
         for name in ("dropout", "attention_dropout"):
             check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a number in [0, 1)")
@@ -110,6 +116,7 @@ class ModelConfig:
         expected = f"a divisor of num_class_tokens {self.num_class_tokens}"
         check(fits, "model.class_token_repeats", self.class_token_repeats, expected)
         self._check_rope()
+        self._check_language()
         self._check_head()
 
     def _check_rope(self) -> None:
@@ -122,6 +129,17 @@ class ModelConfig:
         fits = self.rope.axes == "grid" or (self.vocab_size == 0 and self.max_images == 1)
         check(fits, "model.rope.axes", self.rope.axes, "grid, for a model with text or several images")
 
+    def _check_language(self) -> None:
+        rope, size = self.language.positions == "rope", self.head_dim
+        fits = not rope or size % 2 == 0
+        check(fits, "model.language.positions", "rope", f"an even head size for rope, not {size}")
+        fits = not rope or self.position_embedding != "rope"
+        expected = "sincos or learnable, where model.language.positions is rope"
+        check(fits, "model.position_embedding", self.position_embedding, expected)
+        count = len(self.language.scaling.short)
+        fits = count in (0, size // 2)
+        check(fits, "model.language.scaling.short", f"{count} numbers", f"{size // 2}, half of the head size")
+
     def _check_head(self) -> None:
         adaln, head = self.conditioning == "adaln_zero", self.head
         for name in ("adaln_size", "adaln_rank"):
@@ -133,7 +151,7 @@ class ModelConfig:
         check(fits, "model.encoder.depth", self.encoder.depth, "0, unless model.context is bidirectional")
         fits = self.encoder.depth == 0 or self.position_embedding != "rope"
         check(fits, "model.position_embedding", self.position_embedding, "a table, for a model with encoder")
-        fits = self.encoder_size % self.encoder_heads == 0
+        fits = self.encoder.depth == 0 or self.encoder_size % self.encoder_heads == 0
         expected = f"a divisor of its width {self.encoder_size}"
         check(fits, "model.encoder.num_heads", self.encoder_heads, expected)
         fits = self.context == "causal" or self.vocab_size == 0
@@ -146,7 +164,17 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        return self.head_size or self.hidden_size // self.num_heads
+
+    @property
+    def query_size(self) -> int:
+        """Width of the queries of all heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def text_only(self) -> bool:
+        """True for a language model without images."""
+        return self.vocab_size > 0 and self.token_dim == 0
 
     @property
     def kv_heads(self) -> int:

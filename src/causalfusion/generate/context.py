@@ -29,6 +29,8 @@ class ImageInProgress:
     grid_width: int
     index: Tensor | None = None
     """(rows,) which image of its row it is; None: the first."""
+    text_place: Tensor | None = None
+    """(rows,) its place among the text positions of its row; None: a model without text."""
     clean_timestep: int | None = None
     """What the model is told of finished tokens: 0 for a Transfusion model, which never saw clean ones."""
 
@@ -38,8 +40,12 @@ class ImageInProgress:
         """Its tokens (rows, n, P) at raster `positions` (rows, n), noised ones with their timestep."""
         told = self.clean_timestep if timestep is None else timestep
         timesteps = None if told is None else timestep_tensor(told, len(tokens), tokens.device)
-        index = None if self.index is None else self.index[: len(positions), None].expand_as(positions)
-        return image_segment(role, tokens, ar_step, places_of(positions, self.grid_width), timesteps, index)
+        index, text_places = (
+            None if of_rows is None else of_rows[: len(positions), None].expand_as(positions)
+            for of_rows in (self.index, self.text_place)
+        )
+        places = places_of(positions, self.grid_width)
+        return image_segment(role, tokens, ar_step, places, timesteps, index, text_places)
 
     def asked(self, rows: int, ar_step: Tensor, positions: Tensor) -> Segment:
         """Mask tokens at raster `positions` (rows, n)."""
@@ -47,9 +53,11 @@ class ImageInProgress:
         return self.segment("asked", nothing, ar_step, positions, None)
 
     def fork(self, copies: int) -> ImageInProgress:
-        if self.index is None:
-            return self
-        return replace(self, index=self.index.repeat_interleave(copies, dim=0))
+        index, text_place = (
+            None if of_rows is None else of_rows.repeat_interleave(copies, dim=0)
+            for of_rows in (self.index, self.text_place)
+        )
+        return replace(self, index=index, text_place=text_place)
 
 
 @dataclass(frozen=True)
@@ -140,8 +148,8 @@ def prefill(
         layout, segments = _documents(model, labels, prompts, guided)
         index = (layout.image_row >= 0).sum(1)
         clean_timestep = 0 if prompts.image_context == "noised" else None
-        image = replace(image, index=index, clean_timestep=clean_timestep)
         next_ar_step, lengths = int(layout.next_ar_step.max()), layout.text_lengths
+        image = replace(image, index=index, text_place=lengths + index, clean_timestep=clean_timestep)
     if kept_tokens is not None and kept_positions is not None and kept_tokens.shape[1]:
         repeats = len(labels) // batch_size
         ar_step = torch.full((1, kept_tokens.shape[1]), next_ar_step, device=device)

@@ -91,7 +91,8 @@ def append_tokens(model: Transformer, context: Context, tokens: Tensor, place: i
     ar_step = torch.full((1, 1), context.next_ar_step + place, device=tokens.device)
     # A row that is done may have no positions left; nothing reads what is computed for it.
     places = (context.text_lengths + place).clamp(max=model.config.max_text_tokens - 1)[:, None]
-    sequence = PackedSequence((text_segment(tokens[:, None], ar_step, places),))
+    text_places = None if context.image.index is None else places + context.image.index[:, None]
+    sequence = PackedSequence((text_segment(tokens[:, None], ar_step, places, text_places),))
     logits = model(sequence, context.cache.attend(sequence)).text
     context.cache.commit(sequence)
     return logits[:, -1].float()

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._triton import has_triton
 
-from causalfusion.config import ModelConfig, QKNormConfig
+from causalfusion.config import LanguageConfig, ModelConfig, QKNormConfig
 from causalfusion.errors import UserError
-from causalfusion.mask import block_mask, dense_mask
+from causalfusion.mask import block_mask, dense_mask, window_mask
 from causalfusion.model.cpu_attention import SegmentAttend
 from causalfusion.model.kv_heads import repeat_heads
 from causalfusion.model.norm import make_norm
@@ -39,14 +39,21 @@ class Attend(Protocol):
 
 
 class DenseAttend:
-    """The naive path, and the oracle of the others: one boolean mask for all queries and keys."""
+    """The naive path, and the oracle of the others: one boolean mask for all queries and keys, and one for
+    the blocks with a sliding window."""
 
-    def __init__(self, sequence: PackedSequence, dropout: float = 0.0) -> None:
+    def __init__(
+        self, sequence: PackedSequence, dropout: float = 0.0, language: LanguageConfig | None = None
+    ) -> None:
         self.mask = dense_mask(sequence.clean, sequence.ar_step)
-        self.dropout = dropout
+        self.dropout, self.language, self.windowed = dropout, language, self.mask
+        if language is not None and language.window:
+            self.windowed = self.mask & window_mask(sequence.text_places, language.window)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v, mask = repeat_heads(k, q), repeat_heads(v, q), self.mask[:, :, -q.shape[2] :]
+        inside = self.language is not None and self.language.window_of(layer)
+        mask = (self.windowed if inside else self.mask)[:, :, -q.shape[2] :]
+        k, v = repeat_heads(k, q), repeat_heads(v, q)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout)
 
 
@@ -81,11 +88,15 @@ def select_attend(
     backend: AttentionBackend = "auto",
     head_dim: int = FLEX_MIN_HEAD,
     dropout: float = 0.0,
+    language: LanguageConfig | None = None,
 ) -> Attend:
     """The way to attend within this sequence; `auto` chooses by device, precision and shape. Only `dense`
-    knows dropout of attention weights."""
-    if dropout:
-        return DenseAttend(sequence, dropout)
+    knows dropout of attention weights and a sliding window."""
+    windowed = language is not None and language.window > 0
+    if windowed and backend not in ("auto", "dense"):
+        raise UserError(f"attention backend {backend} knows no sliding window; use auto or dense")
+    if dropout or windowed:
+        return DenseAttend(sequence, dropout, language)
     if backend == "auto":
         return automatic_attend(sequence, head_dim)[0]
     device = _device(sequence).type
@@ -143,13 +154,13 @@ class Attention(nn.Module):
         super().__init__()
         size, self.head_dim = config.hidden_size, config.head_dim
         self.num_heads, self.kv_heads = config.num_heads, config.kv_heads
-        widths = (size, self.kv_heads * self.head_dim)
-        self.qkv = nn.Linear(size, size + 2 * widths[1], bias=config.bias.qkv)
+        widths = (config.query_size, self.kv_heads * self.head_dim)
+        self.qkv = nn.Linear(size, widths[0] + 2 * widths[1], bias=config.bias.qkv)
         self.over_width = config.qk_norm.over == "width"
         norms = [_qk_norm(config.qk_norm, width if self.over_width else self.head_dim) for width in widths]
         self.q_norm, self.k_norm = norms
         self.interleaved = config.rope.pairs == "interleaved"
-        self.proj = nn.Linear(size, size, bias=config.bias.attention)
+        self.proj = nn.Linear(widths[0], size, bias=config.bias.attention)
 
     def forward(
         self, x: Tensor, attend: Attend, layer: int, first_query: int = 0, rotation: Tensor | None = None

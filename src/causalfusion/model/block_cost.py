@@ -27,13 +27,16 @@ class BlockCost:
     def matrix_weights(self) -> float:
         """Number of weights in its matrices, without those of AdaLN."""
         size = self.config.hidden_size
-        return size * (2 * size + 2 * self._kv_size + self._mlp_matrices * self.config.mlp_size)
+        return size * (
+            2 * self.config.query_size + 2 * self._kv_size + self._mlp_matrices * self.config.mlp_size
+        )
 
     def flops(self, key_rows: float, query_rows: float, pairs: float) -> float:
         """Forward: keys and values of `key_rows` rows, the rest for `query_rows`, `pairs` of attention."""
         size, mlp = self.config.hidden_size, self._mlp_matrices * self.config.mlp_size
-        linear = 2 * key_rows * size * 2 * self._kv_size + 2 * query_rows * size * (2 * size + mlp)
-        return linear + 4 * pairs * size
+        queries = self.config.query_size
+        linear = 2 * key_rows * size * 2 * self._kv_size + 2 * query_rows * size * (2 * queries + mlp)
+        return linear + 4 * pairs * queries
 
     def row_bytes(self, low: bool, on_gpu: bool) -> float:
         """Bytes that it keeps for each row until the backward pass; `low`: in bfloat16. In units of D: the
@@ -45,13 +48,13 @@ class BlockCost:
         heads are merged and, in bfloat16, the float32 q and k before normalisation.
         """
         model = self.config
-        shared = self._kv_size / model.hidden_size
-        normalised = 0 if model.qk_norm.kind == "none" else 1 + shared
-        repeated = 0 if shared == 1 else 2
+        shared, queries = self._kv_size / model.hidden_size, model.query_size / model.hidden_size
+        normalised = 0 if model.qk_norm.kind == "none" else queries + shared
+        repeated = 0 if shared == queries else 2 * queries
         hidden = (4 if model.mlp == "swiglu" else 2) * model.mlp_size / model.hidden_size
-        numbers = 4 + 2 * shared + normalised + repeated + hidden
+        numbers = 2 + 2 * queries + 2 * shared + normalised + repeated + hidden
         if on_gpu:
-            numbers += 1
+            numbers += queries
         of_each = (2 if low else 4) * numbers + 2 * 4
         if on_gpu and low and normalised:
             of_each += 4 * normalised

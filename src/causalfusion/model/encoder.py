@@ -25,6 +25,7 @@ def encoder_config(config: ModelConfig) -> ModelConfig:
         hidden_size=config.encoder_size,
         num_heads=config.encoder_heads,
         num_kv_heads=0,
+        head_size=0,
         mlp_hidden=0,
         depth=config.encoder.depth,
     )

@@ -22,14 +22,8 @@ from causalfusion.model.encoder import Encoder
 from causalfusion.model.head import PerTokenHead
 from causalfusion.model.modulation import Modulation, make_modulation, modulate, zero_modulation
 from causalfusion.model.norm import Norm, norm_of
-from causalfusion.model.positions import (
-    grid_places,
-    raster_rotation,
-    resize_table,
-    rotation_at,
-    sincos_at,
-    sincos_positions,
-)
+from causalfusion.model.positions import resize_table, sincos_at, sincos_positions
+from causalfusion.model.rotation import sequence_rotation, table_of_training
 from causalfusion.sequence import PackedSequence, Segment
 
 
@@ -46,23 +40,33 @@ class Predictions(NamedTuple):
 class Transformer(nn.Module):
     image_position: Tensor
     rope: Tensor
+    image_in: nn.Linear
+    """Only of a model with images, as are all others that concern them."""
     timestep_embedding: TimestepEmbedding
     """Of the joint head, as `image_out` is; the per-token head has its own."""
     image_out: nn.Linear
+    text_embedding: nn.Embedding
+    """Only of a model with text."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         size, entry, adaln = config.hidden_size, config.encoder_size, config.conditioning == "adaln_zero"
         condition, bias, has_text = config.condition_size, config.bias, config.vocab_size > 0
-        self.image_in = nn.Linear(config.token_dim, entry, bias=bias.input)
-        if not config.per_token:
+        self.joint = not config.per_token and not config.text_only
+        if not config.text_only:
+            self.image_in = nn.Linear(config.token_dim, entry, bias=bias.input)
+        if self.joint:
             self.timestep_embedding = TimestepEmbedding(condition, bias.condition)
         self.class_embedding = _class_embedding(config)
-        self.text_embedding = nn.Embedding(config.vocab_size, size) if has_text else None
-        self.text_position = nn.Embedding(config.max_text_tokens, size) if has_text else None
+        if has_text:
+            self.text_embedding = nn.Embedding(config.vocab_size, size)
+        learned = has_text and config.language.positions == "learned"
+        self.text_position = nn.Embedding(config.max_text_tokens, size) if learned else None
         self.image_index = nn.Embedding(config.max_images, size) if config.max_images > 1 else None
-        if config.position_embedding == "learnable":
+        if config.text_only:
+            pass
+        elif config.position_embedding == "learnable":
             self.image_position = nn.Parameter(torch.empty(config.num_tokens, entry))
         elif config.position_embedding == "sincos":
             self.register_buffer("image_position", torch.empty(config.num_tokens, entry), persistent=False)
@@ -80,9 +84,10 @@ class Transformer(nn.Module):
         positions = config.per_token and config.head.positions
         self.condition_position = nn.Parameter(torch.empty(config.num_tokens, size)) if positions else None
         self.head = PerTokenHead(config) if config.per_token else None
-        if self.head is None:
+        if self.joint:
             self.image_out = nn.Linear(size, config.prediction_dim, bias=bias.output)
-        self.text_out = nn.Linear(size, config.vocab_size, bias=False) if has_text else None
+        untied = has_text and not config.language.tied
+        self.text_out = nn.Linear(size, config.vocab_size, bias=False) if untied else None
         self.init_weights()
         self.eval()  # dropout is on in train steps alone, which say so
 
@@ -108,9 +113,9 @@ class Transformer(nn.Module):
             if table is not None:
                 nn.init.normal_(table, std=0.02, generator=generator)
         zero = [self.modulation, self.modulation_out, *(b.modulation for b in self.each_block())]
-        if self.head is None:
+        if self.joint:
             zero.append(self.image_out)
-        else:
+        if self.head is not None:
             zero += [self.head.image_out, self.head.modulation_out, *self.head.modulations()]
         for module in zero:
             if module is not None:
@@ -120,11 +125,12 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def fill_positions(self) -> None:
         """The fixed tables, which no state dict holds; a learnable one begins like the fixed one."""
-        config, device = self.config, self.image_in.weight.device
-        grid = (config.grid_height, config.grid_width)
+        config = self.config
+        if config.text_only:
+            return
+        device, grid = self.image_in.weight.device, (config.grid_height, config.grid_width)
         if config.position_embedding == "rope":
-            table = self._rotation_at(grid_places(*grid)[None], torch.tensor([grid]))
-            self.rope = table[:, 0].to(device)
+            self.rope = table_of_training(config).to(device)
         elif config.position_embedding == "sincos":
             self.image_position = sincos_positions(config.encoder_size, *grid).to(device)
         else:
@@ -141,8 +147,16 @@ class Transformer(nn.Module):
     ) -> Predictions:
         """Predictions for the noised tokens. `attend` defaults to the mask of the sequence by itself;
         a `KVCache` gives the one of new tokens in generation."""
+        return self._leave(self.hidden(sequence, attend, backend), sequence)
+
+    def hidden(
+        self, sequence: PackedSequence, attend: Attend | None = None, backend: AttentionBackend = "auto"
+    ) -> Tensor:
+        """(B, T - first_output, D): what the heads read, of the tokens from the first that one reads."""
         attend = attend or self._attend(sequence, backend)
-        x, rotation, modulation = self._enter(sequence), self._rotation(sequence), self._modulation(sequence)
+        table = self.rope if self.config.position_embedding == "rope" else None
+        rotation = sequence_rotation(sequence, self.config, table)
+        x, modulation = self._enter(sequence), self._modulation(sequence)
         for layer, block in enumerate(self.blocks):
             first = sequence.first_output if layer == self.config.depth - 1 else 0
             x = block(x, attend, layer, first, rotation, modulation)
@@ -150,11 +164,16 @@ class Transformer(nn.Module):
         if self.modulation_out is not None and modulation is not None:
             rows = self.modulation_out(F.silu(modulation.rows))
             x = modulate(x, *rows[:, modulation.row_of_token[sequence.first_output :]].chunk(2, dim=-1))
-        return self._leave(x, sequence)
+        return x
+
+    def text_logits(self, x: Tensor) -> Tensor:
+        """(..., vocabulary) float32 logits of what follows text tokens, from what `hidden` gave (..., D)."""
+        out = self.text_embedding if self.text_out is None else self.text_out
+        return F.linear(x, out.weight).float()
 
     def _attend(self, sequence: PackedSequence, backend: AttentionBackend) -> Attend:
         dropout = self.config.attention_dropout if self.training else 0.0
-        return select_attend(sequence, backend, self.config.head_dim, dropout)
+        return select_attend(sequence, backend, self.config.head_dim, dropout, self.config.language)
 
     def _leave(self, x: Tensor, sequence: PackedSequence) -> Predictions:
         """x (B, T - first_output, D): each predicting segment's rows go to the head of its kind."""
@@ -167,9 +186,11 @@ class Transformer(nn.Module):
         of_image, of_text = (
             torch.cat(r, dim=1) if len(r) > 1 else (r or [x[:, :0]])[0] for r in (image, text)
         )
-        logits = None if self.text_out is None else self.text_out(of_text)
-        if self.head is None:
+        logits = self.text_logits(of_text) if self.config.vocab_size else None
+        if self.joint:
             return Predictions(self.image_out(of_image), logits)
+        if self.head is None:
+            return Predictions(of_image, logits)
         if self.condition_position is not None:
             asked = (s for s in sequence.segments if s.role == "asked")
             places = [self._of_table(self.condition_position, segment) for segment in asked]
@@ -210,8 +231,8 @@ class Transformer(nn.Module):
             return self.class_embedding(segment.values)
         assert segment.places is not None, "text and image tokens have places"
         if segment.kind == "text":
-            assert self.text_embedding is not None and self.text_position is not None, "a model with text"
-            return self.text_embedding(segment.values) + self.text_position(segment.places)
+            x = self.text_embedding(segment.values)
+            return x if self.text_position is None else x + self.text_position(segment.places)
         x = self._mask_tokens(segment) if segment.role == "asked" else self.image_in(segment.values)
         if self.image_index is not None:
             index = segment.image_index
@@ -240,34 +261,6 @@ class Transformer(nn.Module):
         """Places (1 or B, n, 2) as rows of the tables, which hold the grid of training."""
         return places[..., 0] * self.config.grid_width + places[..., 1]
 
-    def _rotation(self, sequence: PackedSequence) -> Tensor | None:
-        """(2, 1 or B, 1, T, H); text tokens are not turned, class tokens by their index with axes
-        `raster`."""
-        if self.config.position_embedding != "rope":
-            return None
-        parts = []
-        for segment in sequence.segments:
-            if segment.places is not None and segment.kind == "image":
-                if segment.grid is None:
-                    parts.append(self.rope[:, self._raster(segment.places)])
-                else:
-                    parts.append(self._rotation_at(segment.places, segment.grid))
-            elif segment.kind == "class" and self.config.rope.axes == "raster":
-                index = torch.arange(segment.num_tokens, device=self.rope.device)
-                parts.append(raster_rotation(index, self.config.rope, self.config.head_dim)[:, None])
-            else:
-                unit = self.rope.new_zeros(2, 1, segment.num_tokens, self.config.head_dim)
-                unit[0] = 1
-                parts.append(unit)
-        rows = max(part.shape[1] for part in parts)
-        return torch.cat([part.expand(-1, rows, -1, -1) for part in parts], dim=2)[:, :, None]
-
-    def _rotation_at(self, places: Tensor, grid: Tensor) -> Tensor:
-        config, side = self.config, self.config.rope.trained_side
-        trained = (side, side) if side else (config.grid_height, config.grid_width)
-        first = config.num_condition_tokens
-        return rotation_at(places, grid, config.rope, config.head_dim, trained, first)
-
     def _modulation(self, sequence: PackedSequence) -> Modulation | None:
         """AdaLN-zero: class plus, for noised tokens, timestep; a row per segment or per token."""
         if self.config.conditioning != "adaln_zero":
@@ -294,7 +287,7 @@ class Transformer(nn.Module):
 def _class_embedding(config: ModelConfig) -> nn.Module | None:
     if config.conditioning == "adaln_zero":
         return nn.Embedding(config.num_classes + 1, config.condition_size)
-    if not config.num_class_tokens:
+    if not config.num_class_tokens or config.text_only:
         return None
     turned = config.position_embedding == "rope" and config.rope.axes == "raster"
     return ClassEmbedding(

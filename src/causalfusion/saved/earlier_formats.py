@@ -80,7 +80,14 @@ _ADDED_IN_4: dict[str, Any] = {
             "per_axis": True, "trained_side": 0,
         },
         "adaln_size": 0, "adaln_rank": 0, "input_norm": False, "context": "causal",
-        "encoder": {"depth": 0, "hidden_size": 0, "num_heads": 0},
+        "encoder": {"depth": 0, "hidden_size": 0, "num_heads": 0}, "head_size": 0,
+        "language": {
+            "positions": "learned", "rope_base": 10_000.0, "tied": False, "window": 0, "window_from": 0,
+            "scaling": {
+                "kind": "none", "factor": 1.0, "trained_length": 0, "slow": 1.0, "fast": 32.0, "whole": True,
+                "attention": 1.0, "short": [], "long": [],
+            },
+        },
         "head": {
             "kind": "joint", "ask": "mask", "width": 0, "depth": 3, "mlp": "silu", "mlp_hidden": 0,
             "norm": {"kind": "layer_norm", "weight": "auto", "eps": 1e-5}, "bias": True, "positions": False,
