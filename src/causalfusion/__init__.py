@@ -12,12 +12,17 @@ if TYPE_CHECKING:
     from causalfusion.config import RunConfig, SampleConfig, WriteConfig
     from causalfusion.config.recipes import load_config
     from causalfusion.errors import UserError
+    from causalfusion.generate.language import LanguagePipeline
     from causalfusion.generate.pipeline import Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "RunConfig", "SampleConfig", "UserError", "WriteConfig", "__version__", "load_config"]
+__all__ = [
+    "LanguagePipeline", "Pipeline", "RunConfig", "SampleConfig", "UserError", "WriteConfig", "__version__",
+    "load_config",
+]  # fmt: skip
 
 _MODULES = {
+    "LanguagePipeline": "generate.language",
     "Pipeline": "generate.pipeline",
     "RunConfig": "config",
     "SampleConfig": "config",

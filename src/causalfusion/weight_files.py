@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -56,6 +57,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 "that wrote this one had diverged"
             )
     return weights
+
+
+def write_weights(
+    path: Path, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], values: Iterable[Tensor]
+) -> None:
+    """A .safetensors file of weights that are made one after another, in the order of `shapes`, so that no
+    more than one is in memory. Raises OSError."""
+    names = {getattr(torch, name): code for code, name in DTYPES.items()}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in shapes.items():
+        begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, (shape, dtype)), value in zip(shapes.items(), values, strict=True):
+            assert (tuple(value.shape), value.dtype) == (shape, dtype), name
+            file.write(value.contiguous().view(torch.uint8).numpy().data)
 
 
 def count_blocks(names: Mapping[str, object]) -> int:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 from causalfusion.errors import UserError
 
@@ -94,10 +95,14 @@ class Tokenizer:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
+class Decoder(Protocol):
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
 class DecodeStream:
     """Decodes ids one by one: the texts returned by `feed` and `flush`, joined, equal `decode` of all ids."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Decoder) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         self.given = 0

@@ -154,6 +154,50 @@ def diffusers(model: Path, /, *, out: Path) -> int:
 
 
 @app.command
+def llm(model: str, /, *, out: Path) -> int:
+    """Convert a language model: LLaMA, SmolLM2, TinyLlama, Mistral, Qwen2, Qwen3 or GPT-2.
+
+    Its weights keep their number format, and are read and written one at a time.
+
+    Parameters
+    ----------
+    model
+        A folder in the format of transformers (config.json, .safetensors, tokenizer.json), a hub id, or a
+        .gguf file.
+    out
+        Folder for the model in our format.
+    """
+    from causalfusion.interop.language.convert import describe, open_source, plan_conversion, write_model
+
+    source = open_source(model)
+    conversion = plan_conversion(source)
+    for line in describe(conversion, source):
+        print(line, flush=True)
+    write_model(conversion, source, out)
+    print(f"{out}: complete it with causalfusion complete TEXT --model {out}")
+    return 0
+
+
+@app.command
+def hf(model: Path, /, *, out: Path) -> int:
+    """Write a language model back in the format of transformers, its text weights bit for bit.
+
+    Parameters
+    ----------
+    model
+        A folder that `convert llm` made, or a model that began with one.
+    out
+        Folder for config.json, model.safetensors and the tokenizer.
+    """
+    from causalfusion.interop.language.convert import export_model
+    from causalfusion.saved.folder import latest_model
+
+    for line in export_model(latest_model(model), out):
+        print(line)
+    return 0
+
+
+@app.command
 def bundle(*, model: Model, out: Path, autoencoder: Autoencoder = "") -> int:
     """Write a self-contained model folder.
 

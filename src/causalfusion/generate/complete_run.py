@@ -16,6 +16,8 @@ from causalfusion.errors import UserError
 from causalfusion.files import in_use
 from causalfusion.generate.caption_run import is_image_name, read_model_image
 from causalfusion.generate.complete import Listener, complete
+from causalfusion.generate.language import is_language_model
+from causalfusion.generate.language_run import complete_text
 from causalfusion.generate.out_folder import begin, check_room, finish, settings_there
 from causalfusion.generate.output import (
     describe,
@@ -47,6 +49,11 @@ def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
     with join_world(request.device) as world:
         if world.size > 1:
             raise UserError("complete runs in one process; start it without torchrun")
+        if is_language_model(request.model):
+            complete_text(prompt, request, world)
+            return request.out
+        if request.chat:
+            raise UserError("--chat is for language models with a chat template; this one has images")
         _check_files(prompt)
         pipeline, folder = load_pipeline(
             request.model, request.weights, request.precision, world, request.autoencoder

@@ -114,12 +114,17 @@ def facts(
         "settings": to_dict(request.settings),
         "precision": request.precision,
         "device": str(pipeline.device),
-        "versions": {
-            "causalfusion": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "argv": sys.argv[1:],
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "causalfusion": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
     }
 
 

@@ -105,6 +105,9 @@ class CompleteRequest(GeneratingOptions):
     """The options of `complete`."""
 
     model: Model = DEFAULT_MODEL
+    chat: bool = False
+    """With a language model: the elements are a conversation, the user's turns and the model's in turn, and
+    the model answers by its chat template."""
     elements: int | None = None
     """Number of texts and images to generate, if there is room. Default: until the model ends."""
     candidates: int = 1

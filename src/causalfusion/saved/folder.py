@@ -7,8 +7,6 @@ hold the raw ones in `raw.safetensors`. Weights load strictly.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,9 +30,9 @@ from causalfusion.config import (
 )
 from causalfusion.config.serialize import from_dict, read_json, to_dict
 from causalfusion.errors import UserError
-from causalfusion.files import holds_anything, remove_leftovers, temporary_name
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.earlier_formats import EARLIER, bring_forward
+from causalfusion.saved.replace import replace_folder
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
 
 T = TypeVar("T")
@@ -95,8 +92,7 @@ def save_model(
         if state is not None:
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
             save_file(tensors, folder / _FILES[name], metadata={"format": "pt"})
-    text = json.dumps({"format": FORMAT, **to_dict(spec)}, indent=2)
-    (folder / "config.json").write_text(text + "\n")
+    save_spec(folder, spec)
 
 
 def replace_model(
@@ -109,17 +105,13 @@ def replace_model(
 ) -> None:
     """Write a model folder atomically, replacing a model that is there. Raises UserError if the folder holds
     anything else, or cannot be written."""
-    if not (folder / "config.json").is_file() and holds_anything(folder):
-        raise UserError(f"{folder} holds other things than a model; give another --out")
-    temporary = temporary_name(folder)
-    remove_leftovers(folder.parent)
-    try:
-        save_model(temporary, spec, weights, raw, tokenizer, autoencoder)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"model {folder} could not be written: {error}") from error
+    replace_folder(folder, lambda new: save_model(new, spec, weights, raw, tokenizer, autoencoder))
+
+
+def save_spec(folder: Path, spec: ModelSpec) -> None:
+    """Write the settings of a model folder."""
+    text = json.dumps({"format": FORMAT, **to_dict(spec)}, indent=2)
+    (folder / "config.json").write_text(text + "\n")
 
 
 def load_spec(folder: Path) -> ModelSpec:
@@ -262,6 +254,11 @@ def load_parts(
 ) -> tuple[Transformer, ModelSpec, Codec, Tokenizer | None]:
     """(model, settings, codec, tokenizer) of a model folder; `autoencoder` as in `open_model_codec`."""
     model, spec = load_model(folder, name, device)
+    if spec.model.text_only:
+        raise UserError(
+            f"{folder} is a language model without images, which only completes texts: causalfusion "
+            "complete, or LanguagePipeline"
+        )
     codec = open_model_codec(folder, spec, autoencoder).to(device)
     return model, spec, codec, load_tokenizer(folder, spec)
 
