@@ -98,10 +98,10 @@ def test_a_folder_of_folders_reports_what_it_leaves_out(tmp_path: Path) -> None:
     save_file({"logits": torch.ones(1)}, tmp_path / "hf_decoders" / "one" / "io.safetensors")
     save_file({"logits": torch.ones(1)}, tmp_path / "smollm2" / "io.safetensors")
     checks = replay_reference(tmp_path)
-    assert [c.file for c in checks if c.quantity == LEFT_OUT] == ["hf_decoders", "smollm2"]
+    assert [c.file for c in checks if c.quantity == LEFT_OUT] == ["hf_decoders/one", "smollm2"]
     assert {c.file for c in checks if c.quantity != LEFT_OUT} == {"dit/A.forward"}
     text = format_checks(checks)
-    assert "hf_decoders: recorded language models are not replayed yet" in text and "FAILED" not in text
+    assert "hf_decoders/one: no model.safetensors beside the recording" in text and "FAILED" not in text
 
 
 def test_settings_come_from_the_metadata(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ TOLERANCES = {
     "masks": 0.0,
     "orders": 0.0,
     "labels": 0.0,
+    "token ids": 0.0,
     "timesteps": 0.0,
     "noised tokens": 1e-6,
     "AR weights": 1e-6,
@@ -47,7 +48,8 @@ TOLERANCES = {
 """Largest error allowed for each quantity, relative to the recorded tensor's largest value."""
 
 _ABSOLUTE = {
-    "masks", "orders", "labels", "timesteps", "parameters after steps", "EMA after steps", "position tables",
+    "masks", "orders", "labels", "token ids", "timesteps", "parameters after steps", "EMA after steps",
+    "position tables",
 }  # fmt: skip
 LEFT_OUT = "left out"
 """Quantity of a `Check` that is none: its note says what the replay leaves out on purpose."""

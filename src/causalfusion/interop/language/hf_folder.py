@@ -24,13 +24,13 @@ BESIDE = (
 """Files that are kept as they are, to be written back."""
 
 
-def open_folder(folder: Path) -> LanguageSource:
+def open_folder(folder: Path, config_file: str = CONFIG) -> LanguageSource:
     """Raises UserError for a folder that holds no language model, or lacks a shard of it."""
-    if not (folder / CONFIG).is_file():
+    if not (folder / config_file).is_file():
         raise UserError(
             f"{folder} holds no {CONFIG}; expected a language model's folder, a hub id, or a .gguf file"
         )
-    config = read_object(folder / CONFIG, "language model")
+    config = read_object(folder / config_file, "language model")
     shards = _shards(folder)
     tokenizer = folder / TOKENIZER
     return LanguageSource(

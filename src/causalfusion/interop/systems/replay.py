@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 from torch import Tensor
 
+from causalfusion.interop.language.replay import replay_language
 from causalfusion.interop.official_file import parse_json, read_safetensors, tensor_names
-from causalfusion.interop.recording import LEFT_OUT, Check, Recording, replay_file
+from causalfusion.interop.recording import Check, Recording, replay_file
 from causalfusion.interop.systems import (
     replay_dit,
     replay_fit,
@@ -140,8 +141,7 @@ def is_own(folder: Path) -> bool:
 def replay_system(folder: Path, name: str) -> list[Check]:
     """Replay the recordings of other systems in a folder, called `name` in the report. Raises UserError."""
     if _is_language_models(folder):
-        note = "recorded language models are not replayed yet"
-        return [Check(name or folder.name, "", LEFT_OUT, 0.0, note)]
+        return replay_language(folder, name)
     checks: list[Check] = []
     unknown = {path.name for path in folder.glob("*.safetensors")}
     schedules = folder / "schedules.safetensors"
