@@ -63,13 +63,26 @@ class Codec:
             self.autoencoder.to(self.device)
         return self
 
+    def at(self, height: int, width: int) -> Codec:
+        """This codec for images of another size. Raises UserError for one that patches do not cover."""
+        if (height, width) == (self.config.image_height, self.config.image_width):
+            return self
+        config = replace(self.config, image_height=height, image_width=width)
+        check_size(config)
+        return Codec(config, self.autoencoder).to(self.device)
+
+    @property
+    def cell(self) -> int:
+        """Pixels along a side of a token."""
+        return self.config.downsample * self.config.patch_size
+
     @property
     def grid_height(self) -> int:
-        return self.config.image_height // (self.config.downsample * self.config.patch_size)
+        return self.config.image_height // self.cell
 
     @property
     def grid_width(self) -> int:
-        return self.config.image_width // (self.config.downsample * self.config.patch_size)
+        return self.config.image_width // self.cell
 
     @property
     def num_tokens(self) -> int:
@@ -194,7 +207,7 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
             downsample=opened.downsample,
             image_channels=opened.image_channels,
         )
-    _check_size(config)
+    check_size(config)
     return Codec(config, autoencoder)
 
 
@@ -208,7 +221,7 @@ def _check_image_size(config: CodecConfig, only: tuple[int, int] | None) -> None
         )
 
 
-def _check_size(config: CodecConfig) -> None:
+def check_size(config: CodecConfig) -> None:
     """Raises UserError unless a whole number of patches covers the image."""
     cell = config.downsample * config.patch_size
     for name, side in (("height", config.image_height), ("width", config.image_width)):
@@ -217,8 +230,8 @@ def _check_size(config: CodecConfig) -> None:
             nearest = f"{lower} or {lower + cell}" if lower else str(cell)
             raise UserError(
                 f"the image {name} is {side}; expected a multiple of {cell} (downsampling "
-                f"{config.downsample} x patch size {config.patch_size}), such as {nearest}: change "
-                "data.image_size or codec.patch_size"
+                f"{config.downsample} x patch size {config.patch_size}), such as {nearest}: change the size "
+                "(data.image_size in training) or codec.patch_size"
             )
 
 

@@ -10,6 +10,7 @@ from causalfusion.config.parts import (
     NormConfig,
     QKNormConfig,
     RopeConfig,
+    RopeExtrapolation,
 )
 from causalfusion.config.settings import (
     CodecConfig,
@@ -25,6 +26,6 @@ from causalfusion.config.training import TrainConfig
 __all__ = [
     "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "EncoderConfig", "FactorizationConfig",
     "HeadConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig",
-    "RunConfig", "SampleConfig", "SamplerName", "SourceName", "SplitName", "TextConfig", "TrainConfig",
+    "RopeExtrapolation", "RunConfig", "SampleConfig", "SamplerName", "SourceName", "SplitName", "TextConfig", "TrainConfig",
     "WriteConfig",
 ]  # fmt: skip
