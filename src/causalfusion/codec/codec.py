@@ -18,6 +18,7 @@ from torch import Tensor
 
 from causalfusion.codec.patches import patchify, unpatchify
 from causalfusion.config import CodecConfig
+from causalfusion.config.sizes import default_side
 from causalfusion.errors import UserError
 
 _CHUNK = 32
@@ -105,9 +106,12 @@ class Codec:
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of the raw latents, each (B, c, h, w), of images (B, C, H, W) in
-        [-1, 1]; the deviation is None for pixels. Raises UserError for images of another size."""
+        [-1, 1]; the deviation is None for pixels. Raises UserError for images of another size, or, where they
+        may have any, of one that patches do not cover."""
         expected = (self.config.image_channels, self.config.image_height, self.config.image_width)
-        if images.shape[1:] != expected:
+        if self.config.max_area:
+            self.at(*images.shape[2:])
+        elif images.shape[1:] != expected:
             raise UserError(f"images have shape {tuple(images.shape[1:])}; the model's are {expected}")
         if self.autoencoder is None:
             return images, None
@@ -180,7 +184,8 @@ class Codec:
 
 def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None) -> Codec:
     """The codec of these settings for images of `image_shape` (C, H, W), or of the size in `config` if that
-    is None. Raises UserError for images that do not fit the autoencoder or the patch size."""
+    is None, or of the default one of `max_area`. Raises UserError for images that do not fit the autoencoder
+    or the patch size."""
     if image_shape is not None:
         channels, height, width = image_shape
         config = replace(config, image_channels=channels, image_height=height, image_width=width)
@@ -207,6 +212,9 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
             downsample=opened.downsample,
             image_channels=opened.image_channels,
         )
+    if config.max_area:
+        side = default_side(config.max_area, config.downsample * config.patch_size)
+        config = replace(config, image_height=side, image_width=side)
     check_size(config)
     return Codec(config, autoencoder)
 

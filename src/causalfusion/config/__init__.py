@@ -26,6 +26,6 @@ from causalfusion.config.training import TrainConfig
 __all__ = [
     "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "EncoderConfig", "FactorizationConfig",
     "HeadConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig",
-    "RopeExtrapolation", "RunConfig", "SampleConfig", "SamplerName", "SourceName", "SplitName", "TextConfig", "TrainConfig",
-    "WriteConfig",
+    "RopeExtrapolation", "RunConfig", "SampleConfig", "SamplerName", "SourceName", "SplitName", "TextConfig",
+    "TrainConfig", "WriteConfig",
 ]  # fmt: skip

@@ -14,13 +14,14 @@ from causalfusion.errors import UserError, check
 MAX_SIDE = 65_535
 
 
-def parse_size(text: str, setting: str) -> tuple[int, int]:
+def parse_size(text: str, setting: str, expected: str = "") -> tuple[int, int]:
     """(height, width) in pixels of a size in words: WIDTHxHEIGHT, or one number, the side of a square. Raises
-    UserError that begins with the name of the setting."""
+    UserError that begins with the name of the setting and says what was `expected`."""
     found = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text.strip())
     width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     fits = 1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE
-    check(fits, setting, text, f"WIDTHxHEIGHT in pixels, such as 320x192, each from 1 to {MAX_SIDE}")
+    expected = expected or f"WIDTHxHEIGHT in pixels, such as 320x192, each from 1 to {MAX_SIDE}"
+    check(fits, setting, text, expected)
     return height, width
 
 

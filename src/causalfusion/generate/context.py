@@ -53,7 +53,9 @@ class ImageInProgress:
         return self.segment("asked", nothing, ar_step, positions, None)
 
     @classmethod
-    def of_size(cls, model: ModelConfig, grid: tuple[int, int] | None, device: torch.device) -> ImageInProgress:
+    def of_size(
+        cls, model: ModelConfig, grid: tuple[int, int] | None, device: torch.device
+    ) -> ImageInProgress:
         """An image of this grid, or of the model's."""
         return cls(*(grid or (model.grid_height, model.grid_width)), grid_tensor(model, grid, device))
 

@@ -151,7 +151,7 @@ def _identity(pipeline: Pipeline, folder: Path, request: SampleRequest) -> str:
     weights = folder / ("model.safetensors" if request.weights == "ema" else "raw.safetensors")
     told = [folder.resolve(), stamp(weights), to_dict(pipeline.spec), request.weights, request.precision]
     told += [request.seed, request.candidates, list(request.classes), prompts, to_dict(request.settings)]
-    told += [list(request.size), request.rope_extrapolation] * bool(request.size or request.rope_extrapolation)
+    told += [list(request.size), request.rope_extrapolation]
     return hash_of([__version__, *told])
 
 

@@ -9,7 +9,7 @@ from causalfusion.config.serialize import read_json
 from causalfusion.errors import UserError
 from causalfusion.vocabulary.read import Line
 
-IMAGES_OF_CACHE = ("source", "split", "image_size")
+IMAGES_OF_CACHE = ("source", "split", "image_size", "max_area")
 """Settings that say from which images a cache was made."""
 
 

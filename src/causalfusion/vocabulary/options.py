@@ -81,6 +81,8 @@ def option(name: str, hint: Any) -> Option:
     """The option of a name and a type of value."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
+        if str in args:
+            return Option(name, str)
         (hint,) = [arg for arg in args if arg is not type(None)][:1]
         return option(name, hint)
     if origin is Literal:
