@@ -31,8 +31,8 @@ def open_grids(
         grids = grids_of(source, config.data.fit(codec.cell), show_progress=show_progress)
     plan, least = config.factorization, int(grids[grids[:, 0] > 0].prod(1).min())
     what = ""
-    if config.model.head.ask == "previous":
-        what = "model.head.ask is previous, which needs as many AR steps as there are tokens"
+    if config.model.head.ask == "previous" and plan.num_ar_steps:
+        what = f"factorization.num_ar_steps is {plan.num_ar_steps}, not 0, an AR step for each token"
     elif plan.given_order:
         what = "factorization.given_order is the order of one grid"
     elif plan.distribution == "fixed" and plan.num_ar_steps > least:
