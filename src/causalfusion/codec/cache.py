@@ -125,7 +125,7 @@ class LatentCache:
         sizes. Raises UserError for a patch size that does not divide all of them."""
         assert self.sizes is not None, "images of one size"
         if (self.sizes % patch_size).any():
-            made = self.manifest["codec"].get("patch_size")
+            made = self.manifest["patch_size"]
             raise UserError(
                 f"the cache {self.folder} holds images whose sides are whole tokens for codec.patch_size "
                 f"{made}, the run has {patch_size}; give {made}, or encode again into another folder"

@@ -69,6 +69,8 @@ class _Manifest:
     codec: dict[str, Any]
     max_area: int
     """Most pixels of an image, where images have several sizes; else 0."""
+    patch_size: int
+    """The one for which their sides are whole tokens; else 0."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -80,6 +82,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{where} is in the format {version!r}; expected {FORMAT!r}: encode again")
     values.setdefault("class_numbers", None)
     values.setdefault("max_area", 0)
+    values.setdefault("patch_size", 0)
     try:
         kept = from_dict(_Manifest, values, complete=True)
         compared = {name: kept.data[name] for name in _Data.__dataclass_fields__ if name in kept.data}

@@ -109,6 +109,7 @@ class Shard:
                 replaced = int((batch.image_indices != batch.sample_indices).sum())
                 note["replaced"] += replaced
                 tally.add(len(batch.labels), replaced)
+            tally.add(self.count - stored, 0)
 
         self.note_file.unlink(missing_ok=True)  # an old note must never lie beside the new shard
         write_whole(self.file, content)

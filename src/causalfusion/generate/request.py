@@ -104,8 +104,9 @@ class EditRequest(GeneratingOptions):
     paste: bool = True
     """Restore the pixels outside the mask exactly (--no-paste: keep the model's)."""
     size: str = ""
-    """Size at which the image is edited: WIDTHxHEIGHT in pixels, a number for a square, or `native`: its own,
-    its sides cut to whole tokens. Default: the model's, or native for a model of images of any size."""
+    """Size at which the image is edited: WIDTHxHEIGHT in pixels, a number for a square, or `native`: its own
+    shape, scaled down to the area of the model's images, sides cut to whole tokens. Default: the model's
+    size, or native for a model of images of any size."""
     rope_extrapolation: RopeRule = None
     settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
 
