@@ -10,14 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from causalfusion import cli
 from causalfusion.config import DataConfig
 from causalfusion.config.sizes import Fit, default_side, parse_size
 from causalfusion.data import open_source
 from causalfusion.data.buckets import Buckets
 from causalfusion.data.loader import Loader
+from causalfusion.data.shapes import Shapes
 from causalfusion.data.sizes import grids_of
 from causalfusion.data.transforms import fit_image
 from causalfusion.errors import UserError
+from causalfusion.evaluate.measures.scenes import read_scene
 
 SIDES = st.integers(1, 3000)
 
@@ -174,3 +177,33 @@ def test_sizes_are_those_of_upright_pictures(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg", exif=exif)
     source = open_source(DataConfig(source="folder", path=str(tmp_path)))
     assert source.image_size(0) == source.read(0).image.shape[:2] == (20, 10)
+
+
+def test_scenes_of_any_size_are_scenes(tmp_path):
+    """Figures keep their size in pixels on a longer canvas, and the oracle reads what the scene says."""
+    config = DataConfig(source="shapes", image_size="native", max_area=1536)
+    source, seen = open_source(config), Counter()
+    for index in range(40):
+        example, scene = source.read(index), source.scene(index)
+        seen[example.image.shape[:2]] += 1
+        found = read_scene(example.image)
+        told = sorted((f.shape, f.color, round(f.x, 1), round(f.y, 1)) for f in scene.figures)
+        assert len(found.figures) == len(told)
+        for figure in scene.figures:
+            near = min(found.figures, key=lambda f, a=figure: abs(f.x - a.x) + abs(f.y - a.y))
+            assert (near.shape, near.color, near.size) == (figure.shape, figure.color, figure.size)
+            assert abs(near.x - figure.x) < 0.02 and abs(near.radius - figure.radius) < 0.02
+    assert set(seen) == {(32, 32), (32, 48), (48, 32)}
+
+
+def test_captions_of_long_scenes_can_be_written():
+    data = Shapes("test", fit=Fit(32, 96), num_objects=2)
+    for index in range(200):
+        assert data.captions(index)
+
+
+def test_an_autoencoder_takes_images_of_one_size(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path, [(8, 8), (9, 12)])
+    assert cli.run(["codec", "train", str(tmp_path), "--data.image-size", "native"]) == 2
+    assert "data.image_size is native; expected the side of a square" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from causalfusion.codec.patches import patchify, unpatchify
 from causalfusion.config import CodecConfig
-from causalfusion.config.sizes import default_side
+from causalfusion.config.sizes import default_side, size_text
 from causalfusion.errors import UserError
 
 _CHUNK = 32
@@ -45,8 +45,14 @@ class Codec:
     """Encodes images to latents or tokens and back. `config` is complete: sizes, channels, scale and shift
     are those in use."""
 
-    def __init__(self, config: CodecConfig, autoencoder: Autoencoder | None = None) -> None:
-        self.config, self.autoencoder = config, autoencoder
+    def __init__(
+        self,
+        config: CodecConfig,
+        autoencoder: Autoencoder | None = None,
+        only_size: tuple[int, int] | None = None,
+    ) -> None:
+        """`only_size`: (height, width) of the only images that the autoencoder takes."""
+        self.config, self.autoencoder, self.only_size = config, autoencoder, only_size
         self.device = torch.device("cpu")
 
     @cached_property
@@ -65,12 +71,14 @@ class Codec:
         return self
 
     def at(self, height: int, width: int) -> Codec:
-        """This codec for images of another size. Raises UserError for one that patches do not cover."""
+        """This codec for images of another size. Raises UserError for one that patches do not cover, or that
+        the autoencoder does not take."""
         if (height, width) == (self.config.image_height, self.config.image_width):
             return self
         config = replace(self.config, image_height=height, image_width=width)
         check_size(config)
-        return Codec(config, self.autoencoder).to(self.device)
+        _check_image_size(config, self.only_size)
+        return Codec(config, self.autoencoder, self.only_size).to(self.device)
 
     @property
     def cell(self) -> int:
@@ -179,7 +187,7 @@ class Codec:
         """This codec with the shift and scale that bring latents of this mean and standard deviation to 0 and
         1; its configuration holds them as given values."""
         config = replace(self.config, normalization="given", shift=mean, scale=1 / std)
-        return Codec(config, self.autoencoder).to(self.device)
+        return Codec(config, self.autoencoder, self.only_size).to(self.device)
 
 
 def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None) -> Codec:
@@ -191,12 +199,12 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
         config = replace(config, image_channels=channels, image_height=height, image_width=width)
     if config.kind == "pixels":
         config = replace(config, latent_channels=config.image_channels, downsample=1)
-        autoencoder = None
+        autoencoder = only_size = None
     else:
         from causalfusion.codec.autoencoder import open_autoencoder
 
         opened = open_autoencoder(config.autoencoder)
-        autoencoder = opened.network
+        autoencoder, only_size = opened.network, opened.image_size
         place = Path(config.autoencoder).expanduser()
         if place.exists():  # stored as an absolute path, as models are used from other folders too
             config = replace(config, autoencoder=str(place.resolve()))
@@ -205,7 +213,6 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
                 f"the images have {config.image_channels} channels; the autoencoder "
                 f"{config.autoencoder} takes {opened.image_channels}: give another codec.autoencoder, or none"
             )
-        _check_image_size(config, opened.image_size)
         config = replace(
             config,
             latent_channels=opened.latent_channels,
@@ -216,16 +223,18 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
         side = default_side(config.max_area, config.downsample * config.patch_size)
         config = replace(config, image_height=side, image_width=side)
     check_size(config)
-    return Codec(config, autoencoder)
+    _check_image_size(config, only_size)
+    return Codec(config, autoencoder, only_size)
 
 
 def _check_image_size(config: CodecConfig, only: tuple[int, int] | None) -> None:
     """Raises UserError for images of another size than the only one that the autoencoder takes."""
     height, width = config.image_height, config.image_width
-    if only is not None and only != (height, width):
+    if only is not None and (config.max_area or only != (height, width)):
+        given = "of any size" if config.max_area else size_text(height, width)
         raise UserError(
-            f"the images are {width}x{height}; the autoencoder {config.autoencoder} takes "
-            f"{only[1]}x{only[0]} alone: change data.image_size"
+            f"the images are {given}; the autoencoder {config.autoencoder} takes {size_text(*only)} alone: "
+            "change the size (data.image_size in training)"
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from causalfusion.config import SplitName
 from causalfusion.config.sizes import Fit
 from causalfusion.data.drawing import COLORS, SHAPES, SIZES, Scene, SceneObject, draw_scene
-from causalfusion.data.scene_captions import describe
+from causalfusion.data.scene_captions import CLEAR_OFFSET, describe
 from causalfusion.data.source import Example
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of
@@ -155,12 +155,14 @@ def _radii(sizes: list[str], jitter: np.ndarray) -> np.ndarray:
 
 def _place(radii: np.ndarray, random: np.random.Generator, extent: np.ndarray) -> np.ndarray | None:
     """(N, 2) centres of N circles that lie inside the image and apart from one another; None if no trial
-    succeeded. `extent` (2,): width and height of the image, in units of its shorter side as all lengths."""
+    succeeded. `extent` (2,): width and height of the image, in units of its shorter side as all lengths. In
+    long images too, which of two circles is further along one axis is clear."""
     count = len(radii)
     lowest = (radii + BORDER)[:, None]
     places = lowest + random.random((_TRIALS[count - 1], count, 2)) * (extent - 2 * lowest)
     first, second = _PAIRS_OF_FIGURES[count]
     offsets = places[:, first] - places[:, second]
     apart = (offsets**2).sum(-1) >= (radii[first] + radii[second] + GAP) ** 2
-    fits = apart.all(-1).nonzero()[0]
+    clear = (np.abs(offsets / extent) >= CLEAR_OFFSET).any(-1)
+    fits = (apart & clear).all(-1).nonzero()[0]
     return places[fits[0]] if len(fits) else None

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from causalfusion.config import DataConfig
 from causalfusion.config.sizes import Fit
 from causalfusion.data.reader import allowed_unreadable, warn_unreadable
 from causalfusion.data.source import ImageSource, UnreadableImage
@@ -21,6 +22,12 @@ class SizedSource(Protocol):
     def image_size(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels. Raises UnreadableImage."""
         ...
+
+
+def check_one_size(data: DataConfig) -> None:
+    """Raises UserError unless all images are squares of one side, or already have one size."""
+    if not isinstance(data.image_size, int):
+        raise UserError(f"data.image_size is {data.image_size}; expected the side of a square here, or 0")
 
 
 def grids_of(source: ImageSource, fit: Fit, *, show_progress: bool = False) -> np.ndarray:
