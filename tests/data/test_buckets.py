@@ -205,5 +205,6 @@ def test_captions_of_long_scenes_can_be_written():
 def test_an_autoencoder_takes_images_of_one_size(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path, [(8, 8), (9, 12)])
-    assert cli.run(["codec", "train", str(tmp_path), "--data.image-size", "native"]) == 2
+    given = ["codec", "train", str(tmp_path), "--data.image-size", "native", "--out", "run"]
+    assert cli.run(given) == 2
     assert "data.image_size is native; expected the side of a square" in capsys.readouterr().err
