@@ -206,6 +206,7 @@ def _images(
     within: Tensor,
     places: Tensor,
     timesteps: Tensor | None = None,
+    grid: Tensor | None = None,
 ) -> Segment:
     """The segment of all images of each document, one after another.
 
@@ -228,6 +229,7 @@ def _images(
         images_of(layout, places.expand(len(tokens), -1, -1)).flatten(1, 2),
         timesteps,
         torch.arange(count, device=tokens.device).repeat_interleave(length)[None],
+        grid,
         layout.text_place_of_images.repeat_interleave(length, dim=1),
     )
 
@@ -255,14 +257,15 @@ def pack_documents(
     `image_context = "noised"` (Transfusion) there are no clean tokens: an image is one block, whose noised
     tokens have the clean role, so that later elements attend to them.
     """
-    copies, places = noised_tokens.shape[1] // plan.order.shape[1], plan.places
+    copies, places, grid = noised_tokens.shape[1] // plan.order.shape[1], plan.places, plan.grid
     segments = [class_segment(class_labels, num_class_tokens)]
     if image_context == "noised":
-        images = _images("clean", layout, noised_tokens, plan.ar_step, places, timesteps)
+        images = _images("clean", layout, noised_tokens, plan.ar_step, places, timesteps, grid)
         return PackedSequence((*segments, _text(layout), images))
     clean_step, noised_step = ar_steps_of_copies(plan.ar_step, copies)
-    clean = _images("clean", layout, clean_tokens, clean_step, places)
-    noised = _images("noised", layout, noised_tokens, noised_step, places.repeat(1, copies, 1), timesteps)
+    clean = _images("clean", layout, clean_tokens, clean_step, places, grid=grid)
+    noised_places = places.repeat(1, copies, 1)
+    noised = _images("noised", layout, noised_tokens, noised_step, noised_places, timesteps, grid)
     return PackedSequence((*segments, clean, _text(layout), noised))
 
 
@@ -276,10 +279,10 @@ def pack_asking_documents(
 ) -> PackedSequence:
     """`pack_documents` for a per-token head: mask tokens stand for the noised ones, which the head denoises
     outside the transformer. `denoising` holds the images of each document one after another, B rows."""
-    places = plan.places
-    clean = _images("clean", layout, clean_tokens, plan.ar_step, places)
+    places, grid = plan.places, plan.grid
+    clean = _images("clean", layout, clean_tokens, plan.ar_step, places, grid=grid)
     nothing = clean_tokens[:, :, :0]
-    asked = _images("asked", layout, nothing, plan.ar_step, places)
+    asked = _images("asked", layout, nothing, plan.ar_step, places, grid=grid)
     condition = class_segment(class_labels, num_class_tokens)
     return PackedSequence((condition, clean, _text(layout), asked), denoising)
 
@@ -291,6 +294,7 @@ def pack_context(
     tokens: Tensor,
     grid_width: int,
     image_context: Literal["clean", "noised"] = "clean",
+    grid: Tensor | None = None,
 ) -> PackedSequence:
     """The sequence from which generation starts: documents with their images (N, L, P), in raster order, all
     clean, each in one AR step. A Transfusion model sees them at its lowest noise level, timestep 0."""
@@ -299,5 +303,5 @@ def pack_context(
         order = torch.arange(tokens.shape[1], device=tokens.device)[None]
         timesteps = tokens.new_zeros(len(tokens), 1, dtype=torch.int64) if image_context == "noised" else None
         places = places_of(order, grid_width)
-        segments.append(_images("clean", layout, tokens, torch.ones_like(order), places, timesteps))
+        segments.append(_images("clean", layout, tokens, torch.ones_like(order), places, timesteps, grid))
     return PackedSequence((*segments, _text(layout)))

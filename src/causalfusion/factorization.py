@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from causalfusion.config import FactorizationConfig, OrderName
+from causalfusion.config import FactorizationConfig, ModelConfig, OrderName
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_generator
 
@@ -30,6 +30,8 @@ class Plan:
     """(1 or B, L) int64, non-decreasing from 1: the AR step of the j-th token."""
     grid_width: int
     """Tokens in a row of the image."""
+    grid: Tensor | None = None
+    """(1, 2) int64: rows and columns of the images, where they are not those of the model's grid."""
 
     @property
     def places(self) -> Tensor:
@@ -37,7 +39,8 @@ class Plan:
         return places_of(self.order, self.grid_width)
 
     def to(self, device: torch.device) -> Plan:
-        return replace(self, order=self.order.to(device), ar_step=self.ar_step.to(device))
+        grid = None if self.grid is None else self.grid.to(device)
+        return replace(self, order=self.order.to(device), ar_step=self.ar_step.to(device), grid=grid)
 
     def images(self, rows: slice | Tensor) -> Plan:
         """The plan of some of the images."""
@@ -59,6 +62,15 @@ class Plan:
 def places_of(raster: Tensor, grid_width: int) -> Tensor:
     """Rows and columns, (..., 2) int64, of raster indices (...)."""
     return torch.stack([raster // grid_width, raster % grid_width], dim=-1)
+
+
+def grid_tensor(
+    model: ModelConfig, grid: tuple[int, int] | None, device: torch.device | None = None
+) -> Tensor | None:
+    """(1, 2) int64: rows and columns of a grid; None for that of the model, whose tables fit as they are."""
+    if grid in (None, (model.grid_height, model.grid_width)):
+        return None
+    return torch.tensor([grid], device=device)
 
 
 def ar_step_of(step_sizes: Sequence[int]) -> Tensor:

@@ -135,10 +135,10 @@ def class_segment(class_labels: Tensor, num_class_tokens: int) -> Segment:
     return Segment("class", "clean", ar_step, class_labels)
 
 
-def asked_segment(num_rows: int, ar_step: Tensor, places: Tensor) -> Segment:
+def asked_segment(num_rows: int, ar_step: Tensor, places: Tensor, grid: Tensor | None = None) -> Segment:
     """Mask tokens at `places` (1 or B, n, 2), for B = `num_rows`."""
     nothing = torch.empty(num_rows, ar_step.shape[1], 0, device=ar_step.device)
-    return Segment("image", "asked", ar_step, nothing, places)
+    return Segment("image", "asked", ar_step, nothing, places, grid=grid)
 
 
 def text_segment(ids: Tensor, ar_step: Tensor, places: Tensor, text_places: Tensor | None = None) -> Segment:
@@ -155,10 +155,13 @@ def image_segment(
     places: Tensor,
     timesteps: Tensor | None = None,
     image_index: Tensor | None = None,
+    grid: Tensor | None = None,
     text_places: Tensor | None = None,
 ) -> Segment:
     """Image tokens (B, n, P) at `places` (1 or B, n, 2); noised ones with their timesteps (B, 1 or n)."""
-    return Segment("image", role, ar_step, tokens, places, timesteps, image_index, text_places=text_places)
+    return Segment(
+        "image", role, ar_step, tokens, places, timesteps, image_index, grid, text_places=text_places
+    )
 
 
 def ar_steps_of_copies(ar_step: Tensor, copies: int) -> tuple[Tensor, Tensor]:
@@ -192,12 +195,13 @@ def pack_training(
     num_context = _context_length(plan, num_class_tokens + noised_tokens.shape[1], length_multiple)
     context = slice(0, num_context)
     clean_step, noised_step = ar_steps_of_copies(plan.ar_step, copies)
-    places = plan.places
-    noised = image_segment("noised", noised_tokens, noised_step, places.repeat(1, copies, 1), timesteps)
+    places, grid = plan.places, plan.grid
+    noised_places = places.repeat(1, copies, 1)
+    noised = image_segment("noised", noised_tokens, noised_step, noised_places, timesteps, grid=grid)
     segments = [class_segment(class_labels, num_class_tokens)]
     if num_context:
         clean = clean_tokens[:, context]
-        segments.append(image_segment("clean", clean, clean_step[:, context], places[:, context]))
+        segments.append(image_segment("clean", clean, clean_step[:, context], places[:, context], grid=grid))
     return PackedSequence((*segments, noised))
 
 
@@ -215,8 +219,9 @@ def pack_asking(
     segments = [class_segment(class_labels, num_class_tokens)]
     if num_context:
         context, clean = slice(0, num_context), clean_tokens[:, :num_context]
-        segments.append(image_segment("clean", clean, plan.ar_step[:, context], plan.places[:, context]))
-    asked = asked_segment(len(class_labels), plan.ar_step, plan.places)
+        steps, places = plan.ar_step[:, context], plan.places[:, context]
+        segments.append(image_segment("clean", clean, steps, places, grid=plan.grid))
+    asked = asked_segment(len(class_labels), plan.ar_step, plan.places, plan.grid)
     return PackedSequence((*segments, asked), denoising)
 
 
@@ -231,7 +236,8 @@ def pack_next(
     follows it, as in a language model (LatentLM)."""
     condition = replace(class_segment(class_labels, num_class_tokens), asks_next=True)
     rest = slice(0, plan.order.shape[1] - 1)
-    clean = image_segment("clean", clean_tokens[:, rest], plan.ar_step[:, rest], plan.places[:, rest])
+    steps, places = plan.ar_step[:, rest], plan.places[:, rest]
+    clean = image_segment("clean", clean_tokens[:, rest], steps, places, grid=plan.grid)
     return PackedSequence((condition, replace(clean, asks_next=True)), denoising)
 
 
@@ -242,6 +248,7 @@ def pack_bidirectional(
     known_places: Tensor,
     asked_places: Tensor,
     denoising: Denoising | None = None,
+    grid: Tensor | None = None,
 ) -> PackedSequence:
     """[class tokens][known tokens (B, n, P)][mask tokens at `asked_places` (1 or B, m, 2)], which all see
     each other: none has the clean role, and all have one AR step (MAR)."""
@@ -252,8 +259,9 @@ def pack_bidirectional(
 
     segments = [Segment("class", "noised", one_step(num_class_tokens), class_labels)]
     if known_tokens.shape[1]:
-        segments.append(image_segment("noised", known_tokens, one_step(known_tokens.shape[1]), known_places))
-    asked = asked_segment(rows, one_step(asked_places.shape[1]), asked_places)
+        steps = one_step(known_tokens.shape[1])
+        segments.append(image_segment("noised", known_tokens, steps, known_places, grid=grid))
+    asked = asked_segment(rows, one_step(asked_places.shape[1]), asked_places, grid)
     return PackedSequence((*segments, asked), denoising)
 
 

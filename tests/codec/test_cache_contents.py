@@ -17,7 +17,8 @@ from PIL import Image
 
 from causalfusion.codec.cache import check_cache, open_cache
 from causalfusion.codec.contents import fingerprint_like
-from causalfusion.codec.encode import _Batches, encode_to_cache
+from causalfusion.codec.encode import encode_to_cache
+from causalfusion.codec.encoded import Batches
 from causalfusion.codec.manifest import FORMAT, OLD_FORMAT
 from causalfusion.config import CodecConfig, DataConfig, RunConfig
 from causalfusion.data import open_source
@@ -149,7 +150,7 @@ def test_numbers_of_the_classes_are_kept(tmp_path):
 
 def test_workers_hand_over_arrays(tmp_path):
     data = photos(tmp_path / "photos", [1, 2, 3])
-    found = _Batches(open_source(data), data, [np.arange(3)])[0]
+    found = Batches(open_source(data), data, [np.arange(3)])[0]
     # A tensor anywhere in it would cross in shared memory.
     assert b"torch" not in pickle.dumps(found)
 

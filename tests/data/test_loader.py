@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causalfusion.config import DataConfig
+from causalfusion.config.sizes import Fit
 from causalfusion.data.loader import Batch, Loader, load_indices, split_holdout, stream
 from causalfusion.data.reader import Reader
 from causalfusion.data.source import Example, UnreadableImage
@@ -206,7 +207,7 @@ class CountedRamp(Ramp):
 
 
 def test_small_sets_are_decoded_once():
-    reader = Reader(CountedRamp(10), 4, np.arange(10))
+    reader = Reader(CountedRamp(10), Fit(4, 4), np.arange(10))
     samples = stream(np.arange(10), np.arange(10), seed=0, flip=False)
     first, second = reader.read(samples), reader.read(samples)
     assert CountedRamp.reads == 10

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from causalfusion.codec.encode import _Batches
+from causalfusion.codec.encoded import Batches
 from causalfusion.config import DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import Loader
@@ -66,7 +66,7 @@ def test_sources_and_readers_travel_to_a_new_process(kind, paths):
     readers = [
         source,
         loader.reader,
-        _Batches(source, config, [np.arange(2)]),
+        Batches(source, config, [np.arange(2)]),
         _Reading(SourceImages(source), [np.arange(2)]),
     ]
     arrived, reader, encoding, evaluating = pickle.loads(pickle.dumps(readers))

@@ -175,7 +175,7 @@ def test_a_resumed_run_keeps_its_tokenizer(shapes_run, monkeypatch, tmp_path):
     file.unlink()
     second = run(shapes_run(text={"tokenizer": str(file)}, train={"images": 48}))
     assert load_spec(second).tokenizer_fingerprint == load_spec(first).tokenizer_fingerprint
-    monkeypatch.setattr("causalfusion.train.feed.train_tokenizer", None)
+    monkeypatch.setattr("causalfusion.train.from_data.train_tokenizer", None)
     with pytest.raises(TypeError):  # a fresh run would call it
         run(shapes_run("fresh"))
 

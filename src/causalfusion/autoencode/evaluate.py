@@ -23,6 +23,7 @@ from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.config import CodecConfig, DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import split_holdout
+from causalfusion.data.sizes import check_one_size
 from causalfusion.data.source import Example, ImageSource
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import FILE_NAME, Card
@@ -142,6 +143,7 @@ def evaluate_autoencoder(request: ReconstructionRequest) -> Card:
 
 
 def _open_images(request: ReconstructionRequest) -> SourceImages:
+    check_one_size(request.data)
     source: ImageSource = open_source(request.data)
     if request.held_out:
         _, indices = split_holdout(len(source), request.data.holdout)
@@ -150,7 +152,7 @@ def _open_images(request: ReconstructionRequest) -> SourceImages:
         source = _Part(source, indices, f"{source.name} (held out)")
     images = SourceImages(
         source,
-        image_size=request.data.image_size,
+        image_size=request.data.side,
         count=request.images,
         num_workers=request.data.num_workers,
         skip_damaged=True,

@@ -21,6 +21,7 @@ from causalfusion.codec.codec import measure_statistics
 from causalfusion.config.autoencoding import AutoencoderRun
 from causalfusion.data import open_source
 from causalfusion.data.loader import Batch, Loader, load_indices, split_holdout
+from causalfusion.data.sizes import check_one_size
 from causalfusion.errors import TrainingStopped, UserError
 from causalfusion.files import in_use, remove_leftovers, write_whole
 from causalfusion.machine.progress import ProgressLine, tell
@@ -71,6 +72,7 @@ class _Run:
         self.run, self.training, self.folder, self.show = run, run.training, Path(run.out), show_progress
         self.optimization = run.training.optimization()
         self.device = device
+        check_one_size(run.data)
         self.source = open_source(run.data)
         self.train_indices, self.held_out = split_holdout(len(self.source), run.data.holdout)
         first = load_indices(self.source, np.arange(1), run.data).images

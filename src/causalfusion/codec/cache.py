@@ -3,6 +3,8 @@
 A cache is a folder: `00000.npy`, `00001.npy`, ... of shape (images, variants, moments, c, h, w),
 `labels.npy`, `captions.jsonl` (the list of each image's captions) if there are any, `contents.npy` (a hash of
 each image's data), and `manifest.json`.
+Where images have sizes of their own, `sizes.npy` holds those of their latents, and a shard is one row of
+numbers (`codec/blocks.py`).
 Variants are the image and, with data.flip, its mirror image. Moments are the mean and standard deviation of
 the autoencoder's posterior if latents are drawn from it, else the mode alone. Latents are raw: scale and
 shift are applied on use.
@@ -28,9 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causalfusion.codec.blocks import gather
 from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.codec.contents import require_same_data
-from causalfusion.codec.manifest import CAPTIONS, check_arrays, read_manifest
+from causalfusion.codec.manifest import CAPTIONS, SIZES, check_arrays, read_manifest
 from causalfusion.config import CodecConfig, DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.captions import draw_caption
@@ -50,7 +53,11 @@ class LatentCache:
         self.labels: np.ndarray = np.array(map_array(folder / "labels.npy"))
         self.shard_size: int = manifest["shard_size"]
         self._shards = [map_array(folder / name) for name in manifest["shards"]]
-        check_arrays(manifest, self.labels, self._shards)
+        self.sizes: np.ndarray | None = None
+        """(images, 2) latent height and width, 0 for an image that is left out; None where all have one."""
+        if manifest["max_area"]:
+            self.sizes = np.array(map_array(folder / SIZES))
+        check_arrays(manifest, self.labels, self._shards, self.sizes)
 
     @property
     def classes(self) -> Classes | None:
@@ -94,13 +101,36 @@ class LatentCache:
 
     def _gather(self, indices: np.ndarray, variants: np.ndarray, num_moments: int) -> np.ndarray:
         """Stored moments of these images, (B, moments, c, h, w), in the stored type."""
-        shape = (len(indices), num_moments, *self.manifest["latent_shape"])
-        gathered = np.empty(shape, self.manifest["dtype"])
+        kept, latent_shape = self.manifest, tuple(self.manifest["latent_shape"])
+        if self.sizes is not None:
+            (height, width), *others = np.unique(self.sizes[indices], axis=0).tolist()
+            if others or not height:
+                raise ValueError("images of several sizes, or one that was left out, cannot be read together")
+            latent_shape = (latent_shape[0], height, width)
+        gathered = np.empty((len(indices), num_moments, *latent_shape), kept["dtype"])
         shards, rows = np.divmod(indices, self.shard_size)
         for shard in np.unique(shards):
             chosen = np.flatnonzero(shards == shard)
-            gathered[chosen] = self._shards[shard][rows[chosen], variants[chosen], :num_moments]
+            if self.sizes is None:
+                found = self._shards[shard][rows[chosen], variants[chosen], :num_moments]
+            else:
+                sizes = self.sizes[shard * self.shard_size : (shard + 1) * self.shard_size]
+                shape = (2 if kept["flip"] else 1, kept["moments"], latent_shape[0])
+                found = gather(self._shards[shard], sizes, shape, rows[chosen], variants[chosen])
+            gathered[chosen] = found[:, :num_moments]
         return gathered
+
+    def grids(self, patch_size: int) -> np.ndarray:
+        """Rows and columns of tokens of every image, (images, 2) int32, of a cache of images of several
+        sizes. Raises UserError for a patch size that does not divide all of them."""
+        assert self.sizes is not None, "images of one size"
+        if (self.sizes % patch_size).any():
+            made = self.manifest["patch_size"]
+            raise UserError(
+                f"the cache {self.folder} holds images whose sides are whole tokens for codec.patch_size "
+                f"{made}, the run has {patch_size}; give {made}, or encode again into another folder"
+            )
+        return (self.sizes // patch_size).astype(np.int32)
 
     @property
     def has_captions(self) -> bool:
@@ -133,7 +163,7 @@ class LatentCache:
     def codec_config(self, config: CodecConfig) -> CodecConfig:
         """`config` with the sizes of the images that were encoded."""
         sizes = {name: self.manifest[name] for name in ("image_height", "image_width", "image_channels")}
-        return replace(config, **sizes)
+        return replace(config, **sizes, max_area=self.manifest["max_area"])
 
 
 def _captions_of_line(line: bytes) -> tuple[str, ...]:
@@ -219,6 +249,8 @@ def require_same_images(cache: LatentCache, data: DataConfig) -> None:
     sides = {cache.manifest["image_height"], cache.manifest["image_width"]}
     same_size = made["image_size"] == 0 and sides == {data.image_size}
     require_same(cache, "data.image_size", made["image_size"], data.image_size, fits=same_size)
+    if data.native:
+        require_same(cache, "data.max_area", cache.manifest["max_area"], data.max_area)
 
 
 def require_same(cache: LatentCache, name: str, kept: object, asked: object, *, fits: bool = False) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from causalfusion.codec.patches import patchify, unpatchify
 from causalfusion.config import CodecConfig
+from causalfusion.config.sizes import default_side, size_text
 from causalfusion.errors import UserError
 
 _CHUNK = 32
@@ -44,8 +45,14 @@ class Codec:
     """Encodes images to latents or tokens and back. `config` is complete: sizes, channels, scale and shift
     are those in use."""
 
-    def __init__(self, config: CodecConfig, autoencoder: Autoencoder | None = None) -> None:
-        self.config, self.autoencoder = config, autoencoder
+    def __init__(
+        self,
+        config: CodecConfig,
+        autoencoder: Autoencoder | None = None,
+        only_size: tuple[int, int] | None = None,
+    ) -> None:
+        """`only_size`: (height, width) of the only images that the autoencoder takes."""
+        self.config, self.autoencoder, self.only_size = config, autoencoder, only_size
         self.device = torch.device("cpu")
 
     @cached_property
@@ -63,13 +70,28 @@ class Codec:
             self.autoencoder.to(self.device)
         return self
 
+    def at(self, height: int, width: int) -> Codec:
+        """This codec for images of another size. Raises UserError for one that patches do not cover, or that
+        the autoencoder does not take."""
+        if (height, width) == (self.config.image_height, self.config.image_width):
+            return self
+        config = replace(self.config, image_height=height, image_width=width)
+        check_size(config)
+        _check_image_size(config, self.only_size)
+        return Codec(config, self.autoencoder, self.only_size).to(self.device)
+
+    @property
+    def cell(self) -> int:
+        """Pixels along a side of a token."""
+        return self.config.downsample * self.config.patch_size
+
     @property
     def grid_height(self) -> int:
-        return self.config.image_height // (self.config.downsample * self.config.patch_size)
+        return self.config.image_height // self.cell
 
     @property
     def grid_width(self) -> int:
-        return self.config.image_width // (self.config.downsample * self.config.patch_size)
+        return self.config.image_width // self.cell
 
     @property
     def num_tokens(self) -> int:
@@ -92,9 +114,12 @@ class Codec:
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of the raw latents, each (B, c, h, w), of images (B, C, H, W) in
-        [-1, 1]; the deviation is None for pixels. Raises UserError for images of another size."""
+        [-1, 1]; the deviation is None for pixels. Raises UserError for images of another size, or, where they
+        may have any, of one that patches do not cover."""
         expected = (self.config.image_channels, self.config.image_height, self.config.image_width)
-        if images.shape[1:] != expected:
+        if self.config.max_area:
+            self.at(*images.shape[2:])
+        elif images.shape[1:] != expected:
             raise UserError(f"images have shape {tuple(images.shape[1:])}; the model's are {expected}")
         if self.autoencoder is None:
             return images, None
@@ -162,23 +187,24 @@ class Codec:
         """This codec with the shift and scale that bring latents of this mean and standard deviation to 0 and
         1; its configuration holds them as given values."""
         config = replace(self.config, normalization="given", shift=mean, scale=1 / std)
-        return Codec(config, self.autoencoder).to(self.device)
+        return Codec(config, self.autoencoder, self.only_size).to(self.device)
 
 
 def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None) -> Codec:
     """The codec of these settings for images of `image_shape` (C, H, W), or of the size in `config` if that
-    is None. Raises UserError for images that do not fit the autoencoder or the patch size."""
+    is None, or of the default one of `max_area`. Raises UserError for images that do not fit the autoencoder
+    or the patch size."""
     if image_shape is not None:
         channels, height, width = image_shape
         config = replace(config, image_channels=channels, image_height=height, image_width=width)
     if config.kind == "pixels":
         config = replace(config, latent_channels=config.image_channels, downsample=1)
-        autoencoder = None
+        autoencoder = only_size = None
     else:
         from causalfusion.codec.autoencoder import open_autoencoder
 
         opened = open_autoencoder(config.autoencoder)
-        autoencoder = opened.network
+        autoencoder, only_size = opened.network, opened.image_size
         place = Path(config.autoencoder).expanduser()
         if place.exists():  # stored as an absolute path, as models are used from other folders too
             config = replace(config, autoencoder=str(place.resolve()))
@@ -187,28 +213,32 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
                 f"the images have {config.image_channels} channels; the autoencoder "
                 f"{config.autoencoder} takes {opened.image_channels}: give another codec.autoencoder, or none"
             )
-        _check_image_size(config, opened.image_size)
         config = replace(
             config,
             latent_channels=opened.latent_channels,
             downsample=opened.downsample,
             image_channels=opened.image_channels,
         )
-    _check_size(config)
-    return Codec(config, autoencoder)
+    if config.max_area:
+        side = default_side(config.max_area, config.downsample * config.patch_size)
+        config = replace(config, image_height=side, image_width=side)
+    check_size(config)
+    _check_image_size(config, only_size)
+    return Codec(config, autoencoder, only_size)
 
 
 def _check_image_size(config: CodecConfig, only: tuple[int, int] | None) -> None:
     """Raises UserError for images of another size than the only one that the autoencoder takes."""
     height, width = config.image_height, config.image_width
-    if only is not None and only != (height, width):
+    if only is not None and (config.max_area or only != (height, width)):
+        given = "of any size" if config.max_area else size_text(height, width)
         raise UserError(
-            f"the images are {width}x{height}; the autoencoder {config.autoencoder} takes "
-            f"{only[1]}x{only[0]} alone: change data.image_size"
+            f"the images are {given}; the autoencoder {config.autoencoder} takes {size_text(*only)} alone: "
+            "change the size (data.image_size in training)"
         )
 
 
-def _check_size(config: CodecConfig) -> None:
+def check_size(config: CodecConfig) -> None:
     """Raises UserError unless a whole number of patches covers the image."""
     cell = config.downsample * config.patch_size
     for name, side in (("height", config.image_height), ("width", config.image_width)):
@@ -217,8 +247,8 @@ def _check_size(config: CodecConfig) -> None:
             nearest = f"{lower} or {lower + cell}" if lower else str(cell)
             raise UserError(
                 f"the image {name} is {side}; expected a multiple of {cell} (downsampling "
-                f"{config.downsample} x patch size {config.patch_size}), such as {nearest}: change "
-                "data.image_size or codec.patch_size"
+                f"{config.downsample} x patch size {config.patch_size}), such as {nearest}: change the size "
+                "(data.image_size in training) or codec.patch_size"
             )
 
 

@@ -9,26 +9,25 @@ Shape letters: B images, C image channels, H and W pixels, c latent channels, h 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
+from causalfusion.codec.blocks import num_values
 from causalfusion.codec.cache import LatentCache, open_cache, require_same, require_same_images
-from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.codec.codec import Codec
 from causalfusion.codec.contents import fingerprint_like, require_same_data
-from causalfusion.codec.manifest import CAPTIONS, CONTENTS, FORMAT, OLD_FORMAT
+from causalfusion.codec.encoded import encoded_batches
+from causalfusion.codec.for_source import open_codec_for
+from causalfusion.codec.manifest import CAPTIONS, CONTENTS, FORMAT, FORMAT_OF_SIZES, OLD_FORMAT, SIZES
 from causalfusion.codec.shard import Shard, Tally, read_note
-from causalfusion.config import DataConfig, RunConfig
+from causalfusion.config import RunConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.data import ImageSource, open_source
 from causalfusion.data.labels import Classes
-from causalfusion.data.loader import Batch, batch_of, leave_signals, load_indices, read_indices, unchanged
-from causalfusion.data.reader import Reads
-from causalfusion.data.source import TracedSource, content_hashes
+from causalfusion.data.sizes import grids_of
 from causalfusion.errors import UserError
 from causalfusion.files import in_use, write_whole
 from causalfusion.machine.progress import ProgressLine
@@ -62,9 +61,7 @@ def encode_to_cache(
     if run.data.cache:
         raise UserError(f"data.cache is {run.data.cache!r}; encode reads images: leave it out")
     source = open_source(run.data)
-    first = load_indices(source, np.arange(1), run.data)
-    channels, height, width = first.images.shape[1:]
-    codec = open_codec(run.codec, image_shape=(channels, height, width)).to(select_device(device))
+    codec = open_codec_for(source, run.data, run.codec).to(select_device(device))
     if dtype == "auto":
         dtype = "float32" if codec.autoencoder is None else "float16"
     line = ProgressLine(len(source), 0)
@@ -111,7 +108,8 @@ def _write(
     shard_size: int,
     progress: Callable[[int], None],
 ) -> LatentCache:
-    identity = _identity(source, codec, config, dtype, shard_size, _format_of(folder))
+    version = FORMAT_OF_SIZES if config.data.native else _format_of(folder)
+    identity = _identity(source, codec, config, dtype, shard_size, version)
     if (folder / "manifest.json").is_file():
         cache = open_cache(str(folder))
         require_same_images(cache, config.data)
@@ -123,15 +121,21 @@ def _write(
         return cache
     _refuse_other_shards(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
+    fit, sizes = config.data.fit(codec.cell), None
+    if config.data.native:
+        sizes = grids_of(source, fit, show_progress=True) * codec.config.patch_size
     shards = [
-        Shard(folder / f"{number:05d}.npy", start, min(shard_size, len(source) - start))
+        Shard(
+            folder / f"{number:05d}.npy", start, min(shard_size, len(source) - start),
+            None if sizes is None else sizes[start : start + shard_size],
+        )
         for number, start in enumerate(range(0, len(source), shard_size))
-    ]
+    ]  # fmt: skip
     notes = [shard.read_note(identity) for shard in shards]
     missing = [shard for shard, note in zip(shards, notes, strict=True) if note is None]
     tally = Tally(len(source), progress)
     tally.add(len(source) - sum(s.count for s in missing), sum(n["replaced"] for n in notes if n is not None))
-    encoded = _encoded(source, codec, config.data, missing, batch_size, identity)
+    encoded = encoded_batches(source, codec, config.data, missing, batch_size, identity, sizes)
     for shard in missing:
         shard.write(encoded, identity, tally)
     _finish(folder, shards, config, identity, source)
@@ -176,6 +180,7 @@ def _identity(
         "image_width": used.image_width,
         "image_channels": used.image_channels,
         "latent_shape": list(codec.latent_shape),
+        **({"max_area": used.max_area, "patch_size": used.patch_size} if used.max_area else {}),
         "source": fingerprint_like(version, source),
         "count": len(source),
         "flip": config.data.flip,
@@ -185,89 +190,25 @@ def _identity(
     }
 
 
-class _Batches(Dataset):
-    """A dataset of whole batches of images, for the workers of a `DataLoader`."""
-
-    def __init__(self, source: ImageSource, data: DataConfig, batches: list[np.ndarray]) -> None:
-        self.source, self.data, self.batches = source, data, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, place: int) -> tuple[Reads, np.ndarray] | UserError:
-        """(images, hashes of their contents) of a batch, or the error that reading them raised. Arrays, as
-        tensors would be sent through shared memory, which some containers lack."""
-        indices = self.batches[place]
-        try:
-            reads = read_indices(self.source, indices, self.data)
-            if not isinstance(self.source, TracedSource):
-                return reads, np.empty((0, 16), np.uint8)
-            return reads, content_hashes(self.source, indices.tolist())
-        except UserError as error:  # returned, as a DataLoader would wrap a raised one in a traceback
-            return error
-
-
-def _encoded(
-    source: ImageSource,
-    codec: Codec,
-    data: DataConfig,
-    shards: list[Shard],
-    batch_size: int,
-    identity: dict[str, Any],
-) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
-    """(batch, stored moments (B, variants, moments, c, h, w), hashes of contents (B or 0, 16)) of all images
-    of these shards, in order. Raises UserError.
-
-    A batch lies within one shard, so that batches are the same whether or not the run was interrupted.
-    """
-    batches = [
-        np.arange(first, min(first + batch_size, shard.start + shard.count))
-        for shard in shards
-        for first in range(shard.start, shard.start + shard.count, batch_size)
-    ]
-    reader = _Batches(source, data, batches)
-    expected = tuple(identity[f"image_{name}"] for name in ("channels", "height", "width"))
-    loader = DataLoader(
-        reader,
-        batch_size=None,
-        num_workers=data.num_workers,
-        collate_fn=unchanged,
-        worker_init_fn=leave_signals,
-        generator=torch.Generator(),  # by default it would draw from the global generator
-    )
-    for found in loader:
-        if isinstance(found, UserError):
-            raise found
-        reads, hashes = found
-        batch = batch_of(reads)
-        if batch.images.shape[1:] != expected:
-            raise UserError(
-                f"image {int(batch.image_indices[0])} is {tuple(batch.images.shape[1:])} (channels, height, "
-                f"width), the first image {expected}; expected one size: give --data.image-size"
-            )
-        images = batch.images.to(codec.device)
-        variants = [images, images.flip(-1)] if identity["flip"] else [images]
-        moments = [torch.stack(_moments(codec, variant, identity["moments"]), dim=1) for variant in variants]
-        stored = _stored(torch.stack(moments, dim=1).float().cpu().numpy(), batch, identity["dtype"])
-        yield batch, stored, hashes
-
-
-def _moments(codec: Codec, images: torch.Tensor, number: int) -> list[torch.Tensor]:
-    """[mean] of the raw latents, or [mean, standard deviation] for number = 2; each (B, c, h, w)."""
-    mean, std = codec.moments(images)
-    return [mean] if number == 1 or std is None else [mean, std]
-
-
-def _stored(moments: np.ndarray, batch: Batch, dtype: str) -> np.ndarray:
-    """The moments in the stored type. Raises UserError if they are not finite in it."""
-    with np.errstate(over="ignore"):  # reported below
-        stored = moments.astype(dtype)
-    bad = ~np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
-    if bad.any():
-        do = "give --dtype float32" if np.isfinite(moments).all() else "check the autoencoder"
-        image = int(batch.image_indices[np.flatnonzero(bad)[0]])
-        raise UserError(f"the latents of image {image} are not finite numbers in {dtype}; {do}")
-    return stored
+def _in_order(
+    shards: list[Shard], notes: list[dict[str, Any]]
+) -> tuple[np.ndarray, list[list[str]], np.ndarray | None]:
+    """Labels (images,), captions and, where there are any, hashes of contents (images, 16), in the order of
+    the images; 0, none and zeros for images that are left out."""
+    count = sum(shard.count for shard in shards)
+    labels, captions = np.zeros(count, np.int64), [[] for _ in range(count)]
+    contents = np.zeros((count, 16), np.uint8)
+    hashed = True
+    for shard, note in zip(shards, notes, strict=True):
+        stored, hashes = shard.stored, bytes.fromhex(note.get("contents", ""))
+        labels[stored] = note["labels"]
+        for index, texts in zip(stored.tolist(), note["captions"], strict=True):
+            captions[index] = texts
+        if len(hashes) == 16 * len(stored):
+            contents[stored] = np.frombuffer(hashes, np.uint8).reshape(-1, 16)
+        else:
+            hashed = False
+    return labels, captions, contents if hashed else None
 
 
 def _finish(
@@ -278,20 +219,22 @@ def _finish(
     whole = [note for note in notes if note is not None]
     if len(whole) < len(notes):
         raise UserError(f"{shards[notes.index(None)].file} changed while encoding; run encode again")
-    labels = np.array([label for note in whole for label in note["labels"]], np.int64)
-    captions = [texts for note in whole for texts in note["captions"]]
+    labels, captions, hashes = _in_order(shards, whole)
     write_whole(folder / "labels.npy", lambda stream: np.save(stream, labels))
     files = [folder / "labels.npy", *(shard.file for shard in shards)]
     if any(captions):
         lines = "".join(json.dumps(texts) + "\n" for texts in captions)
         files.append(folder / CAPTIONS)
         write_whole(folder / CAPTIONS, lines)
-    hashes = b"".join(bytes.fromhex(note.get("contents", "")) for note in whole)
-    if len(hashes) == 16 * len(labels):
-        contents = np.frombuffer(hashes, np.uint8).reshape(-1, 16)
+    if hashes is not None:
         files.append(folder / CONTENTS)
-        write_whole(folder / CONTENTS, lambda stream: np.save(stream, contents))
+        write_whole(folder / CONTENTS, lambda stream: np.save(stream, hashes))
     values = len(labels) * int(np.prod(identity["latent_shape"]))
+    if identity.get("max_area"):
+        sizes = np.concatenate([shard.sizes for shard in shards if shard.sizes is not None])
+        files.append(folder / SIZES)
+        write_whole(folder / SIZES, lambda stream: np.save(stream, sizes))
+        values = num_values(sizes, identity["latent_shape"][0])
     mean = sum(note["sum"] for note in whole) / values
     variance = sum(note["squares"] for note in whole) / values - mean**2
     drawn = variance + sum(note["variances"] for note in whole) / values

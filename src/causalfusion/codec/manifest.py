@@ -9,13 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from causalfusion.codec.blocks import num_values
 from causalfusion.config.serialize import from_dict, read_json
 from causalfusion.errors import UserError, printable
 
 FORMAT = "causalfusion-latents-4"
+FORMAT_OF_SIZES = "causalfusion-latents-5"
+"""The format of caches of images of several sizes."""
 OLD_FORMAT = "causalfusion-latents-3"
 """The format whose fingerprints ignore the times of files, and that holds no hashes of contents."""
 CAPTIONS = "captions.jsonl"
+SIZES = "sizes.npy"
+"""File with the latent height and width of each image, (images, 2) int32, where they differ."""
 CONTENTS = "contents.npy"
 """File with a hash of each image's data, (images, 16) uint8."""
 
@@ -33,7 +38,7 @@ class _Data:
 
     source: str
     split: str
-    image_size: int
+    image_size: int | str
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class _Manifest:
     files: dict[str, int]
     data: dict[str, Any]
     codec: dict[str, Any]
+    max_area: int
+    """Most pixels of an image, where images have several sizes; else 0."""
+    patch_size: int
+    """The one for which their sides are whole tokens; else 0."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -69,9 +78,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file, where = folder / "manifest.json", f"the cache {printable(folder)}"
     values = read_json(file, where)
     version = values.get("format") if isinstance(values, dict) else None
-    if version not in (FORMAT, OLD_FORMAT):
+    if version not in (FORMAT, FORMAT_OF_SIZES, OLD_FORMAT):
         raise UserError(f"{where} is in the format {version!r}; expected {FORMAT!r}: encode again")
     values.setdefault("class_numbers", None)
+    values.setdefault("max_area", 0)
+    values.setdefault("patch_size", 0)
     try:
         kept = from_dict(_Manifest, values, complete=True)
         compared = {name: kept.data[name] for name in _Data.__dataclass_fields__ if name in kept.data}
@@ -87,7 +98,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         and min(*kept.latent_shape, kept.image_height, kept.image_width, kept.image_channels) > 0
         and kept.statistics.mode_std > 0
         and kept.statistics.sample_std > 0
-        and set(kept.files) >= {"labels.npy", *kept.shards}
+        and set(kept.files) >= {"labels.npy", *kept.shards, *([SIZES] if kept.max_area else [])}
+        and (version == FORMAT_OF_SIZES) == (kept.max_area > 0)
         and all(Path(name).name == name for name in kept.files)
         and (kept.class_numbers is None or len(kept.class_numbers) == len(kept.class_names))
     )
@@ -96,7 +108,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return values
 
 
-def check_arrays(manifest: dict[str, Any], labels: np.ndarray, shards: list[np.ndarray]) -> None:
+def check_arrays(
+    manifest: dict[str, Any], labels: np.ndarray, shards: list[np.ndarray], sizes: np.ndarray | None
+) -> None:
     """Raises ValueError for arrays whose type, shape or labels do not match the manifest."""
     count, size = manifest["count"], manifest["shard_size"]
     classes = max(len(manifest["class_names"]), 1)
@@ -105,11 +119,16 @@ def check_arrays(manifest: dict[str, Any], labels: np.ndarray, shards: list[np.n
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}, of {classes} classes")
     row = (2 if manifest["flip"] else 1, manifest["moments"], *manifest["latent_shape"])
+    if sizes is not None and (sizes.shape != (count, 2) or sizes.dtype.kind not in "iu" or sizes.min() < 0):
+        raise ValueError(f"{SIZES} is {sizes.dtype} of shape {sizes.shape}")
     for number, shard in enumerate(shards):
         expected = (min(size, count - number * size), *row)
+        if sizes is not None:
+            of_shard = sizes[number * size : (number + 1) * size]
+            expected = (num_values(of_shard, math.prod(row[:3])),)
         if shard.shape != expected or shard.dtype != np.dtype(manifest["dtype"]):
             raise ValueError(
                 f"{manifest['shards'][number]} is {shard.dtype} of shape {shard.shape}, expected {expected}"
             )
-        if math.prod(shard.shape) == 0:
+        if math.prod(shard.shape) == 0 and sizes is None:
             raise ValueError(f"{manifest['shards'][number]} is empty")

@@ -8,6 +8,7 @@ depends, so that a resumed run keeps finished shards of the same settings and to
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from causalfusion.codec.blocks import num_values, stored_order
 from causalfusion.config.serialize import from_dict, read_json, to_dict
 from causalfusion.data.loader import Batch
 from causalfusion.data.reader import allowed_unreadable
@@ -48,6 +50,24 @@ class Shard:
     file: Path
     start: int
     count: int
+    sizes: np.ndarray | None = None
+    """(count, 2) latent height and width of each image, 0 for one that is left out; None: one size."""
+
+    @property
+    def stored(self) -> np.ndarray:
+        """(stored,) indices into the source of its images, in the order in which they are stored."""
+        order = np.arange(self.count) if self.sizes is None else stored_order(self.sizes)
+        return self.start + order
+
+    def batches(self, batch_size: int) -> list[np.ndarray]:
+        """Its images in that order, in batches of one size."""
+        indices = self.stored
+        if self.sizes is None:
+            parts = [indices]
+        else:
+            changes = np.diff(self.sizes[indices - self.start], axis=0).any(axis=1)
+            parts = np.split(indices, np.flatnonzero(changes) + 1)
+        return [part[k : k + batch_size] for part in parts for k in range(0, len(part), batch_size)]
 
     @property
     def note_file(self) -> Path:
@@ -68,12 +88,15 @@ class Shard:
         note |= {"sum": 0.0, "squares": 0.0, "variances": 0.0}  # sums of means, means² and deviations²
         variants = 2 if identity["flip"] else 1
         shape = (self.count, variants, identity["moments"], *identity["latent_shape"])
+        stored = len(self.stored)
+        if self.sizes is not None:
+            shape = (num_values(self.sizes, math.prod(shape[1:4])),)
         dtype = np.dtype(identity["dtype"]).newbyteorder("<")
 
         def content(stream: BinaryIO) -> None:
             header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
-            while len(note["labels"]) < self.count:
+            while len(note["labels"]) < stored:
                 batch, moments, hashes = next(encoded)
                 stream.write(moments.astype(dtype, copy=False).tobytes())
                 means, deviations = moments[:, 0, 0].astype(np.float64), moments[:, 0, 1:].astype(np.float64)
@@ -86,6 +109,7 @@ class Shard:
                 replaced = int((batch.image_indices != batch.sample_indices).sum())
                 note["replaced"] += replaced
                 tally.add(len(batch.labels), replaced)
+            tally.add(self.count - stored, 0)
 
         self.note_file.unlink(missing_ok=True)  # an old note must never lie beside the new shard
         write_whole(self.file, content)

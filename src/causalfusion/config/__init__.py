@@ -11,6 +11,7 @@ from causalfusion.config.parts import (
     NormConfig,
     QKNormConfig,
     RopeConfig,
+    RopeExtrapolation,
 )
 from causalfusion.config.settings import (
     CodecConfig,
@@ -24,27 +25,8 @@ from causalfusion.config.text import TextConfig, WriteConfig
 from causalfusion.config.training import TrainConfig
 
 __all__ = [
-    "BiasConfig",
-    "CodecConfig",
-    "DataConfig",
-    "DiffusionConfig",
-    "EncoderConfig",
-    "FactorizationConfig",
-    "HeadConfig",
-    "LanguageConfig",
-    "ModelConfig",
-    "NormConfig",
-    "OrderName",
-    "PredictionType",
-    "QKNormConfig",
-    "RopeConfig",
-    "RunConfig",
-    "SampleConfig",
-    "SamplerName",
-    "ScalingConfig",
-    "SourceName",
-    "SplitName",
-    "TextConfig",
-    "TrainConfig",
-    "WriteConfig",
+    "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "EncoderConfig", "FactorizationConfig",
+    "HeadConfig", "LanguageConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType",
+    "QKNormConfig", "RopeConfig", "RopeExtrapolation", "RunConfig", "SampleConfig", "SamplerName",
+    "ScalingConfig", "SourceName", "SplitName", "TextConfig", "TrainConfig", "WriteConfig",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from causalfusion.errors import check, check_finite
 
 NormKind = Literal["layer_norm", "rms_norm"]
 NormWeight = Literal["auto", "learned", "none"]
+RopeExtrapolation = Literal["none", "linear", "ntk", "ntk_by_parts", "yarn", "ntk_pro1", "ntk_pro2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class RopeConfig:
     """Numbers that turn together: i and i + H/2, or 2i and 2i + 1."""
     spacing: Literal["open", "closed"] = "open"
     """Exponents of the n frequencies: i/n, or i/(n-1), which includes 1."""
-    extrapolation: Literal["none", "linear", "ntk", "ntk_by_parts", "yarn", "ntk_pro1", "ntk_pro2"] = "none"
+    extrapolation: RopeExtrapolation = "none"
     """Frequencies on grids larger than that of training (FiTv2)."""
     per_axis: bool = True
     """Extrapolate rows and columns each by its own scale, or both by that of the longer side."""

@@ -14,6 +14,7 @@ from typing import Literal
 from causalfusion.config.diffusion import DiffusionConfig
 from causalfusion.config.generation import OrderName, SampleConfig
 from causalfusion.config.model import ModelConfig
+from causalfusion.config.sizes import MAX_SIDE, Fit, parse_size, size_text
 from causalfusion.config.text import TextConfig
 from causalfusion.config.training import TrainConfig
 from causalfusion.errors import check, check_finite
@@ -34,8 +35,12 @@ class DataConfig:
     """Suffix, such as `png` or `seg.png`, of the images to use in shards whose keys have several images."""
     split: SplitName = "train"
     """Split of `shapes`; `compositional` holds only shape-colour pairs that never occur in `train`."""
-    image_size: int = 0
-    """Side, in pixels, of the square to which images are cropped; 0 keeps their own size."""
+    image_size: int | str = 0
+    """Size to which images are cropped: the side of a square in pixels, or WIDTHxHEIGHT such as 320x192; 0
+    keeps their own size, the same for all. `native`: each keeps its own shape, larger ones scaled down to
+    `max_area`, sides cut to whole tokens; a batch holds images of one grid of tokens."""
+    max_area: int = 65_536
+    """image_size = native: most pixels of an image (65536: those of 256x256)."""
     flip: bool = False
     """Mirror half of the training images, chosen by (seed, epoch, index). Captions are not changed: leave it
     off if they mention left and right."""
@@ -48,13 +53,40 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_finite(self, "data")
-        check(self.image_size >= 0, "data.image_size", self.image_size, "0 or a positive number of pixels")
+        self._check_image_size()
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a share in [0, 1)")
         in_range = 0 <= self.num_workers <= MAX_WORKERS
         expected = f"0 to {MAX_WORKERS}: at most one for each CPU core helps"
         check(in_range, "data.num_workers", self.num_workers, expected)
+        check(1 <= self.max_area <= 2**31, "data.max_area", self.max_area, "1 to 2147483648 pixels")
         needs_path = self.source in ("folder", "webdataset", "jsonl", "npz") and not self.cache
         check(not needs_path or bool(self.path), "data.path", self.path, f"a path, for source {self.source}")
+
+    def _check_image_size(self) -> None:
+        size = self.image_size
+        if isinstance(size, str) and size != "native":
+            expected = "a number of pixels, WIDTHxHEIGHT such as 320x192, or native"
+            height, width = (0, 0) if size == "0" else parse_size(size, "data.image_size", expected)
+            same = height == width
+            object.__setattr__(self, "image_size", height if same else size_text(height, width))
+        elif isinstance(size, int):
+            check(0 <= size <= MAX_SIDE, "data.image_size", size, "0 or a positive number of pixels")
+
+    @property
+    def native(self) -> bool:
+        """Images keep their own shapes."""
+        return self.image_size == "native"
+
+    def fit(self, cell: int = 1) -> Fit:
+        """How pictures become images; `cell`: pixels along a side of a token."""
+        if self.native:
+            return Fit(max_area=self.max_area, cell=cell)
+        return Fit(*parse_size(str(self.image_size), "data.image_size")) if self.image_size else Fit()
+
+    @property
+    def side(self) -> int:
+        """Side of the square that all images are cropped to; 0 where they are not."""
+        return self.image_size if isinstance(self.image_size, int) else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +114,9 @@ class CodecConfig:
     """Channels of the latents (without an autoencoder: those of the image); 0 until known."""
     downsample: int = 0
     """Image pixels per latent pixel, along a side (without an autoencoder: 1); 0 until known."""
+    max_area: int = 0
+    """Most pixels of an image of a model of images of any size, where image_height and image_width are those
+    of the square that it draws by default; 0: all its images have one size."""
 
     def __post_init__(self) -> None:
         check_finite(self, "codec")
@@ -89,6 +124,7 @@ class CodecConfig:
         for name in ("image_height", "image_width", "image_channels", "latent_channels", "downsample"):
             check(0 <= getattr(self, name) <= 65536, f"codec.{name}", getattr(self, name), "0 to 65536")
         check(0 < self.scale < inf, "codec.scale", self.scale, "a positive number")
+        check(0 <= self.max_area <= 2**31, "codec.max_area", self.max_area, "0 to 2147483648 pixels")
 
     @property
     def kind(self) -> Literal["pixels", "autoencoder"]:

@@ -24,6 +24,9 @@ class TrainConfig:
     init: str = ""
     """A model folder, a run, or a packaged model's name: start from its weights, and its tokenizer, instead
     of random weights."""
+    trainable: Literal["all", "embeddings_norms_biases"] = "all"
+    """Weights that are trained: all; or, to go on from train.init at larger sizes (FiTv2), only the embedding
+    of image tokens, tables of positions, norms, biases and the last layer."""
     images: int = 100_000
     """Number of images to train on, counting repeats (epochs * size of the data set)."""
     epochs: float = 0.0

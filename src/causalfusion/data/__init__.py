@@ -27,7 +27,7 @@ def open_source(config: DataConfig) -> ImageSource:
     if config.source == "shapes":
         from causalfusion.data.shapes import Shapes
 
-        return Shapes(config.split, side=config.image_size or 32)
+        return Shapes(config.split, fit=config.fit() if config.image_size else None)
     path = find_path(os.path.expanduser(config.path))
     if config.source == "folder":
         from causalfusion.data.folder import ImageFolder

@@ -1,7 +1,7 @@
 """Scenes of coloured figures, and their drawing at any resolution.
 
-Shape letters: H and W pixels, E edges of an outline. Positions and radii of figures are in units of the
-image's side, x to the right and y downwards.
+Shape letters: H and W pixels, E edges of an outline. Positions of figures are in units of the image's width
+and height, x to the right and y downwards, radii in units of its shorter side.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ _COLOR_STEPS = {name: np.array(rgb, np.float32) - np.array(BACKGROUND) for name,
 
 
 def draw_figure(image: np.ndarray, figure: SceneObject) -> None:
-    """Draw a figure, in place, onto the background of a square image (H, H, 3) uint8."""
-    side = len(image)
-    x, y, radius = figure.x * side, figure.y * side, figure.radius * side
+    """Draw a figure, in place, onto the background of an image (H, W, 3) uint8."""
+    height, width = image.shape[:2]
+    x, y, radius = figure.x * width, figure.y * height, figure.radius * min(height, width)
     left, top = max(0, int(x - radius - 0.5)), max(0, int(y - radius - 0.5))
-    right, bottom = min(side, int(x + radius + 1.5)), min(side, int(y + radius + 1.5))
+    right, bottom = min(width, int(x + radius + 1.5)), min(height, int(y + radius + 1.5))
     columns = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x)
     rows = np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - y)
     patch = image[top:bottom, left:right]
@@ -115,9 +115,9 @@ def draw_figure(image: np.ndarray, figure: SceneObject) -> None:
     patch[...] = patch + covered * _COLOR_STEPS[figure.color] + 0.5
 
 
-def draw_scene(scene: Scene, side: int) -> np.ndarray:
-    """The image of a scene, (side, side, 3) uint8."""
-    image = np.empty((side, side, 3), np.uint8)
+def draw_scene(scene: Scene, height: int, width: int = 0) -> np.ndarray:
+    """The image of a scene, (height, width or height, 3) uint8."""
+    image = np.empty((height, width or height, 3), np.uint8)
     image[:] = BACKGROUND
     for figure in scene.figures:
         draw_figure(image, figure)

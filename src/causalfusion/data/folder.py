@@ -8,7 +8,7 @@ from pathlib import Path
 
 from causalfusion.data.captions import captions_of_text
 from causalfusion.data.names import SUFFIXES, is_hidden, is_image, same_name, say_left_out, stem
-from causalfusion.data.picture import UnreadableImage, decode_image, read_file
+from causalfusion.data.picture import UnreadableImage, decode_image, read_file, size_of
 from causalfusion.data.source import Example, digest
 from causalfusion.data.written import pictures_beside
 from causalfusion.errors import UserError, printable
@@ -103,6 +103,10 @@ class ImageFolder:
             return read_file(self._root / file)
         except OSError as error:
             raise UnreadableImage(file, error) from error
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        file = self._files[index][0]
+        return size_of(self._content(file), file)
 
     def image_name(self, index: int) -> str:
         return printable(self._files[index][0])

@@ -17,7 +17,7 @@ from causalfusion.data.captions import captions_of_record
 from causalfusion.data.labels import Classes, named_classes, numbered_classes
 from causalfusion.data.lines import LineFile
 from causalfusion.data.names import Listing
-from causalfusion.data.picture import UnreadableImage, decode_image, read_file
+from causalfusion.data.picture import UnreadableImage, decode_image, read_file, size_of
 from causalfusion.data.source import Example, digest
 from causalfusion.errors import UserError, printable
 from causalfusion.files import hash_of, stamp
@@ -115,15 +115,23 @@ class JsonlImages:
         return len(self._lines)
 
     def read(self, index: int) -> Example:
+        record, image, content = self._open(index)
+        label = None if self.classes is None else int(self.classes.labels[index])
+        return Example(decode_image(content, image), label, captions_of_record(record, self._where(index)))
+
+    def _open(self, index: int) -> tuple[dict[str, Any], str, bytes]:
+        """(record, name of the image, its content)."""
         image = self.image_name(index)
         try:
             record = self._parse(index, self._lines[index])
             image = record["image"]
-            content = read_file(self._path_of(record))
+            return record, image, read_file(self._path_of(record))
         except OSError as error:
             raise UnreadableImage(image, error) from error
-        label = None if self.classes is None else int(self.classes.labels[index])
-        return Example(decode_image(content, image), label, captions_of_record(record, self._where(index)))
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        _, image, content = self._open(index)
+        return size_of(content, image)
 
     def _path_of(self, record: dict[str, Any]) -> str:
         path = os.path.join(self._folder, record["image"])

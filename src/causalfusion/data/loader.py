@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from causalfusion.config import DataConfig
+from causalfusion.config.sizes import Fit
+from causalfusion.data.buckets import Buckets
 from causalfusion.data.captions import draw_caption
 from causalfusion.data.reader import MIN_READ, Health, Reader, Reads, Samples, warn_unreadable
 from causalfusion.data.source import ImageSource
@@ -97,6 +99,8 @@ class Loader:
         world_size: int = 1,
         indices: np.ndarray | None = None,
         flip: bool = False,
+        fit: Fit | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         if batch_size % world_size:
             raise UserError(
@@ -105,7 +109,9 @@ class Loader:
         self.indices = np.arange(len(source)) if indices is None else np.sort(indices)
         self.config, self.seed, self.flip = config, seed, flip
         self.batch_size, self.local_batch_size, self.rank = batch_size, batch_size // world_size, rank
-        self.reader = Reader(source, config.image_size, self.indices)
+        self.buckets = buckets
+        grids = None if buckets is None else buckets.of_images
+        self.reader = Reader(source, fit or config.fit(), self.indices, grids)
         self.health = Health(len(self.indices))
 
     def iterate(self, images_seen: int) -> Iterator[Batch]:
@@ -153,21 +159,38 @@ class _Requests:
     def __iter__(self) -> Iterator[Samples]:
         loader, places = self.loader, self.loader.places(self.images_seen)
         while True:
-            yield stream(places, loader.indices, seed=loader.seed, flip=loader.flip)
+            if loader.buckets is not None:
+                yield loader.buckets.samples(places)
+            else:
+                yield stream(places, loader.indices, seed=loader.seed, flip=loader.flip)
             places = places + loader.batch_size
 
 
-def load_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -> Batch:
+def load_indices(
+    source: ImageSource,
+    indices: np.ndarray,
+    config: DataConfig,
+    fit: Fit | None = None,
+    grids: np.ndarray | None = None,
+) -> Batch:
     """These images, not mirrored, each with its first caption. A warning names unreadable images; they are
-    replaced, and `image_indices` holds the replacements."""
-    return batch_of(read_indices(source, indices, config))
+    replaced, and `image_indices` holds the replacements. `fit`: how they are brought to size, if not as the
+    settings say; `grids`: as in `Reader`."""
+    return batch_of(read_indices(source, indices, config, fit, grids))
 
 
-def read_indices(source: ImageSource, indices: np.ndarray, config: DataConfig) -> Reads:
+def read_indices(
+    source: ImageSource,
+    indices: np.ndarray,
+    config: DataConfig,
+    fit: Fit | None = None,
+    grids: np.ndarray | None = None,
+) -> Reads:
     """The images of `load_indices` as the arrays that workers return."""
     indices = np.asarray(indices, np.int64)
     samples = Samples(indices, np.zeros(len(indices), bool), np.zeros(len(indices), np.int64))
-    return Reader(source, config.image_size, np.arange(len(source))).read(samples)
+    pool = np.arange(len(source))
+    return Reader(source, config.fit() if fit is None else fit, pool, grids).read(samples)
 
 
 def batch_of(reads: Reads) -> Batch:

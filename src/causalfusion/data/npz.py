@@ -53,6 +53,9 @@ class NpzImages:
         label = None if self.classes is None else int(self.classes.labels[index])
         return Example(np.asarray(self._images[index]), label)
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        return self._images.shape[1], self._images.shape[2]
+
     def image_name(self, index: int) -> str:
         return f"{printable(self.name)} image {index}"
 

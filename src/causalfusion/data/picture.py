@@ -70,6 +70,20 @@ def orientation_of(content: bytes) -> int:
         return 1
 
 
+def size_of(content: bytes, name: str) -> tuple[int, int]:
+    """(height, width) of an encoded image once it is upright, from its header alone. Raises
+    UnreadableImage."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            width, height = image.size
+    except Exception:  # what is wrong with it, decoding says best
+        height, width = decode_image(content, name).shape[:2]
+        return height, width
+    return (width, height) if orientation_of(content) > 4 else (height, width)
+
+
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The content of a regular file. Raises OSError, also for devices and pipes, without waiting for them,
     and for files larger than MAX_FILE."""

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
+from causalfusion.config.sizes import Fit
 from causalfusion.data.source import Example, ImageSource, UnreadableImage
-from causalfusion.data.transforms import center_crop
+from causalfusion.data.transforms import fit_image
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_seed
 
@@ -60,16 +61,19 @@ class Reads:
 
 
 class Reader(Dataset):
-    """Reads images of `source`, cropped to `image_size` (0: not cropped). An unreadable image is replaced by
-    one of the indices `pool`, chosen by its own index alone: every process chooses the same.
+    """Reads images of `source`, brought to size as `fit` says. An unreadable image is replaced by one of the
+    indices `pool`, chosen by its own index alone: every process chooses the same. With `grids` (N, 2), by
+    index into the source, the other one has the same grid.
 
     The cropped images of a small set are kept in memory: decoding large photographs takes far longer than
     training a small model on them.
     """
 
-    def __init__(self, source: ImageSource, image_size: int, pool: np.ndarray) -> None:
-        self.source, self.image_size, self.pool = source, image_size, pool
-        self._keeps = 0 < 3 * image_size**2 * len(pool) <= KEPT_BYTES
+    def __init__(
+        self, source: ImageSource, fit: Fit, pool: np.ndarray, grids: np.ndarray | None = None
+    ) -> None:
+        self.source, self.fit, self.pool, self.grids = source, fit, pool, grids
+        self._keeps = 0 < 3 * (fit.max_area or fit.height * fit.width) * len(pool) <= KEPT_BYTES
         self._kept: dict[int, Example] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,14 +105,16 @@ class Reader(Dataset):
 
     def _read(self, index: int, failures: list[tuple[int, str]]) -> tuple[int, Example]:
         """(index, example) of this image or its replacement. Raises UserError if none can be read."""
-        current = index
+        current, pool = index, self.pool
         for attempt in range(MIN_READ):
             try:
                 return current, self._example(current)
             except UnreadableImage as error:
                 failures.append((current, str(error)))
             # Drawn from all of the data, as neighbours tend to be damaged together, up to a whole shard.
-            current = int(self.pool[derive_seed(index, "replacement", attempt) % len(self.pool)])
+            if self.grids is not None and attempt == 0:
+                pool = pool[(self.grids[pool] == self.grids[index]).all(1)]
+            current = int(pool[derive_seed(index, "replacement", attempt) % len(pool)])
         raise UserError(
             f"none of {MIN_READ} images tried can be read, the last: {failures[-1][1]}; repair the data"
         )
@@ -118,8 +124,11 @@ class Reader(Dataset):
         if index in self._kept:
             return self._kept[index]
         example = self.source.read(index)
-        if self.image_size:
-            example = replace(example, image=center_crop(example.image, self.image_size))
+        image = fit_image(example.image, self.fit)
+        if image is None:
+            height, width = example.image.shape[:2]
+            raise UnreadableImage(str(index), f"its {width}x{height} pixels are less than one token")
+        example = replace(example, image=image)
         if self._keeps:
             self._kept[index] = example
         return example

@@ -17,7 +17,7 @@ from causalfusion.data.captions import captions_of_record, captions_of_text
 from causalfusion.data.labels import Classes, named_classes, numbered_classes, read_class_list
 from causalfusion.data.members import Sample, group
 from causalfusion.data.names import say_left_out
-from causalfusion.data.picture import MAX_FILE, UnreadableImage, decode_image
+from causalfusion.data.picture import MAX_FILE, UnreadableImage, decode_image, size_of
 from causalfusion.data.shards import as_plain_tar, find_shards
 from causalfusion.data.source import Example, digest
 from causalfusion.data.tar import DamagedTar, Member, list_members
@@ -152,6 +152,9 @@ class WebDataset:
         if len(content) < size:
             raise UnreadableImage(self.image_name(index), "the shard is cut short")
         return content
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        return size_of(self._content(index, self._places[index]), self.image_name(index))
 
     def image_name(self, index: int) -> str:
         return printable(f"{self._shards[self._shard_of[index]].name}:{self._names[index]}")

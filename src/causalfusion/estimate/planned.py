@@ -7,6 +7,7 @@ assumed, with a note.
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from cyclopts.config import Dict
 
 from causalfusion.config import CodecConfig, DataConfig, ModelConfig, RunConfig
 from causalfusion.config.recipes import DataFacts, load_layers, merge
+from causalfusion.config.sizes import default_side
 from causalfusion.errors import UserError
 
 ELSEWHERE = "(elsewhere)"
@@ -63,7 +65,8 @@ def plan_run(
     data are missing. Raises UserError for a size that is unknown or does not fit."""
     notes: list[str] = []
     channels, height, width, classes = _images(config, facts, notes)
-    codec = _codec(config.codec, (channels, height, width))
+    of_any_size = replace(config.codec, max_area=config.data.max_area if config.data.native else 0)
+    codec = _codec(of_any_size, (channels, height, width))
     model = _model(config, codec, classes, notes)
     if not model.vocab_size:
         text_tokens = 0
@@ -83,8 +86,11 @@ def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int,
     data, codec = config.data, config.codec
     if _is_there(data):
         return _found_images(data)
-    side = data.image_size or facts.image_size
-    height, width = codec.image_height or side, codec.image_width or side
+    if data.native:  # how many tokens an image has at most follows from the area alone
+        side = math.isqrt(data.max_area)
+        return codec.image_channels or 3, side, side, config.model.num_classes or facts.classes or 1
+    side, fit = facts.image_size, data.fit()
+    height, width = codec.image_height or fit.height or side, codec.image_width or fit.width or side
     if not height or not width:
         raise UserError(
             f"the size of the images is not known: data.path {data.path!r} is not there; give "
@@ -137,6 +143,8 @@ def _codec(config: CodecConfig, image_shape: tuple[int, int, int]) -> CodecConfi
         )
     _, height, width = image_shape
     cell = down * config.patch_size  # pixels along a token's side
+    if config.max_area:
+        height = width = default_side(config.max_area, cell)
     if height % cell or width % cell:
         raise UserError(
             f"images of {width}x{height} do not divide into cells of {cell} pixels (downsampling {down} x "

@@ -163,7 +163,7 @@ class RereadingStep(HeadStep):
         self, model: Transformer, context: Context, to_come: Tensor, size: int, guidance: Guidance
     ) -> None:
         super().__init__(model, context, to_come[:, :size], guidance)
-        known, rows, width = context.known, len(context.labels), model.config.grid_width
+        known, rows, width = context.known, len(context.labels), context.image.width
         assert known is not None, "a bidirectional context"
         repeats = rows // len(known.tokens)
         sequence = pack_bidirectional(
@@ -172,6 +172,7 @@ class RereadingStep(HeadStep):
             known.tokens.repeat(repeats, 1, 1),
             places_of(known.positions.repeat(repeats, 1), width),
             places_of(to_come.repeat(rows // len(to_come), 1), width),
+            grid=context.image.grid,
         )
         condition = model(sequence).condition
         assert condition is not None, "a per-token head has conditions"

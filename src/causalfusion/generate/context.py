@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from causalfusion.config import SampleConfig
+from causalfusion.config import ModelConfig, SampleConfig
 from causalfusion.documents import Layout, lay_out, pack_context
-from causalfusion.factorization import places_of
+from causalfusion.factorization import grid_tensor, places_of
 from causalfusion.generate.prompts import Prompts
 from causalfusion.generate.settings import timestep_tensor
 from causalfusion.model.kv_cache import KVCache
@@ -26,7 +26,12 @@ from causalfusion.sequence import PackedSequence, Role, Segment, class_segment, 
 class ImageInProgress:
     """Where the tokens of the image that is generated stand in the sequence."""
 
-    grid_width: int
+    height: int
+    """Rows of its tokens."""
+    width: int
+    """Columns of its tokens."""
+    grid: Tensor | None = None
+    """(1, 2) these numbers, where they are not those of the model's grid."""
     index: Tensor | None = None
     """(rows,) which image of its row it is; None: the first."""
     text_place: Tensor | None = None
@@ -44,13 +49,22 @@ class ImageInProgress:
             None if of_rows is None else of_rows[: len(positions), None].expand_as(positions)
             for of_rows in (self.index, self.text_place)
         )
-        places = places_of(positions, self.grid_width)
-        return image_segment(role, tokens, ar_step, places, timesteps, index, text_places)
+        places = places_of(positions, self.width)
+        return image_segment(
+            role, tokens, ar_step, places, timesteps, index, self.grid, text_places=text_places
+        )
 
     def asked(self, rows: int, ar_step: Tensor, positions: Tensor) -> Segment:
         """Mask tokens at raster `positions` (rows, n)."""
         nothing = torch.empty(rows, positions.shape[1], 0, device=positions.device)
         return self.segment("asked", nothing, ar_step, positions, None)
+
+    @classmethod
+    def of_size(
+        cls, model: ModelConfig, grid: tuple[int, int] | None, device: torch.device
+    ) -> ImageInProgress:
+        """An image of this grid, or of the model's."""
+        return cls(*(grid or (model.grid_height, model.grid_width)), grid_tensor(model, grid, device))
 
     def fork(self, copies: int) -> ImageInProgress:
         index, text_place = (
@@ -127,14 +141,16 @@ def prefill(
     prompts: Prompts | None = None,
     kept_tokens: Tensor | None = None,
     kept_positions: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> Context:
     """Cache the class condition (B,), the documents of a model with text, and clean tokens to keep of the
-    image in progress (B, K, P), at raster positions (B, K)."""
+    image in progress (B, K, P), at raster positions (B, K). `grid`: rows and columns of the image in progress
+    and of those in the documents, by default those of the model."""
     batch_size, device = len(labels), labels.device
     guided = config.guidance_scale != 1
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, model.config.null_label)])
-    image, next_ar_step, lengths = ImageInProgress(model.config.grid_width), 1, torch.zeros(0)
+    image, next_ar_step, lengths = ImageInProgress.of_size(model.config, grid, device), 1, torch.zeros(0)
     if model.config.context == "bidirectional":
         if kept_tokens is None or kept_positions is None:
             kept_tokens = torch.zeros(batch_size, 0, model.config.token_dim, device=device)
@@ -145,7 +161,7 @@ def prefill(
     condition = class_segment(labels, model.config.num_condition_tokens)
     segments = [replace(condition, asks_next=asks_next)]
     if prompts is not None:
-        layout, segments = _documents(model, labels, prompts, guided)
+        layout, segments = _documents(model, labels, prompts, guided, image)
         index = (layout.image_row >= 0).sum(1)
         clean_timestep = 0 if prompts.image_context == "noised" else None
         next_ar_step, lengths = int(layout.next_ar_step.max()), layout.text_lengths
@@ -157,7 +173,9 @@ def prefill(
         segments.append(image.segment("clean", kept, ar_step, positions, None))
         next_ar_step += 1
     sequence = PackedSequence(tuple(segments))
-    capacity = sequence.num_tokens + _room(model, prompts)
+    # One image may still come, or text.
+    room = max(image.height * image.width, model.config.max_text_tokens if prompts is not None else 0)
+    capacity = sequence.num_tokens + room
     cache = KVCache.allocate(model.config, len(labels), capacity, device=device, dtype=_compute_dtype(device))
     context = Context(cache, labels, batch_size, next_ar_step, image, lengths)
     if not sequence.num_tokens:
@@ -173,7 +191,7 @@ def prefill(
 
 
 def _documents(
-    model: Transformer, labels: Tensor, prompts: Prompts, guided: bool
+    model: Transformer, labels: Tensor, prompts: Prompts, guided: bool, image: ImageInProgress
 ) -> tuple[Layout, list[Segment]]:
     """The documents' segments; under guidance, those without text behind."""
     documents = [*prompts.documents, *(prompts.without_text().documents if guided else ())]
@@ -181,17 +199,13 @@ def _documents(
     layout = lay_out(documents, prompts.markers, [1] * num_images).to(labels.device)
     tokens = prompts.tokens
     if tokens is None:
-        tokens = torch.zeros(0, model.config.num_tokens, model.config.token_dim, device=labels.device)
+        length = image.height * image.width
+        tokens = torch.zeros(0, length, model.config.token_dim, device=labels.device)
     sequence = pack_context(
-        layout, labels, model.config.num_condition_tokens, tokens, model.config.grid_width,
-        prompts.image_context,
+        layout, labels, model.config.num_condition_tokens, tokens, image.width, prompts.image_context,
+        image.grid,
     )  # fmt: skip
     return layout, list(sequence.segments)
-
-
-def _room(model: Transformer, prompts: Prompts | None) -> int:
-    """Tokens that may still come: one image, or text."""
-    return max(model.config.num_tokens, model.config.max_text_tokens if prompts is not None else 0)
 
 
 def _compute_dtype(device: torch.device) -> torch.dtype:

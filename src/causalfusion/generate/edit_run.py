@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from causalfusion.config import ModelConfig
 from causalfusion.config.recipes import load_layer
+from causalfusion.config.sizes import Fit, parse_size
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
 from causalfusion.generate.layout import tokens_of_mask
@@ -28,7 +28,7 @@ from causalfusion.generate.output import (
 )
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import best_of
-from causalfusion.generate.read import read_image, to_float
+from causalfusion.generate.read import read_fitted, to_float
 from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.generate.request import EditRequest
 from causalfusion.generate.settings import warn_of_unused
@@ -64,10 +64,12 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
         if world.size > 1:
             raise UserError("edit runs in one process; start it without torchrun")
         pipeline, folder = load_pipeline(
-            request.model, request.weights, request.precision, world, request.autoencoder
-        )
+            request.model, request.weights, request.precision, world, request.autoencoder,
+            request.rope_extrapolation,
+        )  # fmt: skip
         task = _open_task(pipeline, image, request)
-        request = _fitted(request, task, pipeline.model.config, folder)
+        pipeline = pipeline.at(*task.mask.shape)
+        request = _fitted(request, task, pipeline.grid, folder)
         warn_of_untrained_null(pipeline, request.settings, [task.label])
         warn_of_unused(request.settings, pipeline.spec.diffusion)
         settings = {
@@ -108,14 +110,14 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
     return request.out
 
 
-def _fitted(request: EditRequest, task: _Task, model: ModelConfig, folder: Path) -> EditRequest:
+def _fitted(request: EditRequest, task: _Task, grid: tuple[int, int], folder: Path) -> EditRequest:
     """The request with at most as many AR steps as tokens change, if their number is the model's own, which
     is for whole images."""
     settings, own = request.settings, folder / SAMPLING_FILE
     recommended = load_layer(str(own)).get("num_ar_steps") if own.is_file() else None
     if settings.num_ar_steps != recommended:
         return request
-    changed = int(tokens_of_mask(task.mask, model.grid_height, model.grid_width).sum())
+    changed = int(tokens_of_mask(task.mask, *grid).sum())
     if settings.sizes or not 0 < changed < settings.num_ar_steps:
         return request
     say(f"{changed} tokens change, in {changed} AR steps instead of {settings.num_ar_steps}")
@@ -130,14 +132,25 @@ def _open_task(pipeline: Pipeline, image: Path, request: EditRequest) -> _Task:
     prompts = None if request.prompt is None else [request.prompt]
     if prompts is not None:
         check_prompts(pipeline, prompts)
-    config = pipeline.codec.config
-    height, width = config.image_height, config.image_width
-    original = read_image(image, height, width, config.image_channels)
+    fit = _fit(pipeline, request.size)
+    original = read_fitted(image, fit, pipeline.codec.config.image_channels)
+    height, width = original.shape[1:]
     if request.mask is None:
         mask = region_mask(request.region, height, width)
     else:
-        mask = read_mask(request.mask, height, width, Original.of(image))
+        mask = read_mask(request.mask, height, width, Original.of(image), fit)
     return _Task(original, mask, label, prompts)
+
+
+def _fit(pipeline: Pipeline, size: str) -> Fit:
+    """How the image is brought to size. One that keeps its shape has at most the area of the images of
+    training."""
+    codec = pipeline.codec.config
+    if size == "native" or (codec.max_area and not size):
+        area = codec.max_area or codec.image_height * codec.image_width
+        return Fit(max_area=area, cell=pipeline.codec.cell)
+    at = pipeline.at(*parse_size(size, "--size")) if size else pipeline
+    return Fit(at.codec.config.image_height, at.codec.config.image_width)
 
 
 def _edit(pipeline: Pipeline, request: EditRequest, task: _Task) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from causalfusion import __version__
-from causalfusion.config import SampleConfig
+from causalfusion.config import RopeExtrapolation, SampleConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.errors import UserError
 from causalfusion.files import write_whole
@@ -43,15 +43,23 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 
 
 def load_pipeline(
-    model: Path, weights: WeightsName, precision: str, world: World, autoencoder: str = ""
+    model: Path,
+    weights: WeightsName,
+    precision: str,
+    world: World,
+    autoencoder: str = "",
+    rope_extrapolation: RopeExtrapolation | None = None,
 ) -> tuple[Pipeline, Path]:
     """The pipeline, and the folder of its model: the latest checkpoint where `model` is a training run."""
     dtype = compute_dtype(precision)
 
     def load(folder: Path) -> Pipeline:
-        return Pipeline.load(
+        pipeline = Pipeline.load(
             folder, weights=weights, device=world.device, autocast_dtype=dtype, autoencoder=autoencoder
         )
+        if rope_extrapolation is not None:
+            pipeline.extrapolate(rope_extrapolation)
+        return pipeline
 
     return read_latest(model, load)
 

@@ -6,14 +6,14 @@ Shape letters: B images, L image tokens, P token dimension, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
-from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.config import RopeExtrapolation, SampleConfig, WriteConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Document, Image, ImageToCome, Text
 from causalfusion.errors import UserError
@@ -59,6 +59,21 @@ class Pipeline(TokenPipeline):
         parts, _ = read_latest(Path(folder), lambda path: load_parts(path, weights, device, autoencoder))
         model, spec, codec, tokenizer = parts
         return cls(model, codec, spec, make_process(spec.diffusion), autocast_dtype, tokenizer)
+
+    def at(self, height: int, width: int) -> Self:
+        """This pipeline for images of another size, in pixels. Raises UserError for one that patches do not
+        cover."""
+        return replace(self, codec=self.codec.at(height, width))
+
+    def extrapolate(self, rule: RopeExtrapolation) -> None:
+        """From now on, turn tokens of grids larger than that of training by this rule's frequencies. Raises
+        UserError for a model whose positions it does not suit."""
+        if self.model.config.position_embedding != "rope":
+            raise UserError(
+                f"the rope extrapolation is {rule}; expected none, as the positions of this model are "
+                f"{self.model.config.position_embedding}: they need no rule"
+            )
+        self.model.extrapolate(rule)
 
     def to_pil(self, images: Tensor) -> list[Picture]:
         """Pillow's pictures of images (B, C, H, W) in [-1, 1], as `generate` and `edit` return them."""
@@ -137,7 +152,7 @@ class Pipeline(TokenPipeline):
                 f"mask {tuple(mask.shape)} and {len(label_tensor)} labels or prompts do not fit images of "
                 f"shape {tuple(images.shape)}; expected a mask (H, W), and one of them for each image"
             )
-        masked = tokens_of_mask(mask, spec.grid_height, spec.grid_width).flatten()
+        masked = tokens_of_mask(mask, *self.grid).flatten()
         if not masked.any():
             raise UserError("the mask is empty; expected at least one masked pixel")
         original = images.to(self.device)
@@ -147,11 +162,11 @@ class Pipeline(TokenPipeline):
         sizes = step_sizes(config, len(changed), seed)
         indices = list(range(batch_size * variants))
         order = self._orders_among(changed, config, seed, indices)
-        noise = ImageNoise(seed, indices, spec.num_tokens, spec.token_dim)
+        noise = ImageNoise(seed, indices, self.codec.num_tokens, spec.token_dim)
         with autocast(self.device, self.autocast_dtype):
             context = prefill(
                 self.model, label_tensor, config, prompts=self._prompts(documents),
-                kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1),
+                kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1), grid=self.grid,
             ).fork(variants)  # fmt: skip
             new = generate_tokens(
                 self.model, self.process, config, context, order, sizes, noise, watch,
@@ -175,8 +190,7 @@ class Pipeline(TokenPipeline):
 
     def _orders_among(self, changed: Tensor, config: SampleConfig, seed: int, indices: list[int]) -> Tensor:
         """(B, n) the masked raster positions in the order in which the whole image's order meets them."""
-        spec = self.model.config
-        whole = draw_orders(config, spec.grid_height, spec.grid_width, seed, indices).to(self.device)
+        whole = draw_orders(config, *self.grid, seed, indices).to(self.device)
         return whole[torch.isin(whole, changed)].view(len(indices), -1)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor
 from causalfusion.config import SampleConfig
 from causalfusion.documents import NO_TARGET, Image, Text, lay_out, pack_context
 from causalfusion.errors import UserError
+from causalfusion.factorization import grid_tensor
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import prompt_ids
 from causalfusion.generate.tokens import Watcher
@@ -39,8 +40,9 @@ def caption_log_likelihoods(pipeline: Pipeline, images: Tensor, captions: Sequen
         pipeline.null_labels(len(documents)),
         model.config.num_condition_tokens,
         tokens,
-        model.config.grid_width,
+        pipeline.codec.grid_width,
         pipeline.spec.text.image_context,
+        grid_tensor(model.config, pipeline.grid, pipeline.device),
     )
     with autocast(pipeline.device, pipeline.autocast_dtype):
         logits = model(sequence).text

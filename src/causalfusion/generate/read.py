@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causalfusion.config.sizes import Fit
 from causalfusion.data.picture import UnreadableImage, decode_image, read_file
-from causalfusion.data.transforms import center_crop
+from causalfusion.data.transforms import fit_image
 from causalfusion.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ def read_picture(path: Path, what: str, decode: Callable[[bytes, str], np.ndarra
 
 def read_image(path: Path, height: int, width: int, channels: int) -> Tensor:
     """(C, H, W) in [-1, 1] of an image file."""
-    return fitted(read_picture(path, "image", decode_image), height, width, channels, printable(path))
+    return read_fitted(path, Fit(height, width), channels)
+
+
+def read_fitted(path: Path, fit: Fit, channels: int) -> Tensor:
+    """(C, H, W) in [-1, 1] of an image file, brought to size. Raises UserError for one that is smaller than a
+    token."""
+    return fitted(read_picture(path, "image", decode_image), fit, channels, printable(path))
 
 
 def image_of(picture: Picture, height: int, width: int, channels: int) -> Tensor:
@@ -47,22 +54,22 @@ def image_of(picture: Picture, height: int, width: int, channels: int) -> Tensor
     upright = ImageOps.exif_transpose(picture)
     if upright.mode == "F" or upright.mode.startswith("I"):
         raise UserError(f"a picture has mode {upright.mode}; expected 8 bits a channel: convert it to RGB")
-    return fitted(np.array(upright.convert("RGB")), height, width, channels, "a picture")
+    return fitted(np.array(upright.convert("RGB")), Fit(height, width), channels, "a picture")
 
 
-def fitted(pixels: np.ndarray, height: int, width: int, channels: int, name: str) -> Tensor:
+def fitted(pixels: np.ndarray, fit: Fit, channels: int, name: str) -> Tensor:
     """(C, H, W) in [-1, 1] of pixels (h, w, 3) uint8 of any size."""
     from PIL import Image
 
     if channels == 1:
         pixels = np.array(Image.fromarray(pixels).convert("L"))[..., None]
-    if pixels.shape[:2] != (height, width):
-        if height != width:
-            raise UserError(
-                f"image {name} has {pixels.shape[1]}x{pixels.shape[0]} pixels; expected {width}x{height}"
-            )
-        pixels = center_crop(pixels, height)
-    return to_float(pixels.reshape(1, height, width, channels))[0]
+    found = fit_image(pixels, fit)
+    if found is None:
+        raise UserError(
+            f"image {name} has {pixels.shape[1]}x{pixels.shape[0]} pixels; expected at least one token, "
+            f"{fit.cell}x{fit.cell}"
+        )
+    return to_float(found.reshape(1, *found.shape[:2], channels))[0]
 
 
 def to_picture(pixels: np.ndarray) -> Picture:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causalfusion.config.sizes import Fit
 from causalfusion.data.picture import decode_grey_alpha, decode_image, orientation_of, read_file
-from causalfusion.data.transforms import center_crop
+from causalfusion.data.transforms import fit_image
 from causalfusion.errors import UserError, printable
 from causalfusion.generate.read import read_picture
 
@@ -63,12 +64,15 @@ class Original:
         return cls((height, width), orientation_of(read_file(path)))
 
 
-def read_mask(path: Path, height: int, width: int, original: Original | None = None) -> Tensor:
+def read_mask(
+    path: Path, height: int, width: int, original: Original | None = None, fit: Fit | None = None
+) -> Tensor:
     """(H, W) bool from an image: bright pixels that are not transparent may change.
 
     Bright: at least half of what white is; in a mask of nothing but zeros and ones, the ones. The mask is
     turned as its EXIF data say. It has the size of the images of the model, or that of the original picture:
-    then it is cropped and scaled with it, and turned with it where it lies as that one is stored.
+    then it is cropped and scaled with it (by `fit`, if the picture keeps its shape), and turned with it where
+    it lies as that one is stored.
     """
     bright = bright_pixels(read_picture(path, "mask", decode_grey_alpha))
     if original is not None and original.orientation > 4 and bright.shape == original.turned[::-1]:
@@ -76,13 +80,15 @@ def read_mask(path: Path, height: int, width: int, original: Original | None = N
     mask = bright
     if bright.shape != (height, width):
         sizes = [(height, width)]  # the images of the model
-        sizes += [original.turned] if original is not None and height == width else []
+        sizes += [original.turned] if original is not None else []
         if bright.shape not in sizes:
             raise UserError(
                 f"mask {printable(path)} has {bright.shape[1]}x{bright.shape[0]} pixels; expected "
                 + " or ".join(dict.fromkeys(f"{w}x{h}" for h, w in sizes))
             )
-        mask = center_crop(bright.astype(np.uint8)[..., None] * 255, height)[..., 0] >= 128
+        fitted = fit_image(bright.astype(np.uint8)[..., None] * 255, fit or Fit(height, width))
+        assert fitted is not None, "the picture has tokens"
+        mask = fitted[..., 0] >= 128
     if not mask.any():
         where = "none is left where the picture is cropped" if bright.any() else "it has none"
         raise UserError(

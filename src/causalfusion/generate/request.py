@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.config import RopeExtrapolation, SampleConfig, WriteConfig
 from causalfusion.config.options import (
     DEFAULT_MODEL,
     GeneratingOptions,
@@ -17,9 +17,17 @@ from causalfusion.config.options import (
     Settings,
     require_at_least,
 )
+from causalfusion.config.sizes import parse_size
 from causalfusion.errors import UserError
 
 CompileChoice = Literal["auto", "always", "never"]
+RopeRule = Annotated[
+    RopeExtrapolation | None,
+    Parameter(
+        help="Frequencies of rotary positions on grids larger than that of training (FiTv2): ntk keeps fine "
+        "positions and stretches coarse ones, linear stretches all. Default: as the model was trained."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,10 @@ class SampleRequest(GeneratingOptions):
     """Index of the first image: --first N continues an earlier set of N images with the same settings."""
     batch_size: int = 64
     """Images generated together."""
+    size: Sequence[str] = ()
+    """Size of the images in pixels, WIDTHxHEIGHT such as 320x192, or a number for a square; sides are
+    multiples of a token's. Of several, image i gets size[i % number of sizes]. Default: the model's."""
+    rope_extrapolation: RopeRule = None
     output: Sequence[Literal["png", "grid", "npz"]] = ("png", "grid")
     """png: one file per image; grid: all images in one; npz: ADM's format (arr_0 images, arr_1 labels)."""
     compile: CompileChoice = "auto"
@@ -56,6 +68,9 @@ class SampleRequest(GeneratingOptions):
     def __post_init__(self) -> None:
         require_at_least(1, self, "images", "batch_size", "candidates")
         require_at_least(0, self, "first")
+        sizes = {parse_size(text, "--size") for text in self.size}
+        if len(sizes) > 1 and ("npz" in self.output or "png" not in self.output):
+            raise UserError("--output npz holds images of one size; expected png and grid with several sizes")
         if self.prompts is not None and not self.prompts:
             raise UserError("--prompt has no value; expected one or more prompts")
         if self.candidates > 1 and self.prompts is None and self.prompts_file is None:
@@ -88,6 +103,11 @@ class EditRequest(GeneratingOptions):
     according to the model."""
     paste: bool = True
     """Restore the pixels outside the mask exactly (--no-paste: keep the model's)."""
+    size: str = ""
+    """Size at which the image is edited: WIDTHxHEIGHT in pixels, a number for a square, or `native`: its own
+    shape, scaled down to the area of the model's images, sides cut to whole tokens. Default: the model's
+    size, or native for a model of images of any size."""
+    rope_extrapolation: RopeRule = None
     settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
@@ -96,6 +116,8 @@ class EditRequest(GeneratingOptions):
         if self.class_name is None and self.prompt is None:
             raise UserError("expected --class, --prompt, or both: what the region is to show")
         require_at_least(1, self, "variants", "candidates")
+        if self.size not in ("", "native"):
+            parse_size(self.size, "--size")
         if self.candidates > 1 and self.prompt is None:
             raise UserError(f"--candidates is {self.candidates}; expected --prompt with it, or 1")
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from causalfusion import __version__
 from causalfusion.config.serialize import to_dict
+from causalfusion.config.sizes import parse_size, size_text
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of, in_use, stamp, write_whole
 from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
@@ -53,9 +54,14 @@ class Task:
     class_names: list[str]
     """The class of each image in words; "" where the model is told none."""
     prompts: list[str] | None
+    sizes: Sequence[tuple[int, int]] = ()
+    """(height, width) in pixels; image i has that at i modulo their number. None: that of the model."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def size_of(self, index: int) -> tuple[int, int] | None:
+        return self.sizes[index % len(self.sizes)] if self.sizes else None
 
     @property
     def indices(self) -> range:
@@ -66,10 +72,12 @@ def sample_to_folder(request: SampleRequest) -> Path:
     """Generate the images of a request into its folder; the processes of a world take batches in turn."""
     with join_world(request.device) as world, ExitStack() as stack:
         pipeline, folder = load_pipeline(
-            request.model, request.weights, request.precision, world, request.autoencoder
-        )
+            request.model, request.weights, request.precision, world, request.autoencoder,
+            request.rope_extrapolation,
+        )  # fmt: skip
         task = _task(pipeline, request)
-        check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
+        for at in [pipeline.at(*size) for size in task.sizes] or [pipeline]:
+            check_settings(request.settings, at.model.config, at.spec.diffusion, at.grid)
         if world.is_main:
             warn_of_untrained_null(pipeline, request.settings, task.labels)
             if request.out.exists() and not request.out.is_dir():
@@ -117,6 +125,7 @@ def _begin(pipeline: Pipeline, folder: Path, request: SampleRequest, task: Task,
         "prompts": task.prompts,
         "candidates": request.candidates,
         **facts(pipeline, folder, request),
+        **({"sizes": [size_text(*size) for size in task.sizes]} if task.sizes else {}),
         "identity": identity,
         "batch_size": request.batch_size,
     }
@@ -142,6 +151,7 @@ def _identity(pipeline: Pipeline, folder: Path, request: SampleRequest) -> str:
     weights = folder / ("model.safetensors" if request.weights == "ema" else "raw.safetensors")
     told = [folder.resolve(), stamp(weights), to_dict(pipeline.spec), request.weights, request.precision]
     told += [request.seed, request.candidates, list(request.classes), prompts, to_dict(request.settings)]
+    told += [list(request.size), request.rope_extrapolation]
     return hash_of([__version__, *told])
 
 
@@ -149,25 +159,42 @@ def _generate(pipeline: Pipeline, request: SampleRequest, job: _Job, world: Worl
     """Generate and write this process's share of the missing images, batch by batch; the seconds it took."""
     task, start = job.task, time.monotonic()
     progress = ProgressLine(len(task), len(task) - len(job.missing), enabled=world.is_main)
-    batches = list(runs_of(job.missing, request.batch_size))
+    batches = _batches(task, job.missing, request.batch_size)
     done = progress.first
-    for batch in batches[world.rank :: world.size]:
-        entries = slice(batch.start - task.first, batch.stop - task.first)
+    for size, batch in batches[world.rank :: world.size]:
+        entries = [index - task.first for index in batch]
+        of_size = pipeline if size is None else pipeline.at(*size)
         made = generate_best(
-            pipeline,
-            task.labels[entries],
-            None if task.prompts is None else task.prompts[entries],
+            of_size,
+            [task.labels[entry] for entry in entries],
+            None if task.prompts is None else [task.prompts[entry] for entry in entries],
             request.settings,
             request.candidates,
             seed=request.seed,
             image_indices=batch,
             watch=lambda event, done=done: progress.show(done, describe(event)),
         )
-        job.store.write(batch, pipeline.codec.to_uint8(made))
+        job.store.write(batch, of_size.codec.to_uint8(made))
         done = min(done + len(batch) * world.size, len(task))
     progress.show(len(task), "done", force=True)
     progress.close()
     return time.monotonic() - start
+
+
+def _batches(
+    task: Task, missing: Sequence[int], batch_size: int
+) -> list[tuple[tuple[int, int] | None, Sequence[int]]]:
+    """(size, indices of images to generate together), which have one size."""
+    if len(task.sizes) <= 1:
+        return [(task.size_of(0), indices) for indices in runs_of(missing, batch_size)]
+    by_size: dict[tuple[int, int] | None, list[int]] = {}
+    for index in missing:
+        by_size.setdefault(task.size_of(index), []).append(index)
+    return [
+        (size, indices[start : start + batch_size])
+        for size, indices in by_size.items()
+        for start in range(0, len(indices), batch_size)
+    ]
 
 
 def _write_together(request: SampleRequest, job: _Job) -> None:
@@ -222,7 +249,8 @@ def _task(pipeline: Pipeline, request: SampleRequest, indices: range | None = No
         prompts = read_prompts(request.prompts_file)
         count = len(prompts)
     indices = indices or range(request.first, request.first + (request.images or count))
-    return task_of(pipeline, request.classes, prompts, indices)
+    task = task_of(pipeline, request.classes, prompts, indices)
+    return replace(task, sizes=[parse_size(text, "--size") for text in request.size])
 
 
 def task_of(

@@ -51,7 +51,7 @@ def check_order(model: ModelConfig, config: SampleConfig, sizes: Sequence[int]) 
     if config.order != "raster" or config.given_order or any(size != 1 for size in sizes):
         raise UserError(
             f"this model's head asks by the token before; expected sample.order raster and "
-            f"sample.num_ar_steps {model.num_tokens} instead of {config.order} and {len(sizes)}"
+            f"sample.num_ar_steps {sum(sizes)} instead of {config.order} and {len(sizes)}"
         )
 
 
@@ -66,15 +66,21 @@ def diffusion_steps(config: SampleConfig, num_ar_steps: int, process: Process) -
     return steps * num_ar_steps if len(steps) == 1 else list(steps)
 
 
-def check_settings(config: SampleConfig, model: ModelConfig, diffusion: DiffusionConfig) -> None:
-    """Refuse, before any work is done, what generation with this model would refuse."""
-    sizes = step_sizes(config, model.num_tokens, 0)
+def check_settings(
+    config: SampleConfig,
+    model: ModelConfig,
+    diffusion: DiffusionConfig,
+    grid: tuple[int, int] | None = None,
+) -> None:
+    """Refuse, before any work is done, what generation with this model would refuse; `grid`: rows and columns
+    of tokens, by default those of the model."""
+    rows, columns = grid or (model.grid_height, model.grid_width)
+    sizes = step_sizes(config, rows * columns, 0)
     check_order(model, config, sizes)
     process = make_process(diffusion)
     for steps in set(diffusion_steps(config, len(sizes), process)):
         process.sampler(config, steps)
-    grid = (model.grid_height, model.grid_width)
-    draw_order(config.order, *grid, config.block_size, derive_generator(0), config.given_order)
+    draw_order(config.order, rows, columns, config.block_size, derive_generator(0), config.given_order)
     warn_of_unused(config, diffusion)
 
 

@@ -30,12 +30,12 @@ class Store(Protocol):
         """The indices of the images that are there."""
         ...
 
-    def write(self, indices: range, pixels: np.ndarray) -> None:
+    def write(self, indices: Sequence[int], pixels: np.ndarray) -> None:
         """(B, H, W, C) uint8, each file whole."""
         ...
 
     def read(self, indices: range) -> np.ndarray:
-        """(B, H, W, C) uint8."""
+        """(B, H, W, C) uint8; images of several sizes in the middle of white ones of one size."""
         ...
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class PngStore:
         stems = (entry.name.removesuffix(".png") for entry in os.scandir(self.folder))
         return {int(stem) for stem in stems if stem.isdecimal()}
 
-    def write(self, indices: range, pixels: np.ndarray) -> None:
+    def write(self, indices: Sequence[int], pixels: np.ndarray) -> None:
         for index, image in zip(indices, pixels, strict=True):
             replace_file(self.folder / image_name(index), png_of(image, self.identity))
 
@@ -68,7 +68,7 @@ class PngStore:
                     images.append(np.asarray(image))
             except (OSError, ValueError, SyntaxError) as error:
                 raise UserError(f"{path} cannot be read ({error}); remove it and run again") from None
-        pixels = np.stack(images)
+        pixels = np.stack(_of_one_size(images))
         return pixels[..., None] if pixels.ndim == 3 else pixels
 
     def close(self) -> None:
@@ -89,8 +89,8 @@ class PartStore:
     def has(self) -> set[int]:
         return {index for indices, _ in self._parts() for index in indices}
 
-    def write(self, indices: range, pixels: np.ndarray) -> None:
-        path = self.folder / f"{PART}{indices.start:06d}-{indices.stop:06d}.npy"
+    def write(self, indices: Sequence[int], pixels: np.ndarray) -> None:
+        path = self.folder / f"{PART}{indices[0]:06d}-{indices[-1] + 1:06d}.npy"
         replace_file(path, lambda stream: np.save(stream, pixels, allow_pickle=False))
 
     def read(self, indices: range) -> np.ndarray:
@@ -105,6 +105,17 @@ class PartStore:
     def close(self) -> None:
         for _, path in self._parts():
             path.unlink(missing_ok=True)
+
+
+def _of_one_size(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Images (H, W) or (H, W, C), smaller ones in the middle of white."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    framed = []
+    for image in images:
+        down, right = height - image.shape[0], width - image.shape[1]
+        around = [(down // 2, down - down // 2), (right // 2, right - right // 2), (0, 0)]
+        framed.append(np.pad(image, around[: image.ndim], constant_values=255))
+    return framed
 
 
 def _part(path: Path, count: int) -> np.ndarray:

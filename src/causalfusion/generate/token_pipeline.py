@@ -47,6 +47,11 @@ class TokenPipeline:
         return self.model.image_in.weight.device
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens of the images that it makes."""
+        return self.codec.grid_height, self.codec.grid_width
+
+    @property
     def default_sampling(self) -> SampleConfig:
         """How images are generated where nothing else is said."""
         if self.model.config.head.ask == "previous":
@@ -101,12 +106,12 @@ class TokenPipeline:
     ) -> Tensor:
         """Tokens (B, L, P), in raster order, of the images to come of documents with images (N, L, P)."""
         indices, prompts = list(image_indices), self._prompts(documents, tokens)
-        spec = self.model.config
-        sizes = step_sizes(config, spec.num_tokens, seed)
-        order = draw_orders(config, spec.grid_height, spec.grid_width, seed, indices).to(self.device)
-        noise = ImageNoise(seed, indices, spec.num_tokens, spec.token_dim)
+        num_tokens = self.codec.num_tokens
+        sizes = step_sizes(config, num_tokens, seed)
+        order = draw_orders(config, *self.grid, seed, indices).to(self.device)
+        noise = ImageNoise(seed, indices, num_tokens, self.model.config.token_dim)
         with autocast(self.device, self.autocast_dtype):
-            context = prefill(self.model, labels, config, prompts=prompts)
+            context = prefill(self.model, labels, config, prompts=prompts, grid=self.grid)
             new = generate_tokens(
                 self.model, self.process, config, context, order, sizes, noise, watch,
                 self._guided_numbers(config),
@@ -135,4 +140,5 @@ class TokenPipeline:
     def read(self, labels: Tensor, documents: Sequence[Document], tokens: Tensor | None) -> Context:
         """The cache after documents with images (N, L, P), without guidance."""
         with autocast(self.device, self.autocast_dtype):
-            return prefill(self.model, labels, SampleConfig(), prompts=self._prompts(documents, tokens))
+            prompts = self._prompts(documents, tokens)
+            return prefill(self.model, labels, SampleConfig(), prompts=prompts, grid=self.grid)

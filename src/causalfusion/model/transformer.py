@@ -7,6 +7,7 @@ noise and computes no loss."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from causalfusion.config import ModelConfig
+from causalfusion.config import ModelConfig, RopeExtrapolation
 from causalfusion.model.attention import Attend, AttentionBackend, select_attend
 from causalfusion.model.block import Block
 from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding
@@ -136,6 +137,11 @@ class Transformer(nn.Module):
         else:
             self.image_position.copy_(sincos_positions(config.encoder_size, *grid))
 
+    def extrapolate(self, rule: RopeExtrapolation) -> None:
+        """Turn tokens of grids larger than that of training by this rule's frequencies."""
+        self.config = replace(self.config, rope=replace(self.config.rope, extrapolation=rule))
+        self.fill_positions()
+
     def each_block(self) -> Iterator[Block]:
         """The blocks in their order, those of the encoder first."""
         for block in (*(() if self.encoder is None else self.encoder.blocks), *self.blocks):
@@ -251,11 +257,12 @@ class Transformer(nn.Module):
         if segment.grid is None:
             return F.embedding(self._raster(segment.places), table)
         trained = self.config.grid_height, self.config.grid_width
+        each = len(segment.places) // len(segment.grid)  # rows of a grid: all, or one
         rows = []
-        for grid, places in zip(segment.grid.tolist(), segment.places, strict=True):
+        for grid, places in zip(segment.grid.tolist(), segment.places.split(each), strict=True):
             resized = resize_table(table, trained, (grid[0], grid[1]))
-            rows.append(F.embedding(places[:, 0] * grid[1] + places[:, 1], resized))
-        return torch.stack(rows)
+            rows.append(F.embedding(places[..., 0] * grid[1] + places[..., 1], resized))
+        return torch.cat(rows)
 
     def _raster(self, places: Tensor) -> Tensor:
         """Places (1 or B, n, 2) as rows of the tables, which hold the grid of training."""

@@ -14,7 +14,8 @@ from causalfusion.config.earlier import rename_settings
 FORMAT_1 = "causalfusion-1"
 FORMAT_2 = "causalfusion-2"
 FORMAT_3 = "causalfusion-3"
-EARLIER = (FORMAT_3, FORMAT_2, FORMAT_1)
+FORMAT_4 = "causalfusion-4"
+EARLIER = (FORMAT_4, FORMAT_3, FORMAT_2, FORMAT_1)
 
 _DEFAULTS_1: dict[str, Any] = {
     "model": {
@@ -98,6 +99,9 @@ _ADDED_IN_4: dict[str, Any] = {
 }  # fmt: skip
 """Keys that were added in causalfusion-4, with the values that earlier formats imply."""
 
+_ADDED_IN_5: dict[str, Any] = {"codec": {"max_area": 0}}
+"""Keys that were added in causalfusion-5, with the values that earlier formats imply."""
+
 
 def bring_forward(format_: str, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """(the content of a `config.json` of an earlier format, without its `format`, in the current format; the
@@ -108,7 +112,9 @@ def bring_forward(format_: str, values: dict[str, Any]) -> tuple[dict[str, Any],
         values, filled = _filled(rename_settings(values), _DEFAULTS_1)
     if format_ in (FORMAT_1, FORMAT_2):
         values = _filled(values, _ADDED_IN_3)[0]
-    return _filled(rename_settings(values), _ADDED_IN_4)[0], filled
+    if format_ != FORMAT_4:
+        values = _filled(rename_settings(values), _ADDED_IN_4)[0]
+    return _filled(values, _ADDED_IN_5)[0], filled
 
 
 def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

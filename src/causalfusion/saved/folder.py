@@ -36,7 +36,7 @@ from causalfusion.saved.replace import replace_folder
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
 
 T = TypeVar("T")
-FORMAT = "causalfusion-4"
+FORMAT = "causalfusion-5"
 SAMPLING_FILE = "sample.toml"
 """File in a model folder with recommended sampling settings, which the user's settings override."""
 WeightsName = Literal["ema", "raw"]

@@ -148,14 +148,15 @@ def _save_picture(out: Path, study_data: StudyData, by_variant: Mapping[str, Seq
             distances = [statistics.fmean(f[s]["frechet"] for f in found) for s in steps]
             all_times += times
             all_distances += distances
-            axes.plot(times, distances, "o-", color=f"C{place % 10}", label=name, markersize=5)
+            style = "o-" if place < 10 else "s--"  # ten colours, then again with other marks
+            axes.plot(times, distances, style, color=f"C{place % 10}", label=name, markersize=5)
             for s, x, y in zip(steps, times, distances, strict=True):
                 axes.annotate(f"S={s}", (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
         for axis, values in ((axes.xaxis, all_times), (axes.yaxis, all_distances)):
             if max(values) > 3 * min(values) > 0:
                 (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
             axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("")
+            axis.set_minor_formatter("{x:g}" if 3 < max(values) / min(values) < 10 else "")
         axes.set_xlabel("milliseconds an image")
         axes.set_ylabel("Fréchet distance")
         axes.set_title("Quality against time", fontsize=10)

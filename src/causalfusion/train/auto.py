@@ -101,9 +101,11 @@ def settings_from(
     """Tables of settings, as in a recipe. `given`: what the user said, defaults elsewhere; `device`: cpu or
     cuda; `low_precision`: bfloat16 is the faster one there."""
     median = facts.sides[len(facts.sides) // 2]
-    side = given.data.image_size or min(median, SIDE[device])
+    size = given.data.fit()
+    given_side = min(size.height, size.width)
+    side = given_side or min(median, SIDE[device])
     patch = max(side // GRID[device], 1)
-    if not given.data.image_size:
+    if not given_side:
         side = max(side // patch, 1) * patch
     tiny = device == "cpu" and side <= 16 and not facts.in_colour
     batch = BATCH[device]
@@ -144,7 +146,9 @@ def settings_from(
         chosen["data"]["holdout"] = 0.0
     if given.codec.autoencoder:  # its latents are small already
         del chosen["codec"]
-        chosen["data"]["image_size"] = given.data.image_size or min(median // 16 * 16, 256)
+        chosen["data"]["image_size"] = given_side or min(median // 16 * 16, 256)
+    if given.data.native:  # the area of the square that it would have chosen
+        chosen["data"]["max_area"] = chosen["data"]["image_size"] ** 2
     if facts.has_captions:
         chosen["text"] = {"tokenizer": "train", "vocab_size": 2048}
         room = 3 * facts.caption_words + 8

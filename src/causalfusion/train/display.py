@@ -69,10 +69,25 @@ def beginning(
         f"{classes} class{'es' * (classes != 1)}, "
         f"{world.size} process{'es' * (world.size > 1)} on {world.device}"
     ]
+    buckets = data.buckets()
+    if buckets is not None:
+        lines.append(_sizes(buckets.counts(), config.train.batch_size))
     lines += announce(config, world.size, world.device)
     if images_seen:
         lines.append(f"going on from {images_seen:,} images")
     return lines
+
+
+def _sizes(counts: dict[tuple[int, int], int], batch_size: int) -> str:
+    """The grids of images of any size in words; `counts`: images by rows and columns of tokens."""
+    (rows, columns), most = max(counts.items(), key=lambda item: item[1])
+    tokens = [rows * columns for rows, columns in counts]
+    few = sum(count for count in counts.values() if count < batch_size)
+    repeated = f"; {few:,} in grids of less than a batch, which repeats them" if few else ""
+    return (
+        f"images of {len(counts)} grids of {min(tokens)} to {max(tokens)} tokens, {most:,} of them of "
+        f"{columns}x{rows} (width x height){repeated}"
+    )
 
 
 def memory_in_use(device: torch.device) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from causalfusion.config import FactorizationConfig, ModelConfig, TextConfig
 from causalfusion.diffusion.process import Process
-from causalfusion.factorization import Plan, plan_batch
+from causalfusion.factorization import Plan, grid_tensor, plan_batch
 from causalfusion.rng import derive_generator
 
 Arrangement = Literal["caption_first", "image_first", "image_only", "text_only"]
@@ -68,13 +68,16 @@ def draw(
     split_index: int,
     sample_indices: Sequence[int],
     text: TextConfig | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> Draws:
-    """The draws for these places of the sample stream; `text`: of a run with text."""
+    """The draws for these places of the sample stream; `text`: of a run with text; `grid`: rows and columns
+    of tokens, by default those of the model."""
+    rows, columns = grid or (model.grid_height, model.grid_width)
     plan = plan_batch(
-        factorization, model.grid_height, model.grid_width,
-        seed=seed, split_index=split_index, sample_indices=sample_indices,
-    )  # fmt: skip
-    num_tokens, copies = model.num_tokens, factorization.timesteps_per_ar_step
+        factorization, rows, columns, seed=seed, split_index=split_index, sample_indices=sample_indices
+    )
+    plan = replace(plan, grid=grid_tensor(model, grid))
+    num_tokens, copies = rows * columns, factorization.timesteps_per_ar_step
     levels, noise, dropped = [], [], []
     for row, index in enumerate(sample_indices):
         generator = derive_generator(seed, "step", index)

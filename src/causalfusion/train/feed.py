@@ -17,22 +17,21 @@ import torch
 from torch import Tensor
 
 from causalfusion.codec.cache import LatentCache, check_cache, open_cache
-from causalfusion.codec.codec import Codec, measure_statistics, open_codec
-from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
+from causalfusion.codec.codec import Codec
+from causalfusion.codec.for_source import open_codec_for
+from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.data import open_source
+from causalfusion.data.buckets import Buckets
 from causalfusion.data.labels import fit_classes
 from causalfusion.data.loader import Loader, load_indices, split_holdout, stream
-from causalfusion.data.source import ImageSource, UnreadableImage
+from causalfusion.data.source import ImageSource
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.rng import derive_generator
 from causalfusion.train.arrange import caption_limit
+from causalfusion.train.from_data import captions_of, groups_of, measured, open_grids, tokenizer_of
 from causalfusion.train.step import TokenBatch
-
-_STATISTICS_IMAGES = 2048
-_TOKENIZER_IMAGES = 10_000
-"""At most so many, evenly spread, are what a statistic, or a tokenizer, is made from."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class TrainingData:
     """None: a run without text."""
     class_table: np.ndarray | None = None
     """(classes of the data,) the model's label for each; None: the same."""
+    grids: np.ndarray | None = None
+    """(images, 2) rows and columns of tokens of each image; None where all have one size."""
     cut_captions: Counter[str] = field(default_factory=Counter)
     """Captions `seen`, and those `cut`, as they are longer than there is room for."""
 
@@ -68,12 +69,29 @@ class TrainingData:
             world_size=self.world.size,
             indices=self.train_indices,
             flip=data.flip,
+            fit=data.fit(self.codec.cell),
+            buckets=self.buckets(),
         )
         for batch in loader.iterate(images_seen):
-            noise = self._latent_noise(batch.sample_indices)
-            tokens = self.codec.encode_tokens(batch.images.to(self.world.device), noise)
-            labels = self._labels(batch.labels)
-            yield TokenBatch(tokens, labels, batch.sample_indices, self._ids(batch.captions))
+            height, width = batch.images.shape[2:]
+            codec = self.codec if self.grids is None else self.codec.at(height, width)
+            noise = self._latent_noise(batch.sample_indices, codec)
+            tokens = codec.encode_tokens(batch.images.to(self.world.device), noise)
+            labels, captions = self._labels(batch.labels), self._ids(batch.captions)
+            yield TokenBatch(tokens, labels, batch.sample_indices, captions, self._grid(codec))
+
+    def buckets(self) -> Buckets | None:
+        """The order of the data where images have sizes of their own; None: the plain stream."""
+        if self.grids is None:
+            return None
+        train = self.config.train
+        return Buckets(
+            self.grids, self.train_indices,
+            batch_size=train.batch_size, seed=train.seed, flip=self.config.data.flip,
+        )  # fmt: skip
+
+    def _grid(self, codec: Codec) -> tuple[int, int] | None:
+        return None if self.grids is None else (codec.grid_height, codec.grid_width)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[TokenBatch]:
         """Held-out examples (training ones, if none are held out); always the same, their latents at the
@@ -83,21 +101,35 @@ class TrainingData:
             chosen = self.held_out[:count]
         else:
             chosen = self.train_indices[:: -(-len(self.train_indices) // count)]
-        for start in range(0, len(chosen), batch_size):
-            indices = chosen[start : start + batch_size]
+        groups = groups_of(self.grids, chosen)
+        parts = (g[start : start + batch_size] for g in groups for start in range(0, len(g), batch_size))
+        for places in parts:
+            indices = chosen[places]
             if isinstance(self.source, LatentCache):
                 raw = self.source.read(indices, None, None).to(self.world.device)
-                tokens = self.codec.to_tokens(self.codec.normalise(raw))
+                codec = self._codec_of(*raw.shape[2:])
+                tokens = codec.to_tokens(codec.normalise(raw))
                 labels = torch.from_numpy(self.source.labels[indices])
                 with_text = self.tokenizer is not None
                 found = self.source.captions(indices) if with_text else [()] * len(indices)
                 captions = [each[0] if each else None for each in found]
             else:
-                batch = load_indices(self.source, indices, self.config.data)
-                tokens = self.codec.encode_tokens(batch.images.to(self.world.device), None)
+                data = self.config.data
+                batch = load_indices(self.source, indices, data, data.fit(self.codec.cell), self.grids)
+                height, width = batch.images.shape[2:]
+                codec = self.codec if self.grids is None else self.codec.at(height, width)
+                tokens = codec.encode_tokens(batch.images.to(self.world.device), None)
                 labels, captions = batch.labels, batch.captions
-            places = torch.arange(start, start + len(indices))
-            yield TokenBatch(tokens, self._labels(labels), places, self._ids(captions)).to(self.world.device)
+            yield TokenBatch(
+                tokens, self._labels(labels), torch.from_numpy(places), self._ids(captions), self._grid(codec)
+            ).to(self.world.device)
+
+    def _codec_of(self, latent_height: int, latent_width: int) -> Codec:
+        """The codec for images of latents of this size."""
+        if self.grids is None:
+            return self.codec
+        down = self.codec.config.downsample
+        return self.codec.at(latent_height * down, latent_width * down)
 
     def held_out_captions(self, count: int) -> list[list[int]]:
         """Token ids of the first captions of held-out images (of training images, if none are held out), at
@@ -109,26 +141,32 @@ class TrainingData:
         if isinstance(self.source, LatentCache):
             found = self.source.captions(chosen)
         else:
-            found = [_captions_of(self.source, index) for index in chosen.tolist()]
+            found = [captions_of(self.source, index) for index in chosen.tolist()]
         return list(self._ids([captions[0] if captions else None for captions in found]) or ())
 
     def _cached_batches(self, cache: LatentCache, images_seen: int) -> Iterator[TokenBatch]:
         train = self.config.train
-        share = train.batch_size // self.world.size
+        share, buckets = train.batch_size // self.world.size, self.buckets()
         while True:
             first = images_seen + self.world.rank * share
             places = np.arange(first, first + share)
-            indices, flips, epochs = stream(
-                places, self.train_indices, seed=train.seed, flip=self.config.data.flip
-            )
+            if buckets is not None:
+                indices, flips, epochs = buckets.samples(places)
+                assert cache.sizes is not None, "images of several sizes"
+                codec = self._codec_of(*cache.sizes[indices[0]].tolist())
+            else:
+                indices, flips, epochs = stream(
+                    places, self.train_indices, seed=train.seed, flip=self.config.data.flip
+                )
+                codec = self.codec
             sample_indices = torch.from_numpy(places)
-            raw = cache.read(indices, flips, self._latent_noise(sample_indices)).to(self.world.device)
-            tokens = self.codec.to_tokens(self.codec.normalise(raw))
+            raw = cache.read(indices, flips, self._latent_noise(sample_indices, codec)).to(self.world.device)
+            tokens = codec.to_tokens(codec.normalise(raw))
             ids = None
             if self.tokenizer is not None:
                 ids = self._ids(cache.draw_captions(indices, epochs, seed=train.seed))
             labels = self._labels(torch.from_numpy(cache.labels[indices]))
-            yield TokenBatch(tokens, labels, sample_indices, ids)
+            yield TokenBatch(tokens, labels, sample_indices, ids, self._grid(codec))
             images_seen += train.batch_size
 
     def _labels(self, labels: Tensor) -> Tensor:
@@ -155,13 +193,13 @@ class TrainingData:
             )
         return tuple(each[:limit] for each in ids)
 
-    def _latent_noise(self, sample_indices: Tensor) -> Tensor | None:
+    def _latent_noise(self, sample_indices: Tensor, codec: Codec) -> Tensor | None:
         """Noise for drawing latents from the autoencoder's posterior, by place in the stream."""
         config = self.config.codec
         if config.kind == "pixels" or config.latents == "mode":
             return None
         draws = [
-            self.codec.draw_noise(derive_generator(self.config.train.seed, "latent", n))
+            codec.draw_noise(derive_generator(self.config.train.seed, "latent", n))
             for n in sample_indices.tolist()
         ]
         return torch.stack(draws).to(self.world.device)
@@ -184,15 +222,16 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
     else:
         source = open_source(config.data)
         class_names = source.class_names
-        first = load_indices(source, np.arange(1), config.data)
-        channels, height, width = first.images.shape[1:]
-        codec = open_codec(config.codec, image_shape=(channels, height, width))
+        codec = open_codec_for(source, config.data, config.codec)
     codec = codec.to(world.device)
     train_indices, held_out = split_holdout(len(source), config.data.holdout)
+    grids = open_grids(config, source, codec, show_progress=world.is_main)
+    if grids is not None:
+        train_indices, held_out = (i[grids[i, 0] > 0] for i in (train_indices, held_out))
     if config.codec.normalization == "measured":
-        codec = _measured(codec, source, train_indices, config)
+        codec = measured(codec, source, train_indices, config, grids)
     if config.text.tokenizer and tokenizer is None:
-        tokenizer = _tokenizer(config, source, train_indices)
+        tokenizer = tokenizer_of(config, source, train_indices)
     class_names, class_table = fit_classes(
         getattr(source, "classes", None), class_names, config.model.num_classes
     )
@@ -220,7 +259,7 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
         caption_limit(config.model.max_text_tokens, config.text.examples_per_sequence)
         _check_room_for_images(config)
     return TrainingData(
-        config, codec, class_names, source, train_indices, held_out, world, tokenizer, class_table
+        config, codec, class_names, source, train_indices, held_out, world, tokenizer, class_table, grids
     )
 
 
@@ -231,43 +270,3 @@ def _check_room_for_images(config: RunConfig) -> None:
             f"model.max_images is {config.model.max_images}; expected at least {count}, as "
             "text.examples_per_sequence says"
         )
-
-
-def _tokenizer(config: RunConfig, source: ImageSource | LatentCache, train_indices: np.ndarray) -> Tokenizer:
-    """The one that the settings name, or one trained on the captions."""
-    if not source.has_captions:
-        where = source.folder if isinstance(source, LatentCache) else source.name
-        raise UserError(
-            f"{where} has no captions; expected some, for text.tokenizer {config.text.tokenizer}: leave it "
-            "out to train without text"
-        )
-    if config.text.tokenizer != "train":
-        return open_tokenizer(config.text.tokenizer)
-    chosen = train_indices[:: -(-len(train_indices) // _TOKENIZER_IMAGES)]
-    if isinstance(source, LatentCache):
-        captions = source.captions(chosen)
-    else:
-        captions = (_captions_of(source, index) for index in chosen.tolist())
-    return train_tokenizer((text for texts in captions for text in texts), config.text.vocab_size)
-
-
-def _captions_of(source: ImageSource, index: int) -> tuple[str, ...]:
-    try:
-        return source.read(index).captions
-    except UnreadableImage:  # the loader counts and names it when its turn comes
-        return ()
-
-
-def _measured(
-    codec: Codec, source: ImageSource | LatentCache, train_indices: np.ndarray, config: RunConfig
-) -> Codec:
-    """The codec with scale and shift measured on (at most 2048 of) the training images, evenly spread."""
-    if isinstance(source, LatentCache):
-        return codec.with_statistics(*source.statistics(codec.config.latents))
-    chosen = train_indices[:: -(-len(train_indices) // _STATISTICS_IMAGES)]
-    batches = (
-        load_indices(source, chosen[start : start + 64], config.data).images.to(codec.device)
-        for start in range(0, len(chosen), 64)
-    )
-    mean, std = measure_statistics(codec, batches)
-    return codec.with_statistics(mean, std)

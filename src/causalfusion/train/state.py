@@ -16,9 +16,10 @@ from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_weights
+from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_spec, load_weights
 from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
 from causalfusion.train.ema import EMA
+from causalfusion.train.fine_tuning import for_grid, freeze_rest
 from causalfusion.train.optimizer import make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model
 from causalfusion.train.saver import Saver
@@ -39,6 +40,7 @@ class TrainState:
         self.model = build_model(config, world)
         self.sharded = is_sharded(self.model)
         self.ema = EMA(self.model.named_parameters())
+        freeze_rest(self.model, config.train)  # after the average, which holds all weights
         self.optimizer = make_optimizer(self.model.parameters(), config.train)
         self.progress = Progress()
         self.saver: Saver | None = None
@@ -100,8 +102,10 @@ class TrainState:
             self.saver.close()
 
     def begin_with(self, folder: Path) -> None:
-        """Take over the weights that a model is used with: as the raw ones, and as their average."""
+        """Take over the weights that a model is used with: as the raw ones, and as their average. Learned
+        positions of another grid are interpolated."""
         weights = {name: value.float() for name, value in load_weights(folder).items()}
+        weights = for_grid(weights, load_spec(folder).model, self.config.model)
         load_shares(self.model, weights, str(folder))
         self.ema.load_state_dict(weights)
 

@@ -52,11 +52,16 @@ class TokenBatch:
     """(B,) int64 places in the sample stream."""
     captions: tuple[list[int], ...] | None = None
     """Token ids of the captions; None: a run without text."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of tokens of all its images; None: those of the model."""
 
     def slice(self, rows: slice) -> TokenBatch:
         """Some of the examples, for a micro-batch."""
         captions = None if self.captions is None else self.captions[rows]
-        return TokenBatch(self.tokens[rows], self.labels[rows], self.sample_indices[rows], captions)
+        return replace(
+            self, tokens=self.tokens[rows], labels=self.labels[rows],
+            sample_indices=self.sample_indices[rows], captions=captions,
+        )  # fmt: skip
 
     def to(self, device: torch.device) -> TokenBatch:
         return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device))
@@ -155,7 +160,7 @@ class Objective:
         return draw(
             config.factorization, config.model, self.process, config.train.class_dropout,
             seed=seed, split_index=split_index, sample_indices=batch.sample_indices.tolist(),
-            text=None if self.markers is None else config.text,
+            text=None if self.markers is None else config.text, grid=batch.grid,
         )  # fmt: skip
 
     def arrange(self, batch: TokenBatch, draws: Draws) -> Arranged:
@@ -225,7 +230,10 @@ class Objective:
         model, plan, clean = self.config.model, piece.plan, piece.clean()
         labels, num_class_tokens = piece.labels, model.num_condition_tokens
         if piece.layout is not None:
-            tokens, told = (self._rows_of(values, piece.layout) for values in vars(denoising).values())
+            length = self._copies * plan.order.shape[1]
+            tokens, told = (
+                self._rows_of(values, piece.layout, length) for values in vars(denoising).values()
+            )
             denoising = Denoising(tokens, told)
             return pack_asking_documents(piece.layout, labels, num_class_tokens, clean, plan, denoising)
         if model.head.ask == "previous":
@@ -233,17 +241,18 @@ class Objective:
         if model.context == "bidirectional":
             first, places = self.first_asked(piece), plan.places
             return pack_bidirectional(
-                labels, num_class_tokens, clean[:, :first], places[:, :first], places[:, first:], denoising
-            )
+                labels, num_class_tokens, clean[:, :first], places[:, :first], places[:, first:], denoising,
+                plan.grid,
+            )  # fmt: skip
         return pack_asking(labels, num_class_tokens, clean, plan, denoising, self.length_multiple)
 
     @property
     def _copies(self) -> int:
         return self.config.factorization.timesteps_per_ar_step
 
-    def _rows_of(self, values: Tensor, layout: Layout) -> Tensor:
-        """Values (N, R*L, ...) of images as rows (B, R*I*L, ...) of documents of I images, copy by copy."""
-        length = self._copies * self.config.model.num_tokens
+    def _rows_of(self, values: Tensor, layout: Layout, length: int) -> Tensor:
+        """Values (N, 1 or R*L, ...) of images as rows (B, R*I*L, ...) of documents of I images, copy by copy;
+        R*L is the `length`."""
         values = values.expand(-1, length, *values.shape[2:])
         of_documents = images_of(layout, values).unflatten(2, (self._copies, -1))
         return of_documents.transpose(1, 2).flatten(1, 3)

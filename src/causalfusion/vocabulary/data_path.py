@@ -63,7 +63,8 @@ def _settle_cache(line: Line, beneath: dict[str, Any]) -> None:
     made = manifest.get("data") if isinstance(manifest, dict) else None
     if not isinstance(made, dict):
         return
-    for name in IMAGES_OF_CACHE:
+    of_any_size = ("max_area",) if made.get("image_size") == "native" else ()
+    for name in IMAGES_OF_CACHE + of_any_size:
         option = f"--data.{name}".replace("_", "-")
         if name in made and name not in beneath and option not in line.given:
             line.given[option] = [str(made[name])]

@@ -92,7 +92,7 @@ def _of_type(option: Option, where: str, value: Any, *, in_list: bool) -> Any:
     right = (
         (option.kind is bool and isinstance(value, bool))
         or (option.kind is float and number)
-        or (option.kind is str and (isinstance(value, str) or (in_list and number)))
+        or (option.kind is str and (isinstance(value, str) or (number and (in_list or option.or_number))))
     )
     if not right:
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

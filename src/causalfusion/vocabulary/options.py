@@ -32,6 +32,8 @@ class Option:
     """The option is a list, which takes all values that follow."""
     count: int = 1
     """Number of values of one occurrence, for an option that is not a list."""
+    or_number: bool = False
+    """A text that may be a number instead."""
 
     @property
     def last_word(self) -> str:
@@ -81,6 +83,8 @@ def option(name: str, hint: Any) -> Option:
     """The option of a name and a type of value."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
+        if str in args:
+            return Option(name, str, or_number=int in args)
         (hint,) = [arg for arg in args if arg is not type(None)][:1]
         return option(name, hint)
     if origin is Literal:

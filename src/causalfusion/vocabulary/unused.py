@@ -60,6 +60,7 @@ USED: dict[str, tuple[Use, ...]] = {
     "write.top_k": (Use("write.text_temperature", unless=0.0),),
     "write.top_p": (Use("write.text_temperature", unless=0.0),),
     "data.path": (Use("data.source", ("folder", "webdataset", "jsonl", "npz")),),
+    "data.max_area": (Use("data.image_size", ("native",)),),
     "data.image_suffix": (Use("data.source", ("webdataset",)),),
     "diffusion.beta_schedule": (CHAIN,),
     "diffusion.beta_start": (CHAIN, BOUNDED),
@@ -88,6 +89,7 @@ USED: dict[str, tuple[Use, ...]] = {
     "text.max_context_timestep": (TEXT, Use("text.image_context", ("noised",))),
     "model.max_text_tokens": (TEXT,),
     "train.lr_decay": (Use("train.lr_schedule", ("wsd",)),),
+    "train.trainable": (Use("train.init", unless=""),),
     "train.class_dropout": (Use("model.num_class_tokens", unless=0),),
     "train.evaluate_images": (Use("train.evaluate_every", unless=0),),
 }

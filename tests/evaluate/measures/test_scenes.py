@@ -122,7 +122,7 @@ def test_any_image_is_read():
         assert read_scene(blank) == Scene(())
         full = np.broadcast_to(np.array(COLORS["cyan"], np.uint8), (side, side, 3))
         assert [f.color for f in read_scene(full).figures] == ["cyan"]
-    with pytest.raises(UserError, match=r"shape \(8, 8, 1\) of uint8; expected \(H, H, 3\) of uint8"):
+    with pytest.raises(UserError, match=r"shape \(8, 8, 1\) of uint8; expected \(H, W, 3\) of uint8"):
         read_scene(np.zeros((8, 8, 1), np.uint8))
 
 

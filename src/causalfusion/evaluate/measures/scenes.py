@@ -1,6 +1,6 @@
 """Oracles for the data set `shapes`: read the scene from an image, and judge whether a caption is true of it.
 
-Shape letters: H and W pixels (H = W), K colours.
+Shape letters: H and W pixels, K colours.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def read_scene(image: np.ndarray) -> Scene:
     connected region of pixels that one colour covers at least by half. Its centre is the centroid; for each
     shape the area gives a radius, and the figure has the shape whose pixels then differ least, or `UNKNOWN`.
     Raises UserError for images of another shape or type."""
-    side = len(image)
-    if image.shape != (side, side, 3) or image.dtype != np.uint8:
-        raise UserError(f"an image has shape {image.shape} of {image.dtype}; expected (H, H, 3) of uint8")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise UserError(f"an image has shape {image.shape} of {image.dtype}; expected (H, W, 3) of uint8")
+    side = min(image.shape[:2])
     difference = image.astype(np.float32) - np.array(BACKGROUND, np.float32)
     share = difference @ (_STEPS / (_STEPS**2).sum(1, keepdims=True)).T  # (H, W, K)
     # |difference - mixed * step|^2 minus |difference|^2, which all colours share.
@@ -97,7 +97,8 @@ def _blurred(images: np.ndarray, sigma: float) -> np.ndarray:
 
 def _fit(share: np.ndarray, color: str) -> SceneObject:
     """The figure of this colour that covers `share` (H, W) of each pixel."""
-    side = len(share)
+    height, width = share.shape
+    side = min(height, width)
     # Noise beyond 0 and 1 stays, so that it averages out instead of making figures larger.
     share = np.clip(share, -0.3, 1.3)
     rows, columns = np.flatnonzero(share.any(axis=1)), np.flatnonzero(share.any(axis=0))
@@ -114,7 +115,7 @@ def _fit(share: np.ndarray, color: str) -> SceneObject:
     radius = (area / AREA[shape]) ** 0.5 / side
     size = "small" if radius < BETWEEN_SIZES else "large"
     known = shape if errors.min() <= WORST_FIT else UNKNOWN
-    return SceneObject(known, color, size, x / side, y / side, radius)
+    return SceneObject(known, color, size, x / width, y / height, radius)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""What a run takes over from another model, and which of its weights it trains."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from causalfusion.config import ModelConfig, TrainConfig
+from causalfusion.model.norm import Norm
+from causalfusion.model.positions import resize_table
+from causalfusion.model.transformer import Transformer
+
+_TABLES = ("image_position", "condition_position", "encoder.image_position")
+"""Learned tables with a row for each place of the model's grid."""
+_FIRST_AND_LAST = (
+    "image_in", "image_out", "modulation_out", "head.token_in", "head.image_out", "head.modulation_out",
+)  # fmt: skip
+"""The embedding of image tokens, and the last layer with its modulation."""
+
+
+def for_grid(weights: dict[str, Tensor], of: ModelConfig, to: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a model `of` one grid for the same model with the grid of another: its learned tables of
+    positions interpolated."""
+    before, after = (of.grid_height, of.grid_width), (to.grid_height, to.grid_width)
+    fitted = dict(weights)
+    for name in _TABLES:
+        if name in weights and before != after and len(weights[name]) == of.num_tokens:
+            fitted[name] = resize_table(weights[name], before, after)
+    return fitted
+
+
+def freeze_rest(model: Transformer, config: TrainConfig) -> None:
+    """Leave the weights that the settings do not train as they are."""
+    if config.trainable == "all":
+        return
+    trained = set(_TABLES)
+    for name, module in model.named_modules():
+        if isinstance(module, Norm) or name in _FIRST_AND_LAST:
+            trained |= {f"{name}.{own}" for own, _ in module.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained or name.endswith(".bias"))

@@ -1,0 +1,100 @@
+"""What a run takes from its data before it trains: grids of images, statistics of latents, a tokenizer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from causalfusion.codec.cache import LatentCache
+from causalfusion.codec.codec import Codec, measure_statistics
+from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
+from causalfusion.config import RunConfig
+from causalfusion.data.loader import load_indices
+from causalfusion.data.sizes import grids_of
+from causalfusion.data.source import ImageSource, UnreadableImage
+from causalfusion.errors import UserError
+
+_STATISTICS_IMAGES = 2048
+_TOKENIZER_IMAGES = 10_000
+"""At most so many, evenly spread, are what a statistic, or a tokenizer, is made from."""
+
+
+def open_grids(
+    config: RunConfig, source: ImageSource | LatentCache, codec: Codec, *, show_progress: bool
+) -> np.ndarray | None:
+    """Rows and columns of tokens of every image, (N, 2) int32, (0, 0) for one that is left out; None where
+    all have one size. Raises UserError for settings that need one size."""
+    if not config.data.native:
+        return None
+    if isinstance(source, LatentCache):
+        grids = source.grids(codec.config.patch_size)
+    else:
+        grids = grids_of(source, config.data.fit(codec.cell), show_progress=show_progress)
+    plan, least = config.factorization, int(grids[grids[:, 0] > 0].prod(1).min())
+    what = ""
+    if config.model.head.ask == "previous" and plan.num_ar_steps:
+        what = f"factorization.num_ar_steps is {plan.num_ar_steps}, not 0, an AR step for each token"
+    elif plan.given_order:
+        what = "factorization.given_order is the order of one grid"
+    elif plan.distribution == "fixed" and plan.num_ar_steps > least:
+        what = f"factorization.num_ar_steps is {plan.num_ar_steps}, and the smallest image has {least} tokens"
+    if what:
+        raise UserError(f"data.image_size is native; {what}: give images of one size, or change that")
+    return grids
+
+
+def groups_of(grids: np.ndarray | None, indices: np.ndarray) -> list[np.ndarray]:
+    """Positions in `indices` of images of one grid; all of them where all images have one size."""
+    if grids is None:
+        return [np.arange(len(indices))]
+    _, group = np.unique(grids[indices], axis=0, return_inverse=True)
+    return [np.flatnonzero(group.reshape(-1) == number) for number in range(group.max(initial=-1) + 1)]
+
+
+def tokenizer_of(
+    config: RunConfig, source: ImageSource | LatentCache, train_indices: np.ndarray
+) -> Tokenizer:
+    """The one that the settings name, or one trained on the captions."""
+    if not source.has_captions:
+        where = source.folder if isinstance(source, LatentCache) else source.name
+        raise UserError(
+            f"{where} has no captions; expected some, for text.tokenizer {config.text.tokenizer}: leave it "
+            "out to train without text"
+        )
+    if config.text.tokenizer != "train":
+        return open_tokenizer(config.text.tokenizer)
+    chosen = train_indices[:: -(-len(train_indices) // _TOKENIZER_IMAGES)]
+    if isinstance(source, LatentCache):
+        captions = source.captions(chosen)
+    else:
+        captions = (captions_of(source, index) for index in chosen.tolist())
+    return train_tokenizer((text for texts in captions for text in texts), config.text.vocab_size)
+
+
+def captions_of(source: ImageSource, index: int) -> tuple[str, ...]:
+    try:
+        return source.read(index).captions
+    except UnreadableImage:  # the loader counts and names it when its turn comes
+        return ()
+
+
+def measured(
+    codec: Codec,
+    source: ImageSource | LatentCache,
+    train_indices: np.ndarray,
+    config: RunConfig,
+    grids: np.ndarray | None,
+) -> Codec:
+    """The codec with scale and shift measured on (at most 2048 of) the training images, evenly spread."""
+    if isinstance(source, LatentCache):
+        return codec.with_statistics(*source.statistics(codec.config.latents))
+    chosen = train_indices[:: -(-len(train_indices) // _STATISTICS_IMAGES)]
+    fit = config.data.fit(codec.cell)
+    batches = (
+        load_indices(source, chosen[group[start : start + 64]], config.data, fit, grids).images.to(
+            codec.device
+        )
+        for group in groups_of(grids, chosen)
+        for start in range(0, len(group), 64)
+    )
+    mean, std = measure_statistics(codec, batches)
+    return codec.with_statistics(mean, std)
