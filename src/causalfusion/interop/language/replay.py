@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from causalfusion.generate.language import GrowingText, packed_text
@@ -76,7 +76,11 @@ def _compare_logits(replayed: Replayed) -> None:
     model, recording = replayed.model, replayed.recording
     ids = recording["input_ids"]
     first: list[Tensor] = []
-    handle = model.blocks[0].register_forward_hook(lambda _, __, output: first.append(output))
+
+    def keep(_: nn.Module, __: object, output: Tensor) -> None:
+        first.append(output)
+
+    handle = model.blocks[0].register_forward_hook(keep)
     sequence = packed_text(ids.tolist(), ids.device)
     last = model.hidden(sequence)
     handle.remove()
