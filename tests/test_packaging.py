@@ -15,7 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "causalfusion"
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
+DISTRIBUTIONS = {
+    "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml",
+}  # fmt: skip
 """Where a module's distribution has another name."""
 STANDARD = sys.stdlib_module_names | {"compression"}
 """Python 3.14's too."""

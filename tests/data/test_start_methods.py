@@ -18,7 +18,7 @@ from causalfusion.codec.encoded import Batches
 from causalfusion.config import DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import Loader
-from causalfusion.evaluate.samples.images import SourceImages, _Reading
+from causalfusion.evaluate.samples.images import SourceImages, _BatchDataset
 
 SIDE, COUNT = 8, 6
 
@@ -67,7 +67,7 @@ def test_sources_and_readers_travel_to_a_new_process(kind, paths):
         source,
         loader.reader,
         Batches(source, config, [np.arange(2)]),
-        _Reading(SourceImages(source), [np.arange(2)]),
+        _BatchDataset(SourceImages(source), [np.arange(2)]),
     ]
     arrived, reader, encoding, evaluating = pickle.loads(pickle.dumps(readers))
     for index in range(min(len(source), COUNT)):

@@ -17,6 +17,7 @@ from causalfusion.factorization import Plan, ar_step_of, grid_tensor, places_of
 from causalfusion.generate.context import prefill
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.positions import sincos_positions
+from causalfusion.model.rotation import image_rotation
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import PackedSequence, class_segment, pack_training
 
@@ -92,9 +93,9 @@ def test_a_rule_for_larger_grids_leaves_the_trained_one_alone():
     model.extrapolate("ntk")
     assert torch.equal(model.rope, before)
     larger = torch.tensor([[8, 4]])
-    turned = model._rotation_at(places, larger)
+    turned = image_rotation(places, larger, model.config)
     model.extrapolate("none")
-    plain = model._rotation_at(places, larger)
+    plain = image_rotation(places, larger, model.config)
     rows, columns = slice(0, 4), slice(4, 8)  # halves of a head of 16: pairs of rows, then of columns
     assert torch.equal(turned[..., columns], plain[..., columns])
     assert not torch.equal(turned[..., rows], plain[..., rows])

@@ -231,7 +231,11 @@ MISTAKES = [
     ("text", ["caption", "folder"], "there are no images in folder"),
     ("text", ["caption", "good.png", "--out", "good.png"], "expected a file that ends in .jsonl"),
     ("text", ["caption", "good.png", "--batch-size", "0"], "--batch-size is 0"),
-    ("text", ["caption", "good.png", "--top-p", "1.5"], "top_p is 1.5; expected a number in (0, 1]"),
+    (
+        "text",
+        ["caption", "good.png", "--top-p", "1.5", "--text-temperature", "1"],
+        "top_p is 1.5; expected a number in (0, 1]",
+    ),
     ("text", ["caption", "good.png", "--model", "nothing"], "nothing holds no model"),
     ("classes", ["complete", "red"], "this model was trained without text"),
     ("text", ["complete"], "PROMPT requires an argument"),

@@ -109,6 +109,6 @@ def test_a_wrong_recipe_is_one_line(tmp_path, text, message):
 def test_unknown_names_are_told_what_there_is():
     with pytest.raises(UserError, match="neither a file nor one of ar-steps"):
         load_study("decai")
-    with pytest.raises(UserError, match="neither a file nor one of cifar10, digits, shapes"):
+    with pytest.raises(UserError, match="neither a file nor one of cifar10, cifar10-small, digits"):
         load_study_data("imagenet", [])
     assert Path("decai").exists() is False

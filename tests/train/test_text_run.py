@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from causalfusion.config.recipes import load_config
 from causalfusion.data.shapes import LENGTHS
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
-from causalfusion.model.attention import Attend, AttentionBackend, select_attend
+from causalfusion.model.attention import Attend, select_attend
 from causalfusion.saved.folder import checkpoints_of, load_model, load_spec, load_tokenizer
 from causalfusion.sequence import PackedSequence
 from causalfusion.train.checkpoint import read_progress
@@ -70,9 +71,9 @@ def test_few_lengths_change_nothing(shapes_run, monkeypatch):
     """Losses to rounding; and all micro-batches of a step have one length, a multiple, or all positions."""
     seen = set()
 
-    def lengths(sequence: PackedSequence, backend: AttentionBackend, head_dim: int, dropout: float) -> Attend:
+    def lengths(sequence: PackedSequence, *settings: Any) -> Attend:
         seen.add(next(s.num_tokens for s in sequence.segments if s.kind == "text"))
-        return select_attend(sequence, backend, head_dim, dropout)
+        return select_attend(sequence, *settings)
 
     monkeypatch.setattr("causalfusion.model.transformer.select_attend", lengths)
     losses, found = [], []
