@@ -58,7 +58,7 @@ def test_it_is_what_was_recorded_of_it(pipeline: LanguagePipeline):
 def test_it_is_what_transformers_makes_of_the_file(file: Path, tmp_path: Path):
     pytest.importorskip("transformers")
     language.convert(file, tmp_path)
-    sides: dict[str, dict[str, Any]] = {s: language.run_side(s, file, tmp_path, 1) for s in language.SIDES}
+    sides: dict[str, dict[str, Any]] = {s: language.run_side(s, file, tmp_path) for s in language.SIDES}
     ours, theirs = sides["ours"], sides["transformers"]
     assert ours["prompts"] == theirs["prompts"]
     assert ours["texts"] == theirs["texts"] and all(len(text) == 64 for text in ours["texts"])
