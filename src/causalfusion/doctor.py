@@ -26,6 +26,7 @@ from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, plan_batch
 from causalfusion.generate.ar_step import make_step
 from causalfusion.generate.context import prefill
+from causalfusion.generate.language import GrowingText, LanguagePipeline
 from causalfusion.generate.prompts import Prompts
 from causalfusion.generate.write import append_tokens
 from causalfusion.machine.runtime import autocast, compute_dtype
@@ -35,6 +36,7 @@ from causalfusion.saved.folder import (
     FORMAT,
     ModelSpec,
     load_model,
+    load_spec,
     load_tokenizer,
     open_model_codec,
     read_spec,
@@ -82,6 +84,9 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
 def check_model(folder: Path, device: torch.device, autoencoder: str = "") -> Iterator[Finding]:
     """Findings on a model: parameters, tokens, null class, cached against masked predictions, codec and
     tokenizer round trips. Raises UserError if it cannot be loaded."""
+    if load_spec(folder).model.text_only:
+        yield from _check_language(folder, device)
+        return
     model, spec = load_model(folder, device=device)
     config = model.config
     yield Finding("model", f"{folder}, {spec.images_seen:,} images seen" + _origin(spec))
@@ -114,6 +119,29 @@ def check_model(folder: Path, device: torch.device, autoencoder: str = "") -> It
         yield Finding("tokenizer", size, None if spec.text.tokenizer != "train" else same)
         error = _cached_text_difference(model, spec, tokenizer, device)
         yield Finding("text, cached against masked", *_judge(error))
+
+
+def _check_language(folder: Path, device: torch.device) -> Iterator[Finding]:
+    """Findings on a language model without images."""
+    pipeline = LanguagePipeline.load(folder, device=device)
+    tokenizer, model = pipeline.tokenizer, pipeline.model
+    yield Finding("model", str(folder) + _origin(pipeline.spec))
+    yield Finding("parameters", f"{count_parameters(_trainable(model)):,}")
+    weights_finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    yield Finding("weights finite", str(weights_finite), weights_finite)
+    same = tokenizer.decode(tokenizer.encode(_SENTENCE)) == _SENTENCE
+    chat = "with" if tokenizer.chat_template else "without"
+    size = f"{tokenizer.size:,} ids, {chat} a chat template; a sentence of all sorts comes back whole: {same}"
+    yield Finding("tokenizer", size)
+    ids = tokenizer.encode(_SENTENCE)[: model.config.max_text_tokens]
+    with torch.no_grad():
+        text = GrowingText(model, [ids[:1]], len(ids) - 1, device)
+        cached = [text.logits]
+        for token in ids[1:]:
+            text.append(torch.tensor([token], device=device))
+            cached.append(text.logits)
+    error = _relative(torch.cat(cached), pipeline.logits([ids])[0])
+    yield Finding("text, cached against masked", *_judge(error))
 
 
 def _random_model() -> Transformer:

@@ -333,11 +333,14 @@ def test_the_commands_convert_complete_and_write_back(tmp_path: Path, monkeypatc
     told = json.loads((tmp_path / "completion" / "story.json").read_text())
     answer = pipeline.chat([{"role": "user", "content": "abc"}], GREEDY)
     assert told["chat"] and told["elements"][-1]["text"] == answer != expected
+    assert cli.run(["doctor", "--model", "m", "--device", "cpu"]) == 0
+    assert "text, cached against masked" in capsys.readouterr().out
     assert cli.run(["convert", "hf", "m", "--out", "back"]) == 0
     assert (tmp_path / "back" / "model.safetensors").stat().st_size > 0
     capsys.readouterr()
     for wrong, message in (
         (["sample", "--model", "m"], "is a language model without images"),
+        (["convert", "bundle", "--model", "m", "--out", "b"], "is a language model without images"),
         ([*command, "more", "--chat"], "expected an odd number"),
         (["complete", "picture.png", "--model", "m"], "it takes no picture.png"),
         (["complete", "abc", "--model", "shapes", "--chat"], "--chat is for language models"),

@@ -163,6 +163,11 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer | None:
 def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Codec:
     """The codec of a model folder. Its autoencoder is the one that is given, else the one in the folder, else
     the one at the path recorded in training. Raises UserError if its weights are not those of training."""
+    if spec.model.text_only:
+        raise UserError(
+            f"{folder} is a language model without images, which only completes texts: causalfusion "
+            "complete, or LanguagePipeline"
+        )
     if not spec.codec.autoencoder:
         if autoencoder:
             raise UserError(f"{folder} is a model of pixels; it takes no autoencoder, {autoencoder}")
@@ -254,11 +259,6 @@ def load_parts(
 ) -> tuple[Transformer, ModelSpec, Codec, Tokenizer | None]:
     """(model, settings, codec, tokenizer) of a model folder; `autoencoder` as in `open_model_codec`."""
     model, spec = load_model(folder, name, device)
-    if spec.model.text_only:
-        raise UserError(
-            f"{folder} is a language model without images, which only completes texts: causalfusion "
-            "complete, or LanguagePipeline"
-        )
     codec = open_model_codec(folder, spec, autoencoder).to(device)
     return model, spec, codec, load_tokenizer(folder, spec)
 
