@@ -103,6 +103,6 @@ def test_the_table_names_settings_and_values_that_exist():
         assert setting in DEFAULTS
         for use in uses:
             assert use.other in DEFAULTS
-            free = use.other == "text.tokenizer"
+            free = use.other in ("text.tokenizer", "data.image_size")
             assert free or set(use.values) <= set(choices[use.other]), (setting, use)
             assert use.values or type(use.unless) is type(DEFAULTS[use.other])
