@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "LanguagePipeline", "Pipeline", "RunConfig", "SampleConfig", "UserError", "WriteConfig", "__version__",
+    "LanguagePipeline",
+    "Pipeline",
+    "RunConfig",
+    "SampleConfig",
+    "UserError",
+    "WriteConfig",
+    "__version__",
     "load_config",
-]  # fmt: skip
+]
 
 _MODULES = {
     "LanguagePipeline": "generate.language",

@@ -27,9 +27,23 @@ from causalfusion.vocabulary.read import Line, read_line
 from causalfusion.vocabulary.unused import refuse_unused
 
 COMMANDS = (
-    "train", "sample", "edit", "caption", "complete", "encode", "convert", "codec", "tokenizer", "doctor",
-    "demo", "evaluate", "compare", "study", "plan", "estimate",
-)  # fmt: skip
+    "train",
+    "sample",
+    "edit",
+    "caption",
+    "complete",
+    "encode",
+    "convert",
+    "codec",
+    "tokenizer",
+    "doctor",
+    "demo",
+    "evaluate",
+    "compare",
+    "study",
+    "plan",
+    "estimate",
+)
 BROKEN_PIPE = 141
 """Exit code if the reader of the output is gone, as in a shell (128 + SIGPIPE)."""
 

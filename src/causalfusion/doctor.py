@@ -165,9 +165,13 @@ def _inputs(config: ModelConfig, device: torch.device) -> tuple[Plan, Tensor, Te
     shape = (2, config.num_tokens, config.token_dim)
     clean, noised = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
     plan = plan_batch(
-        _factorization(config), config.grid_height, config.grid_width,
-        seed=0, split_index=0, sample_indices=[0, 1],
-    )  # fmt: skip
+        _factorization(config),
+        config.grid_height,
+        config.grid_width,
+        seed=0,
+        split_index=0,
+        sample_indices=[0, 1],
+    )
     labels = torch.tensor([0, max(config.num_classes - 1, 0)], device=device)
     return plan.to(device), clean, noised, labels
 

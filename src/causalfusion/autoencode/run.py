@@ -151,9 +151,13 @@ class _Run:
 
     def _batches(self) -> Generator[Batch]:
         loader = Loader(
-            self.source, self.run.data, seed=self.training.seed, batch_size=self.training.batch_size,
-            indices=self.train_indices, flip=self.run.data.flip,
-        )  # fmt: skip
+            self.source,
+            self.run.data,
+            seed=self.training.seed,
+            batch_size=self.training.batch_size,
+            indices=self.train_indices,
+            flip=self.run.data.flip,
+        )
         yield from loader.iterate(self.state.progress.images_seen)
 
     def _step(self, batch: Batch, begin: float) -> dict[str, float]:

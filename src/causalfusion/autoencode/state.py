@@ -45,9 +45,15 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _RAW_FILE, _RUN_FILE = "raw.safetensors", "run.json"
 _KEPT = 2
 _FREE = (
-    "out", "data.path", "data.num_workers", "training.minutes", "training.images",
-    "training.checkpoint_minutes", "training.picture_minutes", "training.log_every",
-)  # fmt: skip
+    "out",
+    "data.path",
+    "data.num_workers",
+    "training.minutes",
+    "training.images",
+    "training.checkpoint_minutes",
+    "training.picture_minutes",
+    "training.log_every",
+)
 """Settings that a resumed run may change; the data themselves are compared by their fingerprint."""
 
 

@@ -37,10 +37,12 @@ SHARD_SIZE = 4096
 """Images in a shard: few files to open, and little work lost when a run is interrupted."""
 
 _SETTINGS = {
-    "kind": "codec (pixels or autoencoder)", "autoencoder": "codec.autoencoder (hash of the weights)",
+    "kind": "codec (pixels or autoencoder)",
+    "autoencoder": "codec.autoencoder (hash of the weights)",
     "latents": "codec.latents",
-    "flip": "data.flip", "source": "data.path (hash of the data)",
-}  # fmt: skip
+    "flip": "data.flip",
+    "source": "data.path (hash of the data)",
+}
 """Names of settings, for messages, by field of a cache's identity."""
 
 DtypeName = Literal["float16", "float32"]
@@ -92,9 +94,15 @@ def write_cache(
     finished shards of other settings."""
     with in_use(folder, "the cache"):
         return _write(
-            folder, source, codec, config, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
+            folder,
+            source,
+            codec,
+            config,
+            dtype=dtype,
+            batch_size=batch_size,
+            shard_size=shard_size,
             progress=progress,
-        )  # fmt: skip
+        )
 
 
 def _write(
@@ -126,11 +134,13 @@ def _write(
         sizes = grids_of(source, fit, show_progress=True) * codec.config.patch_size
     shards = [
         Shard(
-            folder / f"{number:05d}.npy", start, min(shard_size, len(source) - start),
+            folder / f"{number:05d}.npy",
+            start,
+            min(shard_size, len(source) - start),
             None if sizes is None else sizes[start : start + shard_size],
         )
         for number, start in enumerate(range(0, len(source), shard_size))
-    ]  # fmt: skip
+    ]
     notes = [shard.read_note(identity) for shard in shards]
     missing = [shard for shard, note in zip(shards, notes, strict=True) if note is None]
     tally = Tally(len(source), progress)

@@ -52,9 +52,17 @@ class _VisionTransformer(nn.Module):
     """Patches, a class token and learned positions, blocks, a norm."""
 
     def __init__(
-        self, channels: int, patch_size: int, num_patches: int, width: int, depth: int, heads: int,
-        mlp_ratio: float, eps: float, sub_norm: bool,
-    ) -> None:  # fmt: skip
+        self,
+        channels: int,
+        patch_size: int,
+        num_patches: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        eps: float,
+        sub_norm: bool,
+    ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(channels, width, patch_size, patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -104,14 +112,28 @@ class FixedVarianceAutoencoder(ModelMixin, ConfigMixin):
         self.patch_size, self.deviation = patch_size, deviation
         num_patches = self.grid[0] * self.grid[1]
         self.encoder = _VisionTransformer(
-            in_channels, patch_size, num_patches, encoder_width, encoder_depth, encoder_heads, mlp_ratio,
-            encoder_eps, encoder_sub_norm,
-        )  # fmt: skip
+            in_channels,
+            patch_size,
+            num_patches,
+            encoder_width,
+            encoder_depth,
+            encoder_heads,
+            mlp_ratio,
+            encoder_eps,
+            encoder_sub_norm,
+        )
         self.to_mean = nn.Linear(encoder_width, latent_channels)
         self.decoder = _VisionTransformer(
-            latent_channels, 1, num_patches, decoder_width, decoder_depth, decoder_heads, mlp_ratio, 1e-6,
+            latent_channels,
+            1,
+            num_patches,
+            decoder_width,
+            decoder_depth,
+            decoder_heads,
+            mlp_ratio,
+            1e-6,
             False,
-        )  # fmt: skip
+        )
         self.to_hidden = nn.Linear(decoder_width, decoder_width)
         self.to_pixels = nn.Linear(decoder_width, patch_size**2 * in_channels)
 

@@ -104,9 +104,13 @@ def _system_command(system: str, summary: str) -> None:
         from causalfusion.saved.folder import SAMPLING_FILE, replace_model
 
         converted = convert_system(
-            system, checkpoint, autoencoder=autoencoder, num_heads=num_heads, image_size=image_size,
+            system,
+            checkpoint,
+            autoencoder=autoencoder,
+            num_heads=num_heads,
+            image_size=image_size,
             patch_size=patch_size,
-        )  # fmt: skip
+        )
         spec, inside = with_autoencoder(converted.spec, include=include_autoencoder)
         replace_model(out, spec, converted.weights, converted.raw, autoencoder=inside)
         (out / SAMPLING_FILE).write_text(to_toml(converted.sampling), encoding="utf-8")

@@ -30,9 +30,18 @@ from causalfusion.errors import UserError
 from causalfusion.rng import derive_seed
 
 __all__ = [
-    "MIN_READ", "Batch", "Loader", "Samples", "batch_of", "leave_signals", "load_indices", "read_indices",
-    "split_holdout", "stream", "unchanged",
-]  # fmt: skip
+    "MIN_READ",
+    "Batch",
+    "Loader",
+    "Samples",
+    "batch_of",
+    "leave_signals",
+    "load_indices",
+    "read_indices",
+    "split_holdout",
+    "stream",
+    "unchanged",
+]
 
 HOLDOUT_SEED = 20_241_216
 

@@ -25,9 +25,21 @@ _SMALL = 2**28
 """Bytes. A larger array that is more than `_MAX_RATIO` times its compressed size is refused as a bomb."""
 _MAX_HEADER = 2**16
 _DAMAGE = (
-    OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, OverflowError, MemoryError,
-    SyntaxError, TypeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    TypeError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """Errors that zipfile and numpy raise for damaged files."""
 
 T = TypeVar("T")

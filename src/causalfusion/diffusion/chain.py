@@ -18,9 +18,12 @@ Variance = Literal["fixed_large", "fixed_small", "learned_range"]
 
 
 def ddpm(
-    config: SampleConfig, schedule: NoiseSchedule, prediction_type: PredictionType, num_timesteps: int,
+    config: SampleConfig,
+    schedule: NoiseSchedule,
+    prediction_type: PredictionType,
+    num_timesteps: int,
     variance: Variance,
-) -> Sampler:  # fmt: skip
+) -> Sampler:
     """Ancestral sampling; DDPM algorithm 2. `num_timesteps`: of the chain before it was respaced.
 
     The mean of q(x_{t-1} | x_t, x_0) at the predicted x_0, plus noise of the chosen variance; none after the
@@ -32,11 +35,13 @@ def ddpm(
     )
     noise_std[0] = 0.0
     sampler = _noisiest_first(
-        schedule, prediction_type, num_timesteps,
+        schedule,
+        prediction_type,
+        num_timesteps,
         of_clean=schedule.posterior_mean_coef1,
         of_noised=schedule.posterior_mean_coef2,
         of_noise=config.temperature * noise_std,
-    )  # fmt: skip
+    )
     if not learned:
         return sampler
     low, high = range_bounds(schedule)

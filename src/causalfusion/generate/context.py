@@ -202,9 +202,14 @@ def _documents(
         length = image.height * image.width
         tokens = torch.zeros(0, length, model.config.token_dim, device=labels.device)
     sequence = pack_context(
-        layout, labels, model.config.num_condition_tokens, tokens, image.width, prompts.image_context,
+        layout,
+        labels,
+        model.config.num_condition_tokens,
+        tokens,
+        image.width,
+        prompts.image_context,
         image.grid,
-    )  # fmt: skip
+    )
     return layout, list(sequence.segments)
 
 

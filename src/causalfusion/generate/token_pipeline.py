@@ -113,9 +113,16 @@ class TokenPipeline:
         with autocast(self.device, self.autocast_dtype):
             context = prefill(self.model, labels, config, prompts=prompts, grid=self.grid)
             new = generate_tokens(
-                self.model, self.process, config, context, order, sizes, noise, watch,
+                self.model,
+                self.process,
+                config,
+                context,
+                order,
+                sizes,
+                noise,
+                watch,
                 self._guided_numbers(config),
-            )  # fmt: skip
+            )
         return to_raster(new, order)
 
     def write(
@@ -132,9 +139,14 @@ class TokenPipeline:
         context = self.read(labels, documents, tokens)
         with autocast(self.device, self.autocast_dtype):
             return write_texts(
-                self.model, context, self.with_text().markers, config,
-                seed=seed, row_indices=row_indices, watch=watch,
-            )  # fmt: skip
+                self.model,
+                context,
+                self.with_text().markers,
+                config,
+                seed=seed,
+                row_indices=row_indices,
+                watch=watch,
+            )
 
     @torch.no_grad()
     def read(self, labels: Tensor, documents: Sequence[Document], tokens: Tensor | None) -> Context:

@@ -48,9 +48,15 @@ TOLERANCES = {
 """Largest error allowed for each quantity, relative to the recorded tensor's largest value."""
 
 _ABSOLUTE = {
-    "masks", "orders", "labels", "token ids", "timesteps", "parameters after steps", "EMA after steps",
+    "masks",
+    "orders",
+    "labels",
+    "token ids",
+    "timesteps",
+    "parameters after steps",
+    "EMA after steps",
     "position tables",
-}  # fmt: skip
+}
 LEFT_OUT = "left out"
 """Quantity of a `Check` that is none: its note says what the replay leaves out on purpose."""
 

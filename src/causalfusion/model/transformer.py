@@ -298,9 +298,12 @@ def _class_embedding(config: ModelConfig) -> nn.Module | None:
         return None
     turned = config.position_embedding == "rope" and config.rope.axes == "raster"
     return ClassEmbedding(
-        config.num_classes, config.encoder_size, config.num_class_tokens, config.class_token_repeats,
+        config.num_classes,
+        config.encoder_size,
+        config.num_class_tokens,
+        config.class_token_repeats,
         positions=not turned,
-    )  # fmt: skip
+    )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -53,13 +53,16 @@ def jobs_of(study: Study, study_data: StudyData, seeds: Sequence[int], out: Path
     """One job for every variant and seed; all variants with the first seed come first."""
     return [
         Job(
-            variant.name, seed, run_config(study, variant, study_data, seed, out),
-            study.ar_steps_of(variant, study_data.num_tokens), _sampling(study, variant),
+            variant.name,
+            seed,
+            run_config(study, variant, study_data, seed, out),
+            study.ar_steps_of(variant, study_data.num_tokens),
+            _sampling(study, variant),
             tuple(study.budgets),
         )
         for seed in seeds
         for variant in study.variants
-    ]  # fmt: skip
+    ]
 
 
 def _sampling(study: Study, variant: Variant) -> dict[str, Any]:

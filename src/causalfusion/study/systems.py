@@ -126,13 +126,19 @@ def _cost_table(
         for s in jobs[0].ar_steps:
             seconds = [f[s]["seconds"] for f in found if "seconds" in f[s]]
             lines.append(
-                row([
-                    name, str(s), f"{cost.parameters:,}", f"{cost.training / 1e9:.3g}",
-                    f"{cost.memory / 1e6:.0f}", f"{cost.generation[s] / 1e9:.3g}",
-                    f"{1e3 * statistics.median(seconds):.3g}" if seconds else "",
-                    show_distance([f[s]["frechet"] for f in found]),
-                ])
-            )  # fmt: skip
+                row(
+                    [
+                        name,
+                        str(s),
+                        f"{cost.parameters:,}",
+                        f"{cost.training / 1e9:.3g}",
+                        f"{cost.memory / 1e6:.0f}",
+                        f"{cost.generation[s] / 1e9:.3g}",
+                        f"{1e3 * statistics.median(seconds):.3g}" if seconds else "",
+                        show_distance([f[s]["frechet"] for f in found]),
+                    ]
+                )
+            )
     return "".join(lines)
 
 
@@ -174,16 +180,22 @@ def save_cards(job: Job, study_data: StudyData, fingerprint: str, folder: Path) 
     for s, found in read_figures(job, study_data).items():
         figures = [
             Figure(
-                quantity=quantities[name], value=value, count=study_data.count, features=study_data.features,
+                quantity=quantities[name],
+                value=value,
+                count=study_data.count,
+                features=study_data.features,
                 features_fingerprint=fingerprint,
             )
             for name, value in found.items()
             if name in quantities
-        ]  # fmt: skip
+        ]
         samples = {
-            "name": f"{job.variant} @ {s}, seed {job.seed}", "count": study_data.count, "seed": job.seed,
-            "checkpoint": str(checkpoint), "settings": to_dict(job.sampling(study_data, s)),
-        }  # fmt: skip
+            "name": f"{job.variant} @ {s}, seed {job.seed}",
+            "count": study_data.count,
+            "seed": job.seed,
+            "checkpoint": str(checkpoint),
+            "settings": to_dict(job.sampling(study_data, s)),
+        }
         card = Card(
             figures={figure.name: figure for figure in figures},
             samples=samples,

@@ -120,7 +120,9 @@ def settings_from(
             "position_embedding": "rope",
         },
         "diffusion": {
-            "path": "rectified_flow", "prediction_type": "velocity", "level_distribution": "logit_normal",
+            "path": "rectified_flow",
+            "prediction_type": "velocity",
+            "level_distribution": "logit_normal",
         },
         "factorization": {"decay": DECAY[device]},
         "train": {
@@ -138,10 +140,11 @@ def settings_from(
             "sample_minutes": 2.0,
         },
         "sample": {
-            "sampler": "dpm++", "diffusion_steps": [25],
+            "sampler": "dpm++",
+            "diffusion_steps": [25],
             "guidance_scale": 4.0 if facts.num_classes > 1 or facts.has_captions else 1.0,
         },
-    }  # fmt: skip
+    }
     if facts.num_images < 40:
         chosen["data"]["holdout"] = 0.0
     if given.codec.autoencoder:  # its latents are small already

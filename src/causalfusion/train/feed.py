@@ -86,9 +86,12 @@ class TrainingData:
             return None
         train = self.config.train
         return Buckets(
-            self.grids, self.train_indices,
-            batch_size=train.batch_size, seed=train.seed, flip=self.config.data.flip,
-        )  # fmt: skip
+            self.grids,
+            self.train_indices,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            flip=self.config.data.flip,
+        )
 
     def _grid(self, codec: Codec) -> tuple[int, int] | None:
         return None if self.grids is None else (codec.grid_height, codec.grid_width)

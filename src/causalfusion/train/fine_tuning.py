@@ -12,8 +12,13 @@ from causalfusion.model.transformer import Transformer
 _TABLES = ("image_position", "condition_position", "encoder.image_position")
 """Learned tables with a row for each place of the model's grid."""
 _FIRST_AND_LAST = (
-    "image_in", "image_out", "modulation_out", "head.token_in", "head.image_out", "head.modulation_out",
-)  # fmt: skip
+    "image_in",
+    "image_out",
+    "modulation_out",
+    "head.token_in",
+    "head.image_out",
+    "head.modulation_out",
+)
 """The embedding of image tokens, and the last layer with its modulation."""
 
 

@@ -78,8 +78,12 @@ def _tokenizer(config: RunConfig, source: Path | None, *, resumed: bool) -> Toke
 
 def _spec(config: RunConfig, data: TrainingData) -> ModelSpec:
     return ModelSpec(
-        model=config.model, codec=config.codec, diffusion=config.diffusion,
-        factorization=config.factorization, text=config.text, class_names=data.class_names,
+        model=config.model,
+        codec=config.codec,
+        diffusion=config.diffusion,
+        factorization=config.factorization,
+        text=config.text,
+        class_names=data.class_names,
         class_dropout=config.train.class_dropout,
         autoencoder_fingerprint=data.codec.autoencoder_fingerprint,
-    )  # fmt: skip
+    )

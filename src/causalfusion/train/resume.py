@@ -18,14 +18,32 @@ from causalfusion.train.checkpoint import DATA_FILE, REMEDY, DataRecord
 from causalfusion.train.feed import TrainingData
 
 MAY_CHANGE = (
-    "out", "data.path", "data.num_workers", "train.images", "train.epochs", "train.minutes",
+    "out",
+    "data.path",
+    "data.num_workers",
+    "train.images",
+    "train.epochs",
+    "train.minutes",
     "train.micro_batch",
-    "train.grad_accumulation", "train.checkpoint_minutes", "train.sample_minutes",
-    "train.attention", "train.compile", "train.length_multiple",
-    "train.parallel", "train.replicas", "train.activation_checkpointing", "train.async_checkpoint",
-    "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every",
-    "train.evaluate_images", "train.sample_every", "train.max_skipped_steps", "sample",
-)  # fmt: skip
+    "train.grad_accumulation",
+    "train.checkpoint_minutes",
+    "train.sample_minutes",
+    "train.attention",
+    "train.compile",
+    "train.length_multiple",
+    "train.parallel",
+    "train.replicas",
+    "train.activation_checkpointing",
+    "train.async_checkpoint",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+    "train.evaluate_images",
+    "train.sample_every",
+    "train.max_skipped_steps",
+    "sample",
+)
 """Settings that a resumed run may change. Where the learning rate falls towards the end of the run,
 train.images and train.minutes change later rates."""
 

@@ -59,9 +59,12 @@ class TokenBatch:
         """Some of the examples, for a micro-batch."""
         captions = None if self.captions is None else self.captions[rows]
         return replace(
-            self, tokens=self.tokens[rows], labels=self.labels[rows],
-            sample_indices=self.sample_indices[rows], captions=captions,
-        )  # fmt: skip
+            self,
+            tokens=self.tokens[rows],
+            labels=self.labels[rows],
+            sample_indices=self.sample_indices[rows],
+            captions=captions,
+        )
 
     def to(self, device: torch.device) -> TokenBatch:
         return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device))
@@ -104,9 +107,14 @@ class Arranged:
         )
         layout = None if self.layout is None else self.layout.to(device)
         return replace(
-            self, tokens=tokens, labels=labels, levels=levels, noise=noise, plan=self.plan.to(device),
+            self,
+            tokens=tokens,
+            labels=labels,
+            levels=levels,
+            noise=noise,
+            plan=self.plan.to(device),
             layout=layout,
-        )  # fmt: skip
+        )
 
     def clean(self) -> Tensor:
         """(N, L, P) the images in the plan's order."""
@@ -158,10 +166,16 @@ class Objective:
         """What is random for the batch, on the CPU."""
         config = self.config
         return draw(
-            config.factorization, config.model, self.process, config.train.class_dropout,
-            seed=seed, split_index=split_index, sample_indices=batch.sample_indices.tolist(),
-            text=None if self.markers is None else config.text, grid=batch.grid,
-        )  # fmt: skip
+            config.factorization,
+            config.model,
+            self.process,
+            config.train.class_dropout,
+            seed=seed,
+            split_index=split_index,
+            sample_indices=batch.sample_indices.tolist(),
+            text=None if self.markers is None else config.text,
+            grid=batch.grid,
+        )
 
     def arrange(self, batch: TokenBatch, draws: Draws) -> Arranged:
         """The documents of a batch; its tensors stay where they are."""
@@ -182,10 +196,12 @@ class Objective:
         return Arranged(
             batch.tokens[used.to(batch.tokens.device)],
             torch.where(dropped, null, batch.labels)[::group],
-            images.plan, images.levels, images.noise,
+            images.plan,
+            images.levels,
+            images.noise,
             text=tuple(d.arrangement for d in draws.text[::group]),
             layout=lay_out(documents, self.markers, ar_steps, ended=True),
-        )  # fmt: skip
+        )
 
     def first_asked(self, piece: Arranged) -> int:
         """The place in the plan's order from which on tokens are predicted: all of them, or in a
@@ -221,9 +237,15 @@ class Objective:
                 labels, num_class_tokens, clean, noised.noised, plan, timesteps, self.length_multiple
             )
         return pack_documents(
-            piece.layout, labels, num_class_tokens, clean, noised.noised, plan, timesteps,
+            piece.layout,
+            labels,
+            num_class_tokens,
+            clean,
+            noised.noised,
+            plan,
+            timesteps,
             self.config.text.image_context,
-        )  # fmt: skip
+        )
 
     def _pack_asking(self, piece: Arranged, denoising: Denoising) -> PackedSequence:
         """The training sequence of a per-token head."""
@@ -241,9 +263,14 @@ class Objective:
         if model.context == "bidirectional":
             first, places = self.first_asked(piece), plan.places
             return pack_bidirectional(
-                labels, num_class_tokens, clean[:, :first], places[:, :first], places[:, first:], denoising,
+                labels,
+                num_class_tokens,
+                clean[:, :first],
+                places[:, :first],
+                places[:, first:],
+                denoising,
                 plan.grid,
-            )  # fmt: skip
+            )
         return pack_asking(labels, num_class_tokens, clean, plan, denoising, self.length_multiple)
 
     @property

@@ -156,18 +156,29 @@ def _gated(
     if scaling.kind == "dynamic":
         longest = int(longest * scaling.factor)
     return ModelConfig(
-        hidden_size=width, depth=s.whole("num_hidden_layers"), num_heads=heads,
+        hidden_size=width,
+        depth=s.whole("num_hidden_layers"),
+        num_heads=heads,
         num_kv_heads=s.whole("num_key_value_heads", kv_heads or heads),
         head_size=0 if size * heads == width else size,
-        mlp="swiglu", mlp_hidden=s.whole("intermediate_size"), norm=norm, out_norm=norm,
+        mlp="swiglu",
+        mlp_hidden=s.whole("intermediate_size"),
+        norm=norm,
+        out_norm=norm,
         qk_norm=qk_norm or QKNormConfig(kind="none"),
-        bias=BiasConfig(qkv=qkv, attention=out, mlp=s.flag("mlp_bias", False)), num_class_tokens=0,
-        vocab_size=s.whole("vocab_size"), max_text_tokens=longest,
+        bias=BiasConfig(qkv=qkv, attention=out, mlp=s.flag("mlp_bias", False)),
+        num_class_tokens=0,
+        vocab_size=s.whole("vocab_size"),
+        max_text_tokens=longest,
         language=LanguageConfig(
-            positions="rope", rope_base=base, scaling=scaling, tied=s.flag("tie_word_embeddings", False),
-            window=window[0], window_from=window[1],
+            positions="rope",
+            rope_base=base,
+            scaling=scaling,
+            tied=s.flag("tie_word_embeddings", False),
+            window=window[0],
+            window_from=window[1],
         ),
-    )  # fmt: skip
+    )
 
 
 def read_rope(s: Settings) -> tuple[float, ScalingConfig]:
@@ -191,22 +202,33 @@ def read_rope(s: Settings) -> tuple[float, ScalingConfig]:
         return base, ScalingConfig(kind="dynamic", factor=table.number("factor"), trained_length=longest)
     if kind == "llama3":
         return base, ScalingConfig(
-            kind="llama3", factor=table.number("factor"), trained_length=trained,
-            slow=table.number("low_freq_factor"), fast=table.number("high_freq_factor"),
-        )  # fmt: skip
+            kind="llama3",
+            factor=table.number("factor"),
+            trained_length=trained,
+            slow=table.number("low_freq_factor"),
+            fast=table.number("high_freq_factor"),
+        )
     factor = table.number("factor", longest / trained)
     if kind == "yarn":
         return base, ScalingConfig(
-            kind="yarn", factor=factor, trained_length=trained, slow=table.number("beta_slow", 1) or 1,
-            fast=table.number("beta_fast", 32) or 32, whole=table.flag("truncate", True),
+            kind="yarn",
+            factor=factor,
+            trained_length=trained,
+            slow=table.number("beta_slow", 1) or 1,
+            fast=table.number("beta_fast", 32) or 32,
+            whole=table.flag("truncate", True),
             attention=table.number("attention_factor", _yarn_attention(table, factor)),
-        )  # fmt: skip
+        )
     if kind == "longrope":
         stretched = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
         return base, ScalingConfig(
-            kind="longrope", factor=factor, trained_length=trained, short=table.numbers("short_factor"),
-            long=table.numbers("long_factor"), attention=table.number("attention_factor", stretched),
-        )  # fmt: skip
+            kind="longrope",
+            factor=factor,
+            trained_length=trained,
+            short=table.numbers("short_factor"),
+            long=table.numbers("long_factor"),
+            attention=table.number("attention_factor", stretched),
+        )
     known = "default, linear, dynamic, yarn, llama3, longrope"
     raise UserError(f"{table.where}: its kind is {kind!r}; expected one of {known}")
 
@@ -227,13 +249,20 @@ def _gpt2(s: Settings) -> ModelConfig:
     width = s.whole("n_embd")
     norm = NormConfig(eps=s.number("layer_norm_epsilon", 1e-5))
     return ModelConfig(
-        hidden_size=width, depth=s.whole("n_layer"), num_heads=s.whole("n_head"),
+        hidden_size=width,
+        depth=s.whole("n_layer"),
+        num_heads=s.whole("n_head"),
         mlp="gelu" if s.values.get("activation_function") == "gelu" else "gelu_tanh",
-        mlp_hidden=s.whole("n_inner", 4 * width), norm=norm, out_norm=norm,
-        qk_norm=QKNormConfig(kind="none"), bias=BiasConfig(qkv=True), num_class_tokens=0,
-        vocab_size=s.whole("vocab_size"), max_text_tokens=s.whole("n_positions", 1024),
+        mlp_hidden=s.whole("n_inner", 4 * width),
+        norm=norm,
+        out_norm=norm,
+        qk_norm=QKNormConfig(kind="none"),
+        bias=BiasConfig(qkv=True),
+        num_class_tokens=0,
+        vocab_size=s.whole("vocab_size"),
+        max_text_tokens=s.whole("n_positions", 1024),
         language=LanguageConfig(tied=s.flag("tie_word_embeddings", True)),
-    )  # fmt: skip
+    )
 
 
 FAMILIES = {

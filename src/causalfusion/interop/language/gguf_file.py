@@ -19,22 +19,33 @@ from causalfusion.interop.language.source import LanguageSource, Stored
 KINDS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}
 """`general.architecture` of files that can be read, with the `model_type` of their settings."""
 _GATED = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
     "blk.#.attn_norm": "model.layers.#.input_layernorm",
     "blk.#.ffn_norm": "model.layers.#.post_attention_layernorm",
-    "blk.#.attn_q": "model.layers.#.self_attn.q_proj", "blk.#.attn_k": "model.layers.#.self_attn.k_proj",
-    "blk.#.attn_v": "model.layers.#.self_attn.v_proj", "blk.#.attn_output": "model.layers.#.self_attn.o_proj",
+    "blk.#.attn_q": "model.layers.#.self_attn.q_proj",
+    "blk.#.attn_k": "model.layers.#.self_attn.k_proj",
+    "blk.#.attn_v": "model.layers.#.self_attn.v_proj",
+    "blk.#.attn_output": "model.layers.#.self_attn.o_proj",
     "blk.#.attn_q_norm": "model.layers.#.self_attn.q_norm",
     "blk.#.attn_k_norm": "model.layers.#.self_attn.k_norm",
-    "blk.#.ffn_gate": "model.layers.#.mlp.gate_proj", "blk.#.ffn_up": "model.layers.#.mlp.up_proj",
+    "blk.#.ffn_gate": "model.layers.#.mlp.gate_proj",
+    "blk.#.ffn_up": "model.layers.#.mlp.up_proj",
     "blk.#.ffn_down": "model.layers.#.mlp.down_proj",
-}  # fmt: skip
+}
 _GPT2 = {
-    "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
-    "output": "lm_head", "blk.#.attn_norm": "transformer.h.#.ln_1", "blk.#.ffn_norm": "transformer.h.#.ln_2",
-    "blk.#.attn_qkv": "transformer.h.#.attn.c_attn", "blk.#.attn_output": "transformer.h.#.attn.c_proj",
-    "blk.#.ffn_up": "transformer.h.#.mlp.c_fc", "blk.#.ffn_down": "transformer.h.#.mlp.c_proj",
-}  # fmt: skip
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+    "blk.#.attn_norm": "transformer.h.#.ln_1",
+    "blk.#.ffn_norm": "transformer.h.#.ln_2",
+    "blk.#.attn_qkv": "transformer.h.#.attn.c_attn",
+    "blk.#.attn_output": "transformer.h.#.attn.c_proj",
+    "blk.#.ffn_up": "transformer.h.#.mlp.c_fc",
+    "blk.#.ffn_down": "transformer.h.#.mlp.c_proj",
+}
 _FREQUENCIES = "rope_freqs.weight"
 """Divisors of the rotary frequencies, of a model with Llama 3's scaling."""
 
@@ -118,11 +129,16 @@ def _settings(kind: str, values: Mapping[str, Any], tensors: Mapping[str, Any], 
     }
     if kind == "gpt2":
         return common | {
-            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": value("embedding_length"),
-            "n_layer": value("block_count"), "n_head": value("attention.head_count"),
-            "n_inner": value("feed_forward_length"), "n_positions": value("context_length"),
-            "layer_norm_epsilon": value("attention.layer_norm_epsilon"), "activation_function": "gelu_new",
-        }  # fmt: skip
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "n_embd": value("embedding_length"),
+            "n_layer": value("block_count"),
+            "n_head": value("attention.head_count"),
+            "n_inner": value("feed_forward_length"),
+            "n_positions": value("context_length"),
+            "layer_norm_epsilon": value("attention.layer_norm_epsilon"),
+            "activation_function": "gelu_new",
+        }
     heads, width = value("attention.head_count"), value("embedding_length")
     window = value("attention.sliding_window") or None
     name = "mistral" if kind == "llama" and window else KINDS[kind]
@@ -131,15 +147,21 @@ def _settings(kind: str, values: Mapping[str, Any], tensors: Mapping[str, Any], 
         turned = value("rope.dimension_count")
         raise UserError(f"{where}: {turned} of {size} numbers of a head turn; only whole heads can be read")
     return common | {
-        "model_type": name, "architectures": [f"{name.capitalize()}ForCausalLM"], "hidden_size": width,
-        "num_hidden_layers": value("block_count"), "num_attention_heads": heads,
-        "num_key_value_heads": value("attention.head_count_kv", heads), "head_dim": size,
-        "intermediate_size": value("feed_forward_length"), "hidden_act": "silu",
-        "max_position_embeddings": value("context_length"), "sliding_window": window,
+        "model_type": name,
+        "architectures": [f"{name.capitalize()}ForCausalLM"],
+        "hidden_size": width,
+        "num_hidden_layers": value("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": value("attention.head_count_kv", heads),
+        "head_dim": size,
+        "intermediate_size": value("feed_forward_length"),
+        "hidden_act": "silu",
+        "max_position_embeddings": value("context_length"),
+        "sliding_window": window,
         "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
         "attention_bias": kind == "llama" and "blk.0.attn_q.bias" in tensors,
         "rope_parameters": _rope(value, tensors),
-    }  # fmt: skip
+    }
 
 
 def _rope(value: Callable[..., Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,9 +170,12 @@ def _rope(value: Callable[..., Any], tensors: Mapping[str, Any]) -> dict[str, An
     if _FREQUENCIES in tensors:  # Llama 3's scaling, as a divisor for each frequency
         divisors = np.array(tensors[_FREQUENCIES].data, dtype=np.float32).tolist()
         return base | {
-            "rope_type": "longrope", "short_factor": divisors, "long_factor": divisors,
-            "attention_factor": 1.0, "original_max_position_embeddings": longest,
-        }  # fmt: skip
+            "rope_type": "longrope",
+            "short_factor": divisors,
+            "long_factor": divisors,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": longest,
+        }
     if kind in ("none", None):
         return base | {"rope_type": "default"}
     table = base | {"rope_type": kind, "factor": value("rope.scaling.factor")}

@@ -24,9 +24,16 @@ _TEKKEN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 WORDS = {
-    "gpt-2": "", "gpt2": "", "smollm": "digits", "llama-bpe": _LLAMA3, "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3, "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "tekken": _TEKKEN,
-}  # fmt: skip
+    "gpt-2": "",
+    "gpt2": "",
+    "smollm": "digits",
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "tekken": _TEKKEN,
+}
 """By `tokenizer.ggml.pre`: a pattern of words, that of GPT-2 (empty), or that with each digit by itself."""
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 """Vocabularies whose words are taken whole, whatever the merges."""

@@ -18,9 +18,12 @@ from causalfusion.weight_files import DTYPES
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 BESIDE = (
-    CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    CONFIG,
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
-)  # fmt: skip
+)
 """Files that are kept as they are, to be written back."""
 
 

@@ -25,9 +25,13 @@ from causalfusion.saved.folder import ModelSpec
 
 Reader = Callable[[Mapping[str, Tensor], Mapping[str, Any], str], Released]
 READERS: dict[str, Reader] = {
-    "dit": read_dit, "sit": read_sit, "large-dit": read_large_dit, "fit": read_fit, "mar": read_mar,
+    "dit": read_dit,
+    "sit": read_sit,
+    "large-dit": read_large_dit,
+    "fit": read_fit,
+    "mar": read_mar,
     "latentlm": read_latentlm,
-}  # fmt: skip
+}
 _DOWNSAMPLE = 8
 """Pixels of a latent's side, of the autoencoders of all systems whose weights do not tell their grid."""
 _HEADS = ("num_heads", "n_heads", "encoder_num_heads", "decoder_num_heads")
@@ -78,9 +82,12 @@ def convert_system(
         raise UserError(f"{path}: its ema and model weights are of different sizes; the file is damaged")
     codec, of_codec = infer_codec(first.model, {}, autoencoder=autoencoder, patch_size=first.patch_size)
     spec = ModelSpec(
-        model=first.model, codec=codec, diffusion=first.diffusion, factorization=_factorization(first),
+        model=first.model,
+        codec=codec,
+        diffusion=first.diffusion,
+        factorization=_factorization(first),
         origin=f"released {system} checkpoint {path.name}",
-    )  # fmt: skip
+    )
     raw = weights[1] if len(weights) > 1 else None
     return ConvertedSystem(spec, weights[0], raw, first.sampling, [*notes, *of_codec])
 
@@ -130,9 +137,13 @@ def _factorization(released: Released) -> FactorizationConfig:
         )
     if model.head.ask == "previous":
         return FactorizationConfig(
-            distribution="fixed", num_ar_steps=model.num_tokens, order="raster", loss_weight="none",
-            timesteps="per_token", timesteps_per_ar_step=4,
-        )  # fmt: skip
+            distribution="fixed",
+            num_ar_steps=model.num_tokens,
+            order="raster",
+            loss_weight="none",
+            timesteps="per_token",
+            timesteps_per_ar_step=4,
+        )
     return FactorizationConfig(distribution="fixed", loss_weight="none")
 
 

@@ -19,19 +19,23 @@ FREQUENCIES_NOTE = (
     "by 128; the weights are DiT's, so a model that was trained in diffusers itself would differ"
 )
 _SHARED = {
-    "pos_embed.proj": "x_embedder.proj", "proj_out_1": "final_layer.adaLN_modulation.1",
+    "pos_embed.proj": "x_embedder.proj",
+    "proj_out_1": "final_layer.adaLN_modulation.1",
     "proj_out_2": "final_layer.linear",
-}  # fmt: skip
+}
 _EMBEDDING = "norm1.emb."
 _IN_EVERY_BLOCK = {
-    "timestep_embedder.linear_1": "t_embedder.mlp.0", "timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "timestep_embedder.linear_2": "t_embedder.mlp.2",
     "class_embedder.embedding_table": "y_embedder.embedding_table",
-}  # fmt: skip
+}
 """Layers of which each block has a copy there."""
 _BLOCK = {
-    "norm1.linear": "adaLN_modulation.1", "attn1.to_out.0": "attn.proj", "ff.net.0.proj": "mlp.fc1",
+    "norm1.linear": "adaLN_modulation.1",
+    "attn1.to_out.0": "attn.proj",
+    "ff.net.0.proj": "mlp.fc1",
     "ff.net.2": "mlp.fc2",
-}  # fmt: skip
+}
 
 
 def read_diffusers_dit(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -137,11 +141,16 @@ def write_diffusers(model: Path, out: Path) -> str:
             f"{model} has parts that a DiT does not have; only a DiT can be written in diffusers' format"
         )
     written = DiTTransformer2DModel(
-        num_attention_heads=config.num_heads, attention_head_dim=config.head_dim, in_channels=channels,
-        out_channels=config.prediction_dim // patch**2, num_layers=config.depth,
-        sample_size=config.grid_width * patch, patch_size=patch, num_embeds_ada_norm=config.num_classes,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        in_channels=channels,
+        out_channels=config.prediction_dim // patch**2,
+        num_layers=config.depth,
+        sample_size=config.grid_width * patch,
+        patch_size=patch,
+        num_embeds_ada_norm=config.num_classes,
         norm_eps=config.norm.eps,
-    )  # fmt: skip
+    )
     try:
         written.load_state_dict(to_diffusers(theirs, config.depth))
     except RuntimeError as error:

@@ -59,12 +59,22 @@ def _network(s: Shapes, sign: float) -> tuple[ModelConfig, list[Link], int]:
     norm, mlp_hidden = NormConfig(eps=1e-6), s.shape("blocks.0.mlp.fc1.weight", 2)[0]
     fixed = bool((s.state["pos_embed"][0].float() - sincos_positions(size, grid, grid)).abs().max() <= 1e-6)
     model = ModelConfig(
-        hidden_size=size, depth=depth, num_heads=s.heads("num_heads", size, HEADS), mlp_hidden=mlp_hidden,
-        norm=norm, out_norm=norm, qk_norm=QKNormConfig(kind="none"), bias=BiasConfig(qkv=True),
-        position_embedding="sincos" if fixed else "learnable", conditioning="adaln_zero",
-        num_classes=s.shape("y_embedder.embedding_table.weight", 2)[0] - 1, token_dim=token_dim,
-        predicts_variance=twofold and sign > 0, grid_height=grid, grid_width=grid,
-    )  # fmt: skip
+        hidden_size=size,
+        depth=depth,
+        num_heads=s.heads("num_heads", size, HEADS),
+        mlp_hidden=mlp_hidden,
+        norm=norm,
+        out_norm=norm,
+        qk_norm=QKNormConfig(kind="none"),
+        bias=BiasConfig(qkv=True),
+        position_embedding="sincos" if fixed else "learnable",
+        conditioning="adaln_zero",
+        num_classes=s.shape("y_embedder.embedding_table.weight", 2)[0] - 1,
+        token_dim=token_dim,
+        predicts_variance=twofold and sign > 0,
+        grid_height=grid,
+        grid_width=grid,
+    )
     return model, network_links(model, channels, patch, outputs, sign), patch
 
 

@@ -25,9 +25,14 @@ HEADS = {1152: 16, 2304: 24}
 """Of the released XL and 3B models, by width."""
 Extrapolation = Literal["none", "linear", "ntk", "ntk_by_parts", "yarn", "ntk_pro1", "ntk_pro2"]
 EXTRAPOLATIONS: dict[str, Extrapolation] = {
-    "normal": "none", "linear": "linear", "ntk-aware": "ntk", "ntk-by-parts": "ntk_by_parts", "yarn": "yarn",
-    "ntk-aware-pro1": "ntk_pro1", "ntk-aware-pro2": "ntk_pro2",
-}  # fmt: skip
+    "normal": "none",
+    "linear": "linear",
+    "ntk-aware": "ntk",
+    "ntk-by-parts": "ntk_by_parts",
+    "yarn": "yarn",
+    "ntk-aware-pro1": "ntk_pro1",
+    "ntk-aware-pro2": "ntk_pro2",
+}
 """Their names of what is done on grids larger than that of training, and ours."""
 
 
@@ -61,14 +66,24 @@ def read_fit(state: Mapping[str, Tensor], settings: Mapping[str, Any], where: st
     normed = settings.get("q_norm", "layernorm") == "layernorm"
     norm = NormConfig(eps=1e-6)
     model = ModelConfig(
-        hidden_size=size, depth=depth, num_heads=s.heads("num_heads", size, HEADS), mlp="swiglu",
-        mlp_hidden=s.shape("blocks.0.mlp.fc1_g.weight", 2)[0], norm=norm, out_norm=norm,
+        hidden_size=size,
+        depth=depth,
+        num_heads=s.heads("num_heads", size, HEADS),
+        mlp="swiglu",
+        mlp_hidden=s.shape("blocks.0.mlp.fc1_g.weight", 2)[0],
+        norm=norm,
+        out_norm=norm,
         qk_norm=QKNormConfig(kind="layer_norm" if normed else "none", weight="none", eps=1e-6),
-        bias=BiasConfig(qkv=True), position_embedding="rope", rope=rope_of(settings, where, grid),
-        conditioning="adaln_zero", adaln_rank=rank,
-        num_classes=s.shape("y_embedder.embedding_table.weight", 2)[0] - 1, token_dim=token_dim,
-        grid_height=grid, grid_width=grid,
-    )  # fmt: skip
+        bias=BiasConfig(qkv=True),
+        position_embedding="rope",
+        rope=rope_of(settings, where, grid),
+        conditioning="adaln_zero",
+        adaln_rank=rank,
+        num_classes=s.shape("y_embedder.embedding_table.weight", 2)[0] - 1,
+        token_dim=token_dim,
+        grid_height=grid,
+        grid_width=grid,
+    )
     order = channels_last(channels, patch)
     links = [
         reordered("image_in.weight", "x_embedder.proj.weight", order, token_dim, dim=1),

@@ -45,17 +45,26 @@ def read_large_dit(state: Mapping[str, Tensor], settings: Mapping[str, Any], whe
     outputs, depth = s.shape("final_layer.linear.weight", 2)[0], s.depth("layers")
     qk_norm = "layers.0.attention.q_norm.weight" in s
     model = ModelConfig(
-        hidden_size=size, depth=depth, num_heads=heads, num_kv_heads=kv_size // (size // heads), mlp="swiglu",
+        hidden_size=size,
+        depth=depth,
+        num_heads=heads,
+        num_kv_heads=kv_size // (size // heads),
+        mlp="swiglu",
         mlp_hidden=s.shape("layers.0.feed_forward.w1.weight", 2)[0],
         norm=NormConfig(kind="rms_norm", weight="learned", eps=float(settings.get("norm_eps", 1e-5))),
         out_norm=NormConfig(eps=1e-6),
         qk_norm=QKNormConfig(over="width", eps=1e-5) if qk_norm else QKNormConfig(kind="none"),
-        bias=BiasConfig(attention=False, mlp=False), position_embedding="rope",
-        rope=RopeConfig(base=10_000.0, axes="raster", pairs="interleaved"), conditioning="adaln_zero",
+        bias=BiasConfig(attention=False, mlp=False),
+        position_embedding="rope",
+        rope=RopeConfig(base=10_000.0, axes="raster", pairs="interleaved"),
+        conditioning="adaln_zero",
         adaln_size=s.shape("t_embedder.mlp.2.weight", 2)[0],
-        num_classes=s.shape("y_embedder.embedding_table.weight", 2)[0] - 1, token_dim=token_dim,
-        predicts_variance=outputs == 2 * token_dim, grid_height=grid, grid_width=grid,
-    )  # fmt: skip
+        num_classes=s.shape("y_embedder.embedding_table.weight", 2)[0] - 1,
+        token_dim=token_dim,
+        predicts_variance=outputs == 2 * token_dim,
+        grid_height=grid,
+        grid_width=grid,
+    )
     order = mean_then_variance(channels, patch) if model.predicts_variance else None
     links = [
         reordered("image_in.weight", "x_embedder.weight", channels_last(channels, patch), token_dim, dim=1),

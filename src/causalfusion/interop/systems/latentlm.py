@@ -56,13 +56,18 @@ def _shared(s: Shapes) -> dict[str, Any]:
     kv_size = (s.shape("blocks.0.attn.qkv.weight", 2)[0] - size) // 2
     bias = "x_embedder.proj.bias" in s
     return {
-        "hidden_size": size, "depth": s.depth("blocks"), "num_heads": heads,
-        "num_kv_heads": kv_size // (size // heads), "mlp": "swiglu",
-        "mlp_hidden": s.shape("blocks.0.mlp.fc1.weight", 2)[0], "norm": _NORM, "out_norm": _NORM,
+        "hidden_size": size,
+        "depth": s.depth("blocks"),
+        "num_heads": heads,
+        "num_kv_heads": kv_size // (size // heads),
+        "mlp": "swiglu",
+        "mlp_hidden": s.shape("blocks.0.mlp.fc1.weight", 2)[0],
+        "norm": _NORM,
+        "out_norm": _NORM,
         "qk_norm": QKNormConfig(kind="none"),
         "bias": BiasConfig(attention=False, mlp=False, input=bias, output=False, condition=False),
         "num_classes": s.shape("y_embedder.embedding_table.weight", 2)[0] - 1,
-    }  # fmt: skip
+    }
 
 
 def _causal(s: Shapes) -> Released:
@@ -70,16 +75,25 @@ def _causal(s: Shapes) -> Released:
     token_dim = s.shape("final_layer.linear.weight", 2)[0]
     size, head_depth = shared["hidden_size"], s.depth("diffusion_blocks")
     model = ModelConfig(
-        **shared, num_class_tokens=1, position_embedding="rope",
+        **shared,
+        num_class_tokens=1,
+        position_embedding="rope",
         rope=RopeConfig(
             base=10_000.0 * s.number("posi_scale", 1), axes="raster", pairs="interleaved", spacing="closed"
         ),
         head=HeadConfig(
-            kind="per_token", ask="previous", depth=head_depth, norm=_NORM, mlp="swiglu", bias=False,
+            kind="per_token",
+            ask="previous",
+            depth=head_depth,
+            norm=_NORM,
+            mlp="swiglu",
+            bias=False,
             mlp_hidden=s.shape("diffusion_blocks.0.mlp.fc1.weight", 2)[0],
         ),
-        token_dim=token_dim, grid_height=grid, grid_width=grid,
-    )  # fmt: skip
+        token_dim=token_dim,
+        grid_height=grid,
+        grid_width=grid,
+    )
     links = [
         *_embedder("image_in", "x_embedder", size, token_dim, 1, s),
         *_embedder("head.token_in", "noisy_x_embedder", size, token_dim, 1, s),
@@ -113,9 +127,13 @@ def _baseline(s: Shapes) -> Released:
     token_dim = channels * patch**2
     fixed = bool((s.state["pos_embed"][0].float() - sincos_positions(size, grid, grid)).abs().max() <= 1e-6)
     model = ModelConfig(
-        **_shared(s), conditioning="adaln_zero", position_embedding="sincos" if fixed else "learnable",
-        token_dim=token_dim, grid_height=grid, grid_width=grid,
-    )  # fmt: skip
+        **_shared(s),
+        conditioning="adaln_zero",
+        position_embedding="sincos" if fixed else "learnable",
+        token_dim=token_dim,
+        grid_height=grid,
+        grid_width=grid,
+    )
     links = [
         *_embedder("image_in", "x_embedder", size, channels, patch, s),
         rename("class_embedding.weight", "y_embedder.embedding_table.weight"),

@@ -26,21 +26,32 @@ _HEADS = {
     "decoder_post_processor.fc2": "to_pixels",
 }
 _VIT = {
-    "cls_token": "class_token", "pos_embed": "positions", "patch_embed.proj": "patches", "fc_norm": "norm",
-}  # fmt: skip
+    "cls_token": "class_token",
+    "pos_embed": "positions",
+    "patch_embed.proj": "patches",
+    "fc_norm": "norm",
+}
 _VIT_BLOCK = {
-    "norm1": "norm1", "norm2": "norm2", "attn.proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2",
-}  # fmt: skip
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.proj": "proj",
+    "mlp.fc1": "fc1",
+    "mlp.fc2": "fc2",
+}
 _BEIT = {
     "vision_embed.cls_token": "class_token",
     "vision_embed.proj": "patches",
     "encoder.layer_norm": "norm",
 }
 _BEIT_BLOCK = {
-    "self_attn_layer_norm": "norm1", "self_attn.inner_attn_ln": "attention_norm",
-    "self_attn.out_proj": "proj", "final_layer_norm": "norm2", "ffn.fc1": "fc1",
-    "ffn.ffn_layernorm": "mlp_norm", "ffn.fc2": "fc2",
-}  # fmt: skip
+    "self_attn_layer_norm": "norm1",
+    "self_attn.inner_attn_ln": "attention_norm",
+    "self_attn.out_proj": "proj",
+    "final_layer_norm": "norm2",
+    "ffn.fc1": "fc1",
+    "ffn.ffn_layernorm": "mlp_norm",
+    "ffn.fc2": "fc2",
+}
 _UNUSED_POSITIONS = 2
 """Rows of BEiT-3's table of positions that stand before those of the class token and the patches."""
 

@@ -115,9 +115,10 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
     process, model = system.process, system.model()
     assert isinstance(process, DDPM), "a system with a chain of noise levels"
     config = SampleConfig(
-        respacing=r.setting("respacing"), guidance_scale=float(r.setting("cfg_scale")),
+        respacing=r.setting("respacing"),
+        guidance_scale=float(r.setting("cfg_scale")),
         guided_channels=GUIDED_CHANNELS,
-    )  # fmt: skip
+    )
     null_class = torch.tensor(int(r.setting("null_class")))
     r.check("null_class", torch.tensor(model.config.null_label), null_class, "labels")
     steps = process.num_steps(config)[0]

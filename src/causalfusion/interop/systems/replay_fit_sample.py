@@ -34,9 +34,11 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
     """Replay X.sample: trajectories of the flow and of its SDE on grids of any size, under guidance."""
     points = int(r.setting("num_steps"))
     config = SampleConfig(
-        sampler="euler", diffusion_steps=[points - 1], guidance_scale=float(r.setting("cfg_scale")),
+        sampler="euler",
+        diffusion_steps=[points - 1],
+        guidance_scale=float(r.setting("cfg_scale")),
         guided_channels=GUIDED_CHANNELS,
-    )  # fmt: skip
+    )
     null_class = torch.tensor(int(r.setting("null_class")))
     r.check("null_class", torch.tensor(system.released.model.null_label), null_class, "labels")
     times = times_of(system.process.sampler(config, points - 1))

@@ -34,9 +34,14 @@ from causalfusion.sequence import pack_next
 from causalfusion.train.draws import Draws
 
 TOLERANCES = {
-    "predictions": 5e-6, "losses": 2e-6, "gradients": 5e-5, "caches": 2e-5, "sampling trajectories": 2e-5,
-    "noise schedules": 1e-6, "position tables": 1e-6,
-}  # fmt: skip
+    "predictions": 5e-6,
+    "losses": 2e-6,
+    "gradients": 5e-5,
+    "caches": 2e-5,
+    "sampling trajectories": 2e-5,
+    "noise schedules": 1e-6,
+    "position tables": 1e-6,
+}
 _SMALL = 0.01
 """Factor on weights in `small/out`, and those weights, as the README says."""
 _SMALL_CAUSAL = r"noisy_x_embedder\..*|diffusion_blocks\.\d+\.mlp\.fc2\.weight"
@@ -112,9 +117,14 @@ def _draws(r: Recording, prefix: str, system: RecordedSystem, copies: int) -> Dr
 
 
 def _replay_pass(
-    r: Recording, prefix: str, system: RecordedSystem, model: Transformer, tokens: Tensor, labels: Tensor,
+    r: Recording,
+    prefix: str,
+    system: RecordedSystem,
+    model: Transformer,
+    tokens: Tensor,
+    labels: Tensor,
     draws: Draws,
-) -> TrainPass:  # fmt: skip
+) -> TrainPass:
     copies, head = draws.noise.shape[1], model.head
     of_condition: list[Tensor] = []
     of_head: list[Tensor] = []
@@ -140,9 +150,10 @@ def _replay_pass(
     velocity = v.target(noised.clean, noised.noise, noised.levels)
     out = passed.predictions.image.detach()
     for name, value, quantity in (
-        ("x_noisy", noised.noised, "noised tokens"), ("velocity", velocity, "noised tokens"),
+        ("x_noisy", noised.noised, "noised tokens"),
+        ("velocity", velocity, "noised tokens"),
         ("out", out, "predictions"),
-    ):  # fmt: skip
+    ):
         if prefix + name in r:
             rows = value.unflatten(1, (copies, -1)).flatten(0, 1)
             r.compare(prefix + name, like(system, rows, r[prefix + name]), quantity)
@@ -200,10 +211,12 @@ def solver_settings(steps: int, scale: float, options: dict[str, Any], where: st
     if unknown:
         raise UserError(f"{where}: the solver's option {unknown[0]} is not known")
     return SampleConfig(
-        sampler="dpm++", diffusion_steps=[steps], guidance_scale=scale,
+        sampler="dpm++",
+        diffusion_steps=[steps],
+        guidance_scale=scale,
         step_spacing=options.get("timestep_spacing", "linspace"),
         least_log_snr=float(options.get("lambda_min_clipped", -100.0)),
-    )  # fmt: skip
+    )
 
 
 def solver_of(process: DDPM, config: SampleConfig) -> MultistepSampler:

@@ -110,9 +110,15 @@ def _replay_freely(
         states[event.ar_step - 1].append(event.tokens[:, 0])
 
     tokens = generate_tokens(
-        model, process_of(system), config, prefill(model, labels, config),
-        order[None].expand(len(labels), -1), [1] * count, RecordedNoise(z, z[None], order), keep,
-    )  # fmt: skip
+        model,
+        process_of(system),
+        config,
+        prefill(model, labels, config),
+        order[None].expand(len(labels), -1),
+        [1] * count,
+        RecordedNoise(z, z[None], order),
+        keep,
+    )
     trajectories = torch.stack([torch.stack(of_token) for of_token in states])
     r.compare(prefix + "x_steps", trajectories, "sampling trajectories", "running freely")
     final = like(system, tokens, r[prefix + "final"])

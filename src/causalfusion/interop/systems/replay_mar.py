@@ -36,9 +36,13 @@ from causalfusion.sequence import PackedSequence, pack_bidirectional
 from causalfusion.train.draws import Draws
 
 TOLERANCES = {
-    "predictions": 5e-6, "losses": 2e-6, "squared errors": 1e-5, "variational terms": 5e-5,
-    "gradients": 5e-5, "sampling trajectories": 2e-5,
-}  # fmt: skip
+    "predictions": 5e-6,
+    "losses": 2e-6,
+    "squared errors": 1e-5,
+    "variational terms": 5e-5,
+    "gradients": 5e-5,
+    "sampling trajectories": 2e-5,
+}
 HEAD = "diffloss.net."
 _SMALL = 0.01
 """Factor on weights of the head in `small/net_out`, and those weights, as the README says."""

@@ -72,10 +72,13 @@ def _settings(case: dict[str, Any], where: str) -> SampleConfig:
     if schedule not in _SCHEDULES:
         raise UserError(f"{where}: cfg_schedule is {schedule!r}; known are {list(_SCHEDULES)}")
     return SampleConfig(
-        num_ar_steps=int(case["num_iter"]), step_sizes="masked_cosine", respacing=str(case["steps"]),
-        temperature=float(case["temperature"]), guidance_scale=float(case["cfg"]),
+        num_ar_steps=int(case["num_iter"]),
+        step_sizes="masked_cosine",
+        respacing=str(case["steps"]),
+        temperature=float(case["temperature"]),
+        guidance_scale=float(case["cfg"]),
         guidance_schedule=_SCHEDULES[schedule],  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 class _Run:
@@ -149,12 +152,16 @@ class _Run:
         try:
             with outputs_of(self.model.head.image_out) as outputs:
                 tokens = generate_tokens(
-                    self.model, process_of(self.system), self.config,
-                    prefill(self.model, self.labels, self.config), self.order, self.sizes,
+                    self.model,
+                    process_of(self.system),
+                    self.config,
+                    prefill(self.model, self.labels, self.config),
+                    self.order,
+                    self.sizes,
                     RecordedNoise(self.r, self.prefix, self.numbers, self.num_images),
                     lambda event: events[event.ar_step - 1].append(event),
                     torch.ones(self.model.config.token_dim, dtype=torch.bool),
-                )  # fmt: skip
+                )
         finally:
             handle.remove()
         self._compare_tokens(tokens, masks)
@@ -185,9 +192,10 @@ class _Run:
             return
         positions = events[0].positions
         self.r.compare(
-            there + "z_pred", self._rows(condition[:, : positions.shape[1]], positions),
+            there + "z_pred",
+            self._rows(condition[:, : positions.shape[1]], positions),
             "sampling trajectories",
-        )  # fmt: skip
+        )
         states = [self.numbers.theirs(self._rows(event.tokens, positions)) for event in events]
         self.r.compare_steps(there + "x_steps", states, "sampling trajectories")
         if there + "net_out_steps" not in self.r:

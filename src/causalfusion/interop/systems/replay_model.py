@@ -158,7 +158,14 @@ def sample_freely(
     if guided is None and system.process.numbers_per_prediction == 2:
         guided = torch.ones(start.shape[2], dtype=torch.bool)
     generate_tokens(
-        model, system.process, config, prefill(model, labels, config), order[None].expand(len(start), -1),
-        [len(order)], noise, events.append, guided,
-    )  # fmt: skip
+        model,
+        system.process,
+        config,
+        prefill(model, labels, config),
+        order[None].expand(len(start), -1),
+        [len(order)],
+        noise,
+        events.append,
+        guided,
+    )
     return events

@@ -19,9 +19,13 @@ from causalfusion.model.transformer import Transformer
 PATHS = {"Linear": "rectified_flow", "GVP": "gvp", "VP": "vp"}
 _PREDICTIONS = {"velocity": "velocity", "noise": "epsilon", "score": "score"}
 _NOISE = {
-    "sigma": "sigma", "linear": "linear", "decreasing": "decreasing", "constant": "constant",
-    "increasing-decreasing": "increasing_decreasing", "SBDM": "sbdm",
-}  # fmt: skip
+    "sigma": "sigma",
+    "linear": "linear",
+    "decreasing": "decreasing",
+    "constant": "constant",
+    "increasing-decreasing": "increasing_decreasing",
+    "SBDM": "sbdm",
+}
 _NORM = 1.5
 """Of the recorded noises of SDEs, as the README says."""
 _VELOCITY, _SCORE, _STATE = 2.0, 2.0, 3.0
@@ -64,10 +68,15 @@ def _compare_coefficients(r: Recording, name: str) -> None:
         slope_of_state, slope_of_clean = process.slope_factors(level)
         # Their time runs the other way.
         values = (
-            signal, scale, -signal_slope, -noise_slope, noise_rate(own, process, level),
-            signal_slope / signal, score_of_state * _STATE + score_of_clean * clean,
+            signal,
+            scale,
+            -signal_slope,
+            -noise_slope,
+            noise_rate(own, process, level),
+            signal_slope / signal,
+            score_of_state * _STATE + score_of_clean * clean,
             -(slope_of_state * _STATE + slope_of_clean * tweedie),
-        )  # fmt: skip
+        )
         for key, value in zip(_COEFFICIENTS, values, strict=True):
             columns[key].append(value)
     for key, column in columns.items():
@@ -79,9 +88,15 @@ def _compare_coefficients(r: Recording, name: str) -> None:
 
 
 _COEFFICIENTS = (
-    "alpha", "sigma", "d_alpha", "d_sigma", "drift_var", "drift_mean_at_x1", "score_from_velocity",
+    "alpha",
+    "sigma",
+    "d_alpha",
+    "d_sigma",
+    "drift_var",
+    "drift_mean_at_x1",
+    "score_from_velocity",
     "velocity_from_score",
-)  # fmt: skip
+)
 
 
 def _compare_losses(r: Recording, system: RecordedSystem, model: Transformer, name: str, kind: str) -> None:
@@ -99,9 +114,11 @@ def _compare_losses(r: Recording, system: RecordedSystem, model: Transformer, na
         error_in = {"none": "epsilon" if kind == "score" else "prediction", "velocity": "velocity"}
         weight = "likelihood" if weighting == "likelihood" else "none"
         process = path_of(
-            name, prediction_type=_PREDICTIONS[kind], loss_weight=weight,
+            name,
+            prediction_type=_PREDICTIONS[kind],
+            loss_weight=weight,
             error_in=error_in.get(weighting, "prediction"),
-        )  # fmt: skip
+        )
         tokens = process.noise(clean, noise, levels)
         errors = process.errors(sign * output, tokens).mean((1, 2, 3)) * process.weight(levels)
         r.compare(f"{there}loss/{weighting}", errors, "weighted losses")

@@ -30,9 +30,14 @@ from causalfusion.train.draws import Draws
 
 TOLERANCES = {"predictions": 5e-6, "losses": 2e-6, "gradients": 1e-4, "sampling trajectories": 1e-5}
 _NOISE = {
-    "sigma": "sigma", "linear": "linear", "decreasing": "decreasing", "constant": "constant", "SBDM": "sbdm",
-    "inccreasing-decreasing": "increasing_decreasing", "increasing-decreasing": "increasing_decreasing",
-}  # fmt: skip
+    "sigma": "sigma",
+    "linear": "linear",
+    "decreasing": "decreasing",
+    "constant": "constant",
+    "SBDM": "sbdm",
+    "inccreasing-decreasing": "increasing_decreasing",
+    "increasing-decreasing": "increasing_decreasing",
+}
 """Their names of the noise of an SDE, one of them misspelt, and ours."""
 _SDE = {"Euler": "sde", "Heun": "sde_heun"}
 
@@ -74,9 +79,11 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
         r.check("null_class", torch.tensor(model.config.null_label), null_class, "labels")
     z, labels, points = system.tokens(r["z"]), r["y"], int(r.setting("num_steps"))
     config = SampleConfig(
-        sampler="euler", diffusion_steps=[points - 1], guidance_scale=float(r.setting("cfg_scale")),
+        sampler="euler",
+        diffusion_steps=[points - 1],
+        guidance_scale=float(r.setting("cfg_scale")),
         guided_channels=GUIDED_CHANNELS,
-    )  # fmt: skip
+    )
     sampler = system.process.sampler(config, points - 1)
     r.compare("ode/times", torch.cat([times_of(sampler), torch.ones(1)]), "path coefficients")
     if "ode_euler/x_seq" in r:
@@ -87,9 +94,10 @@ def replay_sample(r: Recording, system: RecordedSystem) -> None:
     times = times_of(system.process.sampler(heun, points - 1))
     r.compare("ode_heun2/t_model", times, "path coefficients")
     for name, settings, every in (
-        ("ode_euler", config, 1), ("ode_euler_cfg_all", replace(config, guided_channels=0), 1),
+        ("ode_euler", config, 1),
+        ("ode_euler_cfg_all", replace(config, guided_channels=0), 1),
         ("ode_heun2", heun, 2),
-    ):  # fmt: skip
+    ):
         if f"{name}/x_seq" in r:
             events = sample_freely(system, model, settings, labels, z)[every - 1 :: every]
             states = [r["z"], *(system.latents(event.tokens) for event in events)]
@@ -130,10 +138,14 @@ def sde_settings(config: SampleConfig, case: dict[str, Any], points: int, where:
     sampler: Any = _SDE[method]
     noise: Any = _NOISE[form]
     return replace(
-        config, sampler=sampler, sde_noise=noise, sde_norm=float(case.get("diffusion_norm", 1.0)),
-        last_step_rule=rule, last_step=float(case.get("last_step_size") or 0.04),
+        config,
+        sampler=sampler,
+        sde_noise=noise,
+        sde_norm=float(case.get("diffusion_norm", 1.0)),
+        last_step_rule=rule,
+        last_step=float(case.get("last_step_size") or 0.04),
         diffusion_steps=[points - (rule == "none")],
-    )  # fmt: skip
+    )
 
 
 def sde_states(

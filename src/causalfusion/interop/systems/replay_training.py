@@ -48,9 +48,12 @@ def train_pass(
 
     one_each = model.config.head.ask == "previous"
     factorization = FactorizationConfig(
-        loss_weight="none", timesteps_per_ar_step=draws.noise.shape[1], distribution="fixed",
-        num_ar_steps=model.config.num_tokens if one_each else 1, order="raster",
-    )  # fmt: skip
+        loss_weight="none",
+        timesteps_per_ar_step=draws.noise.shape[1],
+        distribution="fixed",
+        num_ar_steps=model.config.num_tokens if one_each else 1,
+        order="raster",
+    )
     run = RunConfig(model=model.config, diffusion=system.released.diffusion, factorization=factorization)
     objective = Objective(run, system.process)
     piece = objective.arrange(TokenBatch(tokens, labels, torch.arange(len(tokens))), draws)
