@@ -68,7 +68,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Denoising:
-    """What a per-token head is to denoise, under the conditions that a sequence gives it."""
+    """The tokens that a per-token head is to denoise, under the conditions that a sequence gives it."""
 
     tokens: Tensor
     """(B, R*n, P) noised tokens: R copies of those that are asked for, one behind another."""

@@ -73,7 +73,7 @@ class ModelConfig:
     input_norm: bool = False
     """A LayerNorm of the tokens with their positions, before the first block."""
     context: Literal["causal", "bidirectional"] = "causal"
-    """What finished tokens see: those of earlier AR steps, and are cached; or everything, and are computed
+    """The tokens that finished ones see: those of earlier AR steps, and are cached; or all, and are computed
     anew at every AR step (MAR), which needs a per_token head that asks by mask tokens."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)

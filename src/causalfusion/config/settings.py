@@ -219,7 +219,7 @@ class RunConfig:
         check(images % count == 0, "text.examples_per_sequence", count, expected)
 
     def _check_head(self) -> None:
-        """What the model's head and context ask of the plan."""
+        """Check what the model's head and context require of the plan."""
         head, plan = self.model.head, self.factorization
         one_each = plan.order == "raster" and plan.distribution == "fixed" and not plan.given_order
         one_each = one_each and plan.num_ar_steps in (0, self.model.num_tokens)

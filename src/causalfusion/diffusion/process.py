@@ -37,9 +37,9 @@ class NoisedTokens:
     """Standard normal."""
     levels: Tensor
     noised: Tensor
-    """What the model sees."""
+    """x_l, the model's input."""
     target: Tensor
-    """What a perfect model that knew `clean` and `noise` would predict."""
+    """The prediction of a perfect model that knew `clean` and `noise`."""
 
 
 class Process(ABC):
@@ -79,7 +79,7 @@ class Process(ABC):
 
     @abstractmethod
     def timesteps(self, levels: Tensor) -> Tensor:
-        """What the model is told of these levels."""
+        """The timesteps that the model is given for these levels."""
 
     @abstractmethod
     def shares(self, levels: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Process(ABC):
         return self.signal(levels, clean) * clean + self.noise_scale(levels, clean) * noise
 
     def target(self, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """What a perfect model that knew x_0 and ε would predict."""
+        """The prediction of a perfect model that knew x_0 and ε."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -123,7 +123,7 @@ class Process(ABC):
         return (prediction.float() - tokens.target.float()).square()
 
     def weight(self, levels: Tensor) -> Tensor:
-        """What an error counts at each level, in the shape of `levels`, float32."""
+        """The weight of an error at each level, in the shape of `levels`, float32."""
         return self._weight(levels, torch.ones(levels.shape, device=levels.device))
 
     def _weight(self, levels: Tensor, like: Tensor) -> Tensor:

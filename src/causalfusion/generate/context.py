@@ -1,4 +1,4 @@
-"""What generation goes on from: the condition and finished tokens, in a cache or to be read anew (PAPER
+"""The context of generation: the condition and finished tokens, in a cache or to be read anew (PAPER
 section 5).
 
 Shape letters: B images, L image tokens, K known tokens, n tokens of an AR step, P token dimension, D width.
@@ -37,7 +37,7 @@ class ImageInProgress:
     text_place: Tensor | None = None
     """(rows,) its place among the text positions of its row; None: a model without text."""
     clean_timestep: int | None = None
-    """What the model is told of finished tokens: 0 for a Transfusion model, which never saw clean ones."""
+    """Timestep of finished tokens: 0 for a Transfusion model, which never saw clean ones; None: none."""
 
     def segment(
         self, role: Role, tokens: Tensor, ar_step: Tensor, positions: Tensor, timestep: float | None
@@ -102,7 +102,7 @@ class Context:
     condition: Tensor | None = None
     """(rows, 1, D) of the next image token, for a head that asks by the token before."""
     known: KnownTokens | None = None
-    """Of a bidirectional context."""
+    """The finished tokens of a bidirectional context."""
 
     @property
     def cache(self) -> KVCache:

@@ -102,7 +102,7 @@ class LanguagePipeline:
         row_indices: Sequence[int] | None = None,
         watch: TokenWatcher | None = None,
     ) -> list[str]:
-        """What follows each prompt, up to a token that ends the text. Text i depends on (seed,
+        """The text that follows each prompt, up to a token that ends it. Text i depends on (seed,
         row_indices[i]) and prompt i alone; `row_indices` defaults to 0, 1, ..."""
         rows = [self.tokenizer.encode(prompt) for prompt in prompts]
         texts = self.write(rows, config, seed=seed, row_indices=row_indices, watch=watch)
@@ -217,7 +217,7 @@ class GrowingText:
         self.logits = self.model.text_logits(hidden[:, 0])
 
     def _turns_differently(self, before: Tensor) -> bool:
-        """Whether the rotary frequencies change with the new lengths, and with them all cached keys."""
+        """True if the rotary frequencies change with the new lengths, and with them all cached keys."""
         config = self.model.config
         if not config.language.scaling.depends_on_length:
             return False
@@ -239,7 +239,7 @@ def read_ends(folder: Path, tokenizer: LanguageTokenizer) -> list[int]:
 
 
 def is_language_model(model: Path) -> bool:
-    """Whether a model folder, a run or a packaged model is of text alone. Raises UserError."""
+    """True if a model folder, a run or a packaged model is of text alone. Raises UserError."""
     return read_latest(model, load_spec)[0].model.text_only
 
 

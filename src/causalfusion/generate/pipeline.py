@@ -204,7 +204,7 @@ class Pipeline(TokenPipeline):
         image_indices: Sequence[int] | None = None,
         watch: TokenWatcher | None = None,
     ) -> list[str]:
-        """What the model says of images (B, C, H, W) in [-1, 1], or of pictures or image files.
+        """The model's captions of images (B, C, H, W) in [-1, 1], of pictures or of image files.
 
         Text i depends on (seed, image_indices[i]) and image i alone."""
         tokenizer, images = self.with_text(), self.to_tensor(images)

@@ -24,14 +24,14 @@ from causalfusion.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What a diffusion step did, for progress and pictures."""
+    """The result of a diffusion step, for progress and pictures."""
 
     ar_step: int
     num_ar_steps: int
     diffusion_step: int
     num_diffusion_steps: int
     timestep: float
-    """What the model was told."""
+    """The timestep that the model was given."""
     positions: Tensor
     """(B, n) raster indices of the tokens in work."""
     tokens: Tensor

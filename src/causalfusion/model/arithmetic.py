@@ -39,7 +39,7 @@ class Flops:
 
 @dataclass(frozen=True)
 class Form:
-    """What stands in an image's training sequence beside its split."""
+    """The content of an image's training sequence beside its split."""
 
     copies: int = 1
     """R; of a per-token head, outside of the sequence."""
@@ -108,7 +108,7 @@ class Pairs:
 
 
 def visible_pairs(config: ModelConfig, split: SplitFacts, form: Form) -> Pairs:
-    """What the mask leaves of the square of the sequence's length."""
+    """The query-key pairs that the mask leaves of the square of the sequence's length."""
     total, text, classes = split.num_tokens, form.text_tokens, config.num_condition_tokens
     clean, _, _ = _clean_rows(split, form)
     condition = classes + text

@@ -26,7 +26,7 @@ from causalfusion.sequence import PackedSequence
 
 AttentionBackend = Literal["auto", "dense", "segments", "flex"]
 SEGMENTS_PAY = 0.5
-"""Of all pairs of a float32 sequence on a CPU: up to this share, blocks of rows are faster than torch's own
+"""Share of all pairs of a float32 sequence up to which, on a CPU, blocks of rows are faster than torch's own
 kernel on all of them, from 100 to 1400 tokens (`python -m benchmarks.attention`)."""
 
 
@@ -108,7 +108,7 @@ def select_attend(
 
 
 def automatic_attend(sequence: PackedSequence, head_dim: int = FLEX_MIN_HEAD) -> tuple[Attend, str]:
-    """What `auto` stands for, and why."""
+    """The backend that `auto` stands for, and the reason."""
     if _device(sequence).type == "cuda":
         name, reason = backend_on_gpu(head_dim, triton=has_triton())
         return _MAKERS[name](sequence), reason

@@ -1,4 +1,4 @@
-"""What a block of the transformer costs; whoever changes `block.py` changes this."""
+"""The cost of a block of the transformer; a change of `block.py` changes it."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class SegmentAttend:
 
     @property
     def share(self) -> float:
-        """Of all T² pairs, those that lie in the blocks."""
+        """Share of all T² pairs that lie in the blocks."""
         pairs = sum((b.end - b.start) * (stop - start) for b in self.blocks for start, stop in b.columns)
         return pairs / self.num_tokens**2
 

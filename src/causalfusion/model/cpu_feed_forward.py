@@ -37,7 +37,7 @@ def feed_forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> T
 
 
 def runs_here(x: Tensor) -> bool:
-    """Whether `feed_forward` computes such an input: on a CPU, not in float64, outside of torch.compile."""
+    """True for inputs that `feed_forward` computes: on a CPU, not in float64, outside of torch.compile."""
     return x.device.type == "cpu" and x.dtype != torch.float64 and not torch.compiler.is_compiling()
 
 

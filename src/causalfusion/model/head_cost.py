@@ -1,4 +1,4 @@
-"""What the per-token head costs; whoever changes `head.py` changes this.
+"""The cost of the per-token head; a change of `head.py` changes it.
 
 Letters: P token dimension, D width of the transformer, W width of the network, R noised copies of a token.
 """

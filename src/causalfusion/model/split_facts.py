@@ -1,4 +1,4 @@
-"""What arithmetic depends on of a split into AR steps: a few sums, and their expectation over all splits that
+"""The sums of a split into AR steps on which arithmetic depends, and their expectation over all splits that
 training draws.
 
 Letters: L image tokens, S AR steps, V context tokens, κ_s the tokens of AR step s.
@@ -19,7 +19,7 @@ from causalfusion.factorization import mask_ratio_probabilities, num_ar_steps_pr
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What arithmetic depends on of an image's split: of one split, or expected over many."""
+    """The sums of an image's split on which arithmetic depends: those of one split, or expected over many."""
 
     num_tokens: int
     """L."""
@@ -34,7 +34,7 @@ class SplitFacts:
 
 
 def split_facts(sizes: Sequence[int]) -> SplitFacts:
-    """Of one split, shared by a batch."""
+    """The facts of one split, shared by a batch."""
     total, last = sum(sizes), sizes[-1]
     context = total - last
     return SplitFacts(total, last, sum(size * size for size in sizes), context, context**2)

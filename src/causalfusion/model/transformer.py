@@ -44,7 +44,7 @@ class Transformer(nn.Module):
     image_in: nn.Linear
     """Only of a model with images, as are all others that concern them."""
     timestep_embedding: TimestepEmbedding
-    """Of the joint head, as `image_out` is; the per-token head has its own."""
+    """Belongs to the joint head, as `image_out` does; the per-token head has its own."""
     image_out: nn.Linear
     text_embedding: nn.Embedding
     """Only of a model with text."""

@@ -46,7 +46,7 @@ class Job:
 
 
 LONGEST_NAME = 100
-"""Of a run's folder; where the settings make a longer one, it has the recipes and a hash."""
+"""Longest name of a run's folder made of its settings; instead of a longer one, the recipes and a hash."""
 
 
 def jobs_of(study: Study, study_data: StudyData, seeds: Sequence[int], out: Path) -> list[Job]:

@@ -30,7 +30,7 @@ def is_measured(job: Job, study_data: StudyData) -> bool:
 
 @dataclass(frozen=True)
 class Point:
-    """What one figure is of: a model after a share of its training, at a number of AR steps."""
+    """The subject of one figure: a model after a share of its training, at a number of AR steps."""
 
     num_ar_steps: int
     budget: float = 1.0

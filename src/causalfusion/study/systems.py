@@ -1,4 +1,4 @@
-"""What the variants of a study cost, and how good they are after parts of the training: a table of each, a
+"""The costs of a study's variants, and their quality after parts of the training: a table of each, a
 picture of quality against time, and a result card for each variant."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from causalfusion.study.tables import row, show_distance, show_share
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one variant; arithmetic in FLOPs per image, needed ones."""
+    """The costs of one variant; arithmetic in needed FLOPs per image."""
 
     parameters: int
     training: float
@@ -39,7 +39,7 @@ class Costs:
     memory: float
     """Bytes of the training's state and activations."""
     generation: dict[int, float]
-    """Of an image at each S, guidance included."""
+    """Arithmetic of generating an image at each S, guidance included."""
 
 
 def costs_of(job: Job, study_data: StudyData) -> Costs:
@@ -105,7 +105,7 @@ def _budget_table(study: Study, study_data: StudyData, by_variant: Mapping[str, 
 def _cost_table(
     study_data: StudyData, by_variant: Mapping[str, Sequence[Job]], costs: Mapping[str, Costs]
 ) -> str:
-    """What each costs beside what it gives; seconds as measured where the figures were."""
+    """The cost of each beside its quality; seconds as measured together with the figures."""
     head = [
         "",
         "S",

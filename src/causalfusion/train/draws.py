@@ -32,7 +32,7 @@ class TextDraw:
     drop_caption: bool
     """Leave the caption before the image empty."""
     drop_class: bool = False
-    """And take the class away with it, as guidance away from both does; for every second such caption."""
+    """Drop the class too, as guidance away from both does; for every second dropped caption."""
 
 
 @dataclass(frozen=True)

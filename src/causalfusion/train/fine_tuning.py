@@ -1,4 +1,4 @@
-"""What a run takes over from another model, and which of its weights it trains."""
+"""Starting from another model: the weights that are taken over, and those that are trained."""
 
 from __future__ import annotations
 

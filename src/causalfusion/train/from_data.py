@@ -1,4 +1,4 @@
-"""What a run takes from its data before it trains: grids of images, statistics of latents, a tokenizer."""
+"""The facts that a run takes from its data before it trains: grids, statistics of latents, a tokenizer."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ from causalfusion.train.draws import Draws, draw
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """What the feed gives: this process's share of a train step's images."""
+    """A batch from the feed: this process's share of a train step's images."""
 
     tokens: Tensor
     """(B, L, P) clean, raster order."""
@@ -141,7 +141,7 @@ class Arranged:
 
 @dataclass(frozen=True)
 class Errors:
-    """What a model got wrong, not yet weighted."""
+    """A model's errors, not yet weighted."""
 
     image: Tensor
     """(N, R*m, P) squared errors, in the plan's order; m = L but in a bidirectional context, where only asked
@@ -152,7 +152,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run minimises."""
+    """The objective that a run minimises."""
 
     config: RunConfig
     process: Process
@@ -163,7 +163,7 @@ class Objective:
     with."""
 
     def draw(self, batch: TokenBatch, *, seed: int, split_index: int) -> Draws:
-        """What is random for the batch, on the CPU."""
+        """The random draws for the batch, on the CPU."""
         config = self.config
         return draw(
             config.factorization,

@@ -42,7 +42,7 @@ class Conversion:
     weights: Mapping[str, Stored]
     """Theirs, by full name."""
     shapes: Shapes
-    """Of ours."""
+    """Shapes of our weights, by name."""
     where: str
 
     @property
@@ -55,7 +55,7 @@ class Conversion:
 
     @property
     def bytes_at_once(self) -> int:
-        """What lies in memory at a time: the parts of a weight, and the weight made of them."""
+        """Bytes in memory at a time: the parts of a weight, and the weight made of them."""
         return 2 * max(sum(self.weights[name].num_bytes for name in link.theirs) for link in self.links)
 
     def tensors(self) -> Iterator[Tensor]:
@@ -122,7 +122,7 @@ def _shapes_of_ours(links: Sequence[Link], weights: Mapping[str, Stored], where:
 
 
 def describe(conversion: Conversion, source: LanguageSource) -> list[str]:
-    """What the conversion takes, before it begins."""
+    """The memory that the conversion needs, told before it begins."""
     model, numbers = conversion.model, conversion.num_numbers
     types = sorted({str(dtype).removeprefix("torch.") for _, dtype in conversion.shapes.values()})
     files = f"{source.num_files} file{'s' * (source.num_files != 1)}"

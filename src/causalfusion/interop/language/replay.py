@@ -34,7 +34,7 @@ class Replayed(NamedTuple):
     conversion: Conversion
     recording: Recording
     form: str
-    """Of its configuration, for the report; empty for the one in config.json."""
+    """Name of its configuration in the report; empty for config.json."""
 
     def compare(self, tensor: str, ours: Tensor, quantity: str, how: str = "") -> None:
         self.recording.compare(tensor, ours, quantity, ", ".join(filter(None, (how, self.form))))

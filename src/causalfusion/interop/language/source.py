@@ -18,7 +18,7 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    """Of what `read` gives."""
+    """The dtype that `read` gives."""
     read: Callable[[], Tensor]
 
     @property

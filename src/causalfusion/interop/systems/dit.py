@@ -28,7 +28,7 @@ from causalfusion.interop.systems.released import Released, Shapes
 from causalfusion.model.positions import sincos_positions
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Of the released S, B, L and XL, by width."""
+"""Attention heads of the released S, B, L and XL, by width."""
 FLOW = DiffusionConfig(
     path="rectified_flow", prediction_type="velocity", timestep_scale=1.0, timestep_from="noise"
 )
@@ -79,7 +79,7 @@ def _network(s: Shapes, sign: float) -> tuple[ModelConfig, list[Link], int]:
 
 
 def network_links(model: ModelConfig, channels: int, patch: int, outputs: int, sign: float) -> list[Link]:
-    """Of the weights of a network with `outputs` rows in its last layer."""
+    """Links of the weights of a network with `outputs` rows in its last layer."""
     twofold = outputs == 2 * model.token_dim
     order = mean_then_variance(channels, patch)[: model.prediction_dim] if twofold else None
     return [

@@ -22,7 +22,7 @@ from causalfusion.interop.systems.links import Link, blocks, channels_last, modu
 from causalfusion.interop.systems.released import Released, Shapes
 
 HEADS = {1152: 16, 2304: 24}
-"""Of the released XL and 3B models, by width."""
+"""Attention heads of the released XL and 3B models, by width."""
 Extrapolation = Literal["none", "linear", "ntk", "ntk_by_parts", "yarn", "ntk_pro1", "ntk_pro2"]
 EXTRAPOLATIONS: dict[str, Extrapolation] = {
     "normal": "none",

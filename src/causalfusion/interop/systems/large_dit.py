@@ -31,7 +31,7 @@ from causalfusion.interop.systems.links import (
 from causalfusion.interop.systems.released import Released, Shapes
 
 HEADS = {1536: 32, 3072: 32, 4096: 32}
-"""Of the 600M, 3B and 7B models, by width."""
+"""Attention heads of the 600M, 3B and 7B models, by width."""
 
 
 def read_large_dit(state: Mapping[str, Tensor], settings: Mapping[str, Any], where: str) -> Released:

@@ -25,7 +25,7 @@ from causalfusion.interop.systems.released import Released, Shapes
 from causalfusion.model.positions import sincos_positions
 
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 12, 2048: 16}
-"""Of the presets, by width."""
+"""Attention heads of the presets, by width."""
 _SCHEDULES = ("cosine", "linear", "scaled_linear", "sigmoid", "cauchy", "laplace")
 _NORM = NormConfig(kind="rms_norm", weight="none", eps=1e-6)
 
@@ -50,7 +50,7 @@ def _diffusion(s: Shapes) -> DiffusionConfig:
 
 
 def _shared(s: Shapes) -> dict[str, Any]:
-    """What both systems of this code have in common."""
+    """Settings that both systems of this code share."""
     size = s.shape("t_embedder.mlp.2.weight", 2)[0]
     heads = s.heads("num_heads", size, HEADS)
     kv_size = (s.shape("blocks.0.attn.qkv.weight", 2)[0] - size) // 2

@@ -22,7 +22,7 @@ from causalfusion.interop.systems.links import Link, blocks, channels_last, modu
 from causalfusion.interop.systems.released import Released, Shapes
 
 HEADS = {768: 12, 1024: 16, 1280: 16}
-"""Of the released B, L and H, by width."""
+"""Attention heads of the released B, L and H, by width."""
 _NORM = NormConfig(eps=1e-6)
 _NET = "diffloss.net"
 

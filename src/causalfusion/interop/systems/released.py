@@ -25,7 +25,7 @@ class Released:
     model: ModelConfig
     diffusion: DiffusionConfig
     links: Sequence[Link]
-    """Of all of its weights with all of ours."""
+    """Links between all of its weights and all of ours."""
     patch_size: int
     sampling: SampleConfig = field(default_factory=SampleConfig)
     """How its authors sample."""

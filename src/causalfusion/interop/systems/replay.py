@@ -54,7 +54,7 @@ class System(NamedTuple):
     """By what stands between X. and .safetensors."""
     tolerances: Mapping[str, float]
     schedules: Replay | None = None
-    """Of schedules.safetensors, which all models of a folder share."""
+    """Replay of schedules.safetensors, which all models of a folder share."""
 
 
 _DDPM = {
@@ -124,7 +124,7 @@ def recorded_folders(folder: Path) -> Iterator[Path]:
 
 
 def _is_language_models(folder: Path) -> bool:
-    """Whether it is one recorded language model, or holds nothing but such folders."""
+    """True for a recorded language model, or a folder that holds nothing but such folders."""
     inside = [path for path in folder.iterdir() if path.is_dir()]
     return (folder / _LANGUAGE_MODEL).is_file() or (
         bool(inside) and all((path / _LANGUAGE_MODEL).is_file() for path in inside)
@@ -132,7 +132,7 @@ def _is_language_models(folder: Path) -> bool:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether the folder's recordings are of this project's reference, as unknown ones count, too."""
+    """True if the folder's recordings are of this project's reference; unknown ones count as such."""
     return not _is_language_models(folder) and all(
         _system_of(path) is None for path in sorted(folder.glob("*weights.safetensors"))
     )
@@ -199,7 +199,7 @@ def _system_of(path: Path) -> System | None:
 
 
 def _tells_time_from_noise(weights: Path) -> bool:
-    """Whether recordings of a network with DiT's names are of a flow, as no weight tells."""
+    """True if recordings of a network with DiT's names are of a flow, which no weight tells."""
     for part, tensor in (("train", "case0/x1"), ("sample", "ode/times")):
         path = _beside(weights, part)
         if path.is_file():

@@ -36,7 +36,7 @@ from causalfusion.train.draws import Draws
 
 TOLERANCES = {"predictions": 5e-6, "losses": 2e-6, "gradients": 1e-4, "sampling trajectories": 2e-5}
 GUIDED_CHANNELS = 3
-"""Of the released code's guidance."""
+"""The released code's guidance."""
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class Placed(NamedTuple):
     grid: Tensor
     """(2,) rows and columns."""
     number: int
-    """What the mask has at its places."""
+    """The mask's values at its places."""
 
 
 def images_in(mask: Tensor, size: Tensor) -> Iterator[Placed]:

@@ -67,7 +67,7 @@ class Order:
         self.to_theirs = self.to_ours.argsort()
 
     def ours(self, tokens: Tensor) -> Tensor:
-        """Of tokens, or of outputs with variances."""
+        """Tokens, or outputs with variances, with their numbers in our order."""
         return torch.cat([part[..., self.to_ours] for part in tokens.split(self.size, dim=-1)], dim=-1)
 
     def theirs(self, tokens: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class _Run:
         return torch.stack(masks)
 
     def _compare_conditions(self, masks: Tensor) -> None:
-        """What the transformer gives for all tokens, from recorded ones."""
+        """The transformer's conditions for all tokens, from recorded ones."""
         if self.prefix + "tokens_in" not in self.r:
             return
         tokens = self.numbers.ours(self.r[self.prefix + "tokens_in"])

@@ -43,7 +43,8 @@ class RecordedSystem:
 
     @property
     def flow(self) -> bool:
-        """Whether its time runs from noise, 0, to data, 1, and its output has the opposite sign of ours."""
+        """True if its time runs from noise, 0, to data, 1, so that its output has the opposite sign of
+        ours."""
         return self.released.diffusion.path != "ddpm"
 
     @property
@@ -149,7 +150,7 @@ def sample_freely(
     start: Tensor,
     added: Tensor | None = None,
 ) -> list[StepEvent]:
-    """What every diffusion step of one AR step does, by our generation loop. `start` (B, L, P); `added`
+    """The diffusion steps of one AR step in our generation loop. `start` (B, L, P); `added`
     (K, B, L, P)."""
     order = torch.arange(start.shape[1])
     noise = RecordedNoise(start, start[None] if added is None else added, order)

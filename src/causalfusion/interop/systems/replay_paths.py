@@ -27,7 +27,7 @@ _NOISE = {
     "SBDM": "sbdm",
 }
 _NORM = 1.5
-"""Of the recorded noises of SDEs, as the README says."""
+"""The recorded noises of SDEs, as in the README."""
 _VELOCITY, _SCORE, _STATE = 2.0, 2.0, 3.0
 """At which conversions were recorded."""
 
