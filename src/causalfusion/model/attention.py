@@ -179,10 +179,15 @@ class Attention(nn.Module):
     def _project(self, x: Tensor, first_query: int) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, N, Q, H), k and v (B, G, T, H) of G heads, each contiguous: one copy serves the norms and
         products."""
-        if first_query == 0 and self.kv_heads == self.num_heads and not self.over_width:
-            q, k, v = self._split_heads(self.qkv(x), 3)
-            return q, k, v
-        weight, bias, size = self.qkv.weight, self.qkv.bias, self.num_heads * self.head_dim
+        size = self.num_heads * self.head_dim
+        if first_query == 0 and not self.over_width:
+            qkv = self.qkv(x)
+            if self.kv_heads == self.num_heads:
+                q, k, v = self._split_heads(qkv, 3)
+                return q, k, v
+            k, v = self._split_heads(qkv[..., size:], 2)
+            return self._split_heads(qkv[..., :size], 1)[0], k, v
+        weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(x[:, first_query:], weight[:size], None if bias is None else bias[:size])
         kv = F.linear(x, weight[size:], None if bias is None else bias[size:])
         if self.over_width:
