@@ -96,7 +96,7 @@ class ReconstructionConfig:
     ema_decay: float = 0.999
     """Decay of the average of the weights, which is the autoencoder that is saved."""
     init: str = ""
-    """An autoencoder of the same network, as --codec.autoencoder: start from its weights instead of random
+    """An autoencoder of the same network, as for codec.autoencoder: start from its weights instead of random
     ones."""
     seed: int = 0
     """Seed of the initial weights, the order of the data and all noise."""
