@@ -64,6 +64,11 @@ def places_of(raster: Tensor, grid_width: int) -> Tensor:
     return torch.stack([raster // grid_width, raster % grid_width], dim=-1)
 
 
+def raster_of(places: Tensor, grid_width: int | Tensor) -> Tensor:
+    """Raster indices (...) of places (..., 2)."""
+    return places[..., 0] * grid_width + places[..., 1]
+
+
 def grid_tensor(
     model: ModelConfig, grid: tuple[int, int] | None, device: torch.device | None = None
 ) -> Tensor | None:

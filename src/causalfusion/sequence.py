@@ -216,12 +216,12 @@ def pack_asking(
     """[class tokens][clean tokens of κ_1..κ_{S-1}][mask tokens of κ_1..κ_S]: `pack_training` for a per-token
     head, whose noised tokens stay outside the transformer."""
     num_context = _context_length(plan, num_class_tokens + plan.order.shape[1], length_multiple)
-    segments = [class_segment(class_labels, num_class_tokens)]
+    segments, places = [class_segment(class_labels, num_class_tokens)], plan.places
     if num_context:
-        context, clean = slice(0, num_context), clean_tokens[:, :num_context]
-        steps, places = plan.ar_step[:, context], plan.places[:, context]
-        segments.append(image_segment("clean", clean, steps, places, grid=plan.grid))
-    asked = asked_segment(len(class_labels), plan.ar_step, plan.places, plan.grid)
+        context = slice(0, num_context)
+        clean, steps = clean_tokens[:, context], plan.ar_step[:, context]
+        segments.append(image_segment("clean", clean, steps, places[:, context], grid=plan.grid))
+    asked = asked_segment(len(class_labels), plan.ar_step, places, plan.grid)
     return PackedSequence((*segments, asked), denoising)
 
 

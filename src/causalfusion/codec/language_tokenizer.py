@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.codec.chat import Message, render_chat
-from causalfusion.codec.tokenizer import FILE_NAME
+from causalfusion.codec.tokenizer import FILE_NAME, parse_tokenizer
 from causalfusion.config.serialize import read_object
 from causalfusion.errors import UserError
 
@@ -31,16 +31,7 @@ class LanguageTokenizer:
     that of a file of its own, if there is one. Raises ValueError for content that is neither."""
 
     def __init__(self, json: str, settings: Mapping[str, Any], chat_template: str = "") -> None:
-        import tokenizers
-
-        try:
-            self._base = tokenizers.Tokenizer.from_str(json)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises bare `Exception`s; its panics are not even those
-            raise ValueError(str(error)) from None
-        self._base.no_truncation()
-        self._base.no_padding()
+        self._base = parse_tokenizer(json)
         self.json = json
         self.special_tokens = {
             name: text for name in _NAMED if (text := _content(settings.get(name))) is not None

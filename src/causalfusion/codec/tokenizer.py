@@ -11,9 +11,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from causalfusion.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 FILE_NAME = "tokenizer.json"
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -41,23 +44,29 @@ MIN_VOCAB_SIZE = 256 + NUM_MARKERS
 """Smallest vocabulary: one token for every byte, so that any text can be encoded, and the markers."""
 
 
+def parse_tokenizer(json: str) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json, without the truncation and padding that some files request. Raises
+    ValueError for other content."""
+    import tokenizers
+
+    try:
+        parsed = tokenizers.Tokenizer.from_str(json)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare `Exception`s; its panics are not even those
+        raise ValueError(str(error)) from None
+    parsed.no_truncation()
+    parsed.no_padding()
+    return parsed
+
+
 class Tokenizer:
     """A tokenizer with its markers. `json` is the content of a tokenizer.json; anything else raises
     ValueError."""
 
     def __init__(self, json: str) -> None:
-        import tokenizers
-
-        try:
-            self._base = tokenizers.Tokenizer.from_str(json)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises bare `Exception`s; its panics are not even those
-            raise ValueError(str(error)) from None
-        # Some files request truncation, padding, or special tokens inside ordinary text.
-        self._base.no_truncation()
-        self._base.no_padding()
-        self._base.encode_special_tokens = True
+        self._base = parse_tokenizer(json)
+        self._base.encode_special_tokens = True  # some files request special tokens inside ordinary text
         # Not the number of tokens, as the ids of a vocabulary may have gaps.
         ids = self._base.get_vocab(with_added_tokens=True).values()
         self.base_size = max(ids, default=-1) + 1

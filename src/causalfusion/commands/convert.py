@@ -11,7 +11,9 @@ from causalfusion.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from causalfusion.config import ModelConfig
+    from causalfusion.config import SampleConfig
+    from causalfusion.saved.folder import ModelSpec
+
 
 app = App(name="convert", help="Bring models into this format.", result_action="return_value")
 
@@ -42,15 +44,10 @@ def official(
     patch_size
         Side of a token's patch of latents; needed only if the checkpoint does not determine it.
     """
-    from causalfusion.interop.bundle import with_autoencoder
     from causalfusion.interop.official import convert_official
-    from causalfusion.saved.folder import replace_model
 
     spec, weights, raw, notes = convert_official(checkpoint, autoencoder=autoencoder, patch_size=patch_size)
-    spec, inside = with_autoencoder(spec, include=include_autoencoder)
-    replace_model(out, spec, weights, raw, autoencoder=inside)
-    _report(out, spec.model, weights, notes)
-    return 0
+    return _write(out, spec, weights, raw, notes, include_autoencoder)
 
 
 SYSTEMS = {
@@ -98,10 +95,7 @@ def _system_command(system: str, summary: str) -> None:
         image_size: int = 0,
         patch_size: int = 0,
     ) -> int:
-        from causalfusion.config.serialize import to_toml
-        from causalfusion.interop.bundle import with_autoencoder
         from causalfusion.interop.systems.convert import convert_system
-        from causalfusion.saved.folder import SAMPLING_FILE, replace_model
 
         converted = convert_system(
             system,
@@ -111,11 +105,15 @@ def _system_command(system: str, summary: str) -> None:
             image_size=image_size,
             patch_size=patch_size,
         )
-        spec, inside = with_autoencoder(converted.spec, include=include_autoencoder)
-        replace_model(out, spec, converted.weights, converted.raw, autoencoder=inside)
-        (out / SAMPLING_FILE).write_text(to_toml(converted.sampling), encoding="utf-8")
-        _report(out, spec.model, converted.weights, converted.notes)
-        return 0
+        return _write(
+            out,
+            converted.spec,
+            converted.weights,
+            converted.raw,
+            converted.notes,
+            include_autoencoder,
+            converted.sampling,
+        )
 
     convert.__doc__ = summary + _PARAMETERS
     app.command(convert, name=system)
@@ -125,7 +123,22 @@ for _system, _summary in SYSTEMS.items():
     _system_command(_system, _summary)
 
 
-def _report(out: Path, model: ModelConfig, weights: dict[str, Tensor], notes: list[str]) -> None:
+def _write(
+    out: Path,
+    spec: ModelSpec,
+    weights: dict[str, Tensor],
+    raw: dict[str, Tensor] | None,
+    notes: list[str],
+    include_autoencoder: bool,
+    sampling: SampleConfig | None = None,
+) -> int:
+    """Write a converted model, and say what it is."""
+    from causalfusion.interop.bundle import with_autoencoder
+    from causalfusion.saved.folder import replace_model
+
+    spec, inside = with_autoencoder(spec, include=include_autoencoder)
+    replace_model(out, spec, weights, raw, autoencoder=inside, sampling=sampling)
+    model = spec.model
     count = sum(w.numel() for w in weights.values())
     print(
         f"{out}: hidden size {model.hidden_size}, {model.depth} layers, {model.num_heads} heads, "
@@ -133,6 +146,7 @@ def _report(out: Path, model: ModelConfig, weights: dict[str, Tensor], notes: li
     )
     for note in notes:
         print(f"note: {note}")
+    return 0
 
 
 @app.command

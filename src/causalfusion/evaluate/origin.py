@@ -78,7 +78,7 @@ def open_sample_origin(request: EvaluateRequest, world: World) -> SampleOrigin:
             request.samples, len(images), images.shape, images.class_names, labelled, read=images
         )
     model = request.model or DEFAULT_MODEL
-    pipeline, folder = load_pipeline(model, request.weights, request.precision, world, request.autoencoder)
+    pipeline, folder = load_pipeline(model, request, world)
     task = SampleTask(
         images=request.images or DEFAULT_IMAGES,
         settings=request.settings,

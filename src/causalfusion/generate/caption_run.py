@@ -31,9 +31,7 @@ def caption_images(paths: Sequence[Path], request: CaptionRequest) -> list[str]:
         if world.size > 1:
             raise UserError("caption runs in one process; start it without torchrun")
         files = image_files(paths)
-        pipeline, _ = load_pipeline(
-            request.model, request.weights, request.precision, world, request.autoencoder
-        )
+        pipeline, _ = load_pipeline(request.model, request, world)
         pipeline.with_text()
         for file in files if len(files) > request.batch_size else ():
             read_model_image(pipeline, file)  # a damaged one is refused before the first is captioned

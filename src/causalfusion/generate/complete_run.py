@@ -55,9 +55,7 @@ def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
         if request.chat:
             raise UserError("--chat is for language models with a chat template; this one has images")
         _check_files(prompt)
-        pipeline, folder = load_pipeline(
-            request.model, request.weights, request.precision, world, request.autoencoder
-        )
+        pipeline, folder = load_pipeline(request.model, request, world)
         pipeline.with_text()
         check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
         read = [

@@ -63,14 +63,7 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
     with join_world(request.device) as world:
         if world.size > 1:
             raise UserError("edit runs in one process; start it without torchrun")
-        pipeline, folder = load_pipeline(
-            request.model,
-            request.weights,
-            request.precision,
-            world,
-            request.autoencoder,
-            request.rope_extrapolation,
-        )
+        pipeline, folder = load_pipeline(request.model, request, world, request.rope_extrapolation)
         task = _open_task(pipeline, image, request)
         pipeline = pipeline.at(*task.mask.shape)
         request = _fitted(request, task, pipeline.grid, folder)

@@ -6,7 +6,7 @@ Shape letters: B rows, n tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,19 +24,16 @@ from causalfusion.config import WriteConfig
 from causalfusion.config.serialize import read_object
 from causalfusion.documents import UNSEEN
 from causalfusion.errors import UserError
-from causalfusion.generate.write import choose_tokens
+from causalfusion.generate.write import TokenWatcher, draw_texts
 from causalfusion.machine.runtime import autocast, available_memory
 from causalfusion.model.kv_cache import KVCache
 from causalfusion.model.text_rotation import text_frequencies
 from causalfusion.model.transformer import Transformer
-from causalfusion.rng import derive_generator
 from causalfusion.saved.folder import ModelSpec, load_model, load_spec, read_latest
 from causalfusion.sequence import PackedSequence, text_segment
 from causalfusion.weight_files import read_shapes
 
 Ids = Sequence[int]
-TokenWatcher = Callable[[int, int], None]
-"""Called with (row, token id) for every token that becomes part of a text."""
 
 
 @dataclass(frozen=True)
@@ -139,26 +136,23 @@ class LanguagePipeline:
                 raise UserError(f"the text has {len(ids):,} tokens; expected 1 to {room - 1:,}")
         indices = range(len(rows)) if row_indices is None else row_indices
         limits = [min(config.max_tokens, room - len(ids)) for ids in rows]
-        uniform = torch.stack(
-            [torch.rand(max(limits), generator=derive_generator(seed, "text", index)) for index in indices]
-        )
-        texts: list[list[int]] = [[] for _ in rows]
-        done = [False] * len(rows)
         with autocast(self.device, self.autocast_dtype):
             text = GrowingText(self.model, rows, max(limits), self.device)
-            for place in range(max(limits)):
-                chosen = choose_tokens(text.logits, config, uniform[:, place].to(self.device))
-                for row, token in enumerate(chosen.tolist()):
-                    done[row] = done[row] or token in self.end_ids
-                    if not done[row]:
-                        texts[row].append(token)
-                        if watch is not None:
-                            watch(row, token)
-                        done[row] = len(texts[row]) == limits[row]
-                if all(done):
-                    break
+
+            def append(chosen: Tensor, _: int) -> Tensor:
                 text.append(chosen)
-        return texts
+                return text.logits
+
+            return draw_texts(
+                text.logits,
+                append,
+                limits,
+                self.end_ids,
+                config,
+                seed=seed,
+                row_indices=indices,
+                watch=watch,
+            )
 
 
 def packed_text(rows: Sequence[Ids], device: torch.device) -> PackedSequence:

@@ -15,6 +15,7 @@ import torch
 
 from causalfusion import __version__
 from causalfusion.config import RopeExtrapolation, SampleConfig
+from causalfusion.config.options import GeneratingOptions
 from causalfusion.config.serialize import to_dict
 from causalfusion.errors import UserError
 from causalfusion.files import write_whole
@@ -27,7 +28,7 @@ from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import compute_dtype
 from causalfusion.model.compiled import compile_blocks
-from causalfusion.saved.folder import WeightsName, read_latest
+from causalfusion.saved.folder import read_latest
 
 _UNTRAINED = (
     "guidance leads away from images without a {0}; this model was trained with {1}: it never saw one, "
@@ -44,18 +45,19 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 
 def load_pipeline(
     model: Path,
-    weights: WeightsName,
-    precision: str,
+    options: GeneratingOptions,
     world: World,
-    autoencoder: str = "",
     rope_extrapolation: RopeExtrapolation | None = None,
 ) -> tuple[Pipeline, Path]:
     """The pipeline, and the folder of its model: the latest checkpoint where `model` is a training run."""
-    dtype = compute_dtype(precision)
 
     def load(folder: Path) -> Pipeline:
         pipeline = Pipeline.load(
-            folder, weights=weights, device=world.device, autocast_dtype=dtype, autoencoder=autoencoder
+            folder,
+            weights=options.weights,
+            device=world.device,
+            autocast_dtype=compute_dtype(options.precision),
+            autoencoder=options.autoencoder,
         )
         if rope_extrapolation is not None:
             pipeline.extrapolate(rope_extrapolation)

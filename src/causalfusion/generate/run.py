@@ -71,14 +71,7 @@ class Task:
 def sample_to_folder(request: SampleRequest) -> Path:
     """Generate the images of a request into its folder; the processes of a world take batches in turn."""
     with join_world(request.device) as world, ExitStack() as stack:
-        pipeline, folder = load_pipeline(
-            request.model,
-            request.weights,
-            request.precision,
-            world,
-            request.autoencoder,
-            request.rope_extrapolation,
-        )
+        pipeline, folder = load_pipeline(request.model, request, world, request.rope_extrapolation)
         task = _task(pipeline, request)
         for at in [pipeline.at(*size) for size in task.sizes] or [pipeline]:
             check_settings(request.settings, at.model.config, at.spec.diffusion, at.grid)

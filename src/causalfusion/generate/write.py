@@ -5,7 +5,7 @@ Shape letters: B rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -63,18 +63,47 @@ def write_texts(
     """
     assert context.text_logits is not None, "the context ends with an open text"
     room = model.config.max_text_tokens - context.text_lengths - 1  # keep room for the end marker
-    limits = room.clamp(0, config.max_tokens).tolist()
+    return draw_texts(
+        context.text_logits.clone(),
+        lambda chosen, place: append_tokens(model, context, chosen, place),
+        room.clamp(0, config.max_tokens).tolist(),
+        {markers.text_end},
+        config,
+        seed=seed,
+        row_indices=row_indices,
+        forbidden=[markers.text, markers.image, markers.image_end, markers.end],
+        watch=watch,
+    )
+
+
+def draw_texts(
+    logits: Tensor,
+    append: Callable[[Tensor, int], Tensor],
+    limits: Sequence[int],
+    ends: Collection[int],
+    config: WriteConfig,
+    *,
+    seed: int,
+    row_indices: Sequence[int],
+    forbidden: Sequence[int] = (),
+    watch: TokenWatcher | None = None,
+) -> list[list[int]]:
+    """The ids of rows of text, one token after another, without those that end them.
+
+    `logits` (B, V) are of the first token, and are changed in place; `append(chosen, place)` puts ids (B,)
+    behind the rows and gives the next. Row i draws from (seed, row_indices[i]) alone, and ends at one of
+    `ends` or after limits[i] tokens.
+    """
     uniform = torch.stack(
         [torch.rand(max(limits), generator=derive_generator(seed, "text", index)) for index in row_indices]
     )
-    forbidden = [markers.text, markers.image, markers.image_end, markers.end]
-    texts: list[list[int]] = [[] for _ in row_indices]
-    logits, done = context.text_logits.clone(), [limit == 0 for limit in limits]
+    texts: list[list[int]] = [[] for _ in limits]
+    done = [limit == 0 for limit in limits]
     for place in range(max(limits)):
-        logits[:, forbidden] = -torch.inf
+        logits[:, list(forbidden)] = -torch.inf
         chosen = choose_tokens(logits, config, uniform[:, place].to(logits.device))
         for row, token in enumerate(chosen.tolist()):
-            done[row] = done[row] or token == markers.text_end
+            done[row] = done[row] or token in ends
             if not done[row]:
                 texts[row].append(token)
                 if watch is not None:
@@ -82,7 +111,7 @@ def write_texts(
                 done[row] = len(texts[row]) == limits[row]
         if all(done):
             break
-        logits = append_tokens(model, context, chosen, place)
+        logits = append(chosen, place)
     return texts
 
 

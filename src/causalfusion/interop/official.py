@@ -67,11 +67,8 @@ def convert_official(path: Path, *, autoencoder: str = "", patch_size: int = 0) 
     anything else than such a checkpoint, naming a weight that is missing, unknown or of another shape.
     """
     file = read_official(path)
-    states = [state for state in (file.ema, file.model) if state is not None]
-    for state in states:
-        for key, value in state.items():
-            if not bool(torch.isfinite(value).all()):
-                raise UserError(f"{path}: weight {key} holds values that are not finite; it cannot be used")
+    file.require_finite(path)
+    states = file.states
     # An EMA of the frozen table drifts by rounding. The weights were evaluated with the stored table, so it
     # is replaced by ours only if every copy equals ours.
     learnable = any(infer_config(state, str(path)).position_embedding == "learnable" for state in states)

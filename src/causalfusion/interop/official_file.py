@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -31,6 +32,20 @@ class OfficialFile:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The options of its training (`args`), or the constructor arguments in a recording."""
     train_steps: int = 0
+
+    @property
+    def states(self) -> list[dict[str, Tensor]]:
+        """The state dicts that are there, the EMA first."""
+        return [state for state in (self.ema, self.model) if state is not None]
+
+    def require_finite(self, where: Path) -> None:
+        """Raises UserError for the first weight that is not finite."""
+        for state in self.states:
+            for key, value in state.items():
+                if not bool(torch.isfinite(value).all()):
+                    raise UserError(
+                        f"{where}: weight {key} holds values that are not finite; it cannot be used"
+                    )
 
 
 def read_official(path: Path) -> OfficialFile:

@@ -157,10 +157,6 @@ class Recording:
         error = math.nan if any(map(math.isnan, errors)) else error
         self._add(f"{tensor} ({variant})" if variant else tensor, quantity, error)
 
-    def leave_out(self, note: str) -> None:
-        """Say in the report what is not replayed."""
-        self.checks.append(Check(self.name, "", LEFT_OUT, 0.0, note))
-
     def _add(self, name: str, quantity: str, error: float) -> None:
         self.checks.append(Check(self.name, name, quantity, error, limit=self.tolerances.get(quantity)))
 

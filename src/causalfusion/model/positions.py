@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from causalfusion.config import RopeConfig
+from causalfusion.factorization import raster_of
 
 
 def sincos_positions(hidden_size: int, grid_height: int, grid_width: int) -> Tensor:
@@ -62,7 +63,7 @@ def rotation_at(
     With axes `raster` the index in raster order counts, which begins with `first_index`.
     """
     if config.axes == "raster":
-        index = first_index + places[..., 0] * grid[:, None, 1] + places[..., 1]
+        index = first_index + raster_of(places, grid[:, None, 1])
         return raster_rotation(index, config, head_dim)
     frequencies, factor = axis_frequencies(grid, config, head_dim, trained)
     angles = (places[..., None].double() * frequencies[:, None]).flatten(-2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from causalfusion.config import ModelConfig
+from causalfusion.factorization import raster_of
 from causalfusion.model.positions import grid_places, raster_rotation, rotation_at
 from causalfusion.model.text_rotation import text_rotation
 from causalfusion.sequence import EVERYWHERE, PackedSequence
@@ -26,8 +27,7 @@ def sequence_rotation(sequence: PackedSequence, config: ModelConfig, table: Tens
     for segment in sequence.segments:
         if segment.places is not None and segment.kind == "image":
             if segment.grid is None:
-                raster = segment.places[..., 0] * config.grid_width + segment.places[..., 1]
-                parts.append(table[:, raster])
+                parts.append(table[:, raster_of(segment.places, config.grid_width)])
             else:
                 parts.append(image_rotation(segment.places, segment.grid, config))
         elif segment.kind == "class" and config.rope.axes == "raster":

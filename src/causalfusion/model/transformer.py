@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from causalfusion.config import ModelConfig, RopeExtrapolation
+from causalfusion.factorization import raster_of
 from causalfusion.model.attention import Attend, AttentionBackend, select_attend
 from causalfusion.model.block import Block
 from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding
@@ -162,7 +163,7 @@ class Transformer(nn.Module):
         attend = attend or self._attend(sequence, backend)
         table = self.rope if self.config.position_embedding == "rope" else None
         rotation = sequence_rotation(sequence, self.config, table)
-        x, modulation = self._enter(sequence), self._modulation(sequence)
+        x, modulation = self._enter(sequence, backend), self._modulation(sequence)
         for layer, block in enumerate(self.blocks):
             first = sequence.first_output if layer == self.config.depth - 1 else 0
             x = block(x, attend, layer, first, rotation, modulation)
@@ -206,7 +207,7 @@ class Transformer(nn.Module):
         denoised = self.head(of_image, sequence.denoising.tokens, sequence.denoising.timesteps)
         return Predictions(denoised, logits, of_image)
 
-    def _enter(self, sequence: PackedSequence) -> Tensor:
+    def _enter(self, sequence: PackedSequence, backend: AttentionBackend) -> Tensor:
         """The embedded tokens (B, T, D); with an encoder, known ones go through it, and asked ones behind."""
         segments = [s for s in sequence.segments if s.num_tokens]
         if self.encoder is None:
@@ -214,9 +215,8 @@ class Transformer(nn.Module):
             return x if self.norm_in is None else self.norm_in(x)
         known = [s for s in segments if s.role != "asked"]
         x = torch.cat([self._embed(s) for s in known], dim=1)
-        x = self.encoder(
-            x if self.norm_in is None else self.norm_in(x), self._attend(PackedSequence(tuple(known)), "auto")
-        )
+        x = x if self.norm_in is None else self.norm_in(x)
+        x = self.encoder(x, self._attend(PackedSequence(tuple(known)), backend))
         asked = [self._mask_tokens(s) for s in segments if s.role == "asked"]
         assert segments == [*known, *(s for s in segments if s.role == "asked")], "asked tokens stand behind"
         places = [
@@ -255,18 +255,14 @@ class Transformer(nn.Module):
         """(1 or B, n, D) rows of a table (L, D) of the grid of training, interpolated to another grid."""
         assert segment.places is not None, "image tokens have places"
         if segment.grid is None:
-            return F.embedding(self._raster(segment.places), table)
+            return F.embedding(raster_of(segment.places, self.config.grid_width), table)
         trained = self.config.grid_height, self.config.grid_width
         each = len(segment.places) // len(segment.grid)  # rows of a grid: all, or one
         rows = []
         for grid, places in zip(segment.grid.tolist(), segment.places.split(each), strict=True):
             resized = resize_table(table, trained, (grid[0], grid[1]))
-            rows.append(F.embedding(places[..., 0] * grid[1] + places[..., 1], resized))
+            rows.append(F.embedding(raster_of(places, grid[1]), resized))
         return torch.cat(rows)
-
-    def _raster(self, places: Tensor) -> Tensor:
-        """Places (1 or B, n, 2) as rows of the tables, which hold the grid of training."""
-        return places[..., 0] * self.config.grid_width + places[..., 1]
 
     def _modulation(self, sequence: PackedSequence) -> Modulation | None:
         """AdaLN-zero: class plus, for noised tokens, timestep; a row per segment or per token."""

@@ -26,9 +26,10 @@ from causalfusion.config import (
     DiffusionConfig,
     FactorizationConfig,
     ModelConfig,
+    SampleConfig,
     TextConfig,
 )
-from causalfusion.config.serialize import from_dict, read_json, to_dict
+from causalfusion.config.serialize import from_dict, read_json, to_dict, to_toml
 from causalfusion.errors import UserError
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.earlier_formats import EARLIER, bring_forward
@@ -76,9 +77,10 @@ def save_model(
     raw: dict[str, Tensor] | None = None,
     tokenizer: Tokenizer | None = None,
     autoencoder: Any = None,
+    sampling: SampleConfig | None = None,
 ) -> None:
-    """Write a model folder, including the autoencoder and tokenizer that are given. Not atomic: callers that
-    need that write to a temporary folder and rename it."""
+    """Write a model folder, including the autoencoder, the tokenizer and the recommended sampling that are
+    given. Not atomic: callers that need that write to a temporary folder and rename it."""
     folder.mkdir(parents=True, exist_ok=True)
     if autoencoder is not None:
         save_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
@@ -92,6 +94,8 @@ def save_model(
         if state is not None:
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
             save_file(tensors, folder / _FILES[name], metadata={"format": "pt"})
+    if sampling is not None:
+        (folder / SAMPLING_FILE).write_text(to_toml(sampling), encoding="utf-8")
     save_spec(folder, spec)
 
 
@@ -102,10 +106,11 @@ def replace_model(
     raw: dict[str, Tensor] | None = None,
     tokenizer: Tokenizer | None = None,
     autoencoder: Any = None,
+    sampling: SampleConfig | None = None,
 ) -> None:
     """Write a model folder atomically, replacing a model that is there. Raises UserError if the folder holds
     anything else, or cannot be written."""
-    replace_folder(folder, lambda new: save_model(new, spec, weights, raw, tokenizer, autoencoder))
+    replace_folder(folder, lambda new: save_model(new, spec, weights, raw, tokenizer, autoencoder, sampling))
 
 
 def save_spec(folder: Path, spec: ModelSpec) -> None:

@@ -120,12 +120,9 @@ class Arranged:
         """(N, L, P) the images in the plan's order."""
         return self.tokens.gather(1, self.plan.order[:, :, None].expand_as(self.tokens))
 
-    def noised(self, process: Process) -> NoisedTokens:
-        """(N, R*L, P) tokens in the plan's order, one noised copy of the image behind another."""
-        return self.noised_from(0, process)
-
     def noised_from(self, first: int, process: Process) -> NoisedTokens:
-        """The same for the tokens from the plan's `first` on alone: (N, R*m, P)."""
+        """(N, R*m, P) the tokens from the plan's `first` on, in its order, one noised copy of the image
+        behind another."""
         copies = self.noise.shape[1]
         index = self.plan.order[:, None, first:, None].expand(-1, copies, -1, self.tokens.shape[2])
         noise = self.noise.gather(2, index).flatten(1, 2)
@@ -206,10 +203,7 @@ class Objective:
     def first_asked(self, piece: Arranged) -> int:
         """The place in the plan's order from which on tokens are predicted: all of them, or in a
         bidirectional context those of the last AR step, where the others are known."""
-        if self.config.model.context == "causal":
-            return 0
-        last = piece.plan.ar_step == piece.plan.ar_step[:, -1:]
-        return piece.plan.ar_step.shape[1] - int(last.sum(1).min())
+        return 0 if self.config.model.context == "causal" else piece.plan.num_context_tokens
 
     def errors(self, model: nn.Module, piece: Arranged, num_text: int = 0) -> Errors:
         """The errors of a model on arranged documents, all on the model's device; rows of text are filled up

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from causalfusion.config import FactorizationConfig, SampleConfig
@@ -71,12 +70,11 @@ def convert_system(
         notes.append(FREQUENCIES_NOTE)
     else:
         file = read_official(path)
-        _check_finite(file, path)
+        file.require_finite(path)
     settings = {**_beside(path), **file.settings}
     settings = _with_options(settings, num_heads=num_heads, image_size=image_size, patch_size=patch_size)
-    states = [state for state in (file.ema, file.model) if state is not None]
-    released = [_read(system, state, settings, str(path)) for state in states]
-    weights = [one.weights(state, str(path)) for one, state in zip(released, states, strict=True)]
+    released = [_read(system, state, settings, str(path)) for state in file.states]
+    weights = [one.weights(state, str(path)) for one, state in zip(released, file.states, strict=True)]
     first = released[0]
     if any(other.model != first.model for other in released):
         raise UserError(f"{path}: its ema and model weights are of different sizes; the file is damaged")
@@ -90,13 +88,6 @@ def convert_system(
     )
     raw = weights[1] if len(weights) > 1 else None
     return ConvertedSystem(spec, weights[0], raw, first.sampling, [*notes, *of_codec])
-
-
-def _check_finite(file: OfficialFile, path: Path) -> None:
-    for state in (file.ema, file.model):
-        for key, value in (state or {}).items():
-            if not bool(torch.isfinite(value).all()):
-                raise UserError(f"{path}: weight {key} holds values that are not finite; it cannot be used")
 
 
 def _read(system: str, state: Mapping[str, Tensor], settings: Mapping[str, Any], where: str) -> Released:

@@ -26,13 +26,9 @@ from causalfusion.interop.systems.replay_model import (
 )
 from causalfusion.interop.systems.replay_training import (
     compare_gradients,
-    dropped_labels,
-    precise,
-    raster_plan,
-    train_pass,
+    replay_image_case,
 )
 from causalfusion.model.embeddings import TIMESTEP_FREQUENCIES, sinusoid
-from causalfusion.train.draws import Draws
 
 TOLERANCES = {"predictions": 5e-6, "losses": 2e-6, "gradients": 1e-4, "sampling trajectories": 2e-5}
 GUIDED_CHANNELS = 3
@@ -76,34 +72,18 @@ def replay_train(r: Recording, system: RecordedSystem) -> None:
     """Replay X.train: noised latents, both terms of the loss, and gradients."""
     process, config = system.process, system.released.model
     assert isinstance(process, DDPM), "a system with a chain of noise levels"
-    probability = float(system.settings.get("class_dropout_prob", 0.1))  # type: ignore[arg-type]
-    model, exact = system.model(), precise(system.model())
     for prefix in r.prefixes("case"):
-        labels = dropped_labels(r, prefix, config.null_label, probability)
         x0, t = system.tokens(r[prefix + "x0"]), r[prefix + "t"]
-        noise = system.tokens(r[prefix + "noise"])
-        plan = raster_plan(len(x0), x0.shape[1], config.grid_width)
-        draws = Draws(plan, t[:, None], noise[:, None], torch.zeros(len(x0), dtype=torch.bool))
-        model.zero_grad(set_to_none=True)
-        passed = train_pass(system, model, x0, labels, draws)
-        passed.loss.backward()
-        out = passed.predictions.image.detach()
-        r.compare(prefix + "xt", system.latents(passed.noised.noised), "noised tokens")
+        passed, model = replay_image_case(r, prefix, system, x0, t)
+        out, noised = passed.predictions.image.detach(), passed.noised
         r.compare(prefix + "model_out", system.latents(out), "predictions")
         epsilon = out[..., : config.token_dim]
-        r.compare(prefix + "mse", (epsilon - noise).square().mean((1, 2)), "losses")
+        r.compare(prefix + "mse", (epsilon - noised.noise).square().mean((1, 2)), "losses")
         if config.predicts_variance:
-            clean = process.to_clean(epsilon, passed.noised.noised, t)
-            bits = variational_term(
-                process.schedule, clean, x0, passed.noised.noised, out[..., config.token_dim :], t
-            )
+            clean = process.to_clean(epsilon, noised.noised, t)
+            variances = out[..., config.token_dim :]
+            bits = variational_term(process.schedule, clean, x0, noised.noised, variances, t)
             r.compare(prefix + "vb", bits.mean((1, 2)), "variational terms")
-        r.compare(prefix + "loss_per_sample", passed.errors.mean((1, 2)), "losses")
-        r.compare(prefix + "loss", passed.loss.reshape(1), "losses")
-        if prefix + "loss_fp64" in r:
-            draws = replace(draws, noise=draws.noise.double())
-            loss = train_pass(system, exact, x0.double(), labels, draws).loss
-            r.compare(prefix + "loss_fp64", loss.reshape(1), "losses")
         # Rotary positions turn the keys' biases, which are a constant no longer.
         cancel = config.position_embedding != "rope"
         compare_gradients(r, prefix, system, model, None, keys_cancel=cancel)

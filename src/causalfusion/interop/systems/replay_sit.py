@@ -20,13 +20,9 @@ from causalfusion.interop.systems.replay_model import RecordedSystem, sample_fre
 from causalfusion.interop.systems.replay_paths import compare_drift, compare_paths
 from causalfusion.interop.systems.replay_training import (
     compare_gradients,
-    dropped_labels,
-    precise,
-    raster_plan,
-    train_pass,
+    replay_image_case,
 )
 from causalfusion.model.transformer import Transformer
-from causalfusion.train.draws import Draws
 
 TOLERANCES = {"predictions": 5e-6, "losses": 2e-6, "gradients": 1e-4, "sampling trajectories": 1e-5}
 _NOISE = {
@@ -45,29 +41,13 @@ _SDE = {"Euler": "sde", "Heun": "sde_heun"}
 def replay_train(r: Recording, system: RecordedSystem) -> None:
     """Replay X.train: noised latents, velocities, losses and gradients; coefficients and weighted losses of
     every path."""
-    config = system.released.model
-    probability = float(system.settings.get("class_dropout_prob", 0.1))  # type: ignore[arg-type]
-    model, exact = system.model(), precise(system.model())
     for prefix in r.prefixes("case"):
-        labels = dropped_labels(r, prefix, config.null_label, probability)
-        x1, noise = system.tokens(r[prefix + "x1"]), system.tokens(r[prefix + "noise"])
-        levels = system.levels(r[prefix + "t"])
-        plan = raster_plan(len(x1), x1.shape[1], config.grid_width)
-        draws = Draws(plan, levels[:, None], noise[:, None], torch.zeros(len(x1), dtype=torch.bool))
-        model.zero_grad(set_to_none=True)
-        passed = train_pass(system, model, x1, labels, draws)
-        passed.loss.backward()
-        r.compare(prefix + "xt", system.latents(passed.noised.noised), "noised tokens")
+        clean, levels = system.tokens(r[prefix + "x1"]), system.levels(r[prefix + "t"])
+        passed, model = replay_image_case(r, prefix, system, clean, levels)
         r.compare(prefix + "ut", -system.latents(passed.noised.target), "noised tokens")
         r.compare(prefix + "pred", -system.latents(passed.predictions.image), "predictions")
-        r.compare(prefix + "loss_per_sample", passed.errors.mean((1, 2)), "losses")
-        r.compare(prefix + "loss", passed.loss.reshape(1), "losses")
-        if prefix + "loss_fp64" in r:
-            draws = replace(draws, noise=draws.noise.double())
-            loss = train_pass(system, exact, x1.double(), labels, draws).loss
-            r.compare(prefix + "loss_fp64", loss.reshape(1), "losses")
         compare_gradients(r, prefix, system, model, None)
-    compare_paths(r, system, model)
+    compare_paths(r, system, system.model())
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,30 @@ def train_pass(
         handle.remove()
     noised = piece.noised_from(objective.first_asked(piece), system.process)
     return TrainPass(*captured[0], noised, errors, objective.image_loss(errors, piece))
+
+
+def replay_image_case(
+    recording: Recording, prefix: str, system: RecordedSystem, clean: Tensor, levels: Tensor
+) -> tuple[TrainPass, Transformer]:
+    """A recorded train step of whole images (B, L, P) at one level each (B,): noised tokens and losses are
+    compared. The model has its gradients."""
+    config = system.released.model
+    probability = float(system.settings.get("class_dropout_prob", 0.1))  # type: ignore[arg-type]
+    labels = dropped_labels(recording, prefix, config.null_label, probability)
+    noise = system.tokens(recording[prefix + "noise"])
+    plan = raster_plan(len(clean), clean.shape[1], config.grid_width)
+    draws = Draws(plan, levels[:, None], noise[:, None], torch.zeros(len(clean), dtype=torch.bool))
+    model = system.model()
+    passed = train_pass(system, model, clean, labels, draws)
+    passed.loss.backward()
+    recording.compare(prefix + "xt", system.latents(passed.noised.noised), "noised tokens")
+    recording.compare(prefix + "loss_per_sample", passed.errors.mean((1, 2)), "losses")
+    recording.compare(prefix + "loss", passed.loss.reshape(1), "losses")
+    if prefix + "loss_fp64" in recording:
+        draws = replace(draws, noise=draws.noise.double())
+        loss = train_pass(system, precise(system.model()), clean.double(), labels, draws).loss
+        recording.compare(prefix + "loss_fp64", loss.reshape(1), "losses")
+    return passed, model
 
 
 def raster_plan(num_images: int, num_tokens: int, grid_width: int, *, one_each: bool = False) -> Plan:
