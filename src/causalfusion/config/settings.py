@@ -218,6 +218,12 @@ class RunConfig:
         expected = f"a divisor of the {images} images of a micro-batch"
         check(images % count == 0, "text.examples_per_sequence", count, expected)
 
+    @property
+    def reads_text(self) -> bool:
+        """False where the text's loss counts nothing, and the text's weights are frozen: texts are there for
+        images alone."""
+        return self.text.loss_coefficient > 0 or self.train.trainable != "images"
+
     def _check_head(self) -> None:
         """Check what the model's head and context require of the plan."""
         head, plan = self.model.head, self.factorization

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from causalfusion.sequence import PackedSequence
 
 
 class Modulation(NamedTuple):
@@ -41,3 +45,25 @@ def zero_modulation(layers: nn.Linear | nn.Sequential) -> None:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, T, D), shifted and scaled."""
     return x * (1 + scale) + shift
+
+
+def sequence_modulation(
+    sequence: PackedSequence, classes: nn.Module, timesteps: nn.Module | None, shared: nn.Module | None
+) -> Modulation:
+    """The conditions of a sequence, embedded: class plus, for noised tokens, timestep; a row per segment or
+    per token."""
+    labels = next(s.values for s in sequence.segments if s.kind == "class")
+    condition = classes(labels)[:, None]
+    rows, row_of_token, start = [], [], 0
+    for segment in sequence.segments:
+        if not segment.num_tokens:
+            continue
+        part = condition
+        if segment.timesteps is not None and timesteps is not None:
+            part = condition + timesteps(segment.timesteps)
+        index = torch.arange(segment.num_tokens, device=labels.device)
+        row_of_token.append(start + (index if part.shape[1] > 1 else torch.zeros_like(index)))
+        rows.append(part)
+        start += part.shape[1]
+    of_rows = torch.cat(rows, dim=1)
+    return Modulation(of_rows, torch.cat(row_of_token), None if shared is None else shared(F.silu(of_rows)))

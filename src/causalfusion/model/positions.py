@@ -40,6 +40,19 @@ def grid_places(grid_height: int, grid_width: int) -> Tensor:
     return torch.stack([row.flatten(), column.flatten()], dim=1)
 
 
+def table_at(table: Tensor, places: Tensor, grid: Tensor | None, trained: tuple[int, int]) -> Tensor:
+    """(1 or B, n, D) rows of a table (L, D) of the grid `trained`, for tokens at places (1 or B, n, 2);
+    interpolated to another `grid` (1 or B, 2)."""
+    if grid is None:
+        return F.embedding(raster_of(places, trained[1]), table)
+    each = len(places) // len(grid)  # rows of a grid: all, or one
+    rows = []
+    for (height, width), of_grid in zip(grid.tolist(), places.split(each), strict=True):
+        resized = resize_table(table, trained, (height, width))
+        rows.append(F.embedding(raster_of(of_grid, width), resized))
+    return torch.cat(rows)
+
+
 def resize_table(table: Tensor, trained: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """A learned table (L, D) of the grid of training, interpolated (bicubic) to another grid."""
     if trained == grid:

@@ -99,7 +99,9 @@ class Arranged:
     @property
     def num_text_targets(self) -> int:
         """Text tokens that are to be predicted."""
-        return 0 if self.layout is None else int((self.layout.text_targets != NO_TARGET).sum())
+        if self.layout is None or not self.layout.read:
+            return 0
+        return int((self.layout.text_targets != NO_TARGET).sum())
 
     def to(self, device: torch.device) -> Arranged:
         tokens, labels, levels, noise = (
@@ -197,7 +199,7 @@ class Objective:
             images.levels,
             images.noise,
             text=tuple(d.arrangement for d in draws.text[::group]),
-            layout=lay_out(documents, self.markers, ar_steps, ended=True),
+            layout=lay_out(documents, self.markers, ar_steps, ended=True, read=self.config.reads_text),
         )
 
     def first_asked(self, piece: Arranged) -> int:
@@ -217,6 +219,8 @@ class Objective:
             return Errors(image, image.new_zeros(0, 0))
         of_image = self._images_of(predictions.image, noised.noised.shape[1], layout)
         image = self.process.errors(of_image[layout.place_of_image], noised)
+        if not layout.read:
+            return Errors(image, image.new_zeros(layout.text_ids.shape))
         return Errors(image, text_cross_entropy(predictions.text, layout.text_targets, NO_TARGET))
 
     def pack(self, piece: Arranged, noised: NoisedTokens) -> PackedSequence:
