@@ -20,8 +20,8 @@ from causalfusion.errors import UserError
 from causalfusion.generate.language import LanguagePipeline
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.interop.language.convert import export_model, open_source, plan_conversion, write_model
+from causalfusion.model.parts import is_of_text
 from causalfusion.saved.folder import checkpoints_of, load_spec, load_weights
-from causalfusion.train.fine_tuning import is_of_text
 from causalfusion.train.run import train
 
 pytestmark = needs_recordings

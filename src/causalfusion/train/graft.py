@@ -12,9 +12,9 @@ from torch import Tensor
 from causalfusion.config import NUM_MARKERS, ModelConfig, RunConfig
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import UserError
+from causalfusion.model.parts import is_of_text
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_generator
-from causalfusion.train.fine_tuning import is_of_text
 
 _OF_TEXT = (
     "hidden_size", "depth", "num_heads", "num_kv_heads", "head_size", "mlp", "mlp_ratio", "mlp_hidden",
