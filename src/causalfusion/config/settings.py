@@ -44,6 +44,11 @@ class DataConfig:
     flip: bool = False
     """Mirror half of the training images, chosen by (seed, epoch, index). Captions are not changed: leave it
     off if they mention left and right."""
+    captions: Literal["own", "class_names"] = "own"
+    """Captions of the images: those of the data, or the names of their classes."""
+    class_words: str = ""
+    """captions = class_names: a text file with a line for each class: its name in the data, a space, and the
+    words of its caption, such as ImageNet's LOC_synset_mapping.txt. Empty: the names themselves."""
     holdout: float = 0.05
     """Fraction of the images held out of training, to measure the loss on."""
     num_workers: int = 0
@@ -59,6 +64,11 @@ class DataConfig:
         expected = f"0 to {MAX_WORKERS}: at most one for each CPU core helps"
         check(in_range, "data.num_workers", self.num_workers, expected)
         check(1 <= self.max_area <= 2**31, "data.max_area", self.max_area, "1 to 2147483648 pixels")
+        fits = not self.class_words or self.captions == "class_names"
+        check(fits, "data.class_words", self.class_words, "empty, unless data.captions is class_names")
+        fits = self.captions == "own" or not self.cache
+        expected = "own, with data.cache: causalfusion encode writes them into the cache"
+        check(fits, "data.captions", self.captions, expected)
         needs_path = self.source in ("folder", "webdataset", "jsonl", "npz") and not self.cache
         check(not needs_path or bool(self.path), "data.path", self.path, f"a path, for source {self.source}")
 

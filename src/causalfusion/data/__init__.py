@@ -15,6 +15,15 @@ __all__ = ["Example", "ImageSource", "UnreadableImage", "combine_paths", "guess_
 
 def open_source(config: DataConfig) -> ImageSource:
     """The data set that the settings name. Raises UserError if it is missing, damaged or of another kind."""
+    source = _open(config)
+    if config.captions == "class_names":
+        from causalfusion.data.class_captions import ClassCaptions
+
+        return ClassCaptions(source, os.path.expanduser(config.class_words))
+    return source
+
+
+def _open(config: DataConfig) -> ImageSource:
     if config.split != "train" and config.source != "shapes":
         raise UserError(
             f"data.split is {config.split!r}; only the source shapes has splits, {config.source} has none: "

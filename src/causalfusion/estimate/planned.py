@@ -17,9 +17,11 @@ from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
 from causalfusion.config import CodecConfig, DataConfig, ModelConfig, RunConfig
+from causalfusion.config.graft import grafted
 from causalfusion.config.recipes import DataFacts, load_layers, merge
 from causalfusion.config.sizes import default_side
 from causalfusion.errors import UserError
+from causalfusion.saved.folder import latest_model, load_spec
 
 ELSEWHERE = "(elsewhere)"
 """Placeholder for a path that a recipe does not give."""
@@ -64,6 +66,7 @@ def plan_run(
     """Complete the settings, as `open_training_data` does with the data themselves; `facts` are used if the
     data are missing. Raises UserError for a size that is unknown or does not fit."""
     notes: list[str] = []
+    config = _with_language(config, notes)
     channels, height, width, classes = _images(config, facts, notes)
     of_any_size = replace(config.codec, max_area=config.data.max_area if config.data.native else 0)
     codec = _codec(of_any_size, (channels, height, width))
@@ -79,6 +82,18 @@ def plan_run(
         notes.append("the latents are cached (causalfusion encode): encoding on the way is not counted")
     config = replace(config, codec=codec, model=model)
     return Planned(config, float(text_tokens or 0), tuple(notes))
+
+
+def _with_language(config: RunConfig, notes: list[str]) -> RunConfig:
+    """The settings for a run that begins with a language model, if that is there."""
+    if not config.train.init:
+        return config
+    try:
+        model = load_spec(latest_model(Path(config.train.init))).model
+    except UserError:
+        notes.append(f"the sizes are those of the settings: {config.train.init} is no model that is there")
+        return config
+    return grafted(config, model) if model.speaks else config
 
 
 def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int, int, int, int]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from causalfusion.codec.language_tokenizer import drawing_tokenizer
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
+from causalfusion.config.graft import grafted
 from causalfusion.errors import UserError
 from causalfusion.generate.settings import check_settings
 from causalfusion.machine.processes import World
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
 from causalfusion.train.checkpoint import DataRecord
 from causalfusion.train.feed import TrainingData, open_training_data
-from causalfusion.train.graft import grafted
 from causalfusion.train.parallel import fit_to_memory
 from causalfusion.train.resume import check_same_run, facts_of, micro_batches_of, with_earlier_behaviour
 from causalfusion.train.trainer import Trainer
@@ -63,9 +63,7 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
 def _with_language(config: RunConfig, source: Path | None) -> RunConfig:
     """The settings for a run that begins or goes on with a language model."""
     model = None if source is None else load_spec(source).model
-    if model is None or not (model.text_only or model.language.markers == "own"):
-        return config
-    return grafted(config, model)
+    return grafted(config, model) if model is not None and model.speaks else config
 
 
 def _as_begun(config: RunConfig, checkpoint: Path) -> RunConfig:

@@ -88,6 +88,7 @@ USED: dict[str, tuple[Use, ...]] = {
     "text.loss_coefficient": (TEXT,),
     "text.max_context_timestep": (TEXT, Use("text.image_context", ("noised",))),
     "model.max_text_tokens": (TEXT,),
+    "train.text_lr_factor": (TEXT, Use("train.trainable", ("all",))),
     "train.lr_decay": (Use("train.lr_schedule", ("wsd",)),),
     "train.trainable": (Use("train.init", unless=""),),
     "train.class_dropout": (Use("model.num_class_tokens", unless=0),),
