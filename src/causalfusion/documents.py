@@ -162,18 +162,19 @@ def lay_out(
     markers: Markers,
     ar_steps: Sequence[int],
     *,
-    ended: bool = False,
+    ended: bool | Sequence[bool] = False,
 ) -> Layout:
     """The layout of documents. `ar_steps` (N,) are the numbers of AR steps of the batch's images, including
-    noised copies. With `ended`, the documents are complete and get their end marker. Texts are padded to the
-    longest one."""
+    noised copies. Documents that are `ended`, all or some, are complete and get their end marker. Texts are
+    padded to the longest one."""
     rows = []
-    for document in documents:
+    ends = [ended] * len(documents) if isinstance(ended, bool) else ended
+    for document, end in zip(documents, ends, strict=True):
         row, learn = _Row(), True
         for element in document:
             row.element(element, markers, ar_steps, learn)
             learn = element.learn if isinstance(element, Text) else True
-        if ended:
+        if end:
             row.token(markers.end, learn)
         rows.append(row)
     return Layout(
