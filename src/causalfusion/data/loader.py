@@ -13,11 +13,12 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from causalfusion.config import DataConfig
 from causalfusion.config.sizes import Fit
@@ -40,6 +41,7 @@ __all__ = [
     "read_indices",
     "split_holdout",
     "stream",
+    "to_float",
     "unchanged",
 ]
 
@@ -94,8 +96,75 @@ def split_holdout(num_images: int, holdout: float) -> tuple[np.ndarray, np.ndarr
     return np.sort(shuffled[count:]), shuffled[:count]
 
 
-class Loader:
-    """Batches of the stream: the part of each that belongs to this process."""
+class ReadBatch(Protocol):
+    """A batch as a worker returns it."""
+
+    @property
+    def indices(self) -> np.ndarray: ...
+
+    @property
+    def failures(self) -> list[tuple[int, str]]: ...
+
+
+R = TypeVar("R", bound=ReadBatch)
+
+
+class StreamReader(Generic[R]):
+    """The part of each batch of the stream that belongs to this process, as a `reader` (a `Dataset` that is
+    asked for `Samples`) reads it."""
+
+    def __init__(
+        self,
+        reader: Dataset[R | UserError],
+        config: DataConfig,
+        indices: np.ndarray,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        flip: bool = False,
+        buckets: Buckets | None = None,
+    ) -> None:
+        if batch_size % world_size:
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared by {world_size} processes; expected a multiple"
+            )
+        self.reader, self.config, self.indices = reader, config, indices
+        self.seed, self.flip, self.buckets = seed, flip, buckets
+        self.batch_size, self.local_batch_size, self.rank = batch_size, batch_size // world_size, rank
+        self.health = Health(len(indices))
+
+    def reads(self, seen: int) -> Iterator[tuple[R, np.ndarray]]:
+        """(what is read, its positions in the stream) of this process's part of the batches [n, n +
+        batch_size) of the stream, for n = seen, seen + batch_size, ..., without end. Raises UserError if too
+        much is unreadable."""
+        num_workers = self.config.num_workers
+        loader = DataLoader(
+            self.reader,
+            sampler=_Requests(self, seen),
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=unchanged,
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=leave_signals,
+            generator=torch.Generator(),  # by default it would draw from the global generator
+        )
+        places = self.places(seen)
+        for reads in loader:
+            if isinstance(reads, UserError):
+                raise reads
+            self.health.note(len(reads.indices), reads.failures)
+            yield reads, places
+            places = places + self.batch_size
+
+    def places(self, seen: int) -> np.ndarray:
+        """This process's positions, (B,) int64, in the batch of the stream that begins at `seen`."""
+        return seen + self.rank * self.local_batch_size + np.arange(self.local_batch_size)
+
+
+class Loader(StreamReader[Reads]):
+    """Batches of images of the stream: the part of each that belongs to this process."""
 
     def __init__(
         self,
@@ -111,39 +180,25 @@ class Loader:
         fit: Fit | None = None,
         buckets: Buckets | None = None,
     ) -> None:
-        if batch_size % world_size:
-            raise UserError(
-                f"a batch of {batch_size} cannot be shared by {world_size} processes; expected a multiple"
-            )
-        self.indices = np.arange(len(source)) if indices is None else np.sort(indices)
-        self.config, self.seed, self.flip = config, seed, flip
-        self.batch_size, self.local_batch_size, self.rank = batch_size, batch_size // world_size, rank
-        self.buckets = buckets
+        indices = np.arange(len(source)) if indices is None else np.sort(indices)
         grids = None if buckets is None else buckets.of_images
-        self.reader = Reader(source, fit or config.fit(), self.indices, grids)
-        self.health = Health(len(self.indices))
+        super().__init__(
+            Reader(source, fit or config.fit(), indices, grids),
+            config,
+            indices,
+            seed=seed,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            flip=flip,
+            buckets=buckets,
+        )
 
     def iterate(self, images_seen: int) -> Iterator[Batch]:
-        """This process's part of the batches [n, n + batch_size) of the stream, for n = images_seen,
-        images_seen + batch_size, ..., without end. Raises UserError if too many images are unreadable."""
-        num_workers = self.config.num_workers
-        loader = DataLoader(
-            self.reader,
-            sampler=_Requests(self, images_seen),
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=unchanged,
-            prefetch_factor=4 if num_workers else None,
-            worker_init_fn=leave_signals,
-            generator=torch.Generator(),  # by default it would draw from the global generator
-        )
-        places = self.places(images_seen)
-        for reads in loader:
-            if isinstance(reads, UserError):
-                raise reads
-            self.health.note(len(reads.indices), reads.failures)
+        """This process's part of the batches that begin at `images_seen`, without end. Raises UserError if
+        too many images are unreadable."""
+        for reads, places in self.reads(images_seen):
             yield _to_batch(reads, places, self._captions(reads))
-            places = places + self.batch_size
 
     def _captions(self, reads: Reads) -> list[str | None]:
         """The caption drawn for each image. As with mirroring, the draw goes by the index of the requested
@@ -154,19 +209,15 @@ class Loader:
             for captions, (index, epoch) in zip(reads.captions, asked, strict=True)
         ]
 
-    def places(self, images_seen: int) -> np.ndarray:
-        """This process's positions, (B,) int64, in the batch of the stream that begins at `images_seen`."""
-        return images_seen + self.rank * self.local_batch_size + np.arange(self.local_batch_size)
-
 
 class _Requests:
     """The samples of one batch after another, without end: the sampler of a `DataLoader`."""
 
-    def __init__(self, loader: Loader, images_seen: int) -> None:
-        self.loader, self.images_seen = loader, images_seen
+    def __init__(self, loader: StreamReader[Any], seen: int) -> None:
+        self.loader, self.seen = loader, seen
 
     def __iter__(self) -> Iterator[Samples]:
-        loader, places = self.loader, self.loader.places(self.images_seen)
+        loader, places = self.loader, self.loader.places(self.seen)
         while True:
             if loader.buckets is not None:
                 yield loader.buckets.samples(places)
@@ -223,12 +274,17 @@ def leave_signals(worker: int) -> None:
 
 
 def _to_batch(reads: Reads, places: np.ndarray, captions: list[str | None]) -> Batch:
-    pixels = torch.from_numpy(reads.pixels).permute(0, 3, 1, 2)
     return Batch(
-        images=pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1),
+        images=to_float(reads.pixels),
         labels=torch.from_numpy(reads.labels),
         captions=captions,
         all_captions=reads.captions,
         sample_indices=torch.from_numpy(places.astype(np.int64)),
         image_indices=torch.from_numpy(reads.indices),
     )
+
+
+def to_float(pixels: np.ndarray) -> Tensor:
+    """(B, C, H, W) float32 in [-1, 1] from (B, H, W, C) uint8."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)

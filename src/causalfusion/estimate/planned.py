@@ -124,7 +124,11 @@ def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int,
 def _is_there(data: DataConfig) -> bool:
     if data.cache:
         return Path(data.cache, "manifest.json").is_file()
-    return data.source in ("digits", "shapes") or bool(glob.glob(data.path)) or Path(data.path).exists()
+    return (
+        data.source in ("digits", "shapes", "in_context")
+        or bool(glob.glob(data.path))
+        or Path(data.path).exists()
+    )
 
 
 def _found_images(data: DataConfig) -> tuple[int, int, int, int]:
@@ -136,10 +140,15 @@ def _found_images(data: DataConfig) -> tuple[int, int, int, int]:
         cache = open_cache(data.cache)
         channels, height, width = (cache.manifest[f"image_{n}"] for n in ("channels", "height", "width"))
         return channels, height, width, max(len(cache.class_names), 1)
-    from causalfusion.data import open_source
+    from causalfusion.data import open_documents, open_source
+    from causalfusion.data.document_source import DocumentImages, documents_with_images
     from causalfusion.data.loader import load_indices
 
-    source = open_source(data)
+    if data.has_documents:
+        documents = open_documents(data)
+        source = DocumentImages(documents, documents_with_images(documents))
+    else:
+        source = open_source(data)
     channels, height, width = load_indices(source, np.arange(1), data).images.shape[1:]
     return channels, height, width, max(len(source.class_names), 1)
 

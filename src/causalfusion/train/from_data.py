@@ -14,7 +14,7 @@ from causalfusion.data.source import ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 
 _STATISTICS_IMAGES = 2048
-_TOKENIZER_IMAGES = 10_000
+TOKENIZER_IMAGES = 10_000
 """At most so many, evenly spread, are what a statistic, or a tokenizer, is made from."""
 
 
@@ -62,7 +62,7 @@ def tokenizer_of(
         )
     if config.text.tokenizer != "train":
         return open_tokenizer(config.text.tokenizer)
-    chosen = train_indices[:: -(-len(train_indices) // _TOKENIZER_IMAGES)]
+    chosen = train_indices[:: -(-len(train_indices) // TOKENIZER_IMAGES)]
     if isinstance(source, LatentCache):
         captions = source.captions(chosen)
     else:

@@ -45,8 +45,9 @@ class Reports:
         model, copies = self.run.config.model, self.run.config.factorization.timesteps_per_ar_step
         flops = train_step_flops(model, result.split, batch_size, copies, result.text_tokens)
         needed = flops.needed * self.world.size
-        self.clock.add(train.batch_size, needed)
-        self.display.after_step(result, train.batch_size, needed)
+        images = batch_size * self.world.size
+        self.clock.add(images, needed)
+        self.display.after_step(result, images, needed)
         if result.skipped:
             self.display.say(
                 f"step {progress.train_step} skipped: loss {result.loss}, gradient norm {result.grad_norm}"

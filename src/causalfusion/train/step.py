@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from causalfusion.codec.tokenizer import Markers
+from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE, Markers
 from causalfusion.config import RunConfig
 from causalfusion.diffusion.process import NoisedTokens, Process
 from causalfusion.documents import (
@@ -37,6 +37,7 @@ from causalfusion.sequence import (
     pack_training,
 )
 from causalfusion.train.arrange import documents_of, used_images
+from causalfusion.train.document_batch import DocumentBatch
 from causalfusion.train.draws import Draws, draw
 
 
@@ -54,6 +55,8 @@ class TokenBatch:
     """Token ids of the captions; None: a run without text."""
     grid: tuple[int, int] | None = None
     """Rows and columns of tokens of all its images; None: those of the model."""
+    documents: DocumentBatch | None = None
+    """Of a batch of documents (`DocumentTokens`); None: an image is an example."""
 
     def slice(self, rows: slice) -> TokenBatch:
         """Some of the examples, for a micro-batch."""
@@ -65,6 +68,15 @@ class TokenBatch:
             sample_indices=self.sample_indices[rows],
             captions=captions,
         )
+
+    def image_rows(self, rows: slice) -> slice:
+        """The rows of the images of some of the examples."""
+        return rows
+
+    @property
+    def num_text(self) -> int:
+        """Text tokens, markers included."""
+        return sum(len(caption) + MARKERS_OF_EXAMPLE for caption in self.captions or ())
 
     def to(self, device: torch.device) -> TokenBatch:
         return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device))
@@ -163,18 +175,20 @@ class Objective:
 
     def draw(self, batch: TokenBatch, *, seed: int, split_index: int) -> Draws:
         """The random draws for the batch, on the CPU."""
-        config = self.config
-        return draw(
+        config, indices = self.config, batch.sample_indices.tolist()
+        draws = draw(
             config.factorization,
             config.model,
             self.process,
             config.train.class_dropout,
             seed=seed,
             split_index=split_index,
-            sample_indices=batch.sample_indices.tolist(),
+            sample_indices=indices or [0],
             text=None if self.markers is None else config.text,
             grid=batch.grid,
+            documents=batch.documents,
         )
+        return draws if indices else draws.images(slice(0))  # documents without any image
 
     def arrange(self, batch: TokenBatch, draws: Draws) -> Arranged:
         """The documents of a batch; its tensors stay where they are."""
@@ -182,25 +196,39 @@ class Objective:
         if self.markers is None:
             labels = torch.where(dropped, null, batch.labels)
             return Arranged(batch.tokens, labels, draws.plan, draws.levels, draws.noise)
-        assert batch.captions is not None, "documents have texts"
-        group, used = self.config.text.examples_per_sequence, used_images(draws.text)
-        images = draws.images(used)
-        ar_steps = [1] * len(used)
-        if self.config.text.image_context == "clean":
-            copies = 1 if self.config.model.per_token else draws.noise.shape[1]
-            last = images.plan.ar_step[:, -1] * copies
-            ar_steps = last.expand(len(used)).tolist()
-        documents = documents_of(batch.captions, draws.text, group)
-        dropped = dropped | torch.tensor([d.drop_class for d in draws.text], device=dropped.device)
+        if batch.documents is not None:
+            elements = batch.documents.without([d.drop_caption for d in draws.text])
+            kept, images, labels = batch.tokens, draws, torch.full_like(batch.labels, null)
+            text, whole = draws.text, batch.documents.whole
+        else:
+            assert batch.captions is not None, "documents have texts"
+            group, used, whole = self.config.text.examples_per_sequence, used_images(draws.text), True
+            elements = documents_of(batch.captions, draws.text, group)
+            kept, images = batch.tokens[used.to(batch.tokens.device)], draws.images(used)
+            dropped = dropped | torch.tensor([d.drop_class for d in draws.text], device=dropped.device)
+            labels, text = torch.where(dropped, null, batch.labels)[::group], draws.text[::group]
         return Arranged(
-            batch.tokens[used.to(batch.tokens.device)],
-            torch.where(dropped, null, batch.labels)[::group],
+            kept,
+            labels,
             images.plan,
             images.levels,
             images.noise,
-            text=tuple(d.arrangement for d in draws.text[::group]),
-            layout=lay_out(documents, self.markers, ar_steps, ended=True, read=self.config.reads_text),
+            text=tuple(d.arrangement for d in text),
+            layout=lay_out(
+                elements,
+                self.markers,
+                self._ar_steps(images, len(kept)),
+                ended=whole,
+                read=self.config.reads_text,
+            ),
         )
+
+    def _ar_steps(self, draws: Draws, count: int) -> list[int]:
+        """AR steps of each of the images, including noised copies."""
+        if self.config.text.image_context == "noised":
+            return [1] * count
+        copies = 1 if self.config.model.per_token else draws.noise.shape[1]
+        return (draws.plan.ar_step[:, -1] * copies).expand(count).tolist()
 
     def first_asked(self, piece: Arranged) -> int:
         """The place in the plan's order from which on tokens are predicted: all of them, or in a

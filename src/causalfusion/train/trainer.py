@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE, Tokenizer
+from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
@@ -43,7 +43,7 @@ class StepResult:
     image_loss: float = 0.0
     text_loss: float = 0.0
     text_tokens: int = 0
-    """Mean number of text tokens of a sequence."""
+    """Mean number of text tokens for each image."""
 
 
 class Trainer(TrainState):
@@ -58,7 +58,7 @@ class Trainer(TrainState):
             length_multiple=config.train.length_multiple or (64 if world.device.type == "cuda" else 1),
         )
         # Without an image in it, a batch leaves the image's parameters without a gradient.
-        some_unused = tokenizer is not None and config.text.text_only > 0
+        some_unused = tokenizer is not None and (config.text.text_only > 0 or config.data.has_documents)
         self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)
         self.unused = UnusedParameters(self.model, world) if self.sharded and some_unused else None
 
@@ -68,9 +68,12 @@ class Trainer(TrainState):
         draws = self.objective.draw(batch, seed=train.seed, split_index=progress.images_seen)
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(2, device=self.world.device)  # of images and of text
-        size = batch.tokens.shape[0] // train.grad_accumulation
+        size = len(batch.labels) // train.grad_accumulation
         parts = [slice(k * size, (k + 1) * size) for k in range(train.grad_accumulation)]
-        pieces = [self.objective.arrange(batch.slice(rows), draws.slice(rows)) for rows in parts]
+        pieces = [
+            self.objective.arrange(batch.slice(rows), draws.slice(rows, batch.image_rows(rows)))
+            for rows in parts
+        ]
         totals, num_text = self._totals(pieces)
         with self._dropout():
             for k, piece in enumerate(pieces):
@@ -101,8 +104,7 @@ class Trainer(TrainState):
             pending_losses=progress.pending_losses + ((image_loss, text_loss),) * finite,
         )
         split = torch.bincount(draws.plan.ar_step[0])[1:].tolist()
-        captions = batch.captions or ()
-        text_tokens = sum(len(c) + MARKERS_OF_EXAMPLE for c in captions) // max(len(captions), 1)
+        text_tokens = batch.num_text // max(len(batch.tokens), 1)
         result = StepResult(loss, norm, rate, not finite, split, image_loss, text_loss, text_tokens)
         if self.progress.skipped_in_a_row >= train.max_skipped_steps:
             raise UserError(self._not_finite(batch, result))
