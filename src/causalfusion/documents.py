@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from causalfusion.codec.tokenizer import Markers
-from causalfusion.factorization import Plan, places_of
+from causalfusion.factorization import UNSEEN, Plan, places_of
 from causalfusion.sequence import (
     Denoising,
     PackedSequence,
@@ -35,8 +35,6 @@ from causalfusion.sequence import (
     text_segment,
 )
 
-UNSEEN = 2**30
-"""The AR step of padding."""
 NO_TARGET = -100
 """The target of tokens that predict nothing; ignored by `cross_entropy`."""
 

@@ -9,10 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from causalfusion.codec.encode import encode_to_cache
@@ -29,28 +27,6 @@ from causalfusion.train.step import Objective
 from causalfusion.train.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
-SIZES = [(8, 8)] * 30 + [(8, 12)] * 25 + [(13, 8)] * 20 + [(3, 9)] * 2 + [(20, 40)] * 15
-
-
-@pytest.fixture
-def native_run(tiny_run, tmp_path):
-    """A run on a folder of pictures of several sizes, some of which are too small or too large."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for number, (height, width) in enumerate(SIZES):
-        level = random.integers(0, 200, (1, 1, 3))
-        pixels = level + random.integers(0, 56, (height, width, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.png")
-
-    def make(out: str = "run", **sections):
-        data = {
-            "source": "folder", "path": str(folder), "image_size": "native", "max_area": 160, "flip": True,
-            **sections.pop("data", {}),
-        }  # fmt: skip
-        return tiny_run(out, data=data, codec={"patch_size": 4}, **sections)
-
-    return make
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:left out 2 of 92 images")

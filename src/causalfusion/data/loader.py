@@ -24,6 +24,7 @@ from causalfusion.config.sizes import Fit
 from causalfusion.data.buckets import Buckets
 from causalfusion.data.captions import draw_caption
 from causalfusion.data.reader import MIN_READ, Health, Reader, Reads, Samples, warn_unreadable
+from causalfusion.data.sizes import parts_of
 from causalfusion.data.source import ImageSource
 from causalfusion.data.transforms import flip_decision
 from causalfusion.errors import UserError
@@ -110,7 +111,10 @@ class Loader:
         flip: bool = False,
         fit: Fit | None = None,
         buckets: Buckets | None = None,
+        grids: np.ndarray | None = None,
     ) -> None:
+        """`buckets`: the order of images of several sizes; or their `grids` (N, 2), by index into the source:
+        then the plain stream, the images of one grid of each batch by themselves."""
         if batch_size % world_size:
             raise UserError(
                 f"a batch of {batch_size} cannot be shared by {world_size} processes; expected a multiple"
@@ -118,14 +122,15 @@ class Loader:
         self.indices = np.arange(len(source)) if indices is None else np.sort(indices)
         self.config, self.seed, self.flip = config, seed, flip
         self.batch_size, self.local_batch_size, self.rank = batch_size, batch_size // world_size, rank
-        self.buckets = buckets
-        grids = None if buckets is None else buckets.of_images
+        self.buckets, self.grids = buckets, grids
+        grids = grids if buckets is None else buckets.of_images
         self.reader = Reader(source, fit or config.fit(), self.indices, grids)
         self.health = Health(len(self.indices))
 
     def iterate(self, images_seen: int) -> Iterator[Batch]:
         """This process's part of the batches [n, n + batch_size) of the stream, for n = images_seen,
-        images_seen + batch_size, ..., without end. Raises UserError if too many images are unreadable."""
+        images_seen + batch_size, ..., without end; with `grids`, a batch in parts of one grid each. Raises
+        UserError if too many images are unreadable."""
         num_workers = self.config.num_workers
         loader = DataLoader(
             self.reader,
@@ -137,12 +142,21 @@ class Loader:
             worker_init_fn=leave_signals,
             generator=torch.Generator(),  # by default it would draw from the global generator
         )
-        places = self.places(images_seen)
-        for reads in loader:
+        for reads, (places, _) in zip(loader, self.requests(images_seen), strict=False):
             if isinstance(reads, UserError):
                 raise reads
             self.health.note(len(reads.indices), reads.failures)
             yield _to_batch(reads, places, self._captions(reads))
+
+    def requests(self, images_seen: int) -> Iterator[tuple[np.ndarray, Samples]]:
+        """(places, samples) of what is read together, without end."""
+        places = self.places(images_seen)
+        while True:
+            if self.buckets is not None:
+                yield places, self.buckets.samples(places)
+            else:
+                samples = stream(places, self.indices, seed=self.seed, flip=self.flip)
+                yield from parts_of(places, samples, self.grids)
             places = places + self.batch_size
 
     def _captions(self, reads: Reads) -> list[str | None]:
@@ -160,19 +174,14 @@ class Loader:
 
 
 class _Requests:
-    """The samples of one batch after another, without end: the sampler of a `DataLoader`."""
+    """The samples that are read together, without end: the sampler of a `DataLoader`."""
 
     def __init__(self, loader: Loader, images_seen: int) -> None:
         self.loader, self.images_seen = loader, images_seen
 
     def __iter__(self) -> Iterator[Samples]:
-        loader, places = self.loader, self.loader.places(self.images_seen)
-        while True:
-            if loader.buckets is not None:
-                yield loader.buckets.samples(places)
-            else:
-                yield stream(places, loader.indices, seed=loader.seed, flip=loader.flip)
-            places = places + loader.batch_size
+        for _, samples in self.loader.requests(self.images_seen):
+            yield samples
 
 
 def load_indices(

@@ -1,13 +1,18 @@
 """AdaLN-zero: timestep and class shift, scale and gate what a block does.
 
-Shape letters: B images, T packed tokens, R rows of modulation, A size of the condition, D width.
+Shape letters: B rows, T packed tokens, n tokens of a segment, I images of a row, R rows of modulation, A size
+of the condition, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from causalfusion.sequence import PackedSequence, Segment, take_rows
 
 
 class Modulation(NamedTuple):
@@ -16,9 +21,44 @@ class Modulation(NamedTuple):
     rows: Tensor
     """(B, R, A)."""
     row_of_token: Tensor
-    """(T,) int64."""
+    """(1 or B, T) int64."""
     shared: Tensor | None = None
     """(B, R, 6 D): the modulation that all blocks share; None: each block has its own alone."""
+
+    def of_tokens(self, values: Tensor, first: int = 0) -> Tensor:
+        """(B, T - first, D): of values (B, R, D) of the conditions those of each token from the first on."""
+        index = self.row_of_token[:, first:]
+        return values[:, index[0]] if len(index) == 1 else take_rows(values, index)
+
+
+def conditions_of(
+    sequence: PackedSequence, classes: Tensor, embed: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """(conditions (B, R, A), which of them each token has (1 or B, T)): that of the class (B, 1 or I, A)
+    plus, for noised tokens, that of the timestep, which `embed` gives."""
+    rows, row_of_token, start = [], [], 0
+    for segment in sequence.segments:
+        if segment.num_tokens:
+            part, index = _condition_of(segment, classes, embed)
+            row_of_token.append(start + index)
+            rows.append(part)
+            start += part.shape[1]
+    count = max(map(len, row_of_token))
+    return torch.cat(rows, dim=1), torch.cat([index.expand(count, -1) for index in row_of_token], dim=1)
+
+
+def _condition_of(
+    segment: Segment, classes: Tensor, embed: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Conditions of a segment, (B, R, A), and which of them each token has, (1 or B, n)."""
+    each = torch.arange(segment.num_tokens, device=classes.device)[None]
+    of_image = torch.zeros_like(each) if segment.owner is None else segment.owner.clamp(min=0)
+    if segment.timesteps is None or embed is None:
+        return classes, of_image
+    told = embed(segment.timesteps)
+    if told.shape[1] == segment.num_tokens:
+        return segment.of_tokens(classes) + told, each
+    return classes + told, of_image
 
 
 def make_modulation(size: int, outputs: int, bias: bool, rank: int = 0) -> nn.Linear | nn.Sequential:

@@ -16,15 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from causalfusion.config import ModelConfig, RopeExtrapolation
-from causalfusion.factorization import raster_of
 from causalfusion.model.attention import Attend, AttentionBackend, select_attend
 from causalfusion.model.block import Block
 from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding
 from causalfusion.model.encoder import Encoder
 from causalfusion.model.head import PerTokenHead
-from causalfusion.model.modulation import Modulation, make_modulation, modulate, zero_modulation
+from causalfusion.model.modulation import (
+    Modulation,
+    conditions_of,
+    make_modulation,
+    modulate,
+    zero_modulation,
+)
 from causalfusion.model.norm import Norm, norm_of
-from causalfusion.model.positions import resize_table, sincos_at, sincos_positions
+from causalfusion.model.positions import of_table, sincos_at, sincos_positions
 from causalfusion.model.rotation import sequence_rotation, table_of_training
 from causalfusion.sequence import PackedSequence, Segment
 
@@ -170,7 +175,7 @@ class Transformer(nn.Module):
         x = self.norm_out(x)
         if self.modulation_out is not None and modulation is not None:
             rows = self.modulation_out(F.silu(modulation.rows))
-            x = modulate(x, *rows[:, modulation.row_of_token[sequence.first_output :]].chunk(2, dim=-1))
+            x = modulate(x, *modulation.of_tokens(rows, sequence.first_output).chunk(2, dim=-1))
         return x
 
     def text_logits(self, x: Tensor) -> Tensor:
@@ -220,7 +225,9 @@ class Transformer(nn.Module):
         asked = [self._mask_tokens(s) for s in segments if s.role == "asked"]
         assert segments == [*known, *(s for s in segments if s.role == "asked")], "asked tokens stand behind"
         places = [
-            self.encoder.class_position.expand(len(x), -1, -1)
+            self.encoder.class_position.repeat(s.num_tokens // self.config.num_condition_tokens, 1).expand(
+                len(x), -1, -1
+            )
             if s.kind == "class"
             else self._of_table(self.encoder.image_position, s).expand(len(x), -1, -1)
             for s in segments
@@ -234,7 +241,9 @@ class Transformer(nn.Module):
     def _embed(self, segment: Segment) -> Tensor:
         if segment.kind == "class":
             assert self.class_embedding is not None, "this model has no class tokens"
-            return self.class_embedding(segment.values)
+            labels = segment.values
+            x = self.class_embedding(labels.flatten())
+            return x if labels.dim() == 1 else x.unflatten(0, labels.shape).flatten(1, 2)
         assert segment.places is not None, "text and image tokens have places"
         if segment.kind == "text":
             x = self.text_embedding(segment.values)
@@ -244,7 +253,7 @@ class Transformer(nn.Module):
             index = segment.image_index
             x = x + (self.image_index.weight[0] if index is None else self.image_index(index))
         if segment.timesteps is not None and self.config.conditioning == "in_context":
-            x = x + self.timestep_embedding(segment.timesteps)
+            x = x + segment.of_tokens(self.timestep_embedding(segment.timesteps))
         if self.config.position_embedding == "sincos" and segment.grid is not None:
             return x + sincos_at(segment.places, self.config.encoder_size)
         if self.config.position_embedding != "rope":
@@ -254,37 +263,20 @@ class Transformer(nn.Module):
     def _of_table(self, table: Tensor, segment: Segment) -> Tensor:
         """(1 or B, n, D) rows of a table (L, D) of the grid of training, interpolated to another grid."""
         assert segment.places is not None, "image tokens have places"
-        if segment.grid is None:
-            return F.embedding(raster_of(segment.places, self.config.grid_width), table)
         trained = self.config.grid_height, self.config.grid_width
-        each = len(segment.places) // len(segment.grid)  # rows of a grid: all, or one
-        rows = []
-        for grid, places in zip(segment.grid.tolist(), segment.places.split(each), strict=True):
-            resized = resize_table(table, trained, (grid[0], grid[1]))
-            rows.append(F.embedding(raster_of(places, grid[1]), resized))
-        return torch.cat(rows)
+        return of_table(table, trained, segment.places, segment.grid)
 
     def _modulation(self, sequence: PackedSequence) -> Modulation | None:
-        """AdaLN-zero: class plus, for noised tokens, timestep; a row per segment or per token."""
+        """AdaLN-zero: class plus, for noised tokens, timestep."""
         if self.config.conditioning != "adaln_zero":
             return None
         assert self.class_embedding is not None, "AdaLN-zero has a row per class"
         labels = next(s.values for s in sequence.segments if s.kind == "class")
-        condition = self.class_embedding(labels)[:, None]
-        rows, row_of_token, start = [], [], 0
-        for segment in sequence.segments:
-            if not segment.num_tokens:
-                continue
-            part = condition
-            if segment.timesteps is not None:
-                part = condition + self.timestep_embedding(segment.timesteps)
-            index = torch.arange(segment.num_tokens, device=labels.device)
-            row_of_token.append(start + (index if part.shape[1] > 1 else torch.zeros_like(index)))
-            rows.append(part)
-            start += part.shape[1]
-        of_rows = torch.cat(rows, dim=1)
-        shared = None if self.modulation is None else self.modulation(F.silu(of_rows))
-        return Modulation(of_rows, torch.cat(row_of_token), shared)
+        classes = self.class_embedding(labels if labels.dim() == 2 else labels[:, None])
+        embed = self.timestep_embedding if self.joint else None
+        rows, row_of_token = conditions_of(sequence, classes, embed)
+        shared = None if self.modulation is None else self.modulation(F.silu(rows))
+        return Modulation(rows, row_of_token, shared)
 
 
 def _class_embedding(config: ModelConfig) -> nn.Module | None:

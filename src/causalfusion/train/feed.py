@@ -24,14 +24,15 @@ from causalfusion.config import RunConfig
 from causalfusion.data import open_source
 from causalfusion.data.buckets import Buckets
 from causalfusion.data.labels import fit_classes
-from causalfusion.data.loader import Loader, load_indices, split_holdout, stream
+from causalfusion.data.loader import Loader, Samples, load_indices, split_holdout, stream
+from causalfusion.data.sizes import groups_of, parts_of
 from causalfusion.data.source import ImageSource
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.rng import derive_generator
 from causalfusion.train.arrange import caption_limit
-from causalfusion.train.from_data import captions_of, groups_of, measured, open_grids, tokenizer_of
-from causalfusion.train.step import TokenBatch
+from causalfusion.train.batch import TokenBatch, together
+from causalfusion.train.from_data import captions_of, measured, open_grids, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,23 @@ class TrainingData:
     def batches(self, images_seen: int) -> Iterator[TokenBatch]:
         """This process's share of every train step's batch, from that place of the stream on, for ever."""
         if isinstance(self.source, LatentCache):
-            yield from self._cached_batches(self.source, images_seen)
-            return
+            read = self._cached_batches(self.source, images_seen)
+        else:
+            read = self._read_batches(self.source, images_seen)
+        if not self.mixed:
+            return read
+        return together(read, self.config.train.batch_size // self.world.size)
+
+    @property
+    def mixed(self) -> bool:
+        """Images of several sizes come together in a batch."""
+        return self.grids is not None and self.config.data.batches != "buckets"
+
+    def _read_batches(self, source: ImageSource, images_seen: int) -> Iterator[TokenBatch]:
+        """Batches, or their parts of one grid, of images that are encoded now."""
         data, train = self.config.data, self.config.train
         loader = Loader(
-            self.source,
+            source,
             data,
             seed=train.seed,
             batch_size=train.batch_size,
@@ -71,6 +84,7 @@ class TrainingData:
             flip=data.flip,
             fit=data.fit(self.codec.cell),
             buckets=self.buckets(),
+            grids=self.grids if self.mixed else None,
         )
         for batch in loader.iterate(images_seen):
             height, width = batch.images.shape[2:]
@@ -81,8 +95,8 @@ class TrainingData:
             yield TokenBatch(tokens, labels, batch.sample_indices, captions, self._grid(codec))
 
     def buckets(self) -> Buckets | None:
-        """The order of the data where images have sizes of their own; None: the plain stream."""
-        if self.grids is None:
+        """The order of the data where batches hold images of one of several grids; None: the plain stream."""
+        if self.grids is None or self.mixed:
             return None
         train = self.config.train
         return Buckets(
@@ -148,20 +162,13 @@ class TrainingData:
         return list(self._ids([captions[0] if captions else None for captions in found]) or ())
 
     def _cached_batches(self, cache: LatentCache, images_seen: int) -> Iterator[TokenBatch]:
+        """Batches, or their parts of one grid, of latents on the disk."""
         train = self.config.train
-        share, buckets = train.batch_size // self.world.size, self.buckets()
-        while True:
-            first = images_seen + self.world.rank * share
-            places = np.arange(first, first + share)
-            if buckets is not None:
-                indices, flips, epochs = buckets.samples(places)
+        for places, (indices, flips, epochs) in self._cached_requests(images_seen):
+            codec = self.codec
+            if self.grids is not None:
                 assert cache.sizes is not None, "images of several sizes"
                 codec = self._codec_of(*cache.sizes[indices[0]].tolist())
-            else:
-                indices, flips, epochs = stream(
-                    places, self.train_indices, seed=train.seed, flip=self.config.data.flip
-                )
-                codec = self.codec
             sample_indices = torch.from_numpy(places)
             raw = cache.read(indices, flips, self._latent_noise(sample_indices, codec)).to(self.world.device)
             tokens = codec.to_tokens(codec.normalise(raw))
@@ -170,7 +177,19 @@ class TrainingData:
                 ids = self._ids(cache.draw_captions(indices, epochs, seed=train.seed))
             labels = self._labels(torch.from_numpy(cache.labels[indices]))
             yield TokenBatch(tokens, labels, sample_indices, ids, self._grid(codec))
-            images_seen += train.batch_size
+
+    def _cached_requests(self, images_seen: int) -> Iterator[tuple[np.ndarray, Samples]]:
+        """(places, samples) of what is read together, without end."""
+        train, buckets = self.config.train, self.buckets()
+        share = train.batch_size // self.world.size
+        places = images_seen + self.world.rank * share + np.arange(share)
+        while True:
+            if buckets is not None:
+                yield places, buckets.samples(places)
+            else:
+                found = stream(places, self.train_indices, seed=train.seed, flip=self.config.data.flip)
+                yield from parts_of(places, found, self.grids)
+            places = places + train.batch_size
 
     def _labels(self, labels: Tensor) -> Tensor:
         return labels if self.class_table is None else torch.from_numpy(self.class_table)[labels]
@@ -254,6 +273,9 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
         if given not in (0, value):
             raise UserError(f"model.{name} is {given}, the data make it {value}; leave it out")
     config = replace(config, codec=codec.config, model=replace(config.model, **derived))
+    if config.data.batches == "packed" and not config.data.packed_tokens:
+        largest = config.data.max_area // codec.cell**2
+        config = replace(config, data=replace(config.data, packed_tokens=largest))
     if tokenizer is not None:
         if config.data.flip and config.data.source == "shapes":
             raise UserError(

@@ -9,7 +9,7 @@ from causalfusion.codec.codec import Codec, measure_statistics
 from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.data.loader import load_indices
-from causalfusion.data.sizes import grids_of
+from causalfusion.data.sizes import grids_of, groups_of
 from causalfusion.data.source import ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 
@@ -29,8 +29,13 @@ def open_grids(
         grids = source.grids(codec.config.patch_size)
     else:
         grids = grids_of(source, config.data.fit(codec.cell), show_progress=show_progress)
-    plan, least = config.factorization, int(grids[grids[:, 0] > 0].prod(1).min())
-    what = ""
+    tokens = grids[grids[:, 0] > 0].prod(1)
+    plan, least, most = config.factorization, int(tokens.min()), int(tokens.max())
+    what, room = "", config.data.packed_tokens
+    if config.data.batches == "packed" and 0 < room < most:
+        raise UserError(
+            f"data.packed_tokens is {room}; expected at least {most}, the tokens of the largest image"
+        )
     if config.model.head.ask == "previous" and plan.num_ar_steps:
         what = f"factorization.num_ar_steps is {plan.num_ar_steps}, not 0, an AR step for each token"
     elif plan.given_order:
@@ -40,14 +45,6 @@ def open_grids(
     if what:
         raise UserError(f"data.image_size is native; {what}: give images of one size, or change that")
     return grids
-
-
-def groups_of(grids: np.ndarray | None, indices: np.ndarray) -> list[np.ndarray]:
-    """Positions in `indices` of images of one grid; all of them where all images have one size."""
-    if grids is None:
-        return [np.arange(len(indices))]
-    _, group = np.unique(grids[indices], axis=0, return_inverse=True)
-    return [np.flatnonzero(group.reshape(-1) == number) for number in range(group.max(initial=-1) + 1)]
 
 
 def tokenizer_of(

@@ -28,6 +28,7 @@ from causalfusion.documents import (
 )
 from causalfusion.factorization import Plan, loss_weights
 from causalfusion.losses import text_cross_entropy, weighted_mean
+from causalfusion.rows import Rows, arrange_rows, pack_asking_rows, pack_rows
 from causalfusion.sequence import (
     Denoising,
     PackedSequence,
@@ -37,37 +38,8 @@ from causalfusion.sequence import (
     pack_training,
 )
 from causalfusion.train.arrange import documents_of, used_images
-from causalfusion.train.draws import Draws, draw
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """A batch from the feed: this process's share of a train step's images."""
-
-    tokens: Tensor
-    """(B, L, P) clean, raster order."""
-    labels: Tensor
-    """(B,) int64."""
-    sample_indices: Tensor
-    """(B,) int64 places in the sample stream."""
-    captions: tuple[list[int], ...] | None = None
-    """Token ids of the captions; None: a run without text."""
-    grid: tuple[int, int] | None = None
-    """Rows and columns of tokens of all its images; None: those of the model."""
-
-    def slice(self, rows: slice) -> TokenBatch:
-        """Some of the examples, for a micro-batch."""
-        captions = None if self.captions is None else self.captions[rows]
-        return replace(
-            self,
-            tokens=self.tokens[rows],
-            labels=self.labels[rows],
-            sample_indices=self.sample_indices[rows],
-            captions=captions,
-        )
-
-    def to(self, device: torch.device) -> TokenBatch:
-        return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device))
+from causalfusion.train.batch import TokenBatch
+from causalfusion.train.draws import Draws, draw, draws_together
 
 
 @dataclass(frozen=True)
@@ -86,6 +58,8 @@ class Arranged:
     """The arrangement of each document's first example; empty in a run without text."""
     layout: Layout | None = None
     """None in a run without text."""
+    rows: Rows | None = None
+    """Where the images stand, if several share a row."""
 
     @property
     def num_images(self) -> int:
@@ -105,7 +79,6 @@ class Arranged:
         tokens, labels, levels, noise = (
             tensor.to(device) for tensor in (self.tokens, self.labels, self.levels, self.noise)
         )
-        layout = None if self.layout is None else self.layout.to(device)
         return replace(
             self,
             tokens=tokens,
@@ -113,7 +86,8 @@ class Arranged:
             levels=levels,
             noise=noise,
             plan=self.plan.to(device),
-            layout=layout,
+            layout=None if self.layout is None else self.layout.to(device),
+            rows=None if self.rows is None else self.rows.to(device),
         )
 
     def clean(self) -> Tensor:
@@ -162,24 +136,35 @@ class Objective:
     def draw(self, batch: TokenBatch, *, seed: int, split_index: int) -> Draws:
         """The random draws for the batch, on the CPU."""
         config = self.config
-        return draw(
-            config.factorization,
-            config.model,
-            self.process,
-            config.train.class_dropout,
-            seed=seed,
-            split_index=split_index,
-            sample_indices=batch.sample_indices.tolist(),
-            text=None if self.markers is None else config.text,
-            grid=batch.grid,
-        )
+
+        def of(indices: list[int], grid: tuple[int, int] | None) -> Draws:
+            return draw(
+                config.factorization,
+                config.model,
+                self.process,
+                config.train.class_dropout,
+                seed=seed,
+                split_index=split_index,
+                sample_indices=indices,
+                text=None if self.markers is None else config.text,
+                grid=grid,
+            )
+
+        indices = batch.sample_indices.tolist()
+        if batch.grids is None:
+            return of(indices, batch.grid)
+        each = [of([index], grid) for index, grid in zip(indices, batch.grids, strict=True)]
+        return draws_together(each, batch.grids)
 
     def arrange(self, batch: TokenBatch, draws: Draws) -> Arranged:
         """The documents of a batch; its tensors stay where they are."""
         dropped, null = draws.drop_class.to(batch.labels.device), self.config.model.null_label
         if self.markers is None:
             labels = torch.where(dropped, null, batch.labels)
-            return Arranged(batch.tokens, labels, draws.plan, draws.levels, draws.noise)
+            rows, data = None, self.config.data
+            if draws.plan.lengths is not None and data.batches == "packed":
+                rows = arrange_rows(draws.plan, data.packed_tokens, self.length_multiple)
+            return Arranged(batch.tokens, labels, draws.plan, draws.levels, draws.noise, rows=rows)
         assert batch.captions is not None, "documents have texts"
         group, used = self.config.text.examples_per_sequence, used_images(draws.text)
         images = draws.images(used)
@@ -213,7 +198,10 @@ class Objective:
         sequence = self.pack(replace(piece, layout=layout), noised)
         predictions = model(sequence, backend=self.config.train.attention)
         if layout is None:
-            image = self.process.errors(predictions.image, noised)
+            found = predictions.image
+            if piece.rows is not None:
+                found = piece.rows.of_images(found, self._copies)
+            image = self.process.errors(found, noised)
             return Errors(image, image.new_zeros(0, 0))
         of_image = self._images_of(predictions.image, noised.noised.shape[1], layout)
         image = self.process.errors(of_image[layout.place_of_image], noised)
@@ -226,6 +214,8 @@ class Objective:
         if model.per_token:
             return self._pack_asking(piece, Denoising(noised.noised, timesteps))
         clean = noised.clean[:, : piece.tokens.shape[1]]
+        if piece.rows is not None:
+            return pack_rows(labels, num_class_tokens, clean, noised.noised, plan, timesteps, piece.rows)
         if piece.layout is None:
             return pack_training(
                 labels, num_class_tokens, clean, noised.noised, plan, timesteps, self.length_multiple
@@ -265,6 +255,8 @@ class Objective:
                 denoising,
                 plan.grid,
             )
+        if piece.rows is not None:
+            return pack_asking_rows(labels, num_class_tokens, clean, plan, denoising, piece.rows)
         return pack_asking(labels, num_class_tokens, clean, plan, denoising, self.length_multiple)
 
     @property
@@ -292,4 +284,6 @@ class Objective:
             return errors.sum()
         first = self.first_asked(piece)
         weighted = errors * self.process.weight(piece.levels_from(first))[:, :, None]
-        return weighted_mean(weighted, loss_weights(piece.plan.ar_step, self.config.factorization)[:, first:])
+        plan = piece.plan
+        of_tokens = loss_weights(plan.ar_step, self.config.factorization, plan.lengths)
+        return weighted_mean(weighted, of_tokens[:, first:])

@@ -61,6 +61,7 @@ USED: dict[str, tuple[Use, ...]] = {
     "write.top_p": (Use("write.text_temperature", unless=0.0),),
     "data.path": (Use("data.source", ("folder", "webdataset", "jsonl", "npz")),),
     "data.max_area": (Use("data.image_size", ("native",)),),
+    "data.packed_tokens": (Use("data.batches", ("packed",)),),
     "data.image_suffix": (Use("data.source", ("webdataset",)),),
     "diffusion.beta_schedule": (CHAIN,),
     "diffusion.beta_start": (CHAIN, BOUNDED),
