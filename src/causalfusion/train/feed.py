@@ -25,7 +25,7 @@ from causalfusion.data import open_source
 from causalfusion.data.buckets import Buckets
 from causalfusion.data.labels import fit_classes
 from causalfusion.data.loader import Loader, Samples, load_indices, split_holdout, stream
-from causalfusion.data.sizes import groups_of, parts_of
+from causalfusion.data.sizes import counts_of, groups_of, parts_of
 from causalfusion.data.source import ImageSource
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
@@ -106,6 +106,15 @@ class TrainingData:
             seed=train.seed,
             flip=self.config.data.flip,
         )
+
+    def frequent_sizes(self, count: int) -> list[tuple[int, int]]:
+        """(height, width) in pixels of most training images, at most so many sizes, the most frequent first;
+        none where all images have one size."""
+        if self.grids is None:
+            return []
+        counts, cell = counts_of(self.grids, self.train_indices), self.codec.cell
+        grids = sorted(counts, key=lambda grid: -counts[grid])[:count]
+        return [(rows * cell, columns * cell) for rows, columns in grids]
 
     def _grid(self, codec: Codec) -> tuple[int, int] | None:
         return None if self.grids is None else (codec.grid_height, codec.grid_width)
