@@ -43,6 +43,7 @@ FIT = {
 }  # fmt: skip
 SETTINGS = {
     "causalfusion": {"factorization": {**SPLITS, "timesteps_per_ar_step": 2}},
+    "lengths": {"factorization": SPLITS, "train": {"length_multiple": 8}},
     "fit": FIT,
     "levels of tokens": {
         **FIT,

@@ -234,7 +234,7 @@ class RunConfig:
         batches = self.data.batches
         if batches == "buckets":
             return
-        expected = "buckets, for text: documents hold images of one grid"
+        expected = "buckets, for text (text.tokenizer): documents hold images of one grid"
         check(not self.text.tokenizer, "data.batches", batches, expected)
         expected = "buckets, for a bidirectional context: its images share their number of known tokens"
         check(self.model.context == "causal", "data.batches", batches, expected)
