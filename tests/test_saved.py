@@ -85,7 +85,7 @@ def refused(folder: Path) -> str:
 
 def test_every_key_is_required(folder):
     whole = json.loads((folder / "config.json").read_text())
-    assert whole["format"] == FORMAT == "causalfusion-5"
+    assert whole["format"] == FORMAT == "causalfusion-6"
     for name in flat({key: value for key, value in whole.items() if key != "format"}):
         (folder / "config.json").write_text(json.dumps(whole))
         change(folder, **{name.replace(".", "__"): None})
@@ -159,10 +159,10 @@ def test_a_folder_of_format_3_has_the_block_that_it_had(qk_norm):
     assert flat(complete) == flat(now) and not filled
 
 
-@pytest.mark.parametrize("name", ["causalfusion-6", 2, None])
+@pytest.mark.parametrize("name", ["causalfusion-7", 2, None])
 def test_other_formats_are_refused(folder, name):
     change(folder, format=name)
-    assert "is not in a format from causalfusion-1 to causalfusion-5" in refused(folder)
+    assert "is not in a format from causalfusion-1 to causalfusion-6" in refused(folder)
 
 
 @pytest.mark.parametrize(

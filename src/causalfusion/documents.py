@@ -85,25 +85,22 @@ class Layout:
     """(B, I): the AR step before the image's first; UNSEEN for none."""
     next_ar_step: Tensor
     """(B,): the AR step after the document's last."""
+    read: bool = True
+    """A head predicts what follows text tokens."""
 
     def to(self, device: torch.device) -> Layout:
-        return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
     def filled(self, num_text: int) -> Layout:
         """This layout with texts padded to at least `num_text` tokens."""
         missing = num_text - self.text_ids.shape[1]
         if missing <= 0:
             return self
-
-        def padded(rows: Tensor, value: int) -> Tensor:
-            return torch.nn.functional.pad(rows, (0, missing), value=value)
-
-        return replace(
-            self,
-            text_ids=padded(self.text_ids, 0),
-            text_ar_step=padded(self.text_ar_step, UNSEEN),
-            text_targets=padded(self.text_targets, NO_TARGET),
-        )
+        values = {"text_ids": 0, "text_ar_step": UNSEEN, "text_targets": NO_TARGET}
+        pad = torch.nn.functional.pad
+        rows = {n: pad(getattr(self, n), (0, missing), value=value) for n, value in values.items()}
+        return replace(self, **rows)
 
     @property
     def text_place_of_images(self) -> Tensor:
@@ -154,6 +151,16 @@ class _Row:
             self.next_ar_step += ar_steps[element.row]
             self.token(markers.image_end)
 
+    def end_with_image(self) -> None:
+        """Leave out the text tokens behind the last image."""
+        if self.images:
+            count = sum(step <= self.images[-1][1] for step in self.ar_step)
+            self.ids, self.ar_step, self.targets = (
+                self.ids[:count],
+                self.ar_step[:count],
+                self.targets[:count],
+            )
+
 
 def lay_out(
     documents: Sequence[Document],
@@ -161,18 +168,22 @@ def lay_out(
     ar_steps: Sequence[int],
     *,
     ended: bool = False,
+    read: bool = True,
 ) -> Layout:
     """The layout of documents. `ar_steps` (N,) are the numbers of AR steps of the batch's images, including
     noised copies. With `ended`, the documents are complete and get their end marker. Texts are padded to the
-    longest one."""
+    longest one. Without `read`, text is there for images alone: nothing of it is predicted, and what stands
+    behind a document's last image, which nothing would see, is left out."""
     rows = []
     for document in documents:
         row, learn = _Row(), True
         for element in document:
             row.element(element, markers, ar_steps, learn)
             learn = element.learn if isinstance(element, Text) else True
-        if ended:
+        if ended and read:
             row.token(markers.end, learn)
+        if not read:
+            row.end_with_image()
         rows.append(row)
     return Layout(
         text_ids=_filled([r.ids for r in rows], 0),
@@ -182,6 +193,7 @@ def lay_out(
         image_row=_filled([[image for image, _ in r.images] for r in rows], -1),
         image_base=_filled([[base for _, base in r.images] for r in rows], UNSEEN),
         next_ar_step=torch.tensor([r.next_ar_step for r in rows]),
+        read=read,
     )
 
 
@@ -235,7 +247,8 @@ def _images(
 def _text(layout: Layout) -> Segment:
     places = torch.arange(layout.text_ids.shape[1], device=layout.text_ids.device)[None]
     images_before = (layout.image_base[:, None] < layout.text_ar_step[:, :, None]).sum(2)
-    return text_segment(layout.text_ids, layout.text_ar_step, places, places + images_before)
+    segment = text_segment(layout.text_ids, layout.text_ar_step, places, places + images_before)
+    return segment if layout.read else replace(segment, read=False)
 
 
 def pack_documents(

@@ -45,7 +45,7 @@ def fill_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Packing:
     """Where N images stand in B rows; all tensors are int64, and -1 is padding."""
 
     images: Tensor
@@ -61,7 +61,7 @@ class Rows:
     back: Tensor
     """(N, L): each token of an image, by its place among all B * n; for padding that of the last."""
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> Packing:
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def of_tokens(self, values: Tensor, copies: int = 1) -> Tensor:
@@ -84,7 +84,7 @@ class Rows:
         return plan.grid[index.clamp(min=0) // plan.order.shape[1]]
 
 
-def arrange_rows(plan: Plan, budget: int, multiple: int = 1) -> Rows:
+def arrange_rows(plan: Plan, budget: int, multiple: int = 1) -> Packing:
     """The rows of a plan's images, of up to `budget` image tokens, filled up to multiples of `multiple`."""
     assert plan.lengths is not None, "images have lengths of their own"
     longest, lengths, needed = plan.order.shape[1], plan.lengths, plan.context_lengths
@@ -97,7 +97,7 @@ def arrange_rows(plan: Plan, budget: int, multiple: int = 1) -> Rows:
     back.view(-1)[tokens[real]] = torch.arange(tokens.numel()).view_as(tokens)[real]
     last = back.gather(1, lengths[:, None] - 1)
     back = torch.where(torch.arange(longest) < lengths[:, None], back, last)
-    return Rows(images, tokens, owner, context, context_owner, back)
+    return Packing(images, tokens, owner, context, context_owner, back)
 
 
 def _runs(rows: list[list[int]], lengths: Tensor, longest: int, multiple: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ def _runs(rows: list[list[int]], lengths: Tensor, longest: int, multiple: int) -
 
 
 def _padded(rows: list[Tensor], multiple: int = 1) -> Tensor:
-    """Rows filled with -1 to the longest one, and to a multiple."""
+    """Packing filled with -1 to the longest one, and to a multiple."""
     filled = pad_sequence(rows, batch_first=True, padding_value=-1)
     return F.pad(filled, (0, -filled.shape[1] % multiple), value=-1)
 
@@ -121,7 +121,7 @@ def pack_rows(
     noised_tokens: Tensor,
     plan: Plan,
     timesteps: Tensor,
-    rows: Rows,
+    rows: Packing,
 ) -> PackedSequence:
     """`sequence.pack_training` for several images in a row: labels (N,), clean (N, L, P) and noised tokens
     (N, R*L, P) in the plan's order, timesteps (N, 1 or R*L)."""
@@ -146,7 +146,7 @@ def pack_asking_rows(
     clean_tokens: Tensor,
     plan: Plan,
     denoising: Denoising,
-    rows: Rows,
+    rows: Packing,
 ) -> PackedSequence:
     """`sequence.pack_asking` for several images in a row; `denoising` has a row for each image (N)."""
     copies = denoising.tokens.shape[1] // plan.order.shape[1]
@@ -163,7 +163,12 @@ def pack_asking_rows(
 
 
 def _context(
-    class_labels: Tensor, num_class_tokens: int, clean_tokens: Tensor, ar_step: Tensor, plan: Plan, rows: Rows
+    class_labels: Tensor,
+    num_class_tokens: int,
+    clean_tokens: Tensor,
+    ar_step: Tensor,
+    plan: Plan,
+    rows: Packing,
 ) -> list[Segment]:
     """[class tokens of a row's images][clean tokens of a row's images, those that one of theirs sees]."""
     slots = torch.arange(rows.images.shape[1], device=rows.images.device)
@@ -185,7 +190,7 @@ def _context(
     return segments
 
 
-def _timesteps(timesteps: Tensor, rows: Rows, copies: int) -> Tensor:
+def _timesteps(timesteps: Tensor, rows: Packing, copies: int) -> Tensor:
     """(B, I) where an image has one and there are fewer images than tokens in a row, else (B, R*n)."""
     tokens = copies * rows.tokens.shape[1]
     if timesteps.shape[1] == 1 and rows.images.shape[1] < tokens:

@@ -62,6 +62,8 @@ class Segment:
     asks_next: bool = False
     """class, clean image tokens: each token's output is the condition of the next image token, that of the
     class tokens the last one's."""
+    read: bool = True
+    """text: a head predicts what follows its tokens; off where nothing is asked of it."""
 
     @property
     def num_tokens(self) -> int:
@@ -71,7 +73,8 @@ class Segment:
     def predicts(self) -> bool:
         """True if a head reads its tokens: text predicts the next token, noised tokens their denoising; asked
         ones, and those that ask for the next, give the per-token head its conditions."""
-        return self.kind == "text" or self.timesteps is not None or self.role == "asked" or self.asks_next
+        text = self.kind == "text" and self.read
+        return text or self.timesteps is not None or self.role == "asked" or self.asks_next
 
     def of_tokens(self, values: Tensor) -> Tensor:
         """(B, 1 or n, D): the value of each token, of one for a row, of one for each of its images (B, I, D),

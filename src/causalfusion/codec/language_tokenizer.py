@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.codec.chat import Message, render_chat
-from causalfusion.codec.tokenizer import FILE_NAME, parse_tokenizer
+from causalfusion.codec.tokenizer import FILE_NAME, LANGUAGE_FOLDER, Tokenizer, parse_tokenizer
 from causalfusion.config.serialize import read_object
 from causalfusion.errors import UserError
 
-LANGUAGE_FOLDER = "language"
-"""Folder in a model's folder with the settings that came with its tokenizer and its weights."""
 SETTINGS_FILE, TEMPLATE_FILE, GENERATION_FILE = (
     "tokenizer_config.json",
     "chat_template.jinja",
@@ -117,6 +115,15 @@ def open_language_tokenizer(folder: Path, vocab_size: int) -> LanguageTokenizer:
     template = beside / TEMPLATE_FILE
     text = template.read_text(encoding="utf-8") if template.is_file() else ""
     return make_language_tokenizer(path.read_bytes(), settings, text, vocab_size, str(path))
+
+
+def drawing_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a language model's folder with markers behind a vocabulary of `vocab_size`, for a
+    model that also draws. Raises UserError as `open_language_tokenizer` does."""
+    open_language_tokenizer(folder, vocab_size)
+    beside = folder / LANGUAGE_FOLDER
+    files = {path.name: path.read_bytes() for path in sorted(beside.iterdir())} if beside.is_dir() else {}
+    return Tokenizer((folder / FILE_NAME).read_bytes().decode("utf-8-sig"), vocab_size, files)
 
 
 def make_language_tokenizer(

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from causalfusion.config import NUM_MARKERS
 from causalfusion.errors import UserError
 
 if TYPE_CHECKING:
     import tokenizers
 
 FILE_NAME = "tokenizer.json"
+LANGUAGE_FOLDER = "language"
+"""Folder in a model's folder with the settings that came with a language model's tokenizer and weights."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_GAPS = 16
 """Largest ratio of ids to tokens in a vocabulary whose ids have gaps."""
@@ -37,7 +40,7 @@ class Markers:
     end: int
 
 
-NUM_MARKERS = len(fields(Markers))
+assert len(fields(Markers)) == NUM_MARKERS
 MARKERS_OF_EXAMPLE = 4
 """Markers of a caption and its image in a sequence: begin and end of each."""
 MIN_VOCAB_SIZE = 256 + NUM_MARKERS
@@ -61,11 +64,17 @@ def parse_tokenizer(json: str) -> tokenizers.Tokenizer:
 
 
 class Tokenizer:
-    """A tokenizer with its markers. `json` is the content of a tokenizer.json; anything else raises
-    ValueError."""
+    """A tokenizer with its markers."""
 
-    def __init__(self, json: str) -> None:
+    def __init__(
+        self, json: str, vocabulary: int = 0, language_files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """`json` is the content of a tokenizer.json; anything else raises ValueError. Of a language model's
+        tokenizer, `vocabulary` is the number of rows of the model's embedding, behind which the markers
+        stand, and `language_files` are what its folder `language` holds."""
         self._base = parse_tokenizer(json)
+        self._json = json if vocabulary else ""
+        self.language_files = dict(language_files or {})
         self._base.encode_special_tokens = True  # some files request special tokens inside ordinary text
         # Not the number of tokens, as the ids of a vocabulary may have gaps.
         ids = self._base.get_vocab(with_added_tokens=True).values()
@@ -74,7 +83,9 @@ class Tokenizer:
             raise ValueError("its vocabulary is empty")
         if self.base_size > _MAX_GAPS * len(ids) + 2**16:  # each id has a row of embeddings
             raise ValueError(f"it has {len(ids):,} tokens, and one of them has the id {self.base_size - 1:,}")
-        first = self.base_size
+        if vocabulary and vocabulary < self.base_size:
+            raise ValueError(f"it has {self.base_size:,} ids, the model's vocabulary {vocabulary:,}")
+        first = vocabulary or self.base_size
         self.markers = Markers(*range(first, first + NUM_MARKERS))
         self.vocab_size = first + NUM_MARKERS
         """Number of ids, markers included."""
@@ -96,7 +107,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The content of a tokenizer.json, from which `Tokenizer` restores this tokenizer."""
-        return self._base.to_str()
+        return self._json or self._base.to_str()
 
     @property
     def fingerprint(self) -> str:

@@ -2,7 +2,8 @@
 
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.generation import OrderName, SampleConfig, SamplerName
-from causalfusion.config.language import LanguageConfig, ScalingConfig
+from causalfusion.config.grafting import ImageWeightsConfig, LoraConfig
+from causalfusion.config.language import NUM_MARKERS, LanguageConfig, ScalingConfig
 from causalfusion.config.model import ModelConfig
 from causalfusion.config.parts import (
     BiasConfig,
@@ -25,8 +26,10 @@ from causalfusion.config.text import TextConfig, WriteConfig
 from causalfusion.config.training import TrainConfig
 
 __all__ = [
+    "NUM_MARKERS",
     "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "EncoderConfig", "FactorizationConfig",
-    "HeadConfig", "LanguageConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType",
-    "QKNormConfig", "RopeConfig", "RopeExtrapolation", "RunConfig", "SampleConfig", "SamplerName",
-    "ScalingConfig", "SourceName", "SplitName", "TextConfig", "TrainConfig", "WriteConfig",
+    "HeadConfig", "ImageWeightsConfig", "LanguageConfig", "LoraConfig", "ModelConfig", "NormConfig",
+    "OrderName", "PredictionType", "QKNormConfig", "RopeConfig", "RopeExtrapolation", "RunConfig",
+    "SampleConfig", "SamplerName", "ScalingConfig", "SourceName", "SplitName", "TextConfig", "TrainConfig",
+    "WriteConfig",
 ]  # fmt: skip

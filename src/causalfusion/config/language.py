@@ -7,6 +7,8 @@ from typing import Literal
 
 from causalfusion.errors import check, check_finite
 
+NUM_MARKERS = 5
+"""Markers of texts and images: the last ids of a vocabulary (`codec.tokenizer.Markers`)."""
 ScalingKind = Literal["none", "linear", "dynamic", "yarn", "llama3", "longrope"]
 
 
@@ -69,6 +71,12 @@ class LanguageConfig:
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     tied: bool = False
     """The output layer of text uses the weights of its embedding."""
+    markers: Literal["vocabulary", "own"] = "vocabulary"
+    """The last tokens of the vocabulary, which mark texts and images, share its embedding; or, as a language
+    model has none, they have an embedding of their own."""
+    longest: int = 0
+    """Text places of a language model that learned to draw, where model.max_text_tokens is the room for text
+    beside images; 0: model.max_text_tokens."""
     window: int = 0
     """Text places that a token sees, its own included; 0: all before it."""
     window_from: int = 0
@@ -78,6 +86,7 @@ class LanguageConfig:
         check_finite(self, "language")
         check(self.rope_base > 1, "model.language.rope_base", self.rope_base, "a number above 1")
         check(0 <= self.window <= 100_000_000, "model.language.window", self.window, "0 to 100000000")
+        check(0 <= self.longest <= 100_000_000, "model.language.longest", self.longest, "0 to 100000000")
         first = self.window_from
         check(0 <= first <= 1_000, "model.language.window_from", first, "0 to 1000")
         fits = self.positions == "rope" or self.scaling == ScalingConfig()

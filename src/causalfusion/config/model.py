@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from causalfusion.config.language import LanguageConfig
+from causalfusion.config.grafting import ImageWeightsConfig, LoraConfig
+from causalfusion.config.language import NUM_MARKERS, LanguageConfig
 from causalfusion.config.parts import (
     BiasConfig,
     EncoderConfig,
@@ -77,6 +78,8 @@ class ModelConfig:
     anew at every AR step (MAR), which needs a per_token head that asks by mask tokens."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    image_weights: ImageWeightsConfig = field(default_factory=ImageWeightsConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     num_classes: int = 0
     """Number of classes; row `num_classes` of the embedding is the null class of guidance. 0 until known from
     the data."""
@@ -118,6 +121,7 @@ class ModelConfig:
         self._check_rope()
         self._check_language()
         self._check_head()
+        self._check_image_weights()
 
     def _check_rope(self) -> None:
         axes = 2 if self.rope.axes == "grid" else 1
@@ -130,6 +134,8 @@ class ModelConfig:
         check(fits, "model.rope.axes", self.rope.axes, "grid, for a model with text or several images")
 
     def _check_language(self) -> None:
+        fits = self.language.markers == "vocabulary" or self.vocab_size > NUM_MARKERS
+        check(fits, "model.vocab_size", self.vocab_size, f"more than {NUM_MARKERS}, the markers")
         rope, size = self.language.positions == "rope", self.head_dim
         fits = not rope or size % 2 == 0
         check(fits, "model.language.positions", "rope", f"an even head size for rope, not {size}")
@@ -162,6 +168,15 @@ class ModelConfig:
         expected = "mask, for a model without class tokens, whose last one asks for the first image token"
         check(fits, "model.head.ask", head.ask, expected)
 
+    def _check_image_weights(self) -> None:
+        own = self.image_weights.kind == "own"
+        plain = self.conditioning == "in_context" and not self.encoder.depth and not self.input_norm
+        fits = not own or (plain and self.position_embedding != "rope")
+        expected = "shared, for a model with AdaLN-zero, an encoder, an input norm, or rope of image tokens"
+        check(fits, "model.image_weights.kind", self.image_weights.kind, expected)
+        fits = not own or self.qk_norm.over == "head" or self.image_size == self.hidden_size
+        check(fits, "model.qk_norm.over", self.qk_norm.over, "head, where image tokens have another width")
+
     @property
     def head_dim(self) -> int:
         return self.head_size or self.hidden_size // self.num_heads
@@ -177,6 +192,11 @@ class ModelConfig:
         return self.vocab_size > 0 and self.token_dim == 0
 
     @property
+    def text_vocab_size(self) -> int:
+        """Rows of the text's embedding: without markers that have one of their own."""
+        return self.vocab_size - (NUM_MARKERS if self.language.markers == "own" else 0)
+
+    @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.num_kv_heads or self.num_heads
@@ -187,14 +207,28 @@ class ModelConfig:
         return self.mlp_hidden or int(self.hidden_size * self.mlp_ratio)
 
     @property
+    def image_size(self) -> int:
+        """Width in which image tokens go through the blocks."""
+        return self.image_weights.hidden_size or self.hidden_size
+
+    @property
+    def image_mlp_size(self) -> int:
+        """Width of the hidden layer of the MLP that image tokens go through."""
+        return self.image_weights.mlp_hidden or self.mlp_size * self.image_size // self.hidden_size
+
+    @property
+    def own_image_weights(self) -> bool:
+        return self.image_weights.kind == "own"
+
+    @property
     def condition_size(self) -> int:
-        """Size of AdaLN-zero's embedding of timestep and class."""
-        return self.adaln_size or self.hidden_size
+        """Size of the timestep's embedding, to which AdaLN-zero adds the class."""
+        return self.adaln_size or self.image_size
 
     @property
     def encoder_size(self) -> int:
-        """Width of the encoder, or of the transformer, into which tokens are embedded."""
-        return (self.encoder.depth and self.encoder.hidden_size) or self.hidden_size
+        """Width of the encoder, or of the transformer, into which image tokens are embedded."""
+        return (self.encoder.depth and self.encoder.hidden_size) or self.image_size
 
     @property
     def encoder_heads(self) -> int:
@@ -203,7 +237,7 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         """Width of the per-token network."""
-        return self.head.width or self.hidden_size
+        return self.head.width or self.image_size
 
     @property
     def per_token(self) -> bool:

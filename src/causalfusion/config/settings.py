@@ -241,6 +241,12 @@ class RunConfig:
         expected = "buckets or padded, as the head asks by the token before"
         check(batches == "padded" or self.model.head.ask == "mask", "data.batches", batches, expected)
 
+    @property
+    def reads_text(self) -> bool:
+        """False where the text's loss counts nothing, and the text's weights are frozen: texts are there for
+        images alone."""
+        return self.text.loss_coefficient > 0 or self.train.trainable != "images"
+
     def _check_head(self) -> None:
         """Check what the model's head and context require of the plan."""
         head, plan = self.model.head, self.factorization

@@ -24,9 +24,13 @@ class TrainConfig:
     init: str = ""
     """A model folder, a run, or a packaged model's name: start from its weights, and its tokenizer, instead
     of random weights."""
-    trainable: Literal["all", "embeddings_norms_biases"] = "all"
+    trainable: Literal["all", "embeddings_norms_biases", "images"] = "all"
     """Weights that are trained: all; or, to go on from train.init at larger sizes (FiTv2), only the embedding
-    of image tokens, tables of positions, norms, biases and the last layer."""
+    of image tokens, tables of positions, norms, biases and the last layer; images: those that image tokens
+    alone use, low-rank additions (model.lora) and the embedding of markers, while a language model's weights
+    stay as they are."""
+    text_lr_factor: float = 1.0
+    """Learning rate of the weights that texts use, as a multiple of `lr`."""
     images: int = 100_000
     """Number of images to train on, counting repeats (epochs * size of the data set)."""
     epochs: float = 0.0
@@ -118,7 +122,7 @@ class TrainConfig:
         check(self.batch_size <= 1_000_000, "train.batch_size", self.batch_size, "at most 1000000")
         check(0 < self.lr <= 1, "train.lr", self.lr, "a positive number, at most 1 (1e-4 is usual)")
         check(0 < self.lr_decay <= 1, "train.lr_decay", self.lr_decay, "a share of the run in (0, 1]")
-        for name in ("eps", "max_grad_norm"):
+        for name in ("eps", "max_grad_norm", "text_lr_factor"):
             check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
         for name in ("beta1", "beta2", "ema_decay", "class_dropout"):
             check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "a number in [0, 1)")

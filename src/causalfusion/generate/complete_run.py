@@ -49,7 +49,8 @@ def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
     with join_world(request.device) as world:
         if world.size > 1:
             raise UserError("complete runs in one process; start it without torchrun")
-        if is_language_model(request.model):
+        only_text = not request.elements and not any(map(is_image_name, prompt))
+        if is_language_model(request.model, draws_too=only_text):
             complete_text(prompt, request, world)
             return request.out
         if request.chat:

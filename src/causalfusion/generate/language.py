@@ -1,5 +1,5 @@
-"""Text from a language model without images: logits, continuations and answers, one token after another
-against the cache.
+"""Text from a language model, also one that learned to draw: logits, continuations and answers, one token
+after another against the cache.
 
 Shape letters: B rows, n tokens, V vocabulary.
 """
@@ -20,10 +20,10 @@ from causalfusion.codec.language_tokenizer import (
     LanguageTokenizer,
     open_language_tokenizer,
 )
-from causalfusion.config import WriteConfig
+from causalfusion.config import ModelConfig, WriteConfig
 from causalfusion.config.serialize import read_object
-from causalfusion.documents import UNSEEN
 from causalfusion.errors import UserError
+from causalfusion.factorization import UNSEEN
 from causalfusion.generate.write import TokenWatcher, draw_texts
 from causalfusion.machine.runtime import autocast, available_memory
 from causalfusion.model.kv_cache import KVCache
@@ -69,9 +69,9 @@ class LanguagePipeline:
             return load_model(place, device=device)
 
         (model, spec), place = read_latest(Path(folder), read)
-        if not spec.model.text_only:
-            raise UserError(f"{place} is no language model without images; use Pipeline")
-        tokenizer = open_language_tokenizer(place, spec.model.vocab_size)
+        if not speaks(spec.model):
+            raise UserError(f"{place} did not begin as a language model; use Pipeline")
+        tokenizer = open_language_tokenizer(place, spec.model.text_vocab_size)
         if tokenizer.fingerprint != spec.tokenizer_fingerprint:
             raise UserError(
                 f"{place} holds another tokenizer.json than it was converted with; convert the model again"
@@ -87,7 +87,8 @@ class LanguagePipeline:
     def logits(self, rows: Sequence[Ids]) -> list[Tensor]:
         """(n, V) float32 logits of what follows each token, for each row of ids."""
         with autocast(self.device, self.autocast_dtype):
-            found = self.model(packed_text(rows, self.device)).text
+            (hidden,) = self.model.hidden(packed_text(rows, self.device))
+            found = language_logits(self.model, hidden)
         return [found[row, : len(ids)] for row, ids in enumerate(rows)]
 
     def complete(
@@ -130,7 +131,7 @@ class LanguagePipeline:
         """The ids that follow rows of ids, of any lengths, without the token that ends them. Raises UserError
         for a row that is empty, or for which the model has no room."""
         config = config or WriteConfig()
-        room = self.model.config.max_text_tokens
+        room = self.model.config.language.longest or self.model.config.max_text_tokens
         for ids in rows:
             if not 0 < len(ids) < room:
                 raise UserError(f"the text has {len(ids):,} tokens; expected 1 to {room - 1:,}")
@@ -191,10 +192,10 @@ class GrowingText:
         self.cache = KVCache.allocate(
             self.model.config, len(self.rows), self.capacity, device=self.device, dtype=dtype
         )
-        hidden = self.model.hidden(sequence, self.cache.attend(sequence))
+        (hidden,) = self.model.hidden(sequence, self.cache.attend(sequence))
         self.cache.commit(sequence)
         last = hidden[torch.arange(len(self.rows)), self.lengths - 1]
-        self.logits = self.model.text_logits(last)
+        self.logits = language_logits(self.model, last)
 
     def append(self, tokens: Tensor) -> None:
         """Go on with one more token (B,) of every row."""
@@ -206,9 +207,9 @@ class GrowingText:
             return
         step = torch.tensor([[self.cache.length + 1]])
         sequence = _text(tokens[:, None], step, places[:, None], self.device)
-        hidden = self.model.hidden(sequence, self.cache.attend(sequence))
+        (hidden,) = self.model.hidden(sequence, self.cache.attend(sequence))
         self.cache.commit(sequence)
-        self.logits = self.model.text_logits(hidden[:, 0])
+        self.logits = language_logits(self.model, hidden[:, 0])
 
     def _turns_differently(self, before: Tensor) -> bool:
         """True if the rotary frequencies change with the new lengths, and with them all cached keys."""
@@ -232,9 +233,21 @@ def read_ends(folder: Path, tokenizer: LanguageTokenizer) -> list[int]:
     return [] if end is None else [end]
 
 
-def is_language_model(model: Path) -> bool:
-    """True if a model folder, a run or a packaged model is of text alone. Raises UserError."""
-    return read_latest(model, load_spec)[0].model.text_only
+def language_logits(model: Transformer, hidden: Tensor) -> Tensor:
+    """(..., V) logits of what follows text tokens in the language model's own vocabulary, without markers."""
+    return model.text_logits(hidden)[..., : model.config.text_vocab_size]
+
+
+def speaks(model: ModelConfig) -> bool:
+    """True for a language model, also for one that learned to draw."""
+    return model.text_only or model.language.markers == "own"
+
+
+def is_language_model(model: Path, *, draws_too: bool = False) -> bool:
+    """True if a model folder, a run or a packaged model is of text alone; with `draws_too`, also if it was
+    so before it learned to draw. Raises UserError."""
+    config = read_latest(model, load_spec)[0].model
+    return config.text_only or (draws_too and speaks(config))
 
 
 def _require_memory(folder: Path) -> None:

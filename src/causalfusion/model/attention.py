@@ -20,6 +20,7 @@ from causalfusion.errors import UserError
 from causalfusion.mask import block_mask, dense_mask, window_mask
 from causalfusion.model.cpu_attention import SegmentAttend
 from causalfusion.model.kv_heads import repeat_heads
+from causalfusion.model.linear import make_linear
 from causalfusion.model.norm import make_norm
 from causalfusion.model.positions import rotate
 from causalfusion.sequence import PackedSequence
@@ -155,25 +156,33 @@ class Attention(nn.Module):
         size, self.head_dim = config.hidden_size, config.head_dim
         self.num_heads, self.kv_heads = config.num_heads, config.kv_heads
         widths = (config.query_size, self.kv_heads * self.head_dim)
-        self.qkv = nn.Linear(size, widths[0] + 2 * widths[1], bias=config.bias.qkv)
+        self.qkv = make_linear(size, widths[0] + 2 * widths[1], config.bias.qkv, config.lora)
         self.over_width = config.qk_norm.over == "width"
         norms = [_qk_norm(config.qk_norm, width if self.over_width else self.head_dim) for width in widths]
         self.q_norm, self.k_norm = norms
         self.interleaved = config.rope.pairs == "interleaved"
-        self.proj = nn.Linear(widths[0], size, bias=config.bias.attention)
+        self.proj = make_linear(widths[0], size, config.bias.attention, config.lora)
 
     def forward(
         self, x: Tensor, attend: Attend, layer: int, first_query: int = 0, rotation: Tensor | None = None
     ) -> Tensor:
         """x (B, T, D) -> (B, T - first_query, D)."""
+        return self.merge(attend(layer, *self.split(x, first_query, rotation)))
+
+    def split(
+        self, x: Tensor, first_query: int = 0, rotation: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> normed and turned q (B, N, T - first_query, H) and k, and v, (B, G, T, H)."""
         q, k, v = self._project(x, first_query)
         if not self.over_width:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q = rotate(q, rotation[..., first_query:, :], self.interleaved)
             k = rotate(k, rotation, self.interleaved)
-        dtype = v.dtype  # LayerNorm may return float32 under autocast
-        out = attend(layer, q.to(dtype), k.to(dtype), v)
+        return q.to(v.dtype), k.to(v.dtype), v  # LayerNorm may return float32 under autocast
+
+    def merge(self, out: Tensor) -> Tensor:
+        """What attention gave (B, N, Q, H) -> (B, Q, D)."""
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, first_query: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,9 +196,7 @@ class Attention(nn.Module):
                 return q, k, v
             k, v = self._split_heads(qkv[..., size:], 2)
             return self._split_heads(qkv[..., :size], 1)[0], k, v
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(x[:, first_query:], weight[:size], None if bias is None else bias[:size])
-        kv = F.linear(x, weight[size:], None if bias is None else bias[size:])
+        q, kv = self.qkv.part(x[:, first_query:], 0, size), self.qkv.part(x, size)
         if self.over_width:
             k, v = kv.chunk(2, dim=-1)
             q, kv = self.q_norm(q), torch.cat([self.k_norm(k).to(v.dtype), v], dim=-1)

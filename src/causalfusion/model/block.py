@@ -6,19 +6,37 @@ Shape letters: B rows, T packed tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from causalfusion.config import ModelConfig
+from causalfusion.config import ImageWeightsConfig, LoraConfig, ModelConfig
 from causalfusion.model.attention import Attend, Attention
 from causalfusion.model.feed_forward import feed_forward_of
 from causalfusion.model.modulation import Modulation, make_modulation, modulate
 from causalfusion.model.norm import Norm, norm_of
+from causalfusion.model.streams import Rows, Streams
+
+X = TypeVar("X", Tensor, Rows)
+
+
+def image_block_config(config: ModelConfig) -> ModelConfig:
+    """The weights of image tokens in a block as those of a model of their own."""
+    return replace(
+        config,
+        hidden_size=config.image_size,
+        head_size=config.head_dim,
+        mlp_hidden=config.image_mlp_size,
+        image_weights=ImageWeightsConfig(),
+        lora=LoraConfig(),
+    )
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP. With AdaLN-zero, the condition shifts, scales and gates both."""
+    """Pre-norm attention and MLP. With AdaLN-zero, the condition shifts, scales and gates both. Image tokens
+    may have weights of their own."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -33,27 +51,59 @@ class Block(nn.Module):
             if adaln
             else None
         )
+        self.image = Block(image_block_config(config)) if config.own_image_weights else None
 
     def forward(
         self,
-        x: Tensor,
+        x: X,
         attend: Attend,
         layer: int,
         first_query: int = 0,
         rotation: Tensor | None = None,
         modulation: Modulation | None = None,
-    ) -> Tensor:
-        """x (B, T, D) -> (B, T - first_query, D): the rows before first_query are only attended to."""
+        streams: Streams | None = None,
+    ) -> X:
+        """x (B, T, D), or in two streams -> (B, T - first_query, D): the rows before first_query are only
+        attended to."""
+        if isinstance(x, Rows):
+            assert streams is not None
+            return self._two_streams(x, attend, layer, first_query, rotation, streams)
         if modulation is None:
-            h = self.attn(self.norm1(x), attend, layer, first_query, rotation)
-            x = x[:, first_query:] + self._drop(h)
-            return x + self._drop(self.mlp(self.norm2(x)))
+            q, k, v = self.attn.split(self.norm1(x), first_query, rotation)
+            return self._finish(x[:, first_query:], attend(layer, q, k, v))
         chunks = self._modulations(modulation).chunk(6, dim=-1)
         shift, scale = chunks[:2]
         gate, mlp_shift, mlp_scale, mlp_gate = (chunk[:, first_query:] for chunk in chunks[2:])
         h = self.attn(modulate(self.norm1(x), shift, scale), attend, layer, first_query, rotation)
         x = x[:, first_query:] + gate * self._drop(h)
         return x + mlp_gate * self._drop(self.mlp(modulate(self.norm2(x), mlp_shift, mlp_scale)))
+
+    def _finish(self, x: Tensor, out: Tensor) -> Tensor:
+        """x (B, Q, D) with what attention gave for it (B, N, Q, H), and the MLP."""
+        x = x + self._drop(self.attn.merge(out))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+    def _two_streams(
+        self, x: Rows, attend: Attend, layer: int, first: int, rotation: Tensor | None, streams: Streams
+    ) -> Rows:
+        assert self.image is not None
+        firsts, turns = streams.before(first), (None, None)
+        if rotation is not None:
+            turns = streams.split(rotation, dim=3)
+        text = self.attn.split(self.norm1(x.text), firsts[0], turns[0])
+        image = self.image.attn.split(self.image.norm1(x.image), firsts[1], turns[1])
+        q = streams.join(text[0], image[0], 2, first)
+        k, v = (
+            streams.join(of_text, of_image.to(of_text.dtype), 2)
+            for of_text, of_image in zip(text[1:], image[1:], strict=True)
+        )
+        of_text, of_image = streams.split(attend(layer, q, k, v), 2, first)
+        if streams.text_alone and not any(part.requires_grad for part in text):
+            of_text = of_text.detach()  # else a gradient of zero would go through the whole text
+        return Rows(
+            self._finish(x.text[:, firsts[0] :], of_text),
+            self.image._finish(x.image[:, firsts[1] :], of_image),
+        )
 
     def _modulations(self, modulation: Modulation) -> Tensor:
         """(B, T, 6 D): shift, scale and gate of attention, then of the MLP, for every token."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from causalfusion.config import ModelConfig
+
 TIMESTEP_FREQUENCIES = 256
 
 
@@ -53,3 +55,26 @@ class ClassEmbedding(nn.Module):
         tokens = self.table(labels).unflatten(-1, (self.num_learned, -1))
         tokens = tokens.repeat(1, self.repeats, 1)
         return tokens if self.position is None else tokens + self.position
+
+
+def class_embedding_of(config: ModelConfig) -> nn.Module | None:
+    """Class tokens, or with AdaLN-zero a row per class; None: the model ignores classes."""
+    if config.conditioning == "adaln_zero":
+        return nn.Embedding(config.num_classes + 1, config.condition_size)
+    if not config.num_class_tokens or config.text_only:
+        return None
+    turned = config.position_embedding == "rope" and config.rope.axes == "raster"
+    size = config.hidden_size if config.own_image_weights else config.encoder_size
+    return ClassEmbedding(
+        config.num_classes, size, config.num_class_tokens, config.class_token_repeats, positions=not turned
+    )
+
+
+def embed_text(ids: Tensor, text: nn.Embedding, markers: nn.Embedding | None) -> Tensor:
+    """(B, n) ids -> (B, n, D); ids behind those of `text` are of `markers`, where these have an embedding of
+    their own."""
+    if markers is None:
+        return text(ids)
+    first = text.num_embeddings
+    of_markers = markers((ids - first).clamp(min=0))
+    return torch.where((ids >= first)[..., None], of_markers, text(ids.clamp(max=first - 1)))

@@ -24,7 +24,7 @@ class PerTokenHead(nn.Module):
         super().__init__()
         head, width, bias = config.head, config.head_width, config.head.bias
         self.token_in = nn.Linear(config.token_dim, width, bias=config.bias.input)
-        self.condition_in = nn.Linear(config.hidden_size, width, bias=bias)
+        self.condition_in = nn.Linear(config.image_size, width, bias=bias)
         self.timestep_embedding = TimestepEmbedding(width, bias)
         self.blocks = nn.ModuleList([HeadBlock(config) for _ in range(head.depth)])
         self.norm_out = make_norm(width, head.norm.kind, False, head.norm.eps)

@@ -34,7 +34,7 @@ class HeadCost:
 
     def condition_flops(self, tokens: float) -> float:
         """Projecting the conditions of `tokens`."""
-        return 2 * tokens * self.config.hidden_size * self.config.head_width
+        return 2 * tokens * self.config.image_size * self.config.head_width
 
     def step_flops(self, tokens: float) -> float:
         """One diffusion step of `tokens`, all at one timestep, with conditions that are projected already."""

@@ -6,11 +6,11 @@ of the condition, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from causalfusion.sequence import PackedSequence, Segment, take_rows
 
@@ -29,36 +29,6 @@ class Modulation(NamedTuple):
         """(B, T - first, D): of values (B, R, D) of the conditions those of each token from the first on."""
         index = self.row_of_token[:, first:]
         return values[:, index[0]] if len(index) == 1 else take_rows(values, index)
-
-
-def conditions_of(
-    sequence: PackedSequence, classes: Tensor, embed: Callable[[Tensor], Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """(conditions (B, R, A), which of them each token has (1 or B, T)): that of the class (B, 1 or I, A)
-    plus, for noised tokens, that of the timestep, which `embed` gives."""
-    rows, row_of_token, start = [], [], 0
-    for segment in sequence.segments:
-        if segment.num_tokens:
-            part, index = _condition_of(segment, classes, embed)
-            row_of_token.append(start + index)
-            rows.append(part)
-            start += part.shape[1]
-    count = max(map(len, row_of_token))
-    return torch.cat(rows, dim=1), torch.cat([index.expand(count, -1) for index in row_of_token], dim=1)
-
-
-def _condition_of(
-    segment: Segment, classes: Tensor, embed: Callable[[Tensor], Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """Conditions of a segment, (B, R, A), and which of them each token has, (1 or B, n)."""
-    each = torch.arange(segment.num_tokens, device=classes.device)[None]
-    of_image = torch.zeros_like(each) if segment.owner is None else segment.owner.clamp(min=0)
-    if segment.timesteps is None or embed is None:
-        return classes, of_image
-    told = embed(segment.timesteps)
-    if told.shape[1] == segment.num_tokens:
-        return segment.of_tokens(classes) + told, each
-    return classes + told, of_image
 
 
 def make_modulation(size: int, outputs: int, bias: bool, rank: int = 0) -> nn.Linear | nn.Sequential:
@@ -81,3 +51,35 @@ def zero_modulation(layers: nn.Linear | nn.Sequential) -> None:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, T, D), shifted and scaled."""
     return x * (1 + scale) + shift
+
+
+def sequence_modulation(
+    sequence: PackedSequence, classes: nn.Module, timesteps: nn.Module | None, shared: nn.Module | None
+) -> Modulation:
+    """The conditions of a sequence, embedded: class plus, for noised tokens, timestep; a row per segment, per
+    image of a row or per token."""
+    labels = next(s.values for s in sequence.segments if s.kind == "class")
+    of_classes = classes(labels if labels.dim() == 2 else labels[:, None])
+    rows, row_of_token, start = [], [], 0
+    for segment in sequence.segments:
+        if segment.num_tokens:
+            part, index = _condition_of(segment, of_classes, timesteps)
+            row_of_token.append(start + index)
+            rows.append(part)
+            start += part.shape[1]
+    of_rows, count = torch.cat(rows, dim=1), max(map(len, row_of_token))
+    index = torch.cat([index.expand(count, -1) for index in row_of_token], dim=1)
+    return Modulation(of_rows, index, None if shared is None else shared(F.silu(of_rows)))
+
+
+def _condition_of(segment: Segment, classes: Tensor, timesteps: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Conditions of a segment, (B, R, A), with those of `classes` (B, 1 or I, A), and which each token has,
+    (1 or B, n)."""
+    each = torch.arange(segment.num_tokens, device=classes.device)[None]
+    of_image = torch.zeros_like(each) if segment.owner is None else segment.owner.clamp(min=0)
+    if segment.timesteps is None or timesteps is None:
+        return classes, of_image
+    told = timesteps(segment.timesteps)
+    if told.shape[1] == segment.num_tokens:
+        return segment.of_tokens(classes) + told, each
+    return classes + told, of_image

@@ -49,9 +49,9 @@ def resize_table(table: Tensor, trained: tuple[int, int], grid: tuple[int, int])
     return resized[0].permute(1, 2, 0).flatten(0, 1)
 
 
-def of_table(table: Tensor, trained: tuple[int, int], places: Tensor, grid: Tensor | None) -> Tensor:
-    """(1 or B, n, D) rows of a table (L, D) of the grid of training at places (1 or B, n, 2): of that grid,
-    or interpolated to another one for each row (1 or B, 2) or each token (B, n, 2)."""
+def table_at(table: Tensor, places: Tensor, grid: Tensor | None, trained: tuple[int, int]) -> Tensor:
+    """(1 or B, n, D) rows of a table (L, D) of the grid `trained`, for tokens at places (1 or B, n, 2);
+    interpolated to another `grid`, (1 or B, 2) of each row's or (B, n, 2) of each token's image."""
     if grid is None:
         return F.embedding(raster_of(places, trained[1]), table)
     each = grid if grid.dim() == 3 else grid[:, None].expand(-1, places.shape[1], -1)

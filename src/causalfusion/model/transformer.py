@@ -6,7 +6,7 @@ noise and computes no loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,22 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from causalfusion.config import ModelConfig, RopeExtrapolation
+from causalfusion.config import NUM_MARKERS, ModelConfig, RopeExtrapolation
 from causalfusion.model.attention import Attend, AttentionBackend, select_attend
 from causalfusion.model.block import Block
-from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding
+from causalfusion.model.embeddings import ClassEmbedding, TimestepEmbedding, class_embedding_of, embed_text
 from causalfusion.model.encoder import Encoder
 from causalfusion.model.head import PerTokenHead
+from causalfusion.model.linear import LoraLinear
 from causalfusion.model.modulation import (
     Modulation,
-    conditions_of,
     make_modulation,
     modulate,
+    sequence_modulation,
     zero_modulation,
 )
 from causalfusion.model.norm import Norm, norm_of
-from causalfusion.model.positions import of_table, sincos_at, sincos_positions
+from causalfusion.model.positions import sincos_at, sincos_positions, table_at
 from causalfusion.model.rotation import sequence_rotation, table_of_training
+from causalfusion.model.streams import Rows, Streams
 from causalfusion.sequence import PackedSequence, Segment
 
 
@@ -58,19 +60,23 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        size, entry, adaln = config.hidden_size, config.encoder_size, config.conditioning == "adaln_zero"
+        size, image, entry = config.hidden_size, config.image_size, config.encoder_size
+        adaln = config.conditioning == "adaln_zero"
         condition, bias, has_text = config.condition_size, config.bias, config.vocab_size > 0
         self.joint = not config.per_token and not config.text_only
         if not config.text_only:
             self.image_in = nn.Linear(config.token_dim, entry, bias=bias.input)
         if self.joint:
             self.timestep_embedding = TimestepEmbedding(condition, bias.condition)
-        self.class_embedding = _class_embedding(config)
+        self.class_embedding = class_embedding_of(config)
         if has_text:
-            self.text_embedding = nn.Embedding(config.vocab_size, size)
+            self.text_embedding = nn.Embedding(config.text_vocab_size, size)
+        own_markers = has_text and config.language.markers == "own"
+        self.marker_embedding = nn.Embedding(NUM_MARKERS, size) if own_markers else None
         learned = has_text and config.language.positions == "learned"
-        self.text_position = nn.Embedding(config.max_text_tokens, size) if learned else None
-        self.image_index = nn.Embedding(config.max_images, size) if config.max_images > 1 else None
+        longest = config.language.longest or config.max_text_tokens
+        self.text_position = nn.Embedding(longest, size) if learned else None
+        self.image_index = nn.Embedding(config.max_images, entry) if config.max_images > 1 else None
         if config.text_only:
             pass
         elif config.position_embedding == "learnable":
@@ -82,19 +88,22 @@ class Transformer(nn.Module):
         self.norm_in = nn.LayerNorm(entry, eps=config.norm.eps) if config.input_norm else None
         self.encoder = Encoder(config) if config.encoder.depth else None
         asks = config.per_token and config.head.ask == "mask"
-        self.mask_token = nn.Parameter(torch.empty(size)) if asks else None
+        self.mask_token = nn.Parameter(torch.empty(image)) if asks else None
         shared = config.adaln_rank > 0
         self.modulation = make_modulation(condition, 6 * size, bias.condition) if shared else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm_out = norm_of(config.out_norm, size, adaln)
+        own = config.own_image_weights
+        self.image_norm_out = norm_of(config.out_norm, image, adaln=False) if own else None
         self.modulation_out = make_modulation(condition, 2 * size, bias.condition) if adaln else None
         positions = config.per_token and config.head.positions
-        self.condition_position = nn.Parameter(torch.empty(config.num_tokens, size)) if positions else None
+        self.condition_position = nn.Parameter(torch.empty(config.num_tokens, image)) if positions else None
         self.head = PerTokenHead(config) if config.per_token else None
         if self.joint:
-            self.image_out = nn.Linear(size, config.prediction_dim, bias=bias.output)
+            self.image_out = nn.Linear(image, config.prediction_dim, bias=bias.output)
         untied = has_text and not config.language.tied
-        self.text_out = nn.Linear(size, config.vocab_size, bias=False) if untied else None
+        self.text_out = nn.Linear(size, config.text_vocab_size, bias=False) if untied else None
+        self.marker_out = nn.Linear(size, NUM_MARKERS, bias=False) if untied and own_markers else None
         self.init_weights()
         self.eval()  # dropout is on in train steps alone, which say so
 
@@ -105,6 +114,8 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+                if isinstance(module, LoraLinear):
+                    module.init_addition(generator)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
             elif isinstance(module, Norm) and module.elementwise_affine:
@@ -163,42 +174,53 @@ class Transformer(nn.Module):
 
     def hidden(
         self, sequence: PackedSequence, attend: Attend | None = None, backend: AttentionBackend = "auto"
-    ) -> Tensor:
-        """(B, T - first_output, D): what the heads read, of the tokens from the first that one reads."""
+    ) -> list[Tensor]:
+        """The last layer's output (B, n, D) of each segment; (B, 0, D) for those before the first that a head
+        reads."""
         attend = attend or self._attend(sequence, backend)
         table = self.rope if self.config.position_embedding == "rope" else None
         rotation = sequence_rotation(sequence, self.config, table)
+        streams = Streams.of(sequence) if self.config.own_image_weights else None
         x, modulation = self._enter(sequence, backend), self._modulation(sequence)
+        read = sequence.first_output
         for layer, block in enumerate(self.blocks):
-            first = sequence.first_output if layer == self.config.depth - 1 else 0
-            x = block(x, attend, layer, first, rotation, modulation)
+            first = read if layer == self.config.depth - 1 else 0
+            x = block(x, attend, layer, first, rotation, modulation, streams)
+        if isinstance(x, Rows):
+            assert streams is not None and self.image_norm_out is not None
+            return streams.segments(Rows(self.norm_out(x.text), self.image_norm_out(x.image)), read)
         x = self.norm_out(x)
         if self.modulation_out is not None and modulation is not None:
             rows = self.modulation_out(F.silu(modulation.rows))
-            x = modulate(x, *modulation.of_tokens(rows, sequence.first_output).chunk(2, dim=-1))
-        return x
+            x = modulate(x, *modulation.of_tokens(rows, read).chunk(2, dim=-1))
+        edges = [max(edge - read, 0) for edge in sequence.boundaries]
+        return [x[:, start:end] for start, end in pairwise(edges)]
 
     def text_logits(self, x: Tensor) -> Tensor:
         """(..., vocabulary) float32 logits of what follows text tokens, from what `hidden` gave (..., D)."""
         out = self.text_embedding if self.text_out is None else self.text_out
-        return F.linear(x, out.weight).float()
+        logits = F.linear(x, out.weight)
+        if self.marker_embedding is not None:
+            markers = self.marker_embedding if self.marker_out is None else self.marker_out
+            logits = torch.cat([logits, F.linear(x, markers.weight)], dim=-1)
+        return logits.float()
 
     def _attend(self, sequence: PackedSequence, backend: AttentionBackend) -> Attend:
         dropout = self.config.attention_dropout if self.training else 0.0
         return select_attend(sequence, backend, self.config.head_dim, dropout, self.config.language)
 
-    def _leave(self, x: Tensor, sequence: PackedSequence) -> Predictions:
-        """x (B, T - first_output, D): each predicting segment's rows go to the head of its kind."""
+    def _leave(self, rows: Sequence[Tensor], sequence: PackedSequence) -> Predictions:
+        """Each predicting segment's rows go to the head of its kind."""
         image, text = [], []
-        for segment, (start, end) in zip(sequence.segments, pairwise(sequence.boundaries), strict=True):
+        for segment, x in zip(sequence.segments, rows, strict=True):
             if segment.predicts:
-                start = end - 1 if segment.kind == "class" else start
-                rows = x[:, start - sequence.first_output : end - sequence.first_output]
-                (text if segment.kind == "text" else image).append(rows)
-        of_image, of_text = (
-            torch.cat(r, dim=1) if len(r) > 1 else (r or [x[:, :0]])[0] for r in (image, text)
+                (text if segment.kind == "text" else image).append(
+                    x[:, -1:] if segment.kind == "class" else x
+                )
+        logits = self.text_logits(torch.cat(text, dim=1)) if text else None
+        of_image = (
+            torch.cat(image, dim=1) if image else rows[0].new_zeros(len(rows[0]), 0, self.config.image_size)
         )
-        logits = self.text_logits(of_text) if self.config.vocab_size else None
         if self.joint:
             return Predictions(self.image_out(of_image), logits)
         if self.head is None:
@@ -212,9 +234,32 @@ class Transformer(nn.Module):
         denoised = self.head(of_image, sequence.denoising.tokens, sequence.denoising.timesteps)
         return Predictions(denoised, logits, of_image)
 
-    def _enter(self, sequence: PackedSequence, backend: AttentionBackend) -> Tensor:
+    def _enter_streams(self, segments: Sequence[Segment]) -> Rows:
+        """The embedded tokens, in two streams."""
+        streams: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for segment in segments:
+            streams[segment.kind == "image"].append(self._embed(segment))
+        some = next(x for of_stream in streams for x in of_stream)
+        widths = self.config.hidden_size, self.config.image_size
+        return Rows(
+            *(
+                torch.cat(x, dim=1) if x else some.new_zeros(len(some), 0, width)
+                for x, width in zip(streams, widths, strict=True)
+            )
+        )
+
+    def _modulation(self, sequence: PackedSequence) -> Modulation | None:
+        if self.config.conditioning != "adaln_zero":
+            return None
+        assert self.class_embedding is not None, "AdaLN-zero has a row per class"
+        of_timesteps = self.timestep_embedding if self.joint else None
+        return sequence_modulation(sequence, self.class_embedding, of_timesteps, self.modulation)
+
+    def _enter(self, sequence: PackedSequence, backend: AttentionBackend) -> Tensor | Rows:
         """The embedded tokens (B, T, D); with an encoder, known ones go through it, and asked ones behind."""
         segments = [s for s in sequence.segments if s.num_tokens]
+        if self.config.own_image_weights:
+            return self._enter_streams(segments)
         if self.encoder is None:
             x = torch.cat([self._embed(s) for s in segments], dim=1)
             return x if self.norm_in is None else self.norm_in(x)
@@ -246,7 +291,7 @@ class Transformer(nn.Module):
             return x if labels.dim() == 1 else x.unflatten(0, labels.shape).flatten(1, 2)
         assert segment.places is not None, "text and image tokens have places"
         if segment.kind == "text":
-            x = self.text_embedding(segment.values)
+            x = embed_text(segment.values, self.text_embedding, self.marker_embedding)
             return x if self.text_position is None else x + self.text_position(segment.places)
         x = self._mask_tokens(segment) if segment.role == "asked" else self.image_in(segment.values)
         if self.image_index is not None:
@@ -263,35 +308,9 @@ class Transformer(nn.Module):
     def _of_table(self, table: Tensor, segment: Segment) -> Tensor:
         """(1 or B, n, D) rows of a table (L, D) of the grid of training, interpolated to another grid."""
         assert segment.places is not None, "image tokens have places"
-        trained = self.config.grid_height, self.config.grid_width
-        return of_table(table, trained, segment.places, segment.grid)
-
-    def _modulation(self, sequence: PackedSequence) -> Modulation | None:
-        """AdaLN-zero: class plus, for noised tokens, timestep."""
-        if self.config.conditioning != "adaln_zero":
-            return None
-        assert self.class_embedding is not None, "AdaLN-zero has a row per class"
-        labels = next(s.values for s in sequence.segments if s.kind == "class")
-        classes = self.class_embedding(labels if labels.dim() == 2 else labels[:, None])
-        embed = self.timestep_embedding if self.joint else None
-        rows, row_of_token = conditions_of(sequence, classes, embed)
-        shared = None if self.modulation is None else self.modulation(F.silu(rows))
-        return Modulation(rows, row_of_token, shared)
-
-
-def _class_embedding(config: ModelConfig) -> nn.Module | None:
-    if config.conditioning == "adaln_zero":
-        return nn.Embedding(config.num_classes + 1, config.condition_size)
-    if not config.num_class_tokens or config.text_only:
-        return None
-    turned = config.position_embedding == "rope" and config.rope.axes == "raster"
-    return ClassEmbedding(
-        config.num_classes,
-        config.encoder_size,
-        config.num_class_tokens,
-        config.class_token_repeats,
-        positions=not turned,
-    )
+        return table_at(
+            table, segment.places, segment.grid, (self.config.grid_height, self.config.grid_width)
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

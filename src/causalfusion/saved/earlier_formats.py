@@ -15,7 +15,8 @@ FORMAT_1 = "causalfusion-1"
 FORMAT_2 = "causalfusion-2"
 FORMAT_3 = "causalfusion-3"
 FORMAT_4 = "causalfusion-4"
-EARLIER = (FORMAT_4, FORMAT_3, FORMAT_2, FORMAT_1)
+FORMAT_5 = "causalfusion-5"
+EARLIER = (FORMAT_5, FORMAT_4, FORMAT_3, FORMAT_2, FORMAT_1)
 
 _DEFAULTS_1: dict[str, Any] = {
     "model": {
@@ -103,6 +104,16 @@ _ADDED_IN_5: dict[str, Any] = {"codec": {"max_area": 0}}
 """Keys that were added in causalfusion-5, with the values that earlier formats imply."""
 
 
+_ADDED_IN_6: dict[str, Any] = {
+    "model": {
+        "image_weights": {"kind": "shared", "hidden_size": 0, "mlp_hidden": 0},
+        "lora": {"rank": 0, "alpha": 0.0},
+        "language": {"markers": "vocabulary", "longest": 0},
+    },
+}
+"""Keys that were added in causalfusion-6, with the values that earlier formats imply."""
+
+
 def bring_forward(format_: str, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """(the content of a `config.json` of an earlier format, without its `format`, in the current format; the
     settings that it lacked, such as "diffusion.loss_weight = none"). Unknown keys, and missing keys that its
@@ -112,23 +123,26 @@ def bring_forward(format_: str, values: dict[str, Any]) -> tuple[dict[str, Any],
         values, filled = _filled(rename_settings(values), _DEFAULTS_1)
     if format_ in (FORMAT_1, FORMAT_2):
         values = _filled(values, _ADDED_IN_3)[0]
-    if format_ != FORMAT_4:
+    if format_ not in (FORMAT_4, FORMAT_5):
         values = _filled(rename_settings(values), _ADDED_IN_4)[0]
-    return _filled(values, _ADDED_IN_5)[0], filled
+    if format_ != FORMAT_5:
+        values = _filled(values, _ADDED_IN_5)[0]
+    return _filled(values, _ADDED_IN_6)[0], filled
 
 
-def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _filled(
+    values: dict[str, Any], defaults: dict[str, Any], prefix: str = ""
+) -> tuple[dict[str, Any], list[str]]:
     filled: list[str] = []
     complete = dict(values)
     for key, default in defaults.items():
-        if not isinstance(default, dict):
-            if key not in values:
-                complete[key] = copy.deepcopy(default)
-                filled.append(f"{key} = {default!r}")
-            continue
-        table = values.get(key, {})
-        if isinstance(table, dict):
-            missing = {name: copy.deepcopy(value) for name, value in default.items() if name not in table}
-            complete[key] = {**table, **missing}
-            filled += [f"{key}.{name} = {value!r}" for name, value in missing.items()]
+        table = values.get(key)
+        if key not in values:
+            complete[key] = copy.deepcopy(default)
+            tables = default.items() if isinstance(default, dict) else ()
+            filled += [f"{prefix}{key}.{name} = {value!r}" for name, value in tables]
+            filled += [f"{prefix}{key} = {default!r}"] * (not isinstance(default, dict))
+        elif isinstance(default, dict) and isinstance(table, dict):
+            complete[key], inner = _filled(table, default, f"{prefix}{key}.")
+            filled += inner
     return complete, filled

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from causalfusion.codec.autoencoder import fingerprint, save_autoencoder
 from causalfusion.codec.codec import Codec, open_codec
+from causalfusion.codec.language_tokenizer import drawing_tokenizer
 from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
-from causalfusion.codec.tokenizer import Tokenizer, check_fits, open_tokenizer
+from causalfusion.codec.tokenizer import LANGUAGE_FOLDER, Tokenizer, check_fits, open_tokenizer
 from causalfusion.config import (
     CodecConfig,
     DiffusionConfig,
@@ -37,7 +38,7 @@ from causalfusion.saved.replace import replace_folder
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
 
 T = TypeVar("T")
-FORMAT = "causalfusion-5"
+FORMAT = "causalfusion-6"
 SAMPLING_FILE = "sample.toml"
 """File in a model folder with recommended sampling settings, which the user's settings override."""
 WeightsName = Literal["ema", "raw"]
@@ -88,6 +89,9 @@ def save_model(
         spec = replace(spec, codec=codec, autoencoder_fingerprint=fingerprint(autoencoder))
     if tokenizer is not None:
         (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
+        for name, content in tokenizer.language_files.items():
+            (folder / LANGUAGE_FOLDER).mkdir(exist_ok=True)
+            (folder / LANGUAGE_FOLDER / name).write_bytes(content)
         spec = replace(spec, tokenizer_fingerprint=tokenizer.fingerprint)
     states: dict[WeightsName, dict[str, Tensor] | None] = {"ema": weights, "raw": raw}
     for name, state in states.items():
@@ -155,7 +159,10 @@ def load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer | None:
     not the one of training."""
     if not spec.model.vocab_size:
         return None
-    tokenizer = open_tokenizer(str(folder))
+    if spec.model.language.markers == "own":
+        tokenizer = drawing_tokenizer(folder, spec.model.text_vocab_size)
+    else:
+        tokenizer = open_tokenizer(str(folder))
     check_fits(tokenizer, spec.model.vocab_size, str(folder))
     if tokenizer.fingerprint != spec.tokenizer_fingerprint:
         raise UserError(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,11 +206,13 @@ def load_checkpoint(
     return progress
 
 
-def load_shares(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Load whole tensors, strictly, into a model that may be sharded."""
+def load_shares(
+    model: nn.Module, weights: dict[str, Tensor], where: str, fresh: Collection[str] = ()
+) -> None:
+    """Load whole tensors, strictly, into a model that may be sharded; those in `fresh` keep their values."""
     layout = model.state_dict()
     shards = {k: shard_like(v, layout[k]) if k in layout else v for k, v in weights.items()}
-    load_strictly(model, shards, where)
+    load_strictly(model, shards | {name: layout[name] for name in fresh}, where)
 
 
 def _flush(path: Path) -> None:

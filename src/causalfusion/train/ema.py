@@ -26,19 +26,23 @@ def ema_decay(config: TrainConfig, updates: int) -> float:
 
 
 class EMA:
-    """A float32 copy of every trainable parameter, averaged after each step; sharded as the parameter is.
+    """A float32 copy of every parameter, averaged after each step; sharded as the parameter is.
 
-    Frozen tensors and buffers are not averaged: averaging a constant with itself in float32 drifts.
+    A frozen float32 parameter is its own average, without a copy: averaging a constant with itself in float32
+    would drift. Buffers have none.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
-        self.averages = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        named = dict(named_parameters)
+        self.parameters = {name: p for name, p in named.items() if p.requires_grad}
+        self.averages = {name: p.detach().float() for name, p in named.items()}
+        for name in self.parameters:
+            self.averages[name] = self.averages[name].clone()
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """averages = decay * averages + (1 - decay) * parameters."""
-        averages = [local_part(average) for average in self.averages.values()]
+        averages = [local_part(self.averages[name]) for name in self.parameters]
         current = [local_part(p.detach()).float() for p in self.parameters.values()]
         torch._foreach_lerp_(averages, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -65,6 +69,12 @@ class EMA:
             raw = parameter.clone()
             parameter.copy_(average)
             average.copy_(raw)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew from the parameters as they are."""
+        for name, parameter in self.parameters.items():
+            local_part(self.averages[name]).copy_(local_part(parameter.detach()))
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.averages

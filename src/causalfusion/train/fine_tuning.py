@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from causalfusion.config import ModelConfig, TrainConfig
+from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.model.norm import Norm
 from causalfusion.model.positions import resize_table
 from causalfusion.model.transformer import Transformer
@@ -33,9 +33,14 @@ def for_grid(weights: dict[str, Tensor], of: ModelConfig, to: ModelConfig) -> di
     return fitted
 
 
-def freeze_rest(model: Transformer, config: TrainConfig) -> None:
+def freeze_rest(model: Transformer, config: RunConfig) -> None:
     """Leave the weights that the settings do not train as they are."""
-    if config.trainable == "all":
+    if config.train.trainable == "all":
+        return
+    if config.train.trainable == "images":
+        for name, parameter in model.named_parameters():
+            marks = name.startswith(("marker_embedding.", "marker_out."))
+            parameter.requires_grad_(config.reads_text if marks else not is_of_text(name))
         return
     trained = set(_TABLES)
     for name, module in model.named_modules():
@@ -43,3 +48,11 @@ def freeze_rest(model: Transformer, config: TrainConfig) -> None:
             trained |= {f"{name}.{own}" for own, _ in module.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained or name.endswith(".bias"))
+
+
+def is_of_text(name: str) -> bool:
+    """True for a weight that text tokens use: of a language model, one that it had before it drew."""
+    if name.startswith(("text_", "norm_out.")):
+        return True
+    parts = name.split(".")
+    return parts[0] == "blocks" and parts[2] != "image" and not parts[-1].startswith("lora_")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from causalfusion.codec.language_tokenizer import drawing_tokenizer
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.errors import UserError
@@ -13,6 +14,7 @@ from causalfusion.machine.processes import World
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
 from causalfusion.train.checkpoint import DataRecord
 from causalfusion.train.feed import TrainingData, open_training_data
+from causalfusion.train.graft import grafted
 from causalfusion.train.grids import SIZES
 from causalfusion.train.parallel import fit_to_memory
 from causalfusion.train.resume import check_same_run, facts_of, micro_batches_of, with_earlier_behaviour
@@ -42,6 +44,7 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     last = checkpoints[-1] if checkpoints else None
     # A run that has begun no longer needs what it began with.
     begin_with = latest_model(Path(config.train.init)) if config.train.init and last is None else None
+    config = _with_language(config, last or begin_with)
     if last is not None:
         config = _as_begun(config, last)
     data = open_training_data(config, world, _tokenizer(config, last or begin_with, resumed=last is not None))
@@ -60,6 +63,14 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     return OpenRun(config, data, record, trainer, _spec(config, data), resumed=last is not None)
 
 
+def _with_language(config: RunConfig, source: Path | None) -> RunConfig:
+    """The settings for a run that begins or goes on with a language model."""
+    model = None if source is None else load_spec(source).model
+    if model is None or not (model.text_only or model.language.markers == "own"):
+        return config
+    return grafted(config, model)
+
+
 def _as_begun(config: RunConfig, checkpoint: Path) -> RunConfig:
     """The settings for a run that has begun: what an earlier version did, and the normalisation that was
     measured then, not again on every start."""
@@ -76,7 +87,10 @@ def _tokenizer(config: RunConfig, source: Path | None, *, resumed: bool) -> Toke
     """The tokenizer of the checkpoint that is resumed, or of the model that a run with text begins with."""
     if source is None or not (resumed or config.text.tokenizer):
         return None
-    return load_tokenizer(source, load_spec(source))
+    spec = load_spec(source)
+    if spec.model.text_only:
+        return drawing_tokenizer(source, spec.model.vocab_size)
+    return load_tokenizer(source, spec)
 
 
 def _spec(config: RunConfig, data: TrainingData) -> ModelSpec:

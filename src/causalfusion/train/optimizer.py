@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,16 +22,28 @@ _FIELDS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter."""
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW; the learning rate is set before every step."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: TrainConfig, of_text: Container[nn.Parameter] = ()
+) -> torch.optim.AdamW:
+    """Fused AdamW; the learning rate is set before every step (`set_rate`). Parameters `of_text` have one of
+    their own."""
+    trained = [p for p in parameters if p.requires_grad]
+    parts = ([p for p in trained if p not in of_text], [p for p in trained if p in of_text])
+    factors = (1.0, config.text_lr_factor)
     return torch.optim.AdamW(
-        [p for p in parameters if p.requires_grad],
+        [{"params": part, "factor": factor} for part, factor in zip(parts, factors, strict=True) if part],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters their learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

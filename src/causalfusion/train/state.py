@@ -19,7 +19,8 @@ from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_spec, load_weights
 from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
 from causalfusion.train.ema import EMA
-from causalfusion.train.fine_tuning import for_grid, freeze_rest
+from causalfusion.train.fine_tuning import for_grid, freeze_rest, is_of_text
+from causalfusion.train.graft import for_drawing, fresh_of
 from causalfusion.train.optimizer import make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model
 from causalfusion.train.saver import Saver
@@ -39,9 +40,12 @@ class TrainState:
         self.config, self.world, self.tokenizer = config, world, tokenizer
         self.model = build_model(config, world)
         self.sharded = is_sharded(self.model)
+        freeze_rest(self.model, config)
         self.ema = EMA(self.model.named_parameters())
-        freeze_rest(self.model, config.train)  # after the average, which holds all weights
-        self.optimizer = make_optimizer(self.model.parameters(), config.train)
+        of_text = {p for name, p in self.model.named_parameters() if is_of_text(name)}
+        self.optimizer = make_optimizer(
+            self.model.parameters(), config.train, of_text if tokenizer is not None else ()
+        )
         self.progress = Progress()
         self.saver: Saver | None = None
 
@@ -103,11 +107,16 @@ class TrainState:
 
     def begin_with(self, folder: Path) -> None:
         """Take over the weights that a model is used with: as the raw ones, and as their average. Learned
-        positions of another grid are interpolated."""
+        positions of another grid are interpolated; a language model's weights are those of text."""
+        before, config = load_spec(folder).model, self.config
         weights = {name: value.float() for name, value in load_weights(folder).items()}
-        weights = for_grid(weights, load_spec(folder).model, self.config.model)
-        load_shares(self.model, weights, str(folder))
-        self.ema.load_state_dict(weights)
+        weights = for_grid(weights, before, config.model)
+        fresh: frozenset[str] = frozenset()
+        if before.text_only:
+            weights = for_drawing(weights, config)
+            fresh = fresh_of(self.model)
+        load_shares(self.model, weights, str(folder), fresh - weights.keys())
+        self.ema.restart()
 
     def restore(self, checkpoint: Path) -> None:
         self.progress = load_checkpoint(

@@ -28,7 +28,7 @@ from causalfusion.documents import (
 )
 from causalfusion.factorization import Plan, loss_weights
 from causalfusion.losses import text_cross_entropy, weighted_mean
-from causalfusion.rows import Rows, arrange_rows, pack_asking_rows, pack_rows
+from causalfusion.rows import Packing, arrange_rows, pack_asking_rows, pack_rows
 from causalfusion.sequence import (
     Denoising,
     PackedSequence,
@@ -58,7 +58,7 @@ class Arranged:
     """The arrangement of each document's first example; empty in a run without text."""
     layout: Layout | None = None
     """None in a run without text."""
-    rows: Rows | None = None
+    rows: Packing | None = None
     """Where the images stand, if several share a row."""
 
     @property
@@ -73,7 +73,9 @@ class Arranged:
     @property
     def num_text_targets(self) -> int:
         """Text tokens that are to be predicted."""
-        return 0 if self.layout is None else int((self.layout.text_targets != NO_TARGET).sum())
+        if self.layout is None or not self.layout.read:
+            return 0
+        return int((self.layout.text_targets != NO_TARGET).sum())
 
     def to(self, device: torch.device) -> Arranged:
         tokens, labels, levels, noise = (
@@ -182,7 +184,7 @@ class Objective:
             images.levels,
             images.noise,
             text=tuple(d.arrangement for d in draws.text[::group]),
-            layout=lay_out(documents, self.markers, ar_steps, ended=True),
+            layout=lay_out(documents, self.markers, ar_steps, ended=True, read=self.config.reads_text),
         )
 
     def first_asked(self, piece: Arranged) -> int:
@@ -205,6 +207,8 @@ class Objective:
             return Errors(image, image.new_zeros(0, 0))
         of_image = self._images_of(predictions.image, noised.noised.shape[1], layout)
         image = self.process.errors(of_image[layout.place_of_image], noised)
+        if not layout.read:
+            return Errors(image, image.new_zeros(layout.text_ids.shape))
         return Errors(image, text_cross_entropy(predictions.text, layout.text_targets, NO_TARGET))
 
     def pack(self, piece: Arranged, noised: NoisedTokens) -> PackedSequence:

@@ -24,7 +24,7 @@ from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.rng import derive_seed
 from causalfusion.train.batch import TokenBatch
 from causalfusion.train.ema import ema_decay
-from causalfusion.train.optimizer import learning_rate
+from causalfusion.train.optimizer import learning_rate, set_rate
 from causalfusion.train.parallel import data_parallel, gradient_sync
 from causalfusion.train.sharding import UnusedParameters, whole
 from causalfusion.train.state import LOWER_RATE, TrainState
@@ -92,8 +92,7 @@ class Trainer(TrainState):
         # The norm is of gradients averaged over processes, so all of them decide alike.
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self.optimizer, rate)
             self.optimizer.step()
             self.ema.update(ema_decay(train, progress.train_step - progress.skipped_steps))
         self.progress = replace(

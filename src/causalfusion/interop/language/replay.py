@@ -82,7 +82,7 @@ def _compare_logits(replayed: Replayed) -> None:
 
     handle = model.blocks[0].register_forward_hook(keep)
     sequence = packed_text(ids.tolist(), ids.device)
-    last = model.hidden(sequence)
+    (last,) = model.hidden(sequence)
     handle.remove()
     replayed.compare("hidden/1", first[0], "predictions")
     replayed.compare("hidden/last", last, "predictions")
