@@ -270,9 +270,7 @@ class Transformer(nn.Module):
         asked = [self._mask_tokens(s) for s in segments if s.role == "asked"]
         assert segments == [*known, *(s for s in segments if s.role == "asked")], "asked tokens stand behind"
         places = [
-            self.encoder.class_position.repeat(s.num_tokens // self.config.num_condition_tokens, 1).expand(
-                len(x), -1, -1
-            )
+            self.encoder.class_position.expand(len(x), -1, -1)
             if s.kind == "class"
             else self._of_table(self.encoder.image_position, s).expand(len(x), -1, -1)
             for s in segments
