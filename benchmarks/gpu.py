@@ -26,8 +26,9 @@ from causalfusion.config.recipes import load_layer
 from causalfusion.estimate.memory import activation_bytes, state_bytes
 from causalfusion.generate.settings import step_sizes
 from causalfusion.machine.runtime import measure_copy_rate, measure_gemm_rate
-from causalfusion.model.arithmetic import generation_flops, train_step_flops
+from causalfusion.model.arithmetic import train_step_flops
 from causalfusion.model.attention import AttentionBackend
+from causalfusion.model.generation_arithmetic import generation_flops
 from causalfusion.model.split_facts import split_facts
 from causalfusion.model.transformer import Transformer
 from causalfusion.train.ema import EMA

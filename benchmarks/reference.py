@@ -26,7 +26,8 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import diffusion_steps, step_sizes
 from causalfusion.generate.tokens import generate_tokens
 from causalfusion.losses import weighted_mean
-from causalfusion.model.arithmetic import Flops, generation_flops, train_step_flops
+from causalfusion.model.arithmetic import Flops, train_step_flops
+from causalfusion.model.generation_arithmetic import generation_flops
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import pack_training
 from causalfusion.train.ema import EMA

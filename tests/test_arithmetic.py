@@ -20,10 +20,12 @@ from causalfusion.config import (
     EncoderConfig,
     FactorizationConfig,
     HeadConfig,
+    ImageWeightsConfig,
     ModelConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
+    TrainConfig,
 )
 from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Image, Text, lay_out, pack_documents
@@ -37,10 +39,10 @@ from causalfusion.model.arithmetic import (
     Form,
     expected_train_flops,
     form_of,
-    generation_flops,
     image_flops,
     train_step_flops,
 )
+from causalfusion.model.generation_arithmetic import generation_flops
 from causalfusion.model.split_facts import expected_facts, split_facts
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_generator
@@ -88,6 +90,29 @@ def test_dense_is_what_a_dense_pass_executes(conditioning: Any, copies: int, lev
         Transformer(config).requires_grad_(False)(sequence, backend="dense")
     expected = image_flops(config, split_facts(SIZES), Form(copies=copies, timestep_rows=levels)).dense
     assert counter.get_total_flops() == expected
+
+
+def test_dense_counts_two_streams_of_different_widths():
+    weights = ImageWeightsConfig(kind="own", hidden_size=16, mlp_hidden=24)
+    config = replace(MODEL, head_size=16, image_weights=weights)
+    sequence = _AllRows(_sequence(SIZES, config).segments)
+    with _counting() as counter:
+        Transformer(config).requires_grad_(False)(sequence, backend="dense")
+    assert counter.get_total_flops() == image_flops(config, split_facts(SIZES), Form()).dense
+
+
+def test_a_frozen_text_costs_its_forward_pass_alone():
+    """Against an unfrozen one: the backward pass of its linear layers, and all that reads it, are spared."""
+    weights = ImageWeightsConfig(kind="own", hidden_size=16)
+    model = replace(MODEL, vocab_size=11, num_class_tokens=0, image_weights=weights)
+    text, train = TextConfig(tokenizer="x", loss_coefficient=0.0), TrainConfig(trainable="images", init="x")
+    frozen = RunConfig(model=model, text=text, train=train)
+    whole = replace(frozen, train=TrainConfig())
+    difference = expected_train_flops(whole, 4, 10).needed - expected_train_flops(frozen, 4, 10).needed
+    blocks = 2 * 10 * 12 * 32**2
+    last = 2 * 10 * 10 * 32**2  # of the last block, but keys and values, where text is read
+    pairs = 4 * (10 * 11 / 2) * 32  # that the text sees in the last block
+    assert difference == pytest.approx(2 * 3 * blocks + 3 * (last + pairs) + 3 * 2 * 10 * 32 * 11)
 
 
 def _needed(config: ModelConfig, sequence: PackedSequence, outputs: torch.Tensor) -> float:

@@ -35,7 +35,7 @@ def test_every_recipe_reaches_the_run_unchanged(name, configs):
     names, options, paths = ([name], PATH_OPTIONS, PATHS)
     if "data" not in load_layer(name):  # to lay over another
         names, options, paths = (["digits", name], [], {})
-    elif load_layer(name)["data"]["source"] in ("digits", "shapes"):  # which have no path
+    elif load_layer(name)["data"]["source"] in ("digits", "shapes", "in_context"):  # which have no path
         options, paths = [], {}
     assert cli.run(["train", *[f"--config={recipe}" for recipe in names], *options]) == 0
     assert configs == [load_config(*names, **paths)]
@@ -124,7 +124,7 @@ def refused(capsys, *tokens: str) -> str:
         (["train", "--config", "digits", "--out", ""], "--out is empty; expected a path"),
         (["sample", "--model="], "--model is empty; expected a path"),
         (["caption"], "FILES requires an argument"),
-        (["complete"], "PROMPT requires an argument"),
+        (["complete"], "expected elements to go on from, or --documents: neither is given"),
         (["edit"], "IMAGE requires an argument"),
         (["doctor", "--model", "/nope"], "/nope holds no model"),
         (["doctor", "--reference", "/nope"], "/nope"),

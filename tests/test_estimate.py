@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from causalfusion.config import (
     EncoderConfig,
     HeadConfig,
+    ImageWeightsConfig,
     ModelConfig,
     QKNormConfig,
     RunConfig,
@@ -99,6 +100,7 @@ def test_memory_is_what_a_step_allocates(which: Any, precision: Any, sizes: Any,
         replace(MODEL, position_embedding="rope", qk_norm=NO_QK_NORM),
         replace(MODEL, mlp_ratio=2.0, num_heads=4),
         replace(MODEL, mlp="swiglu", num_kv_heads=1),
+        replace(MODEL, image_weights=ImageWeightsConfig(kind="own", hidden_size=32)),
         replace(MODEL, head=HeadConfig(kind="per_token", width=48)),
         replace(
             MODEL, head=HeadConfig(kind="per_token"), context="bidirectional", encoder=EncoderConfig(depth=2)

@@ -41,6 +41,8 @@ from causalfusion.vocabulary.unused import DEFAULTS, USED
         ("train --config digits --text.caption-first 0.7", "as it needs --text.tokenizer; leave"),
         ("train --config digits --text.vocab-size 300", "as it needs --text.tokenizer train, not none"),
         ("train --config digits --sample.sampler ddim --sample.variance fixed_small", "ddpm, not ddim"),
+        ("train --config in-context --text.image-only 0.7", "as it needs --data.source digits or shapes or"),
+        ("train --config digits --data.examples 2", "as it needs --data.source in_context, not digits"),
         ("train nowhere --config digits", "--data.path nowhere would change nothing, as it needs"),
         ("train --config digits --train.lr-decay 0.2", "it needs --train.lr-schedule wsd, not cosine"),
     ],

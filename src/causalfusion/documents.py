@@ -97,8 +97,10 @@ class Layout:
         missing = num_text - self.text_ids.shape[1]
         if missing <= 0:
             return self
-        values = {"text_ids": 0, "text_ar_step": UNSEEN, "text_targets": NO_TARGET}
-        pad = torch.nn.functional.pad
+        values, pad = (
+            {"text_ids": 0, "text_ar_step": UNSEEN, "text_targets": NO_TARGET},
+            torch.nn.functional.pad,
+        )
         rows = {n: pad(getattr(self, n), (0, missing), value=value) for n, value in values.items()}
         return replace(self, **rows)
 
@@ -167,20 +169,21 @@ def lay_out(
     markers: Markers,
     ar_steps: Sequence[int],
     *,
-    ended: bool = False,
+    ended: bool | Sequence[bool] = False,
     read: bool = True,
 ) -> Layout:
     """The layout of documents. `ar_steps` (N,) are the numbers of AR steps of the batch's images, including
-    noised copies. With `ended`, the documents are complete and get their end marker. Texts are padded to the
-    longest one. Without `read`, text is there for images alone: nothing of it is predicted, and what stands
-    behind a document's last image, which nothing would see, is left out."""
+    noised copies. Documents that are `ended`, all or some, are complete and get their end marker. Texts are
+    padded to the longest one. Without `read`, text is there for images alone: nothing of it is predicted, and
+    what stands behind a document's last image is left out."""
     rows = []
-    for document in documents:
+    ends = [ended] * len(documents) if isinstance(ended, bool) else ended
+    for document, end in zip(documents, ends, strict=True):
         row, learn = _Row(), True
         for element in document:
             row.element(element, markers, ar_steps, learn)
             learn = element.learn if isinstance(element, Text) else True
-        if ended and read:
+        if end and read:
             row.token(markers.end, learn)
         if not read:
             row.end_with_image()

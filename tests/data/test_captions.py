@@ -164,8 +164,9 @@ def test_a_run_meets_both_captions_and_evaluation_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["digits", "npz", "folder"])
-def test_only_shapes_has_splits(source):
+def test_only_made_up_data_has_splits(source):
     with pytest.raises(
-        UserError, match=rf"data\.split is 'test'; only the source shapes has splits, {source} has none"
+        UserError,
+        match=rf"data\.split is 'test'; only .* shapes and in_context have splits, {source} has none",
     ):
         open_source(DataConfig(source=source, path="x", split="test"))

@@ -238,7 +238,7 @@ MISTAKES = [
     ),
     ("text", ["caption", "good.png", "--model", "nothing"], "nothing holds no model"),
     ("classes", ["complete", "red"], "this model was trained without text"),
-    ("text", ["complete"], "PROMPT requires an argument"),
+    ("text", ["complete"], "expected elements to go on from, or --documents: neither is given"),
     ("text", ["complete", "red", ""], "the prompt is empty"),
     ("text", ["complete", LONG], "shorten it"),
     ("text", ["complete", "gone.PNG"], "image gone.PNG does not exist"),

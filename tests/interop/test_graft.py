@@ -3,25 +3,31 @@ the bit, and refusals."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from language_models import folder_of, needs_recordings, recorded, relative
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from causalfusion import cli
-from causalfusion.config import NUM_MARKERS, RunConfig, SampleConfig, WriteConfig
+from causalfusion import data as images
+from causalfusion.config import NUM_MARKERS, DataConfig, RunConfig, SampleConfig, WriteConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.data.shapes import LENGTHS
 from causalfusion.errors import UserError
+from causalfusion.estimate.memory import state_bytes
+from causalfusion.estimate.planned import plan_run
 from causalfusion.generate.language import LanguagePipeline
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.interop.language.convert import export_model, open_source, plan_conversion, write_model
+from causalfusion.model.parts import is_of_text
 from causalfusion.saved.folder import checkpoints_of, load_spec, load_weights
-from causalfusion.train.fine_tuning import is_of_text
 from causalfusion.train.run import train
 
 pytestmark = needs_recordings
@@ -160,3 +166,41 @@ def test_complete_speaks_as_the_language_model_did(tmp_path: Path, capsys: pytes
         assert cli.run([*command, "--out", str(tmp_path / model.name)]) == 0
         said.append(capsys.readouterr().out.splitlines()[0])
     assert said[0] == said[1]
+
+
+def test_what_a_graft_will_cost_is_told_before_it_begins(tmp_path: Path):
+    """The sizes of the language model, not of the defaults; fewer bytes where the text is frozen."""
+    init = language("llama_b", tmp_path)
+    config = graft_of(init, tmp_path / "run", OWN)
+    planned = plan_run(config, text_tokens=12).config
+    assert planned.model == load_spec(run(config)).model
+    every = replace(planned, train=replace(planned.train, trainable="all"))
+    text = sum(v.numel() for v in load_weights(init).values())
+    assert state_bytes(every, 1) - state_bytes(planned, 1) == 16 * text
+
+
+def test_names_of_classes_become_captions(tmp_path: Path):
+    """Folders of images, whose classes a model of text is asked for by name."""
+    for name, words in (("n01", "tench, Tinca tinca"), ("n02", "sea_lion")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "data" / name / f"{i}.png")
+        with (tmp_path / "words.txt").open("a") as file:
+            file.write(f"{name} {words}\n")
+    data = {"source": "folder", "path": str(tmp_path / "data"), "captions": "class_names", "holdout": 0.0}
+    named = images.open_source(DataConfig(**data, class_words=str(tmp_path / "words.txt")))
+    assert [named.read(i).captions for i in (0, 7)] == [("tench, Tinca tinca",), ("sea_lion",)]
+    assert images.open_source(DataConfig(**data)).read(0).captions == ("n01",)
+    init = language("llama_b", tmp_path)
+    folder = run(graft_of(init, tmp_path / "run", OWN, data=data, train={"images": 8}))
+    assert Pipeline.load(folder).generate(prompts=["sea lion"], config=QUICK).shape == (1, 3, 32, 32)
+    (tmp_path / "words.txt").write_text("n01 tench\n")
+    with pytest.raises(UserError, match="no line for 1 of 2 classes, such as 'n02'"):
+        images.open_source(DataConfig(**data, class_words=str(tmp_path / "words.txt")))
+    with pytest.raises(UserError, match=r"digits has no captions|has no classes"):
+        images.open_source(DataConfig(source="npz", path=str(_unlabelled(tmp_path)), captions="class_names"))
+
+
+def _unlabelled(folder: Path) -> Path:
+    np.savez(folder / "images.npz", np.zeros((3, 8, 8, 3), np.uint8))
+    return folder / "images.npz"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import App
@@ -12,7 +13,7 @@ app = App(name="complete", result_action="return_value")
 
 @app.default
 def complete(
-    prompt: list[str],
+    prompt: Sequence[str] = (),
     /,
     *,
     request: Annotated[CompleteRequest, Settings] = CompleteRequest(),  # noqa: B008
@@ -23,7 +24,8 @@ def complete(
     Parameters
     ----------
     prompt
-        Elements to continue, in order: texts, and image files (names that end in .png, .jpg, ...).
+        Elements to continue, in order: texts, and image files (names that end in .png, .jpg, ...); or
+        --documents.
     """
     from causalfusion.generate.complete_run import complete_to_folder
 

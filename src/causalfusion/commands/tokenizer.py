@@ -88,6 +88,8 @@ def read_captions(config: DataConfig, max_texts: int) -> list[str]:
     from causalfusion.data.loader import split_holdout
     from causalfusion.data.reader import Health
 
+    if config.has_documents:
+        return texts_of_documents(config, max_texts)
     source = open_source(config)
     if not source.has_captions:
         raise UserError(f"{source.name} has no captions; give data with captions, or --texts FILE")
@@ -109,6 +111,21 @@ def read_captions(config: DataConfig, max_texts: int) -> list[str]:
     found = [text for text in found[:max_texts] if text.strip()]
     if not found:
         raise UserError(f"all captions of {source.name} are empty; give data with captions, or --texts FILE")
+    return found
+
+
+def texts_of_documents(config: DataConfig, max_texts: int) -> list[str]:
+    """The texts of the training documents, evenly spread, not more than `max_texts`. Raises UserError for
+    documents without any."""
+    from causalfusion.data import open_documents
+    from causalfusion.data.loader import split_holdout
+
+    source = open_documents(config)
+    indices, _ = split_holdout(len(source), config.holdout)
+    chosen = indices[:: -(-len(indices) // max_texts)].tolist()
+    found = [text for index in chosen for text in source.texts(index)][:max_texts]
+    if not found:
+        raise UserError(f"the documents of {source.name} have no text; give others, or --texts FILE")
     return found
 
 

@@ -192,6 +192,11 @@ class ModelConfig:
         return self.vocab_size > 0 and self.token_dim == 0
 
     @property
+    def speaks(self) -> bool:
+        """True for a language model, also for one that learned to draw."""
+        return self.text_only or self.language.markers == "own"
+
+    @property
     def text_vocab_size(self) -> int:
         """Rows of the text's embedding: without markers that have one of their own."""
         return self.vocab_size - (NUM_MARKERS if self.language.markers == "own" else 0)

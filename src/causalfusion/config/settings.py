@@ -19,8 +19,9 @@ from causalfusion.config.text import TextConfig
 from causalfusion.config.training import TrainConfig
 from causalfusion.errors import check, check_finite
 
-SourceName = Literal["digits", "shapes", "folder", "webdataset", "jsonl", "npz"]
+SourceName = Literal["digits", "shapes", "folder", "webdataset", "jsonl", "npz", "documents", "in_context"]
 SplitName = Literal["train", "validation", "test", "compositional"]
+TaskName = Literal["pairs", "words", "both"]
 
 MAX_WORKERS = 512
 
@@ -28,13 +29,22 @@ MAX_WORKERS = 512
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     source: SourceName = "digits"
-    """Source of the images."""
+    """Source of the images; `documents` (a .jsonl file of interleaved texts and images, or a folder of such
+    files) and `in_context` (few-shot documents that are made up) are sources of documents."""
     path: str = ""
-    """Folder, shard pattern (`shards/*.tar`), .jsonl or .npz file; not used by `digits` and `shapes`."""
+    """Folder, shard pattern (`shards/*.tar`), .jsonl or .npz file; not used by `digits`, `shapes` and
+    `in_context`."""
     image_suffix: str = ""
     """Suffix, such as `png` or `seg.png`, of the images to use in shards whose keys have several images."""
     split: SplitName = "train"
-    """Split of `shapes`; `compositional` holds only shape-colour pairs that never occur in `train`."""
+    """Split of `shapes` or `in_context`; `compositional` (of shapes) holds only shape-colour pairs that never
+    occur in `train`."""
+    task: TaskName = "both"
+    """Documents of `in_context`: `pairs` of images, the second of each the first under a transformation that
+    nothing names; captions with `words` that mean something in their document alone, each before its image;
+    or `both`, half of each."""
+    examples: int = 4
+    """Examples in a document of `in_context` before its query, which is one more of them."""
     image_size: int | str = 0
     """Size to which images are cropped: the side of a square in pixels, or WIDTHxHEIGHT such as 320x192; 0
     keeps their own size, the same for all. `native`: each keeps its own shape, larger ones scaled down to
@@ -49,6 +59,11 @@ class DataConfig:
     flip: bool = False
     """Mirror half of the training images, chosen by (seed, epoch, index). Captions are not changed: leave it
     off if they mention left and right."""
+    captions: Literal["own", "class_names"] = "own"
+    """Captions of the images: those of the data, or the names of their classes."""
+    class_words: str = ""
+    """captions = class_names: a text file with a line for each class: its name in the data, a space, and the
+    words of its caption, such as ImageNet's LOC_synset_mapping.txt. Empty: the names themselves."""
     holdout: float = 0.05
     """Fraction of the images held out of training, to measure the loss on."""
     num_workers: int = 0
@@ -69,8 +84,25 @@ class DataConfig:
         check(self.native or not mixed, "data.batches", self.batches, expected)
         in_range = 0 <= self.packed_tokens <= 2**24
         check(in_range, "data.packed_tokens", self.packed_tokens, "0 to 16777216 tokens")
-        needs_path = self.source in ("folder", "webdataset", "jsonl", "npz") and not self.cache
+        fits = not self.class_words or self.captions == "class_names"
+        check(fits, "data.class_words", self.class_words, "empty, unless data.captions is class_names")
+        fits = self.captions == "own" or not self.cache
+        expected = "own, with data.cache: causalfusion encode writes them into the cache"
+        check(fits, "data.captions", self.captions, expected)
+        needs_path = self.source not in ("digits", "shapes", "in_context") and not self.cache
         check(not needs_path or bool(self.path), "data.path", self.path, f"a path, for source {self.source}")
+        check(0 <= self.examples <= 64, "data.examples", self.examples, "0 to 64")
+        self._check_documents()
+
+    def _check_documents(self) -> None:
+        documents, why = self.has_documents, f"for documents (source {self.source})"
+        check(
+            not (documents and self.cache), "data.cache", self.cache, f"none, {why}: images are encoded anew"
+        )
+        check(not (documents and self.native), "data.image_size", self.image_size, f"one size, {why}")
+        check(
+            not (documents and self.flip), "data.flip", self.flip, f"off, {why}, whose parts belong together"
+        )
 
     def _check_image_size(self) -> None:
         size = self.image_size
@@ -81,6 +113,11 @@ class DataConfig:
             object.__setattr__(self, "image_size", height if same else size_text(height, width))
         elif isinstance(size, int):
             check(0 <= size <= MAX_SIDE, "data.image_size", size, "0 or a positive number of pixels")
+
+    @property
+    def has_documents(self) -> bool:
+        """The data are documents of texts and images, not images."""
+        return self.source in ("documents", "in_context")
 
     @property
     def native(self) -> bool:

@@ -1,25 +1,45 @@
-"""Data sets: images with labels and captions, by index."""
+"""Data sets: images with labels and captions, or documents, by index."""
 
 from __future__ import annotations
 
 import os
 
 from causalfusion.config import DataConfig
+from causalfusion.data.document_source import DocumentSource
 from causalfusion.data.guess import combine_paths, guess_source
 from causalfusion.data.names import find_path
 from causalfusion.data.source import Example, ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 
-__all__ = ["Example", "ImageSource", "UnreadableImage", "combine_paths", "guess_source", "open_source"]
+__all__ = [
+    "DocumentSource",
+    "Example",
+    "ImageSource",
+    "UnreadableImage",
+    "combine_paths",
+    "guess_source",
+    "open_documents",
+    "open_source",
+]
 
 
 def open_source(config: DataConfig) -> ImageSource:
     """The data set that the settings name. Raises UserError if it is missing, damaged or of another kind."""
-    if config.split != "train" and config.source != "shapes":
+    _check_split(config)
+    if config.has_documents:
         raise UserError(
-            f"data.split is {config.split!r}; only the source shapes has splits, {config.source} has none: "
-            "leave it out"
+            f"data.source is {config.source}, documents of texts and images; expected a source of images, as "
+            "only train takes documents"
         )
+    source = _open(config)
+    if config.captions == "class_names":
+        from causalfusion.data.class_captions import ClassCaptions
+
+        return ClassCaptions(source, os.path.expanduser(config.class_words))
+    return source
+
+
+def _open(config: DataConfig) -> ImageSource:
     if config.source == "digits":
         from causalfusion.data.digits import Digits
 
@@ -44,3 +64,25 @@ def open_source(config: DataConfig) -> ImageSource:
     from causalfusion.data.npz import NpzImages
 
     return NpzImages(path)
+
+
+def open_documents(config: DataConfig, seed: int = 0) -> DocumentSource:
+    """The documents that the settings name; `seed`: of those that are made up. Raises UserError if they are
+    missing, damaged or of another kind."""
+    _check_split(config)
+    if config.source == "in_context":
+        from causalfusion.data.in_context import InContext
+
+        fit = config.fit() if config.image_size else None
+        return InContext(config.split, task=config.task, examples=config.examples, seed=seed, fit=fit)
+    from causalfusion.data.documents_file import JsonlDocuments
+
+    return JsonlDocuments(find_path(os.path.expanduser(config.path)))
+
+
+def _check_split(config: DataConfig) -> None:
+    if config.split != "train" and config.source not in ("shapes", "in_context"):
+        raise UserError(
+            f"data.split is {config.split!r}; only the sources shapes and in_context have splits, "
+            f"{config.source} has none: leave it out"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,14 +40,26 @@ def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
     is_file = place.is_file()
     if lowered.endswith(SHARD_SUFFIXES) and (is_file or any(sign in path for sign in "*?[{")):
         return "webdataset"
-    if lowered.endswith((".jsonl", ".npz")) and is_file:
-        return "jsonl" if lowered.endswith(".jsonl") else "npz"
+    if lowered.endswith(".jsonl") and is_file:
+        return "documents" if _has_documents(place) else "jsonl"
+    if lowered.endswith(".npz") and is_file:
+        return "npz"
     if not place.exists():
         what = "matches no file" if any(sign in path for sign in "*?[{") else "does not exist"
         raise UserError(f"{shown} {what}; {EXPECTED}")
     if is_image(place.name):
         raise UserError(f"{shown} is one image; {EXPECTED}")
     raise UserError(f"{shown} is no kind of data that is known; {EXPECTED}")
+
+
+def _has_documents(file: Path) -> bool:
+    """True if the first line of a .jsonl file is one of documents."""
+    try:
+        with file.open("rb") as stream:
+            first = json.loads(next((line for line in stream if not line.isspace()), b""))
+    except (OSError, ValueError, RecursionError):  # opening it as what it is not says what is wrong
+        return False
+    return isinstance(first, dict) and "elements" in first
 
 
 def combine_paths(paths: str | Sequence[str]) -> str:

@@ -13,11 +13,12 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from causalfusion.config import DataConfig
 from causalfusion.config.sizes import Fit
@@ -41,6 +42,7 @@ __all__ = [
     "read_indices",
     "split_holdout",
     "stream",
+    "to_float",
     "unchanged",
 ]
 
@@ -95,8 +97,86 @@ def split_holdout(num_images: int, holdout: float) -> tuple[np.ndarray, np.ndarr
     return np.sort(shuffled[count:]), shuffled[:count]
 
 
-class Loader:
-    """Batches of the stream: the part of each that belongs to this process."""
+class ReadBatch(Protocol):
+    """A batch as a worker returns it."""
+
+    @property
+    def indices(self) -> np.ndarray: ...
+
+    @property
+    def failures(self) -> list[tuple[int, str]]: ...
+
+
+R = TypeVar("R", bound=ReadBatch)
+
+
+class StreamReader(Generic[R]):
+    """The part of each batch of the stream that belongs to this process, as a `reader` (a `Dataset` that is
+    asked for `Samples`) reads it."""
+
+    def __init__(
+        self,
+        reader: Dataset[R | UserError],
+        config: DataConfig,
+        indices: np.ndarray,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        flip: bool = False,
+        buckets: Buckets | None = None,
+        grids: np.ndarray | None = None,
+    ) -> None:
+        """`grids` (N, 2), by index: those of one grid are read by themselves."""
+        if batch_size % world_size:
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared by {world_size} processes; expected a multiple"
+            )
+        self.reader, self.config, self.indices = reader, config, indices
+        self.seed, self.flip, self.buckets, self.grids = seed, flip, buckets, grids
+        self.batch_size, self.local_batch_size, self.rank = batch_size, batch_size // world_size, rank
+        self.health = Health(len(indices))
+
+    def reads(self, seen: int) -> Iterator[tuple[R, np.ndarray]]:
+        """(what is read, its positions in the stream) of this process's part of the batches [n, n +
+        batch_size) of the stream, for n = seen, seen + batch_size, ..., without end. Raises UserError if too
+        much is unreadable."""
+        num_workers = self.config.num_workers
+        loader = DataLoader(
+            self.reader,
+            sampler=_Requests(self, seen),
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=unchanged,
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=leave_signals,
+            generator=torch.Generator(),  # by default it would draw from the global generator
+        )
+        for reads, (places, _) in zip(loader, self.requests(seen), strict=False):
+            if isinstance(reads, UserError):
+                raise reads
+            self.health.note(len(reads.indices), reads.failures)
+            yield reads, places
+
+    def requests(self, seen: int) -> Iterator[tuple[np.ndarray, Samples]]:
+        """(positions in the stream, samples) of what is read together, without end."""
+        places = self.places(seen)
+        while True:
+            if self.buckets is not None:
+                yield places, self.buckets.samples(places)
+            else:
+                samples = stream(places, self.indices, seed=self.seed, flip=self.flip)
+                yield from parts_of(places, samples, self.grids)
+            places = places + self.batch_size
+
+    def places(self, seen: int) -> np.ndarray:
+        """This process's positions, (B,) int64, in the batch of the stream that begins at `seen`."""
+        return seen + self.rank * self.local_batch_size + np.arange(self.local_batch_size)
+
+
+class Loader(StreamReader[Reads]):
+    """Batches of images of the stream: the part of each that belongs to this process."""
 
     def __init__(
         self,
@@ -115,49 +195,26 @@ class Loader:
     ) -> None:
         """`buckets`: the order of images of several sizes; or their `grids` (N, 2), by index into the source:
         then the plain stream, the images of one grid of each batch by themselves."""
-        if batch_size % world_size:
-            raise UserError(
-                f"a batch of {batch_size} cannot be shared by {world_size} processes; expected a multiple"
-            )
-        self.indices = np.arange(len(source)) if indices is None else np.sort(indices)
-        self.config, self.seed, self.flip = config, seed, flip
-        self.batch_size, self.local_batch_size, self.rank = batch_size, batch_size // world_size, rank
-        self.buckets, self.grids = buckets, grids
-        grids = grids if buckets is None else buckets.of_images
-        self.reader = Reader(source, fit or config.fit(), self.indices, grids)
-        self.health = Health(len(self.indices))
+        indices = np.arange(len(source)) if indices is None else np.sort(indices)
+        replaced_within = grids if buckets is None else buckets.of_images
+        super().__init__(
+            Reader(source, fit or config.fit(), indices, replaced_within),
+            config,
+            indices,
+            seed=seed,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            flip=flip,
+            buckets=buckets,
+            grids=grids,
+        )
 
     def iterate(self, images_seen: int) -> Iterator[Batch]:
-        """This process's part of the batches [n, n + batch_size) of the stream, for n = images_seen,
-        images_seen + batch_size, ..., without end; with `grids`, a batch in parts of one grid each. Raises
-        UserError if too many images are unreadable."""
-        num_workers = self.config.num_workers
-        loader = DataLoader(
-            self.reader,
-            sampler=_Requests(self, images_seen),
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=unchanged,
-            prefetch_factor=4 if num_workers else None,
-            worker_init_fn=leave_signals,
-            generator=torch.Generator(),  # by default it would draw from the global generator
-        )
-        for reads, (places, _) in zip(loader, self.requests(images_seen), strict=False):
-            if isinstance(reads, UserError):
-                raise reads
-            self.health.note(len(reads.indices), reads.failures)
+        """This process's part of the batches that begin at `images_seen`, without end; with `grids`, in parts
+        of one grid each. Raises UserError if too many images are unreadable."""
+        for reads, places in self.reads(images_seen):
             yield _to_batch(reads, places, self._captions(reads))
-
-    def requests(self, images_seen: int) -> Iterator[tuple[np.ndarray, Samples]]:
-        """(places, samples) of what is read together, without end."""
-        places = self.places(images_seen)
-        while True:
-            if self.buckets is not None:
-                yield places, self.buckets.samples(places)
-            else:
-                samples = stream(places, self.indices, seed=self.seed, flip=self.flip)
-                yield from parts_of(places, samples, self.grids)
-            places = places + self.batch_size
 
     def _captions(self, reads: Reads) -> list[str | None]:
         """The caption drawn for each image. As with mirroring, the draw goes by the index of the requested
@@ -168,19 +225,15 @@ class Loader:
             for captions, (index, epoch) in zip(reads.captions, asked, strict=True)
         ]
 
-    def places(self, images_seen: int) -> np.ndarray:
-        """This process's positions, (B,) int64, in the batch of the stream that begins at `images_seen`."""
-        return images_seen + self.rank * self.local_batch_size + np.arange(self.local_batch_size)
-
 
 class _Requests:
     """The samples that are read together, without end: the sampler of a `DataLoader`."""
 
-    def __init__(self, loader: Loader, images_seen: int) -> None:
-        self.loader, self.images_seen = loader, images_seen
+    def __init__(self, loader: StreamReader[Any], seen: int) -> None:
+        self.loader, self.seen = loader, seen
 
     def __iter__(self) -> Iterator[Samples]:
-        for _, samples in self.loader.requests(self.images_seen):
+        for _, samples in self.loader.requests(self.seen):
             yield samples
 
 
@@ -232,12 +285,17 @@ def leave_signals(worker: int) -> None:
 
 
 def _to_batch(reads: Reads, places: np.ndarray, captions: list[str | None]) -> Batch:
-    pixels = torch.from_numpy(reads.pixels).permute(0, 3, 1, 2)
     return Batch(
-        images=pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1),
+        images=to_float(reads.pixels),
         labels=torch.from_numpy(reads.labels),
         captions=captions,
         all_captions=reads.captions,
         sample_indices=torch.from_numpy(places.astype(np.int64)),
         image_indices=torch.from_numpy(reads.indices),
     )
+
+
+def to_float(pixels: np.ndarray) -> Tensor:
+    """(B, C, H, W) float32 in [-1, 1] from (B, H, W, C) uint8."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)

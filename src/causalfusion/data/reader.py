@@ -95,7 +95,7 @@ class Reader(Dataset):
             examples.append(example)
             images.append(example.image[:, ::-1] if mirror else example.image)
         return Reads(
-            pixels=_stack(images, found),
+            pixels=stacked(images, found),
             labels=np.array([example.label or 0 for example in examples], np.int64),
             captions=[example.captions for example in examples],
             samples=samples,
@@ -174,8 +174,8 @@ def warn_unreadable(name: str, count: str = "") -> None:
     warnings.warn(f"skipped an image that cannot be read{count}: {name}", stacklevel=3)
 
 
-def _stack(images: Sequence[np.ndarray], indices: Sequence[int]) -> np.ndarray:
-    """(B, H, W, C) uint8. Raises UserError for images of different shapes."""
+def stacked(images: Sequence[np.ndarray], indices: Sequence[int]) -> np.ndarray:
+    """(B, H, W, C) uint8 of the images of these indices. Raises UserError for different shapes."""
     first = images[0].shape
     for image, index in zip(images, indices, strict=True):
         if image.shape != first:

@@ -77,7 +77,9 @@ class Cost:
 def estimate(
     config: RunConfig, device: Device, count: int = 1, *, text_tokens: float = 0, images_seen: int = 0
 ) -> Cost:
-    """The cost of the rest of a run. The settings that follow from the data must be filled in."""
+    """The cost of the rest of a run. The settings that follow from the data must be filled in. A document
+    counts as an image of as many tokens as the images of the longest one have."""
+    config = documents_as_images(config)
     train, model = config.train, config.model
     parameters, _ = parameters_of(model)
     shards = _sharded_over(train, device, count, parameters)
@@ -112,6 +114,14 @@ def estimate(
         changes=(),
     )
     return cost if cost.fits else replace(cost, changes=_changes(config, device, count, text_tokens))
+
+
+def documents_as_images(config: RunConfig) -> RunConfig:
+    """The settings of a run whose images are as large as the documents of this one, if it has documents."""
+    if not config.data.has_documents:
+        return config
+    model = config.model
+    return replace(config, model=replace(model, grid_height=model.grid_height * model.max_images))
 
 
 def micro_batches(

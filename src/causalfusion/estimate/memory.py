@@ -16,9 +16,10 @@ import torch
 
 from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.model.arithmetic import Pairs, form_of, sequence_length, visible_pairs
-from causalfusion.model.block_cost import BlockCost
+from causalfusion.model.block_cost import BlockCost, image_cost
 from causalfusion.model.encoder import encoder_config
 from causalfusion.model.head_cost import HeadCost
+from causalfusion.model.parts import is_of_text
 from causalfusion.model.split_facts import SplitFacts, split_facts
 from causalfusion.model.transformer import Transformer, count_parameters
 
@@ -41,6 +42,18 @@ class Memory:
         return self.state + self.activations
 
 
+FROZEN_BYTES = 4
+"""Bytes per parameter that is not trained: it is its own average."""
+
+
+@lru_cache(maxsize=8)
+def frozen_of(config: ModelConfig) -> int:
+    """Number of the text's parameters."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return sum(p.numel() for name, p in model.named_parameters() if is_of_text(name))
+
+
 @lru_cache(maxsize=8)
 def parameters_of(config: ModelConfig) -> tuple[int, int]:
     """(number of trainable parameters of the model, of one block)."""
@@ -52,10 +65,12 @@ def parameters_of(config: ModelConfig) -> tuple[int, int]:
 def state_bytes(config: RunConfig, sharded_over: int) -> float:
     """Bytes of the training state on one device, if it is sharded over this many; 1: not sharded."""
     in_all, in_block = parameters_of(config.model)
+    frozen = frozen_of(config.model) if config.train.trainable == "images" else 0
+    state = float(STATE_BYTES * (in_all - frozen) + FROZEN_BYTES * frozen)
     if sharded_over == 1:
-        return float(STATE_BYTES * in_all)
+        return state
     gathered = 4 if config.train.precision == "float32" else 2  # plus a float32 gradient, below
-    return STATE_BYTES * in_all / sharded_over + 2 * in_block * (gathered + 4)
+    return state / sharded_over + 2 * in_block * (gathered + 4)
 
 
 def of_largest_images(config: RunConfig) -> RunConfig:
@@ -96,7 +111,9 @@ def activation_bytes(
         read = split.last if model.context == "bidirectional" else rows
         pairs = Pairs(0, 0, (rows - read) * rows, read * rows)
     low, cost = config.train.precision == "bfloat16", BlockCost(model)
-    of_row = cost.row_bytes(low, on_gpu)
+    of_row, of_text = image_cost(model).row_bytes(low, on_gpu), cost.row_bytes(low, on_gpu)
+    others = model.num_condition_tokens + text_tokens
+    more = images * (of_text - of_row) * others  # rows of the text, where images have weights of their own
     seen, seen_last = pairs.all, pairs.text + pairs.noised
     own_splits = config.factorization.split == "per_image" or config.data.batches != "buckets"
     if own_splits and images > 1 and split.context:
@@ -104,9 +121,9 @@ def activation_bytes(
     fused = on_gpu or (model.context == "bidirectional" and not low)  # kernels that store no scores
     per_pair = 0 if fused else model.num_heads * (2 if low else 4)
     weights = 2 * cost.matrix_weights if low else 0  # bfloat16 copies, made by autocast
-    block = images * (of_row * rows + per_pair * seen) + weights
+    block = images * (of_row * rows + per_pair * seen) + more + weights
     key_rows = images * cost.key_bytes(low) * (rows - read)
-    last = images * (of_row * read + per_pair * seen_last) + key_rows + weights
+    last = images * (of_row * read + per_pair * seen_last) + more + key_rows + weights
     inputs = images * rows * model.hidden_size * 4
     working = images * rows * model.hidden_size * 4 * (model.mlp_size / model.hidden_size + 7)
     kept, peak = 0.0, 0.0

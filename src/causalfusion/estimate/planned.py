@@ -17,9 +17,11 @@ from cyclopts import App, Parameter
 from cyclopts.config import Dict
 
 from causalfusion.config import CodecConfig, DataConfig, ModelConfig, RunConfig
+from causalfusion.config.graft import grafted
 from causalfusion.config.recipes import DataFacts, load_layers, merge
 from causalfusion.config.sizes import default_side
 from causalfusion.errors import UserError
+from causalfusion.saved.folder import latest_model, load_spec
 
 ELSEWHERE = "(elsewhere)"
 """Placeholder for a path that a recipe does not give."""
@@ -64,6 +66,7 @@ def plan_run(
     """Complete the settings, as `open_training_data` does with the data themselves; `facts` are used if the
     data are missing. Raises UserError for a size that is unknown or does not fit."""
     notes: list[str] = []
+    config = _with_language(config, notes)
     channels, height, width, classes = _images(config, facts, notes)
     of_any_size = replace(config.codec, max_area=config.data.max_area if config.data.native else 0)
     codec = _codec(of_any_size, (channels, height, width))
@@ -81,6 +84,18 @@ def plan_run(
         notes.append("the latents are cached (causalfusion encode): encoding on the way is not counted")
     config = replace(config, codec=codec, model=model)
     return Planned(config, float(text_tokens or 0), tuple(notes))
+
+
+def _with_language(config: RunConfig, notes: list[str]) -> RunConfig:
+    """The settings for a run that begins with a language model, if that is there."""
+    if not config.train.init:
+        return config
+    try:
+        model = load_spec(latest_model(Path(config.train.init))).model
+    except UserError:
+        notes.append(f"the sizes are those of the settings: {config.train.init} is no model that is there")
+        return config
+    return grafted(config, model) if model.speaks else config
 
 
 def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int, int, int, int]:
@@ -111,7 +126,11 @@ def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int,
 def _is_there(data: DataConfig) -> bool:
     if data.cache:
         return Path(data.cache, "manifest.json").is_file()
-    return data.source in ("digits", "shapes") or bool(glob.glob(data.path)) or Path(data.path).exists()
+    return (
+        data.source in ("digits", "shapes", "in_context")
+        or bool(glob.glob(data.path))
+        or Path(data.path).exists()
+    )
 
 
 def _found_images(data: DataConfig) -> tuple[int, int, int, int]:
@@ -123,10 +142,15 @@ def _found_images(data: DataConfig) -> tuple[int, int, int, int]:
         cache = open_cache(data.cache)
         channels, height, width = (cache.manifest[f"image_{n}"] for n in ("channels", "height", "width"))
         return channels, height, width, max(len(cache.class_names), 1)
-    from causalfusion.data import open_source
+    from causalfusion.data import open_documents, open_source
+    from causalfusion.data.document_source import DocumentImages, documents_with_images
     from causalfusion.data.loader import load_indices
 
-    source = open_source(data)
+    if data.has_documents:
+        documents = open_documents(data)
+        source = DocumentImages(documents, documents_with_images(documents))
+    else:
+        source = open_source(data)
     channels, height, width = load_indices(source, np.arange(1), data).images.shape[1:]
     return channels, height, width, max(len(source.class_names), 1)
 

@@ -23,6 +23,7 @@ def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> 
     conditions = f"{model.num_condition_tokens} class"
     if cost.text_tokens:
         conditions += f", {cost.text_tokens:g} text"
+    of = "document" if config.data.has_documents else "image"
     again = f"; checkpointing adds {cost.recomputed:.0%} arithmetic" if cost.recomputed else ""
     shared = f" (shared by {cost.sharded_over})" if cost.sharded_over > 1 else ""
     rows = [
@@ -32,17 +33,17 @@ def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> 
             f"{model.num_tokens:,} image tokens of {model.token_dim}, {conditions}; "
             f"{cost.sequence:,.0f} rows on average, {cost.longest:,} at most",
         ),
-        ("arithmetic", f"{_two(flops)} an image; {_two(cost.in_all)} for all {cost.images:,}"),
+        ("arithmetic", f"{_two(flops)} {_a(of)}; {_two(cost.in_all)} for all {cost.images:,}"),
         ("device", f"{cost.count} x {_device(cost)}"),
         (
             "time",
-            f"{_in_time(cost.step_seconds)} a step of {train.batch_size:,} images, {per_second:,.0f} "
-            f"images/s; {_long(cost.seconds)} in all{again}",
+            f"{_in_time(cost.step_seconds)} a step of {train.batch_size:,} {of}s, {per_second:,.0f} "
+            f"{of}s/s; {_long(cost.seconds)} in all{again}",
         ),
         (
             "memory",
             f"{_gb(memory.total)} of {_gb(cost.device.memory)} on each: {_gb(memory.state)} state{shared}, "
-            f"{_gb(memory.activations)} activations of {cost.micro_batch} images at once",
+            f"{_gb(memory.activations)} activations of {cost.micro_batch} {of}s at once",
         ),
     ]
     if not cost.fits:
@@ -57,10 +58,15 @@ def announce(config: RunConfig, world_size: int, device: torch.device) -> list[s
     text_tokens = config.model.max_text_tokens // 2 if config.model.vocab_size else 0
     this = unmeasured_device(device)
     cost = estimate(config, this, world_size, text_tokens=text_tokens)
+    of = "document" if config.data.has_documents else "image"
     memory = f"about {_gb(cost.memory.total)} of {_gb(this.memory)} of memory for each process"
     if cost.micro_batch < config.train.batch_size // world_size:
-        memory += f", {cost.micro_batch} images at once"
-    return [f"{_two(cost.of_image)} an image; {memory}"]
+        memory += f", {cost.micro_batch} {of}s at once"
+    return [f"{_two(cost.of_image)} {_a(of)}; {memory}"]
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def to_json(cost: Cost) -> dict[str, Any]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor
 
 from causalfusion.config.serialize import to_dict
+from causalfusion.documents import Text
 from causalfusion.errors import UserError
-from causalfusion.files import in_use
+from causalfusion.files import in_use, write_whole
 from causalfusion.generate.caption_run import is_image_name, read_model_image
 from causalfusion.generate.complete import Listener, complete
+from causalfusion.generate.document_prompts import DocumentPrompts
 from causalfusion.generate.language import is_language_model
 from causalfusion.generate.language_run import complete_text
 from causalfusion.generate.out_folder import begin, check_room, finish, settings_there
@@ -46,11 +50,17 @@ MAX_COLUMNS = 6
 def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
     """Write the images that follow a prompt, of texts and names of image files, and the whole story into the
     folder of the request, which is returned."""
+    if bool(prompt) == (request.documents is not None):
+        given = "both are" if prompt else "neither is"
+        raise UserError(f"expected elements to go on from, or --documents: {given} given")
     with join_world(request.device) as world:
         if world.size > 1:
             raise UserError("complete runs in one process; start it without torchrun")
         only_text = not request.elements and not any(map(is_image_name, prompt))
-        if is_language_model(request.model, draws_too=only_text):
+        draws_too = only_text and request.documents is None
+        if is_language_model(request.model, draws_too=draws_too):
+            if request.documents is not None:
+                raise UserError("--documents is for models with images; this one is a language model")
             complete_text(prompt, request, world)
             return request.out
         if request.chat:
@@ -59,41 +69,80 @@ def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
         pipeline, folder = load_pipeline(request.model, request, world)
         pipeline.with_text()
         check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
-        read = [
-            read_model_image(pipeline, Path(element)) if is_image_name(element) else element
-            for element in prompt
-        ]
         warn_of_untrained_null(pipeline, request.settings, ())
-        given = [
-            {"from": "prompt", "image" if is_image_name(element) else "text": element} for element in prompt
-        ]
         settings = {
             "command": "complete",
-            "elements": given,
             **facts(pipeline, folder, request),
             "write": to_dict(request.write),
             "candidates": request.candidates,
         }
-        earlier = settings_there(request.out, "complete") if request.out.is_dir() else None
-        names = [image_name(index) for index in range(pipeline.model.config.max_images)]
-        check_room(request.out, "complete", ["story.png", *names], earlier)
-        start = time.monotonic()
-        made = _complete(pipeline, request, read)
-        _warn_of_long_documents(pipeline, len(read) + len(made))
-        settings["elements"] = [*given, *_told(made)]
-        with in_use(request.out, "the folder"):
-            begin(request.out, settings, earlier, keep=False)
-            _save_images(pipeline, made, request.out)
-            save_png(np.asarray(_draw_story([*read, *made], len(read))), request.out / "story.png")
-            seconds = seconds_of_command(time.monotonic() - start)
-            finish(request.out, {**settings, "seconds": round(seconds, 3)})
-        say(f"{len(made)} element{'s' * (len(made) != 1)} in {seconds:.1f} s in {request.out}")
+        if request.documents is not None:
+            _continue_documents(pipeline, request, request.documents, settings)
+            return request.out
+        read = [
+            read_model_image(pipeline, Path(element)) if is_image_name(element) else element
+            for element in prompt
+        ]
+        told = [{"image" if is_image_name(element) else "text": element} for element in prompt]
+        _continue(pipeline, request, read, told, settings)
     return request.out
+
+
+def _continue_documents(
+    pipeline: Pipeline, request: CompleteRequest, file: Path, settings: dict[str, Any]
+) -> None:
+    """Each document of a file, into a folder of its own, and all of them, with what follows, as a file."""
+    documents = DocumentPrompts(file, pipeline, Text(open=True), 1)
+    written = request.out / "documents.jsonl"
+    if file.resolve() == written.resolve():
+        raise UserError(f"--out {request.out} would replace {file}; give another --out")
+    lines = []
+    for index in range(len(documents)):
+        own = replace(request, out=request.out / f"{index:06d}")
+        told = documents.told(index)
+        made = _continue(pipeline, own, documents[index], told, settings)
+        lines.append(
+            [
+                *told,
+                *(
+                    {"text": e["text"]} if "text" in e else {"image": f"{own.out.name}/{e['image']}"}
+                    for e in made
+                ),
+            ]
+        )
+    write_whole(written, "".join(json.dumps({"elements": e}, ensure_ascii=False) + "\n" for e in lines))
+
+
+def _continue(
+    pipeline: Pipeline,
+    request: CompleteRequest,
+    read: Sequence[str | Tensor],
+    told: Sequence[dict[str, str]],
+    settings: dict[str, Any],
+) -> list[dict[str, str]]:
+    """Write what follows one document, which is `read` and, in words and names of files, `told`; returns what
+    the model made, as story.json has it."""
+    given = [{"from": "prompt", **element} for element in told]
+    earlier = settings_there(request.out, "complete") if request.out.is_dir() else None
+    names = [image_name(index) for index in range(pipeline.model.config.max_images)]
+    check_room(request.out, "complete", ["story.png", *names], earlier)
+    start = time.monotonic()
+    made = _complete(pipeline, request, read)
+    _warn_of_long_documents(pipeline, len(read) + len(made))
+    story = _told(made)
+    with in_use(request.out, "the folder"):
+        begin(request.out, {**settings, "elements": [*given, *story]}, earlier, keep=False)
+        _save_images(pipeline, made, request.out)
+        save_png(np.asarray(_draw_story([*read, *made], len(read))), request.out / "story.png")
+        seconds = seconds_of_command(time.monotonic() - start)
+        finish(request.out, {**settings, "elements": [*given, *story], "seconds": round(seconds, 3)})
+    say(f"{len(made)} element{'s' * (len(made) != 1)} in {seconds:.1f} s in {request.out}")
+    return story
 
 
 def _warn_of_long_documents(pipeline: Pipeline, num_elements: int) -> None:
     """Warn where a document is longer than any that training had."""
-    longest = 2 * pipeline.spec.text.examples_per_sequence
+    longest = 2 * max(pipeline.spec.text.examples_per_sequence, pipeline.model.config.max_images)
     if num_elements > longest:
         warnings.warn(
             f"the model was trained on documents of at most {longest} elements, and here are {num_elements}: "

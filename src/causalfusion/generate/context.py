@@ -180,14 +180,15 @@ def prefill(
     context = Context(cache, labels, batch_size, next_ar_step, image, lengths)
     if not sequence.num_tokens:
         return context
-    predictions = model(sequence, cache.attend(sequence))
-    cache.commit(sequence)
-    if asks_next:
-        return replace(context, condition=predictions.condition)
     if prompts is None:
-        return context
-    rows = torch.arange(len(labels), device=device)
-    return replace(context, text_logits=predictions.text[rows, lengths - 1].float())
+        predictions = model(sequence, cache.attend(sequence))
+        cache.commit(sequence)
+        return replace(context, condition=predictions.condition) if asks_next else context
+    hidden = model.hidden(sequence, cache.attend(sequence))
+    cache.commit(sequence)
+    text = next(x for x, s in zip(hidden, sequence.segments, strict=True) if s.kind == "text")
+    last = text[torch.arange(len(labels), device=device), lengths - 1]
+    return replace(context, text_logits=model.text_logits(last))
 
 
 def _documents(

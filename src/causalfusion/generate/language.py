@@ -20,7 +20,7 @@ from causalfusion.codec.language_tokenizer import (
     LanguageTokenizer,
     open_language_tokenizer,
 )
-from causalfusion.config import ModelConfig, WriteConfig
+from causalfusion.config import WriteConfig
 from causalfusion.config.serialize import read_object
 from causalfusion.errors import UserError
 from causalfusion.factorization import UNSEEN
@@ -69,7 +69,7 @@ class LanguagePipeline:
             return load_model(place, device=device)
 
         (model, spec), place = read_latest(Path(folder), read)
-        if not speaks(spec.model):
+        if not spec.model.speaks:
             raise UserError(f"{place} did not begin as a language model; use Pipeline")
         tokenizer = open_language_tokenizer(place, spec.model.text_vocab_size)
         if tokenizer.fingerprint != spec.tokenizer_fingerprint:
@@ -238,16 +238,11 @@ def language_logits(model: Transformer, hidden: Tensor) -> Tensor:
     return model.text_logits(hidden)[..., : model.config.text_vocab_size]
 
 
-def speaks(model: ModelConfig) -> bool:
-    """True for a language model, also for one that learned to draw."""
-    return model.text_only or model.language.markers == "own"
-
-
 def is_language_model(model: Path, *, draws_too: bool = False) -> bool:
     """True if a model folder, a run or a packaged model is of text alone; with `draws_too`, also if it was
     so before it learned to draw. Raises UserError."""
     config = read_latest(model, load_spec)[0].model
-    return config.text_only or (draws_too and speaks(config))
+    return config.text_only or (draws_too and config.speaks)
 
 
 def _require_memory(folder: Path) -> None:

@@ -20,7 +20,7 @@ from causalfusion.errors import UserError
 from causalfusion.generate.context import prefill
 from causalfusion.generate.layout import draw_orders, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
-from causalfusion.generate.prompts import image_documents
+from causalfusion.generate.prompts import given_documents, image_documents
 from causalfusion.generate.read import image_of, read_image, to_picture
 from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.generate.settings import step_sizes
@@ -123,6 +123,31 @@ class Pipeline(TokenPipeline):
             watch=watch,
         )  # fmt: skip
         return self.codec.decode_tokens(tokens)
+
+    @torch.no_grad()
+    def draw_next(
+        self,
+        documents: Sequence[Sequence[str | Tensor]],
+        config: SampleConfig | None = None,
+        *,
+        seed: int = 0,
+        image_indices: Sequence[int] | None = None,
+        watch: Watcher | None = None,
+    ) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] that come next in documents, each of texts and of images (C, H, W)
+        such as `to_tensor` makes, in any order.
+
+        Image i is a function of (seed, image_indices[i], document i, config), as in `generate`."""
+        asked, images = given_documents(documents, ImageToCome(), self.with_text(), self.model.config, 0)
+        tokens = None
+        if images:
+            tokens = self.codec.encode_tokens(torch.stack(images).to(self.device), None)
+        indices = range(len(asked)) if image_indices is None else image_indices
+        drawn = self.generate_after(
+            self.null_labels(len(asked)), asked, tokens, config or self.default_sampling, seed=seed,
+            image_indices=indices, watch=watch,
+        )  # fmt: skip
+        return self.codec.decode_tokens(drawn)
 
     @torch.no_grad()
     def edit(

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
 from causalfusion.codec.tokenizer import Markers, Tokenizer
 from causalfusion.config import ModelConfig
-from causalfusion.documents import Document, Image, ImageToCome, Text
+from causalfusion.documents import Document, Element, Image, ImageToCome, Text
 from causalfusion.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,25 @@ def prompt_ids(prompt: str, tokenizer: Tokenizer, model: ModelConfig) -> tuple[i
             f"({prompt[:40]!r}...)"
         )
     return ids
+
+
+def given_documents(
+    given: Sequence[Sequence[str | T]], last: Element, tokenizer: Tokenizer, model: ModelConfig, more: int
+) -> tuple[list[Document], list[T]]:
+    """(documents of these texts and images, each followed by `last`; their images in order). Raises UserError
+    for one that leaves no room for itself and `more` text tokens."""
+    documents, images = list[Document](), list[T]()
+    for elements in given:
+        document = list[Element]()
+        for element in elements:
+            if isinstance(element, str):
+                document.append(Text(prompt_ids(element, tokenizer, model)))
+            else:
+                document.append(Image(len(images)))
+                images.append(element)
+        documents.append([*document, last])
+        check_room(documents[-1], model, more)
+    return documents, images
 
 
 def check_room(document: Document, model: ModelConfig, more: int) -> None:

@@ -44,6 +44,9 @@ class SampleRequest(GeneratingOptions):
     """Descriptions of the images in words; image i gets prompt[i % number of prompts]."""
     prompts_file: Path | None = None
     """UTF-8 file with one prompt on each line, instead of --prompt."""
+    documents: Path | None = None
+    """A .jsonl file of documents of texts and images, instead of --prompt: each ends where an image is to
+    come, which is generated; image i goes on from document[i % number of documents]."""
     candidates: int = 1
     """Images generated for each one that is kept, which is the one under which the prompt is most likely,
     according to the model."""
@@ -77,6 +80,14 @@ class SampleRequest(GeneratingOptions):
             raise UserError(f"--candidates is {self.candidates}; expected --prompt with it, or 1")
         if self.prompts is not None and self.prompts_file is not None:
             raise UserError("--prompt and --prompts-file are both given; expected one of them")
+        unused = {
+            "--prompt": self.prompts is not None,
+            "--prompts-file": self.prompts_file is not None,
+            "--classes": bool(self.classes),
+            "--size": bool(self.size),
+        }
+        for option in [name for name, given in unused.items() if given and self.documents is not None]:
+            raise UserError(f"{option} and --documents are both given; expected one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +141,9 @@ class CompleteRequest(GeneratingOptions):
     chat: bool = False
     """With a language model: the elements are a conversation, the user's turns and the model's in turn, and
     the model answers by its chat template."""
+    documents: Path | None = None
+    """A .jsonl file of documents of texts and images, instead of elements: each is continued, into a folder
+    of its own in `out`, and `documents.jsonl` there has them as they are then."""
     elements: int | None = None
     """Number of texts and images to generate, if there is room. Default: until the model ends."""
     candidates: int = 1

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,11 @@ import numpy as np
 from causalfusion import __version__
 from causalfusion.config.serialize import to_dict
 from causalfusion.config.sizes import parse_size, size_text
+from causalfusion.data.documents_file import JsonlDocuments
+from causalfusion.documents import ImageToCome
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of, in_use, stamp, write_whole
+from causalfusion.generate.document_prompts import DocumentPrompts
 from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
 from causalfusion.generate.output import (
     check_prompts,
@@ -34,6 +38,7 @@ from causalfusion.generate.read import to_float
 from causalfusion.generate.request import SampleRequest
 from causalfusion.generate.settings import check_settings
 from causalfusion.generate.store import PartStore, PngStore, Store, png_of, runs_of, write_npz
+from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import World, join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.pictures.compose import framed, sheet, to_image_grid, to_tiles, with_texts
@@ -56,6 +61,8 @@ class Task:
     prompts: list[str] | None
     sizes: Sequence[tuple[int, int]] = ()
     """(height, width) in pixels; image i has that at i modulo their number. None: that of the model."""
+    documents: DocumentPrompts | None = None
+    """Image i goes on from that at i modulo their number."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -120,6 +127,7 @@ def _begin(pipeline: Pipeline, folder: Path, request: SampleRequest, task: Task,
         "labels": task.labels,
         "class_names": pipeline.spec.class_names,
         "prompts": task.prompts,
+        **({} if request.documents is None else {"documents": str(request.documents)}),
         "candidates": request.candidates,
         **facts(pipeline, folder, request),
         **({"sizes": [size_text(*size) for size in task.sizes]} if task.sizes else {}),
@@ -149,6 +157,8 @@ def _identity(pipeline: Pipeline, folder: Path, request: SampleRequest) -> str:
     told = [folder.resolve(), stamp(weights), to_dict(pipeline.spec), request.weights, request.precision]
     told += [request.seed, request.candidates, list(request.classes), prompts, to_dict(request.settings)]
     told += [list(request.size), request.rope_extrapolation]
+    if request.documents is not None:
+        told.append(JsonlDocuments(str(request.documents)).fingerprint())
     return hash_of([__version__, *told])
 
 
@@ -161,21 +171,32 @@ def _generate(pipeline: Pipeline, request: SampleRequest, job: _Job, world: Worl
     for size, batch in batches[world.rank :: world.size]:
         entries = [index - task.first for index in batch]
         of_size = pipeline if size is None else pipeline.at(*size)
-        made = generate_best(
-            of_size,
-            [task.labels[entry] for entry in entries],
-            None if task.prompts is None else [task.prompts[entry] for entry in entries],
-            request.settings,
-            request.candidates,
-            seed=request.seed,
-            image_indices=batch,
-            watch=lambda event, done=done: progress.show(done, describe(event)),
-        )
+        watch = partial(_show, progress, done)
+        if task.documents is not None:
+            documents = [task.documents[index % len(task.documents)] for index in batch]
+            made = pipeline.draw_next(
+                documents, request.settings, seed=request.seed, image_indices=batch, watch=watch
+            )
+        else:
+            made = generate_best(
+                of_size,
+                [task.labels[entry] for entry in entries],
+                None if task.prompts is None else [task.prompts[entry] for entry in entries],
+                request.settings,
+                request.candidates,
+                seed=request.seed,
+                image_indices=batch,
+                watch=watch,
+            )
         job.store.write(batch, of_size.codec.to_uint8(made))
         done = min(done + len(batch) * world.size, len(task))
     progress.show(len(task), "done", force=True)
     progress.close()
     return time.monotonic() - start
+
+
+def _show(progress: ProgressLine, done: int, event: StepEvent) -> None:
+    progress.show(done, describe(event))
 
 
 def _batches(
@@ -245,8 +266,17 @@ def _task(pipeline: Pipeline, request: SampleRequest, indices: range | None = No
     if request.prompts_file is not None:
         prompts = read_prompts(request.prompts_file)
         count = len(prompts)
+    documents = None
+    if request.documents is not None:
+        documents = DocumentPrompts(request.documents, pipeline, ImageToCome(), 0)
+        count = len(documents)
     indices = indices or range(request.first, request.first + (request.images or count))
     task = task_of(pipeline, request.classes, prompts, indices)
+    if documents is not None:
+        null = pipeline.model.config.null_label
+        titles = [documents.title(i % len(documents)) for i in indices]
+        unnamed = {"labels": [null] * len(task), "class_names": [""] * len(task)}
+        return replace(task, **unnamed, prompts=titles, documents=documents)
     return replace(task, sizes=[parse_size(text, "--size") for text in request.size])
 
 

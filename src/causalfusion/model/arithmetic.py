@@ -1,4 +1,5 @@
-"""Counting arithmetic: floating-point operations of training steps and of generation.
+"""Counting arithmetic: floating-point operations of training steps; `generation_arithmetic` goes on with
+generation.
 
 Two counts. *Dense*: every row of every layer and every query-key pair, as the released code computes.
 *Needed*: only the pairs that may attend, and in the last layer only the rows that are read. Normalisation,
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from causalfusion.config import ModelConfig, RunConfig
-from causalfusion.model.block_cost import BlockCost
+from causalfusion.model.block_cost import BlockCost, image_cost
 from causalfusion.model.embeddings import TIMESTEP_FREQUENCIES
 from causalfusion.model.encoder import encoder_config
 from causalfusion.model.head_cost import HeadCost
@@ -50,6 +51,8 @@ class Form:
     """Off for Transfusion, whose image is one noised block."""
     per_token: bool = False
     """Mask tokens, or none, stand in the sequence; the noised ones go to the head alone."""
+    reads_text: bool = True
+    """A head predicts what follows text tokens."""
 
     @property
     def rows_per_token(self) -> int:
@@ -67,28 +70,30 @@ def form_of(config: RunConfig, text_tokens: float = 0) -> Form:
         timestep_rows=plan.timesteps_per_ar_step * config.model.num_tokens if of_each_token else 1,
         clean_copies=config.text.image_context == "clean",
         per_token=config.model.per_token,
+        reads_text=config.reads_text,
     )
 
 
-def _linear(rows: float, inputs: float, outputs: float) -> float:
+def linear(rows: float, inputs: float, outputs: float) -> float:
+    """A linear layer, for so many rows."""
     return 2 * rows * inputs * outputs
 
 
-def _levels(config: ModelConfig, rows: int, others: int = 0) -> float:
+def level_flops(config: ModelConfig, rows: int, others: int = 0) -> float:
     """Embedding `rows` noise levels; with AdaLN-zero also a modulation of each of them, and of `others`."""
     inner = config.condition_size
-    embedding = _linear(rows, TIMESTEP_FREQUENCIES, inner) + _linear(rows, inner, inner)
-    return embedding + _modulations(config, rows + others)
+    embedding = linear(rows, TIMESTEP_FREQUENCIES, inner) + linear(rows, inner, inner)
+    return embedding + modulation_flops(config, rows + others)
 
 
-def _modulations(config: ModelConfig, rows: float) -> float:
+def modulation_flops(config: ModelConfig, rows: float) -> float:
     """With AdaLN-zero, the modulations of `rows` different conditions."""
     size, inner, rank = config.hidden_size, config.condition_size, config.adaln_rank
     if config.conditioning == "in_context":
         return 0
     if not rank:
-        return _linear(rows, inner, (6 * config.depth + 2) * size)
-    return config.depth * (_linear(rows, inner, rank) + _linear(rows, rank, 6 * size)) + _linear(
+        return linear(rows, inner, (6 * config.depth + 2) * size)
+    return config.depth * (linear(rows, inner, rank) + linear(rows, rank, 6 * size)) + linear(
         rows, inner, 8 * size
     )
 
@@ -137,29 +142,33 @@ def image_flops(config: ModelConfig, split: SplitFacts, form: Form) -> Flops:
     if config.context == "bidirectional":
         levels = form.timestep_rows * split.last / split.num_tokens
         of_head = HeadCost(config).flops(split.last, form.copies, levels)
-        return _known_and_asked(config, split) + Flops(of_head, of_head)
+        return known_and_asked(config, split) + Flops(of_head, of_head)
     if config.head.ask == "previous":
         return _of_next_tokens(config, split, form)
-    size, text, noised = config.hidden_size, form.text_tokens, form.rows_per_token * split.num_tokens
+    size, text, noised = config.image_size, form.text_tokens, form.rows_per_token * split.num_tokens
     clean, context, context_squared = _clean_rows(split, form)
-    pairs = visible_pairs(config, split, form)
-    ends = _linear(text, size, config.vocab_size)
+    pairs, read = visible_pairs(config, split, form), text if form.reads_text else 0
+    ends = linear(read, config.hidden_size, config.vocab_size)
     if form.per_token:
         ends += HeadCost(config).flops(split.num_tokens, form.copies, form.timestep_rows)
-        ends += _modulations(config, 2 if context else 1)
+        ends += modulation_flops(config, 2 if context else 1)
     else:
-        ends += _linear(noised, size, config.prediction_dim)
-        ends += _levels(config, form.timestep_rows, others=1 if context else 0)
+        ends += linear(noised, size, config.prediction_dim)
+        ends += level_flops(config, form.timestep_rows, others=1 if context else 0)
     entering = 0 if form.per_token else noised
-    others = config.num_condition_tokens + text + noised
+    condition = config.num_condition_tokens + text
+    others = condition + noised
     length_squared = others**2 + 2 * others * context + context_squared
-    length, needed_length = others + context, others + clean
-    dense = config.depth * BlockCost(config).flops(length, length, length_squared)
-    needed = (config.depth - 1) * BlockCost(config).flops(needed_length, needed_length, pairs.all)
-    needed += BlockCost(config).flops(needed_length, text + noised, pairs.text + pairs.noised)
+    of_text, of_image = BlockCost(config).flops, image_cost(config).flops
+    needed = (config.depth - 1) * (
+        of_text(condition, condition, pairs.all) + of_image(noised + clean, noised + clean, 0)
+    )
+    needed += of_text(condition, read, pairs.text * (read > 0) + pairs.noised)
+    needed += of_image(noised + clean, noised, 0)
+    dense = of_text(condition, condition, length_squared) + of_image(noised + context, noised + context, 0)
     return Flops(
-        dense + ends + _linear(context + entering, config.token_dim, size),
-        needed + ends + _linear(clean + entering, config.token_dim, size),
+        config.depth * dense + ends + linear(context + entering, config.token_dim, size),
+        needed + ends + linear(clean + entering, config.token_dim, size),
     )
 
 
@@ -168,7 +177,7 @@ def _of_next_tokens(config: ModelConfig, split: SplitFacts, form: Form) -> Flops
     condition, clean = config.num_condition_tokens, split.num_tokens - 1
     rows = condition + clean
     pairs = condition**2 + condition * clean + clean * (clean + 1) / 2
-    ends = _linear(clean, config.token_dim, config.hidden_size)
+    ends = linear(clean, config.token_dim, config.hidden_size)
     ends += HeadCost(config).flops(split.num_tokens, form.copies, form.timestep_rows)
     of_block = BlockCost(config).flops
     return Flops(
@@ -177,15 +186,15 @@ def _of_next_tokens(config: ModelConfig, split: SplitFacts, form: Form) -> Flops
     )
 
 
-def _known_and_asked(config: ModelConfig, split: SplitFacts) -> Flops:
+def known_and_asked(config: ModelConfig, split: SplitFacts) -> Flops:
     """A bidirectional context, forward: everything sees everything, known tokens alone in an encoder."""
     condition, known, asked = config.num_condition_tokens, split.context, split.last
     rows = condition + split.num_tokens
-    ends = _linear(known, config.token_dim, config.encoder_size) + _modulations(config, 1)
+    ends = linear(known, config.token_dim, config.encoder_size) + modulation_flops(config, 1)
     if config.encoder.depth:
         inner, pairs = encoder_config(config), condition**2 + 2 * condition * known + split.context_squared
         ends += inner.depth * BlockCost(inner).flops(condition + known, condition + known, pairs)
-        ends += _linear(condition + known, inner.hidden_size, config.hidden_size)
+        ends += linear(condition + known, inner.hidden_size, config.hidden_size)
     of_block = BlockCost(config).flops
     dense = (config.depth - 1) * of_block(rows, rows, rows**2)
     return Flops(
@@ -219,84 +228,17 @@ def train_step_flops(
 
 
 def expected_train_flops(config: RunConfig, images_together: int, text_tokens: float = 0) -> Flops:
-    """Forward and backward of an image, expected over the run's plans; `images_together` in a micro-batch."""
+    """Forward and backward of an image, expected over the run's plans; `images_together` in a micro-batch.
+    Frozen weights have no gradient; a frozen text that nothing reads has no backward pass."""
     split = expected_facts(config.model.num_tokens, config.factorization, images_together)
-    return image_flops(config.model, split, form_of(config, text_tokens)) * 3
-
-
-def generation_flops(
-    config: ModelConfig,
-    sizes: Sequence[int],
-    diffusion_steps: Sequence[int],
-    guided: bool,
-    *,
-    guided_steps: Sequence[int] | None = None,
-    text_tokens: int = 0,
-) -> Flops:
-    """One image: the prefill, every diffusion step of every AR step, and the appends. `guided_steps` are the
-    diffusion steps of each AR step that guidance acts in, by default all."""
-    size, condition = config.hidden_size, config.num_condition_tokens + text_tokens
-    rows = 2 if guided else 1
-    doubled = guided_steps or diffusion_steps
-    text_pairs = config.num_condition_tokens * text_tokens + text_tokens * (text_tokens + 1) / 2
-    total = _context(config, condition, condition**2, config.num_condition_tokens**2 + text_pairs) * rows
-    total += Flops(*[_linear(text_tokens, size, config.vocab_size) * rows] * 2)
-    if config.per_token:
-        return _per_token_generation(config, sizes, diffusion_steps, guided, doubled, total)
-    start = 0
-    for index, (tokens, steps) in enumerate(zip(sizes, diffusion_steps, strict=True)):
-        pairs = tokens * (condition + start + tokens)
-        ends = _linear(tokens, config.token_dim, size)
-        appended = ends + _modulations(config, 1)
-        step = config.depth * BlockCost(config).flops(tokens, tokens, pairs) + ends + _levels(config, 1)
-        step += _linear(tokens, size, config.prediction_dim)
-        total += Flops(step, step) * (steps + (doubled[index] if guided else 0))
-        if index + 1 < len(sizes):
-            total += (_context(config, tokens, pairs, pairs) + Flops(appended, appended)) * rows
-        start += tokens
-    return total
-
-
-def _context(config: ModelConfig, tokens: float, dense_pairs: float, pairs: float) -> Flops:
-    """A pass that only fills the cache: nobody reads the last layer but its keys and values."""
-    block = BlockCost(config)
-    needed = (config.depth - 1) * block.flops(tokens, tokens, pairs) + block.flops(tokens, 0, 0)
-    return Flops(config.depth * block.flops(tokens, tokens, dense_pairs), needed)
-
-
-def _per_token_generation(
-    config: ModelConfig,
-    sizes: Sequence[int],
-    diffusion_steps: Sequence[int],
-    guided: bool,
-    guided_steps: Sequence[int],
-    prefill: Flops,
-) -> Flops:
-    """The transformer once for each AR step, the head in each diffusion step."""
-    condition, rows, known = config.num_condition_tokens, 2 if guided else 1, 0
-    bidirectional, asks = config.context == "bidirectional", config.head.ask == "mask"
-    block, head = BlockCost(config), HeadCost(config)
-    total = Flops(0, 0) if bidirectional else prefill
-    if not asks:  # what the class tokens give is read
-        one = config.depth * block.flops(condition, condition, condition**2)
-        total = Flops(one, one) * rows
-    for index, (tokens, steps) in enumerate(zip(sizes, diffusion_steps, strict=True)):
-        in_all = steps + (guided_steps[index] if guided else 0)
-        of_head = in_all * head.step_flops(tokens) + rows * head.condition_flops(tokens)
-        total += Flops(of_head, of_head)
-        entering = _linear(tokens, config.token_dim, config.hidden_size) + _modulations(config, 1)
-        pairs = tokens * (condition + known + tokens)
-        if bidirectional:
-            facts = SplitFacts(sum(sizes), sum(sizes) - known, 0, known, known**2)
-            total += _known_and_asked(config, facts) * rows
-        elif asks:
-            asking = config.depth * block.flops(tokens, tokens, pairs) + _modulations(config, 1)
-            total += Flops(asking, asking) * rows
-        if not bidirectional and index + 1 < len(sizes):
-            if asks:
-                total += (_context(config, tokens, pairs, pairs) + Flops(entering, entering)) * rows
-            else:
-                appended = config.depth * block.flops(tokens, tokens, pairs) + entering
-                total += Flops(appended, appended) * rows
-        known += tokens
-    return total
+    form, model = form_of(config, text_tokens), config.model
+    whole = image_flops(model, split, form) * 3
+    if config.train.trainable != "images":
+        return whole
+    rows = [model.num_condition_tokens + text_tokens] * 2
+    if not model.own_image_weights:
+        clean, context, _ = _clean_rows(split, form)
+        rows = [rows[0] + form.rows_per_token * split.num_tokens + more for more in (context, clean)]
+    spared = 1 if form.reads_text or not model.own_image_weights else 2
+    dense, needed = (model.depth * BlockCost(model).flops(n, n, 0) * spared for n in rows)
+    return whole + Flops(-dense, -needed)

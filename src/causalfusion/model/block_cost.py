@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from causalfusion.config import ModelConfig
+from causalfusion.model.block import image_block_config
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,8 @@ class BlockCost:
         k."""
         parts = 1 + (2 if self.config.qk_norm.kind == "none" else 3) * self._kv_size / self.config.hidden_size
         return self.config.hidden_size * (4 + (2 if low else 4) * parts)
+
+
+def image_cost(config: ModelConfig) -> BlockCost:
+    """The cost of a block for image tokens, which may have weights of their own."""
+    return BlockCost(image_block_config(config) if config.own_image_weights else config)

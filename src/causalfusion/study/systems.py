@@ -20,7 +20,8 @@ from causalfusion.evaluate.features.open import open_extractor
 from causalfusion.evaluate.measures.figure import Figure
 from causalfusion.generate.guidance import guidance_of_steps
 from causalfusion.generate.settings import diffusion_steps, step_sizes
-from causalfusion.model.arithmetic import expected_train_flops, generation_flops
+from causalfusion.model.arithmetic import expected_train_flops
+from causalfusion.model.generation_arithmetic import generation_flops
 from causalfusion.saved.folder import checkpoints_of, load_spec
 from causalfusion.show.charts import axes_of
 from causalfusion.study.grid import Job

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from causalfusion.config import RunConfig
+from causalfusion.config.recipes import merge
 from causalfusion.config.serialize import flat, to_dict
-from causalfusion.data import ImageSource, UnreadableImage, open_source
+from causalfusion.data import DocumentSource, ImageSource, UnreadableImage, open_documents, open_source
+from causalfusion.data.document_source import DocumentImages, documents_with_images
 from causalfusion.errors import UserError, printable
 from causalfusion.estimate.devices import faster_in_bfloat16
 from causalfusion.saved.folder import checkpoints_of
@@ -52,6 +54,8 @@ class DataSummary:
     one_size: bool = True
     """Those images are square, and all of one size."""
     in_colour: bool = True
+    examples: str = "images"
+    """The examples in words."""
     caption_words: int = 0
     """Words of the longest caption of some images."""
 
@@ -61,7 +65,7 @@ class DataSummary:
         size = f"{low}x{low}" if self.one_size else f"{sides} pixels and more"
         classes = f" in {self.num_classes} classes" if self.num_classes > 1 else ""
         captions = ", with captions" if self.has_captions else ""
-        return f"{self.source}, {self.num_images:,} images of {size}{classes}{captions}"
+        return f"{self.source}, {self.num_images:,} {self.examples} of {size}{classes}{captions}"
 
 
 def look_at(source: ImageSource, kind: str) -> DataSummary:
@@ -159,6 +163,26 @@ def settings_from(
     return chosen
 
 
+def settings_of_documents(source: DocumentSource) -> dict[str, Any]:
+    """Settings for documents, which hold texts, and several images, beside those for their images alone."""
+    places = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)).tolist()
+    texts, images = [source.texts(place) for place in places], [source.images_of(place) for place in places]
+    tokens = [
+        3 * sum(len(text.split()) + 1 for text in found) + 2 * n
+        for found, n in zip(texts, images, strict=True)
+    ]
+    return {
+        "data": {"flip": False},
+        "text": {"tokenizer": "train", "vocab_size": 2048},
+        "model": {
+            "num_class_tokens": 0,
+            "max_images": max(images),
+            "max_text_tokens": min(max(-(-(max(tokens) + 8) // 32) * 32, 32), 1024),
+        },
+        "sample": {"guidance_scale": 1.0},
+    }
+
+
 def as_begun(out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     """The same settings with the values that the run in this folder began with, where there is one. How long
     it trains is asked for anew each time."""
@@ -186,9 +210,17 @@ def settings_for(
     out = given.out if given.out != RunConfig().out else f"runs/{_name_of(path)}"
     if given.data.cache:
         return {"out": out}, []
-    facts = look_at(open_source(given.data), given.data.source)
     kind = "cpu" if device.type == "cpu" else "cuda"  # other accelerators have no settings of their own
-    chosen = settings_from(facts, given, kind, low_precision=faster_in_bfloat16(device))
+    low_precision = faster_in_bfloat16(device)
+    if given.data.has_documents:
+        source = open_documents(given.data, given.train.seed)
+        facts = look_at(DocumentImages(source, documents_with_images(source)), given.data.source)
+        facts = replace(facts, num_images=len(source), examples="documents with images")
+        chosen = settings_from(facts, given, kind, low_precision=low_precision)
+        chosen = merge([chosen, settings_of_documents(source)])
+    else:
+        facts = look_at(open_source(given.data), given.data.source)
+        chosen = settings_from(facts, given, kind, low_precision=low_precision)
     chosen = as_begun(Path(os.path.expanduser(out)), chosen)
     lines = [f"{printable(path)}: {facts.describe()}"]
     lines.append("chosen for these data and this machine (options and recipes override it):")

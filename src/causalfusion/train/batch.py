@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE
+from causalfusion.train.document_batch import DocumentBatch
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -27,6 +30,8 @@ class TokenBatch:
     """Token ids of the captions; None: a run without text."""
     grid: tuple[int, int] | None = None
     """Rows and columns of tokens of all its images; None: those of the model."""
+    documents: DocumentBatch | None = None
+    """Of a batch of documents (`DocumentTokens`); None: an image is an example."""
     grids: tuple[tuple[int, int], ...] | None = None
     """Rows and columns of tokens of each image, where they have some of their own; the tokens of shorter ones
     are filled up to L."""
@@ -44,6 +49,15 @@ class TokenBatch:
             captions=captions,
             grids=grids,
         )
+
+    def image_rows(self, rows: slice) -> slice:
+        """The rows of the images of some of the examples."""
+        return rows
+
+    @property
+    def num_text(self) -> int:
+        """Text tokens, markers included."""
+        return sum(len(caption) + MARKERS_OF_EXAMPLE for caption in self.captions or ())
 
     def to(self, device: torch.device) -> TokenBatch:
         return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device))

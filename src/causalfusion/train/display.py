@@ -24,7 +24,8 @@ class Display:
     def __init__(self, config: RunConfig, world: World, images_seen: int, *, show: bool, peak: float) -> None:
         self.world, self.on_screen, self.peak = world, show, peak
         self.has_text = config.model.vocab_size > 0
-        self.line = ProgressLine(config.train.images, images_seen, enabled=show)
+        what = "documents" if config.data.has_documents else "images"
+        self.line = ProgressLine(config.train.images, images_seen, enabled=show, what=what)
         self.clock = Clock()
         self.recent: list[StepResult] = []
 
@@ -66,7 +67,7 @@ def beginning(
     held_out = f" and {len(data.held_out):,} held out" if len(data.held_out) else ""
     lines = [
         f"{folder}: {count_parameters(model):,} parameters, {config.model.num_tokens} tokens of "
-        f"{config.model.token_dim}, {len(data.train_indices):,} training images{held_out}, "
+        f"{config.model.token_dim}, {len(data.train_indices):,} training {data.examples}{held_out}, "
         f"{classes} class{'es' * (classes != 1)}, "
         f"{world.size} process{'es' * (world.size > 1)} on {world.device}"
     ]
@@ -74,7 +75,7 @@ def beginning(
         lines.append(_sizes(counts_of(data.grids, data.train_indices), config))
     lines += announce(config, world.size, world.device)
     if images_seen:
-        lines.append(f"going on from {images_seen:,} images")
+        lines.append(f"going on from {images_seen:,} {data.examples}")
     return lines
 
 

@@ -21,8 +21,9 @@ from causalfusion.config import FactorizationConfig, ModelConfig, TextConfig
 from causalfusion.diffusion.process import Process
 from causalfusion.factorization import Plan, grid_tensor, plan_batch, plan_together
 from causalfusion.rng import derive_generator
+from causalfusion.train.document_batch import DocumentBatch, drops_texts
 
-Arrangement = Literal["caption_first", "image_first", "image_only", "text_only"]
+Arrangement = Literal["caption_first", "image_first", "image_only", "text_only", "document"]
 ARRANGEMENTS: tuple[Arrangement, ...] = ("caption_first", "image_first", "image_only", "text_only")
 
 
@@ -51,9 +52,11 @@ class Draws:
     text: tuple[TextDraw, ...] = ()
     """One per example in a run with text, else empty."""
 
-    def slice(self, rows: slice) -> Draws:
-        """The draws of some of the examples, for a micro-batch."""
-        return replace(self.images(rows), drop_class=self.drop_class[rows], text=self.text[rows])
+    def slice(self, rows: slice, images: slice | None = None) -> Draws:
+        """The draws of some of the examples, for a micro-batch; `images`: the rows of their images, where
+        examples are documents."""
+        of_images = self.images(rows if images is None else images)
+        return replace(of_images, drop_class=self.drop_class[rows], text=self.text[rows])
 
     def images(self, rows: slice | Tensor) -> Draws:
         """The draws of some of the images, as long as the longest of them."""
@@ -96,9 +99,10 @@ def draw(
     sample_indices: Sequence[int],
     text: TextConfig | None = None,
     grid: tuple[int, int] | None = None,
+    documents: DocumentBatch | None = None,
 ) -> Draws:
-    """The draws for these places of the sample stream; `text`: of a run with text; `grid`: rows and columns
-    of tokens, by default those of the model."""
+    """The draws for these places of the sample stream, or these images of documents; `text`: of a run with
+    text; `grid`: rows and columns of tokens, by default those of the model."""
     rows, columns = grid or (model.grid_height, model.grid_width)
     plan = plan_batch(
         factorization, rows, columns, seed=seed, split_index=split_index, sample_indices=sample_indices
@@ -123,9 +127,14 @@ def draw(
     draws = Draws(plan, torch.stack(levels), torch.stack(noise), torch.stack(dropped))
     if text is None:
         return draws
-    draws = replace(draws, text=draw_text(text, seed=seed, sample_indices=sample_indices))
+    if documents is None:
+        texts = draw_text(text, seed=seed, sample_indices=sample_indices)
+    else:
+        texts = draw_dropped(text.caption_dropout, documents, seed=seed)
+    draws = replace(draws, text=texts)
     if text.image_context == "noised":  # what text sees has little noise
-        seen = seen_by_text(draws.text, text.examples_per_sequence)[:, None]
+        seen = seen_by_text(texts, text.examples_per_sequence) if documents is None else documents.followed
+        seen = seen[:, None]
         limited = process.limited(draws.levels, text.max_context_timestep)
         draws = replace(draws, levels=torch.where(seen, limited, draws.levels))
     return draws
@@ -144,6 +153,13 @@ def draw_text(config: TextConfig, *, seed: int, sample_indices: Sequence[int]) -
         joint = arrangement == "caption_first" and dropped < rate / 2
         draws.append(TextDraw(arrangement, dropped < rate, joint))
     return tuple(draws)
+
+
+def draw_dropped(rate: float, documents: DocumentBatch, *, seed: int) -> tuple[TextDraw, ...]:
+    """Documents that are trained on without the texts before their images, as images are without captions."""
+    return tuple(
+        TextDraw("document", drops_texts(rate, seed=seed, place=place)) for place in documents.places
+    )
 
 
 def seen_by_text(draws: Sequence[TextDraw], examples_per_sequence: int) -> Tensor:

@@ -23,6 +23,7 @@ from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.data import open_source
 from causalfusion.data.buckets import Buckets
+from causalfusion.data.document_source import DocumentSource
 from causalfusion.data.labels import fit_classes
 from causalfusion.data.loader import Loader, Samples, load_indices, split_holdout, stream
 from causalfusion.data.sizes import counts_of, groups_of, parts_of
@@ -32,7 +33,7 @@ from causalfusion.machine.processes import World
 from causalfusion.rng import derive_generator
 from causalfusion.train.arrange import caption_limit
 from causalfusion.train.batch import TokenBatch, together
-from causalfusion.train.from_data import captions_of, measured, open_grids, tokenizer_of
+from causalfusion.train.from_data import captions_of, measured, open_grids, tokenizer_of, with_facts_of_data
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,16 @@ class TrainingData:
     """(images, 2) rows and columns of tokens of each image; None where all have one size."""
     cut_captions: Counter[str] = field(default_factory=Counter)
     """Captions `seen`, and those `cut`, as they are longer than there is room for."""
+
+    @property
+    def origin(self) -> ImageSource | LatentCache | DocumentSource:
+        """The data by whose facts a resumed run knows them again."""
+        return self.source
+
+    @property
+    def examples(self) -> str:
+        """The examples in words."""
+        return "images"
 
     def batches(self, images_seen: int) -> Iterator[TokenBatch]:
         """This process's share of every train step's batch, from that place of the stream on, for ever."""
@@ -170,6 +181,11 @@ class TrainingData:
             found = [captions_of(self.source, index) for index in chosen.tolist()]
         return list(self._ids([captions[0] if captions else None for captions in found]) or ())
 
+    def held_out_documents(self, count: int) -> list[list[str | Tensor]]:
+        """The beginnings of some held-out documents, each up to its last image; none where an image is an
+        example."""
+        return []
+
     def _cached_batches(self, cache: LatentCache, images_seen: int) -> Iterator[TokenBatch]:
         """Batches, or their parts of one grid, of latents on the disk."""
         train = self.config.train
@@ -266,22 +282,7 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
     class_names, class_table = fit_classes(
         getattr(source, "classes", None), class_names, config.model.num_classes
     )
-    if config.train.epochs:
-        images = max(round(config.train.epochs * len(train_indices)), config.train.batch_size)
-        config = replace(config, train=replace(config.train, images=images))
-    derived = {
-        "vocab_size": 0 if tokenizer is None else tokenizer.vocab_size,
-        "num_classes": max(len(class_names), 1),
-        "token_dim": codec.token_dim,
-        "predicts_variance": config.diffusion.variance == "learned_range",
-        "grid_height": codec.grid_height,
-        "grid_width": codec.grid_width,
-    }
-    for name, value in derived.items():
-        given = getattr(config.model, name)
-        if given not in (0, value):
-            raise UserError(f"model.{name} is {given}, the data make it {value}; leave it out")
-    config = replace(config, codec=codec.config, model=replace(config.model, **derived))
+    config = with_facts_of_data(config, codec, len(class_names), tokenizer, len(train_indices))
     if config.data.batches == "packed" and not config.data.packed_tokens:
         largest = config.data.max_area // codec.cell**2
         config = replace(config, data=replace(config.data, packed_tokens=largest))

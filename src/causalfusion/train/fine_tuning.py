@@ -6,6 +6,7 @@ from torch import Tensor
 
 from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.model.norm import Norm
+from causalfusion.model.parts import is_of_text
 from causalfusion.model.positions import resize_table
 from causalfusion.model.transformer import Transformer
 
@@ -48,11 +49,3 @@ def freeze_rest(model: Transformer, config: RunConfig) -> None:
             trained |= {f"{name}.{own}" for own, _ in module.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained or name.endswith(".bias"))
-
-
-def is_of_text(name: str) -> bool:
-    """True for a weight that text tokens use: of a language model, one that it had before it drew."""
-    if name.startswith(("text_", "norm_out.")):
-        return True
-    parts = name.split(".")
-    return parts[0] == "blocks" and parts[2] != "image" and not parts[-1].startswith("lora_")

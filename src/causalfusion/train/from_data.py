@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from causalfusion.codec.cache import LatentCache
@@ -14,7 +16,7 @@ from causalfusion.data.source import ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 
 _STATISTICS_IMAGES = 2048
-_TOKENIZER_IMAGES = 10_000
+TOKENIZER_IMAGES = 10_000
 """At most so many, evenly spread, are what a statistic, or a tokenizer, is made from."""
 
 
@@ -59,7 +61,7 @@ def tokenizer_of(
         )
     if config.text.tokenizer != "train":
         return open_tokenizer(config.text.tokenizer)
-    chosen = train_indices[:: -(-len(train_indices) // _TOKENIZER_IMAGES)]
+    chosen = train_indices[:: -(-len(train_indices) // TOKENIZER_IMAGES)]
     if isinstance(source, LatentCache):
         captions = source.captions(chosen)
     else:
@@ -95,3 +97,26 @@ def measured(
     )
     mean, std = measure_statistics(codec, batches)
     return codec.with_statistics(mean, std)
+
+
+def with_facts_of_data(
+    config: RunConfig, codec: Codec, num_classes: int, tokenizer: Tokenizer | None, num_examples: int
+) -> RunConfig:
+    """The settings with those filled in that follow from the data. Raises UserError for one that is given and
+    does not fit."""
+    if config.train.epochs:
+        images = max(round(config.train.epochs * num_examples), config.train.batch_size)
+        config = replace(config, train=replace(config.train, images=images))
+    derived = {
+        "vocab_size": 0 if tokenizer is None else tokenizer.vocab_size,
+        "num_classes": max(num_classes, 1),
+        "token_dim": codec.token_dim,
+        "predicts_variance": config.diffusion.variance == "learned_range",
+        "grid_height": codec.grid_height,
+        "grid_width": codec.grid_width,
+    }
+    for name, value in derived.items():
+        given = getattr(config.model, name)
+        if given not in (0, value):
+            raise UserError(f"model.{name} is {given}, the data make it {value}; leave it out")
+    return replace(config, codec=codec.config, model=replace(config.model, **derived))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from causalfusion.config import SampleConfig
 from causalfusion.documents import Document, ImageToCome, Text
@@ -23,14 +24,21 @@ SIZES = 3
 
 
 def save_grid(
-    pipelines: Sequence[Pipeline], config: SampleConfig, captions: list[list[int]], file: Path | None
+    pipelines: Sequence[Pipeline],
+    config: SampleConfig,
+    captions: list[list[int]],
+    documents: list[list[str | Tensor]],
+    file: Path | None,
 ) -> None:
     """Draw samples with the settings of the run and write them to a PNG file, a part for each pipeline, which
     are those of several sizes; without a file, only compute: of a sharded model, all processes have to.
-    `captions`: token ids; empty for a model without text."""
+    `captions`: token ids; empty for a model without text or one of `documents`, which are the beginnings of
+    some."""
     pictures, count = [], len(pipelines)
     for number, pipeline in enumerate(pipelines):
-        if captions:
+        if documents:
+            pictures.append(_of_documents(pipeline, config, documents))
+        elif captions:
             pictures.append(_of_captions(pipeline, config, captions[number::count] or captions[:1]))
         else:
             pictures.append(_of_classes(pipeline, config, ROWS // count + (number < ROWS % count)))
@@ -62,6 +70,27 @@ def _of_captions(pipeline: Pipeline, config: SampleConfig, captions: list[list[i
     tiles = to_tiles(images, max(1, 176 // images.shape[-1]))
     texts = [pipeline.with_text().decode(ids) for ids in captions]
     return framed(sheet(with_texts(tiles, texts), 4), 8)
+
+
+@torch.no_grad()
+def _of_documents(pipeline: Pipeline, config: SampleConfig, documents: list[list[str | Tensor]]):
+    """A row for each document: its images, each over the text before it, then the one that is drawn."""
+    drawn = pipeline.draw_next(documents, config).cpu()
+    columns = 1 + max(sum(not isinstance(e, str) for e in document) for document in documents)
+    images, texts = list[Tensor](), list[str]()
+    for document, image in zip(documents, drawn, strict=True):
+        missing, before = columns - 1 - sum(not isinstance(e, str) for e in document), ""
+        images += [torch.ones_like(image)] * missing
+        texts += [""] * missing
+        for element in [*document, image]:
+            if isinstance(element, str):
+                before = element
+            else:
+                images.append(element)
+                texts.append(f"{before} (drawn)".strip() if element is image else before)
+                before = ""
+    tiles = to_tiles(torch.stack(images), max(1, 96 // drawn.shape[-1]))
+    return framed(sheet(with_texts(tiles, texts), columns), 8)
 
 
 @dataclass

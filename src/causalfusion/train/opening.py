@@ -8,13 +8,14 @@ from pathlib import Path
 from causalfusion.codec.language_tokenizer import drawing_tokenizer
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
+from causalfusion.config.graft import grafted
 from causalfusion.errors import UserError
 from causalfusion.generate.settings import check_settings
 from causalfusion.machine.processes import World
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
 from causalfusion.train.checkpoint import DataRecord
+from causalfusion.train.document_feed import open_document_data
 from causalfusion.train.feed import TrainingData, open_training_data
-from causalfusion.train.graft import grafted
 from causalfusion.train.grids import SIZES
 from causalfusion.train.parallel import fit_to_memory
 from causalfusion.train.resume import check_same_run, facts_of, micro_batches_of, with_earlier_behaviour
@@ -47,7 +48,8 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     config = _with_language(config, last or begin_with)
     if last is not None:
         config = _as_begun(config, last)
-    data = open_training_data(config, world, _tokenizer(config, last or begin_with, resumed=last is not None))
+    open_data = open_document_data if config.data.has_documents else open_training_data
+    data = open_data(config, world, _tokenizer(config, last or begin_with, resumed=last is not None))
     config = data.config
     record = facts_of(data) if last is None else check_same_run(config, last, data)
     if config.train.sample_every or config.train.sample_minutes:
@@ -66,9 +68,7 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
 def _with_language(config: RunConfig, source: Path | None) -> RunConfig:
     """The settings for a run that begins or goes on with a language model."""
     model = None if source is None else load_spec(source).model
-    if model is None or not (model.text_only or model.language.markers == "own"):
-        return config
-    return grafted(config, model)
+    return grafted(config, model) if model is not None and model.speaks else config
 
 
 def _as_begun(config: RunConfig, checkpoint: Path) -> RunConfig:

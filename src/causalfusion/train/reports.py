@@ -43,8 +43,9 @@ class Reports:
         train, trainer = self.run.config.train, self.run.trainer
         progress = trainer.progress
         needed = self._needed(result, batch_size) * self.world.size
-        self.clock.add(train.batch_size, needed)
-        self.display.after_step(result, train.batch_size, needed)
+        images = batch_size * self.world.size
+        self.clock.add(images, needed)
+        self.display.after_step(result, images, needed)
         if result.skipped:
             self.display.say(
                 f"step {progress.train_step} skipped: loss {result.loss}, gradient norm {result.grad_norm}"

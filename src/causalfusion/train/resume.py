@@ -95,7 +95,7 @@ def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> D
     kept = _stored_facts(checkpoint)
     facts = facts_of(data, kept)
     if kept is not None:
-        _check_data(config, kept, facts, is_main=data.world.is_main)
+        _check_data(config, kept, facts, data.examples, is_main=data.world.is_main)
     elif config.codec.autoencoder != before.get("codec.autoencoder", "") and data.world.is_main:
         warnings.warn(
             f"{config.out} was begun by an earlier version, with the autoencoder "
@@ -130,7 +130,7 @@ def _stored_facts(checkpoint: Path) -> DataRecord | None:
 def facts_of(data: TrainingData, kept: DataRecord | None = None) -> DataRecord:
     """Facts with which a resumed run compares its data. Contents are read where files are not known to be
     those of an earlier sitting, and by the main process alone."""
-    source, contents = data.source, ""
+    source, contents = data.origin, ""
     if isinstance(source, LatentCache):
         found = str(source.manifest["source"])
     else:
@@ -152,7 +152,9 @@ def _new_run(config: RunConfig) -> str:
     return f"begin a new run from its weights: another --out, and --train.init {config.out}"
 
 
-def _check_data(config: RunConfig, kept: DataRecord, found: DataRecord, *, is_main: bool) -> None:
+def _check_data(
+    config: RunConfig, kept: DataRecord, found: DataRecord, examples: str, *, is_main: bool
+) -> None:
     where = config.data.cache or config.data.path or config.data.source
     if kept.class_names != found.class_names:
         raise UserError(
@@ -162,8 +164,8 @@ def _check_data(config: RunConfig, kept: DataRecord, found: DataRecord, *, is_ma
         )
     if kept.images != found.images:
         raise UserError(
-            f"{where} has {found.images} images, {config.out} was begun with {kept.images}; go on with the "
-            f"data it began with, or {_new_run(config)}"
+            f"{where} has {found.images} {examples}, {config.out} was begun with {kept.images}; go on with "
+            f"the data it began with, or {_new_run(config)}"
         )
     if kept.autoencoder != found.autoencoder:
         raise UserError(

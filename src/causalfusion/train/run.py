@@ -82,7 +82,7 @@ class TrainingLoop:
                 self._add_time(time.monotonic() - begin)
                 due = self._due(reports, upkeep)
                 self.out_of_time = bool(due & Due.OVER)
-                reports.after_step(result, len(batch.labels), done=self.finished)
+                reports.after_step(result, len(batch.tokens), done=self.finished)
                 if not self.finished:
                     upkeep.after_step(due)
 

@@ -15,11 +15,12 @@ from causalfusion.config.serialize import to_dict, to_toml
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
+from causalfusion.model.parts import is_of_text
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_spec, load_weights
 from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
 from causalfusion.train.ema import EMA
-from causalfusion.train.fine_tuning import for_grid, freeze_rest, is_of_text
+from causalfusion.train.fine_tuning import for_grid, freeze_rest
 from causalfusion.train.graft import for_drawing, fresh_of
 from causalfusion.train.optimizer import make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model

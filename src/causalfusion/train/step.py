@@ -137,9 +137,9 @@ class Objective:
 
     def draw(self, batch: TokenBatch, *, seed: int, split_index: int) -> Draws:
         """The random draws for the batch, on the CPU."""
-        config = self.config
+        config, indices = self.config, batch.sample_indices.tolist()
 
-        def of(indices: list[int], grid: tuple[int, int] | None) -> Draws:
+        def of(places: list[int], grid: tuple[int, int] | None) -> Draws:
             return draw(
                 config.factorization,
                 config.model,
@@ -147,16 +147,17 @@ class Objective:
                 config.train.class_dropout,
                 seed=seed,
                 split_index=split_index,
-                sample_indices=indices,
+                sample_indices=places,
                 text=None if self.markers is None else config.text,
                 grid=grid,
+                documents=batch.documents,
             )
 
-        indices = batch.sample_indices.tolist()
-        if batch.grids is None:
-            return of(indices, batch.grid)
-        each = [of([index], grid) for index, grid in zip(indices, batch.grids, strict=True)]
-        return draws_together(each, batch.grids)
+        if batch.grids is not None:
+            each = [of([place], grid) for place, grid in zip(indices, batch.grids, strict=True)]
+            return draws_together(each, batch.grids)
+        draws = of(indices or [0], batch.grid)
+        return draws if indices else draws.images(slice(0))  # documents without any image
 
     def arrange(self, batch: TokenBatch, draws: Draws) -> Arranged:
         """The documents of a batch; its tensors stay where they are."""
@@ -167,25 +168,39 @@ class Objective:
             if draws.plan.lengths is not None and data.batches == "packed":
                 rows = arrange_rows(draws.plan, data.packed_tokens, self.length_multiple)
             return Arranged(batch.tokens, labels, draws.plan, draws.levels, draws.noise, rows=rows)
-        assert batch.captions is not None, "documents have texts"
-        group, used = self.config.text.examples_per_sequence, used_images(draws.text)
-        images = draws.images(used)
-        ar_steps = [1] * len(used)
-        if self.config.text.image_context == "clean":
-            copies = 1 if self.config.model.per_token else draws.noise.shape[1]
-            last = images.plan.ar_step[:, -1] * copies
-            ar_steps = last.expand(len(used)).tolist()
-        documents = documents_of(batch.captions, draws.text, group)
-        dropped = dropped | torch.tensor([d.drop_class for d in draws.text], device=dropped.device)
+        if batch.documents is not None:
+            elements = batch.documents.without([d.drop_caption for d in draws.text])
+            kept, images, labels = batch.tokens, draws, torch.full_like(batch.labels, null)
+            text, whole = draws.text, batch.documents.whole
+        else:
+            assert batch.captions is not None, "documents have texts"
+            group, used, whole = self.config.text.examples_per_sequence, used_images(draws.text), True
+            elements = documents_of(batch.captions, draws.text, group)
+            kept, images = batch.tokens[used.to(batch.tokens.device)], draws.images(used)
+            dropped = dropped | torch.tensor([d.drop_class for d in draws.text], device=dropped.device)
+            labels, text = torch.where(dropped, null, batch.labels)[::group], draws.text[::group]
         return Arranged(
-            batch.tokens[used.to(batch.tokens.device)],
-            torch.where(dropped, null, batch.labels)[::group],
+            kept,
+            labels,
             images.plan,
             images.levels,
             images.noise,
-            text=tuple(d.arrangement for d in draws.text[::group]),
-            layout=lay_out(documents, self.markers, ar_steps, ended=True, read=self.config.reads_text),
+            text=tuple(d.arrangement for d in text),
+            layout=lay_out(
+                elements,
+                self.markers,
+                self._ar_steps(images, len(kept)),
+                ended=whole,
+                read=self.config.reads_text,
+            ),
         )
+
+    def _ar_steps(self, draws: Draws, count: int) -> list[int]:
+        """AR steps of each of the images, including noised copies."""
+        if self.config.text.image_context == "noised":
+            return [1] * count
+        copies = 1 if self.config.model.per_token else draws.noise.shape[1]
+        return (draws.plan.ar_step[:, -1] * copies).expand(count).tolist()
 
     def first_asked(self, piece: Arranged) -> int:
         """The place in the plan's order from which on tokens are predicted: all of them, or in a

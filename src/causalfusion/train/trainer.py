@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE, Tokenizer
+from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
@@ -46,7 +46,7 @@ class StepResult:
     image_loss: float = 0.0
     text_loss: float = 0.0
     text_tokens: int = 0
-    """Mean number of text tokens of a sequence."""
+    """Mean number of text tokens for each image."""
 
 
 class Trainer(TrainState):
@@ -61,7 +61,7 @@ class Trainer(TrainState):
             length_multiple=config.train.length_multiple or (64 if world.device.type == "cuda" else 1),
         )
         # Without an image in it, a batch leaves the image's parameters without a gradient.
-        some_unused = tokenizer is not None and config.text.text_only > 0
+        some_unused = tokenizer is not None and (config.text.text_only > 0 or config.data.has_documents)
         self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)
         self.unused = UnusedParameters(self.model, world) if self.sharded and some_unused else None
 
@@ -71,9 +71,12 @@ class Trainer(TrainState):
         draws = self.objective.draw(batch, seed=train.seed, split_index=progress.images_seen)
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(2, device=self.world.device)  # of images and of text
-        size = batch.tokens.shape[0] // train.grad_accumulation
+        size = len(batch.labels) // train.grad_accumulation
         parts = [slice(k * size, (k + 1) * size) for k in range(train.grad_accumulation)]
-        pieces = [self.objective.arrange(batch.slice(rows), draws.slice(rows)) for rows in parts]
+        pieces = [
+            self.objective.arrange(batch.slice(rows), draws.slice(rows, batch.image_rows(rows)))
+            for rows in parts
+        ]
         totals, num_text = self._totals(pieces)
         with self._dropout():
             for k, piece in enumerate(pieces):
@@ -105,8 +108,7 @@ class Trainer(TrainState):
         )
         plan = draws.plan
         splits = () if plan.lengths is None else tuple(map(plan.step_sizes, range(len(plan.order))))
-        captions = batch.captions or ()
-        text_tokens = sum(len(c) + MARKERS_OF_EXAMPLE for c in captions) // max(len(captions), 1)
+        text_tokens = batch.num_text // max(len(batch.tokens), 1)
         result = StepResult(
             loss, norm, rate, not finite, plan.step_sizes(0), splits, image_loss, text_loss, text_tokens
         )

@@ -75,12 +75,13 @@ class Upkeep:
         if self._takes_part:
             trainer, data = self.run.trainer, self.run.data
             file = self.folder / "samples" / f"{trainer.progress.images_seen:012d}.png"
-            captions = data.held_out_captions(CAPTIONS)
+            captions, documents = data.held_out_captions(CAPTIONS), data.held_out_documents(CAPTIONS)
             with trainer.averaged_model() as model:
                 process = trainer.objective.process
                 pipeline = Pipeline(model, data.codec, self.run.spec, process, tokenizer=data.tokenizer)
                 of_sizes = [pipeline.at(*size) for size in data.frequent_sizes(SIZES)] or [pipeline]
-                save_grid(of_sizes, self.run.config.sample, captions, file if self.world.is_main else None)
+                to_file = file if self.world.is_main else None
+                save_grid(of_sizes, self.run.config.sample, captions, documents, to_file)
             self.reports.display.say(f"samples: {file}")
         self.grids.done(begin)
         self.world.barrier()

@@ -38,6 +38,8 @@ class Use(NamedTuple):
 CHAIN, FLOW = Use("diffusion.path", ("ddpm",)), Use("diffusion.path", ("rectified_flow", "gvp", "vp"))
 SDE, SOLVER = Use("sample.sampler", ("sde", "sde_heun")), Use("sample.sampler", ("dpm++", "unipc"))
 BOUNDED = Use("diffusion.beta_schedule", ("linear", "scaled_linear", "sigmoid"))
+IN_CONTEXT = Use("data.source", ("in_context",))
+IMAGES = Use("data.source", ("digits", "shapes", "folder", "webdataset", "jsonl", "npz"))
 TEXT, GUIDANCE = Use("text.tokenizer", unless=""), Use("sample.guidance_scale", unless=1.0)
 NORMAL, WEIGHTED = (
     Use("diffusion.level_distribution", ("logit_normal",)),
@@ -59,7 +61,9 @@ USED: dict[str, tuple[Use, ...]] = {
     "sample.guidance_power": (GUIDANCE,),
     "write.top_k": (Use("write.text_temperature", unless=0.0),),
     "write.top_p": (Use("write.text_temperature", unless=0.0),),
-    "data.path": (Use("data.source", ("folder", "webdataset", "jsonl", "npz")),),
+    "data.path": (Use("data.source", ("folder", "webdataset", "jsonl", "npz", "documents")),),
+    "data.task": (IN_CONTEXT,),
+    "data.examples": (IN_CONTEXT,),
     "data.max_area": (Use("data.image_size", ("native",)),),
     "data.packed_tokens": (Use("data.batches", ("packed",)),),
     "data.image_suffix": (Use("data.source", ("webdataset",)),),
@@ -81,14 +85,15 @@ USED: dict[str, tuple[Use, ...]] = {
     "factorization.loss_weight_first": (WEIGHTED,),
     "factorization.loss_weight_last": (WEIGHTED,),
     "text.vocab_size": (Use("text.tokenizer", ("train",)),),
-    "text.caption_first": (TEXT,),
-    "text.image_first": (TEXT,),
-    "text.image_only": (TEXT,),
-    "text.text_only": (TEXT,),
+    "text.caption_first": (TEXT, IMAGES),
+    "text.image_first": (TEXT, IMAGES),
+    "text.image_only": (TEXT, IMAGES),
+    "text.text_only": (TEXT, IMAGES),
     "text.caption_dropout": (TEXT,),
     "text.loss_coefficient": (TEXT,),
     "text.max_context_timestep": (TEXT, Use("text.image_context", ("noised",))),
     "model.max_text_tokens": (TEXT,),
+    "train.text_lr_factor": (TEXT, Use("train.trainable", ("all",))),
     "train.lr_decay": (Use("train.lr_schedule", ("wsd",)),),
     "train.trainable": (Use("train.init", unless=""),),
     "train.class_dropout": (Use("model.num_class_tokens", unless=0),),
