@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from causalfusion.codec.tokenizer import Markers
+from causalfusion.elements import Document, Element, Image, ImageToCome, Text
 from causalfusion.factorization import UNSEEN, Plan, places_of
 from causalfusion.sequence import (
     Denoising,
@@ -35,36 +36,13 @@ from causalfusion.sequence import (
     text_segment,
 )
 
+__all__ = [
+    "NO_TARGET", "UNSEEN", "Document", "Element", "Image", "ImageToCome", "Layout", "Text", "images_of",
+    "lay_out", "pack_asking_documents", "pack_context", "pack_documents",
+]  # fmt: skip
+
 NO_TARGET = -100
 """The target of tokens that predict nothing; ignored by `cross_entropy`."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text of a document, without its markers."""
-
-    ids: tuple[int, ...] = ()
-    learn: bool = True
-    """Its tokens are targets of training; False for a dropped caption."""
-    open: bool = False
-    """It has no end marker yet, as it is still being written."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image of a document."""
-
-    row: int
-    """Index into the batch's N images."""
-
-
-@dataclass(frozen=True)
-class ImageToCome:
-    """The begin marker of an image that is to be generated; the last element of its document."""
-
-
-Element = Text | Image | ImageToCome
-Document = Sequence[Element]
 
 
 @dataclass(frozen=True)
