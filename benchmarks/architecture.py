@@ -23,7 +23,10 @@ SOURCE = ROOT / "src" / "causalfusion"
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ground", ("errors", "files", "weight_files", "rng", "config", "machine")),
     ("what comes in", ("data", "codec")),
-    ("the method", ("factorization", "sequence", "documents", "mask", "model", "diffusion", "losses")),
+    (
+        "the method",
+        ("factorization", "sequence", "documents", "rows", "mask", "model", "diffusion", "losses"),
+    ),
     ("models in use", ("saved", "estimate", "pictures", "generate", "train", "show")),
     ("figures", ("evaluate", "autoencode", "study", "planner", "interop", "doctor")),
     ("doors", ("demo", "commands", "vocabulary", "cli")),

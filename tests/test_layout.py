@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "causalfusion"
 ORDER = (
     "errors", "files", "weight_files", "rng", "config", "machine", "data", "codec", "factorization",
-    "sequence", "elements", "documents", "mask", "model", "diffusion", "losses", "saved", "estimate",
+    "sequence", "elements", "documents", "rows", "mask", "model", "diffusion", "losses", "saved", "estimate",
     "pictures", "generate", "train", "show", "evaluate", "autoencode", "study", "planner", "interop",
     "doctor",
     "demo", "commands", "vocabulary", "cli", "__main__",

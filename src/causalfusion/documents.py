@@ -24,7 +24,7 @@ from torch import Tensor
 
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.elements import Document, Element, Image, ImageToCome, Text
-from causalfusion.factorization import Plan, places_of
+from causalfusion.factorization import UNSEEN, Plan, places_of
 from causalfusion.sequence import (
     Denoising,
     PackedSequence,
@@ -41,8 +41,6 @@ __all__ = [
     "lay_out", "pack_asking_documents", "pack_context", "pack_documents",
 ]  # fmt: skip
 
-UNSEEN = 2**30
-"""The AR step of padding."""
 NO_TARGET = -100
 """The target of tokens that predict nothing; ignored by `cross_entropy`."""
 

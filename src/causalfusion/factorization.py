@@ -19,6 +19,9 @@ from causalfusion.config import FactorizationConfig, ModelConfig, OrderName
 from causalfusion.errors import UserError
 from causalfusion.rng import derive_generator
 
+UNSEEN = 2**30
+"""The AR step of padding."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -27,39 +30,59 @@ class Plan:
     order: Tensor
     """(B, L) int64: order[b, j] is the raster index of the j-th token."""
     ar_step: Tensor
-    """(1 or B, L) int64, non-decreasing from 1: the AR step of the j-th token."""
+    """(1 or B, L) int64, non-decreasing from 1: the AR step of the j-th token; UNSEEN for padding."""
     grid_width: int
-    """Tokens in a row of the image."""
+    """Tokens in a row of the image; not used where images have grids of their own."""
     grid: Tensor | None = None
-    """(1, 2) int64: rows and columns of the images, where they are not those of the model's grid."""
+    """(1 or B, 2) int64: rows and columns of the images, where they are not those of the model's grid."""
+    lengths: Tensor | None = None
+    """(B,) int64: tokens of each image, where those of the batch differ; padding stands behind them. Images
+    then have grids and splits of their own. None: all L."""
 
     @property
     def places(self) -> Tensor:
-        """(B, L, 2) int64: row and column of the j-th token."""
-        return places_of(self.order, self.grid_width)
+        """(B, L, 2) int64: row and column of the j-th token; 0, 0 for padding."""
+        if self.lengths is None or self.grid is None:
+            return places_of(self.order, self.grid_width)
+        return places_of(torch.where(self.ar_step < UNSEEN, self.order, 0), self.grid[:, 1:])
 
     def to(self, device: torch.device) -> Plan:
-        grid = None if self.grid is None else self.grid.to(device)
-        return replace(self, order=self.order.to(device), ar_step=self.ar_step.to(device), grid=grid)
+        found = {name: getattr(self, name) for name in ("order", "ar_step", "grid", "lengths")}
+        return replace(self, **{name: None if t is None else t.to(device) for name, t in found.items()})
 
     def images(self, rows: slice | Tensor) -> Plan:
-        """The plan of some of the images."""
-        shared = len(self.ar_step) == 1
-        return replace(self, order=self.order[rows], ar_step=self.ar_step if shared else self.ar_step[rows])
+        """The plan of some of the images, as long as the longest of them."""
+        if self.lengths is None or self.grid is None:
+            steps = self.ar_step if len(self.ar_step) == 1 else self.ar_step[rows]
+            return replace(self, order=self.order[rows], ar_step=steps)
+        lengths = self.lengths[rows]
+        order, ar_step = (tensor[rows][:, : int(lengths.max())] for tensor in (self.order, self.ar_step))
+        return replace(self, order=order, ar_step=ar_step, grid=self.grid[rows], lengths=lengths)
+
+    def step_sizes(self, row: int) -> list[int]:
+        """Number of tokens of each AR step of an image."""
+        steps = self.ar_step[row]
+        return torch.bincount(steps[steps < UNSEEN])[1:].tolist()
 
     @property
     def num_ar_steps(self) -> int:
         """The largest S of the batch."""
-        return int(self.ar_step[:, -1].max())
+        return int(self.ar_step[self.ar_step < UNSEEN].max())
+
+    @property
+    def context_lengths(self) -> Tensor:
+        """(1 or B,) int64: the number of clean tokens that each image attends to, L - |κ_S|."""
+        if self.lengths is None:
+            return (self.ar_step < self.ar_step[:, -1:]).sum(1)
+        return (self.ar_step < self.ar_step.gather(1, self.lengths[:, None] - 1)).sum(1)
 
     @property
     def num_context_tokens(self) -> int:
         """V, the number of clean tokens that some image of the batch attends to: L - min |κ_S|."""
-        last_step = self.ar_step == self.ar_step[:, -1:]
-        return self.ar_step.shape[1] - int(last_step.sum(1).min())
+        return int(self.context_lengths.max())
 
 
-def places_of(raster: Tensor, grid_width: int) -> Tensor:
+def places_of(raster: Tensor, grid_width: int | Tensor) -> Tensor:
     """Rows and columns, (..., 2) int64, of raster indices (...)."""
     return torch.stack([raster // grid_width, raster % grid_width], dim=-1)
 
@@ -231,17 +254,39 @@ def plan_batch(
     return Plan(torch.stack(orders), torch.stack(splits), grid_width)
 
 
-def loss_weights(ar_step: Tensor, config: FactorizationConfig) -> Tensor:
+def plan_together(plans: Sequence[Plan], grids: Sequence[tuple[int, int]]) -> Plan:
+    """One plan of images with a plan each: shorter ones get padding, which is its own place in the order."""
+    lengths = [plan.order.shape[1] for plan in plans]
+    padding = [torch.arange(length, max(lengths))[None] for length in lengths]
+    orders = [torch.cat([plan.order, p], dim=1) for plan, p in zip(plans, padding, strict=True)]
+    steps = [
+        torch.cat([plan.ar_step, torch.full_like(p, UNSEEN)], dim=1)
+        for plan, p in zip(plans, padding, strict=True)
+    ]
+    return Plan(torch.cat(orders), torch.cat(steps), 0, torch.tensor(grids), torch.tensor(lengths))
+
+
+def loss_weights(ar_step: Tensor, config: FactorizationConfig, lengths: Tensor | None = None) -> Tensor:
     """AR loss weights, (1 or B, L) float32, which fall from λ to 1 with the start of the token's AR step
     (PAPER section 4).
 
     linear: w = λ - (λ - 1) start/L; cosine: w = 1 + (λ - 1) (1 + cos(π start/L)) / 2.
+
+    With the `lengths` (B,) of images, padding weighs nothing and their own tokens L / length times as much:
+    the mean over L is then the one over their own (FiTv2).
     """
+    if lengths is not None:
+        own = (ar_step < UNSEEN) * (ar_step.shape[1] / lengths[:, None])
+        return _weights_by_start(ar_step, config, lengths[:, None]) * own.float()
+    return _weights_by_start(ar_step, config, ar_step.shape[1])
+
+
+def _weights_by_start(ar_step: Tensor, config: FactorizationConfig, length: int | Tensor) -> Tensor:
     if config.loss_weight == "none":
         return torch.ones_like(ar_step, dtype=torch.float32)
     first, last = config.loss_weight_first, config.loss_weight_last
     start = torch.searchsorted(ar_step.contiguous(), ar_step.contiguous(), right=False).double()
-    start = start / ar_step.shape[1]
+    start = start / length
     if config.loss_weight == "linear":
         return (first - (first - last) * start).float()
     return (last + (first - last) * (1 + torch.cos(math.pi * start)) / 2).float()

@@ -1,11 +1,13 @@
 """Packed sequences: rows of tokens that each carry a kind, a role and an AR step (DESIGN section 1).
 
 A sequence is a tuple of segments; a segment is a run of tokens of one kind and one role. Attention depends on
-roles and AR steps alone, not on the order of segments. The functions at the end build the sequences of
-images, `documents.py` those of texts and images.
+roles and AR steps alone (and on owners, where a row holds several images), not on the order of segments. The
+functions at the end build the sequences of images, `documents.py` those of texts and images, `rows.py` those
+of several images in a row.
 
-Shape letters: B images, n tokens of a segment, T packed length, L image tokens, V context tokens,
-P token dimension. An AR step tensor has leading size 1 (one plan for the batch) or B (one per image).
+Shape letters: B rows, each an image, I images of a row that holds several, n tokens of a segment, T packed
+length, L image tokens, V context tokens, P token dimension. An AR step tensor has leading size 1 (one plan
+for the batch) or B (one per image).
 """
 
 from __future__ import annotations
@@ -38,19 +40,25 @@ class Segment:
     ar_step: Tensor
     """(1 or B, n) int64."""
     values: Tensor
-    """class: labels (B,) int64; text: token ids (B, n) int64; image: tokens (B, n, P); asked: (B, n, 0)."""
+    """class: labels (B,) int64, or (B, I) of the I images of a row; text: token ids (B, n) int64; image:
+    tokens (B, n, P); asked: (B, n, 0)."""
     places: Tensor | None = None
     """image: (1 or B, n, 2) int64, row and column of each token; text: (1 or B, n) int64, index into the text
     of its row."""
     timesteps: Tensor | None = None
-    """Noised tokens: timestep that the model is told, (B, 1 or n)."""
+    """Noised tokens: timestep that the model is told, (B, 1 or n); with owners also (B, I), I < n, one for
+    each image."""
     image_index: Tensor | None = None
     """image: index, (1 or B, n) int64, of the token's image among those of its row; None: all 0."""
     grid: Tensor | None = None
-    """image: rows and columns of the token's image, (1 or B, 2) int64; None: those of the model's grid."""
+    """image: rows and columns of the token's image, (1 or B, 2) int64, or (B, n, 2) of each token's; None:
+    those of the model's grid."""
     text_places: Tensor | None = None
     """text, image: (1 or B, n) int64, its place among the text positions of its row, where all tokens of an
     image hold one place; None: not known."""
+    owner: Tensor | None = None
+    """(B, n) int64: which of the images of a row, that see nothing of each other, the token belongs to; -1
+    for padding. None: all tokens of a row see each other, as their roles and AR steps let them."""
     asks_next: bool = False
     """class, clean image tokens: each token's output is the condition of the next image token, that of the
     class tokens the last one's."""
@@ -67,6 +75,18 @@ class Segment:
         ones, and those that ask for the next, give the per-token head its conditions."""
         text = self.kind == "text" and self.read
         return text or self.timesteps is not None or self.role == "asked" or self.asks_next
+
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """(B, 1 or n, D): the value of each token, of one for a row, of one for each of its images (B, I, D),
+        or of its own."""
+        if self.owner is None or values.shape[1] in (1, self.num_tokens):
+            return values
+        return take_rows(values, self.owner.clamp(min=0))
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """(B, n, D): of values (B, r, D) those at the indices (B, n) of each row."""
+    return values[torch.arange(len(values), device=index.device)[:, None], index]
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,12 @@ class PackedSequence:
         """(1 or B, T) int64: AR step of each token."""
         rows = max(s.ar_step.shape[0] for s in self.segments)
         return torch.cat([s.ar_step.expand(rows, -1) for s in self.segments], dim=1)
+
+    @cached_property
+    def owner(self) -> Tensor | None:
+        """(B, T) int64: owner of each token; None: a row has but one."""
+        owners = [s.owner for s in self.segments if s.owner is not None]
+        return torch.cat(owners, dim=1) if owners else None
 
     @cached_property
     def text_places(self) -> Tensor:

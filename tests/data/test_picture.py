@@ -15,7 +15,7 @@ from causalfusion.data.picture import (
     decode_native,
     read_file,
 )
-from causalfusion.data.transforms import center_crop
+from causalfusion.data.transforms import crop_to
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -90,9 +90,9 @@ def test_pictures_of_endless_size_are_refused_before_they_are_decoded(size):
 def test_a_strip_is_cropped_before_it_is_scaled():
     strip = np.zeros((1, 20_000, 3), np.uint8)
     strip[:, 9_990:10_010] = 255
-    assert center_crop(strip, 256).shape == (256, 256, 3)
-    assert (center_crop(strip, 256) == 255).all()
-    assert (center_crop(strip.transpose(1, 0, 2), 256) == 255).all()
+    assert crop_to(strip, 256, 256).shape == (256, 256, 3)
+    assert (crop_to(strip, 256, 256) == 255).all()
+    assert (crop_to(strip.transpose(1, 0, 2), 256, 256) == 255).all()
 
 
 def test_masks_have_grey_and_opacity():

@@ -7,31 +7,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from causalfusion.data.transforms import center_crop, flip_decision
+from causalfusion.data.transforms import crop_to, flip_decision
 
 
 def test_image_of_the_right_size_is_untouched():
     image = np.random.default_rng(0).integers(0, 256, (7, 7, 3), np.uint8)
-    assert np.array_equal(center_crop(image, 7), image)
+    assert np.array_equal(crop_to(image, 7, 7), image)
 
 
 def test_halving_averages_two_by_two_boxes():
     image = np.array([[10, 20, 0, 4], [30, 40, 8, 12], [1, 1, 200, 200], [3, 3, 200, 200]], np.uint8)
     expected = [[25, 6], [2, 200]]
-    assert center_crop(image[..., None], 2)[..., 0].tolist() == expected
-    assert center_crop(np.repeat(image[..., None], 3, 2), 2)[..., 2].tolist() == expected
+    assert crop_to(image[..., None], 2, 2)[..., 0].tolist() == expected
+    assert crop_to(np.repeat(image[..., None], 3, 2), 2, 2)[..., 2].tolist() == expected
 
 
 def test_cut_takes_the_middle_and_rounds_towards_the_top_left():
     columns = np.tile(np.arange(7, dtype=np.uint8), (4, 1))[..., None]
-    assert center_crop(columns, 4)[0, :, 0].tolist() == [1, 2, 3, 4]  # (7 - 4) // 2 = 1
-    assert center_crop(columns.transpose(1, 0, 2), 4)[:, 0, 0].tolist() == [1, 2, 3, 4]
+    assert crop_to(columns, 4, 4)[0, :, 0].tolist() == [1, 2, 3, 4]  # (7 - 4) // 2 = 1
+    assert crop_to(columns.transpose(1, 0, 2), 4, 4)[:, 0, 0].tolist() == [1, 2, 3, 4]
 
 
 def test_small_images_are_enlarged_and_thin_ones_survive():
     image = np.full((3, 50, 3), 77, np.uint8)
-    assert (center_crop(image, 8) == 77).all()
-    assert center_crop(image, 8).shape == (8, 8, 3)
+    assert (crop_to(image, 8, 8) == 77).all()
+    assert crop_to(image, 8, 8).shape == (8, 8, 3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -50,7 +50,7 @@ def test_equals_the_rule_of_adm(height, width, size, channels, seed):
     picture = picture.resize((round(w * scale), round(h * scale)), Image.Resampling.BICUBIC)
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     expected = np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)
-    assert np.array_equal(center_crop(image, size), expected)
+    assert np.array_equal(crop_to(image, size, size), expected)
 
 
 def test_flip_is_a_fair_coin_of_seed_epoch_and_index():

@@ -7,6 +7,7 @@ import jobs
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from causalfusion import cli
@@ -37,6 +38,33 @@ def test_training_is_the_same(runs):
         [r["loss"] for r in read_log(runs / n / "log.jsonl") if r["kind"] == "train"] for n in ("1", "2")
     ]
     assert len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_training_on_several_images_in_a_row_is_the_same(tmp_path):
+    """Rows of the processes hold other images than those of one, and unlike numbers of them."""
+    options = {"images": 48, "batch_size": 12, "checkpoint_every": 0}
+    folder, random = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(30):
+        pixels = random.integers(0, 256, (8, 8 + 4 * (number % 3), 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    data = {"source": "folder", "path": str(folder), "image_size": "native", "max_area": 160}
+    sections = {"data": {**data, "batches": "packed", "packed_tokens": 20}, "codec": {"patch_size": 4}}
+    for processes in (1, 2):
+        config = load_config(
+            train={"lr": 1e-3, "log_every": 1, "evaluate_every": 0, **options},
+            model={"hidden_size": 32, "depth": 2, "num_heads": 2},
+            factorization={"split": "per_image", "distribution": "uniform"},
+            **sections,
+            out=str(tmp_path / str(processes)),
+        )
+        jobs.run(processes, jobs.train, config)
+    one, two = (load_file(checkpoints_of(tmp_path / n)[-1] / "raw.safetensors") for n in ("1", "2"))
+    assert all(
+        torch.allclose(value, two[key], atol=5e-5) for key, value in one.items() if "k_norm.bias" not in key
+    )
+    losses = [[r["loss"] for r in read_log(tmp_path / n / "log.jsonl") if "loss" in r] for n in ("1", "2")]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_generated_images_are_the_same(runs):

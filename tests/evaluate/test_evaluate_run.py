@@ -350,3 +350,24 @@ def test_killed_and_continued(model, cache, tmp_path, request_of):
     assert before.items() <= {p: p.stat().st_mtime_ns for *_, p in parts_of(out / "samples")}.items()
     alone = evaluated(request_of("alone", settings=settings, images=96))
     assert values(continued) == values(alone) and continued.samples["hash"] == alone.samples["hash"]
+
+
+def test_at_another_size(request_of, model):
+    """The samples have the size, the reference is cropped to it, and a card says so."""
+    card = evaluated(request_of(size="8x4"))
+    assert card.samples["image_shape"] == card.references[0]["image_shape"] == [4, 8, 1]
+    assert card.samples["size"] == "8x4"
+    wide = Pipeline.load(model).at(4, 8)
+    expected = wide.codec.to_uint8(wide.generate(list(range(10)), SETTINGS, image_indices=range(10)))
+    found = next(SampleSet(request_of().out / "samples").batches(10)).pixels
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    with pytest.raises(UserError, match="size 8x4, and 4x8 is asked for"):
+        evaluate(request_of(size="4x8"))
+    with pytest.raises(UserError, match="size 8x4, and nothing is asked for"):
+        evaluate(request_of())
+    with pytest.raises(UserError, match="the reference digits has images of 8x8, the samples are 12x4"):
+        evaluate(request_of("wider", size="12x4"))
+    with pytest.raises(UserError, match=r"--size is '4xx'; expected WIDTHxHEIGHT"):
+        request_of(size="4xx")
+    with pytest.raises(UserError, match="--samples and --size are both given"):
+        request_of(model=None, samples="digits", size="8x4")

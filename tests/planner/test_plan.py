@@ -87,3 +87,14 @@ def test_bad_input_is_one_line(command, tmp_path, capsys):
     assert "give another --out" in refused(seed="5")
     command[2] = "shapes"
     assert "has no captions" in refused(out=str(tmp_path / "other"))
+
+
+def test_at_another_size(command, tmp_path, capsys):
+    """Images of a size are compared with the reference at that size, and the file says which it was."""
+    sized = [*command, "--budget", "30s", "--diffusion-steps", "2", "--ar-steps", "1", "--size"]
+    assert run([*sized, "4x8"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("--size 4x8")
+    assert "against digits at 4x8" in (tmp_path / "plan" / "plan.md").read_text()
+    assert run([*sized, "8x4"]) == 2
+    assert "was measured with size '4x8', now it is '8x4'" in capsys.readouterr().err
+    assert run([*sized, "9x8"]) == 2

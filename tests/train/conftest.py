@@ -1,6 +1,8 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from causalfusion.config import RunConfig
 from causalfusion.config.recipes import load_config
@@ -25,5 +27,31 @@ def tiny_run(tmp_path: Path):
         codec = {"patch_size": 2, **sections.pop("codec", {})}
         values = {"train": train, "model": model, "codec": codec, "data": {"flip": True}, **sections}
         return load_config(**values, out=str(tmp_path / out))
+
+    return make
+
+
+SIZES = [(8, 8)] * 30 + [(8, 12)] * 25 + [(13, 8)] * 20 + [(3, 9)] * 2 + [(20, 40)] * 15
+
+
+@pytest.fixture
+def native_run(tiny_run, tmp_path, monkeypatch):
+    """A run on a folder of pictures of several sizes, some of which are too small or too large; it does not
+    measure the machine."""
+    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number, (height, width) in enumerate(SIZES):
+        level = random.integers(0, 200, (1, 1, 3))
+        pixels = level + random.integers(0, 56, (height, width, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.png")
+
+    def make(out: str = "run", **sections):
+        data = {
+            "source": "folder", "path": str(folder), "image_size": "native", "max_area": 160, "flip": True,
+            **sections.pop("data", {}),
+        }  # fmt: skip
+        return tiny_run(out, data=data, codec={"patch_size": 4}, **sections)
 
     return make

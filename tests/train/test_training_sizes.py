@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +18,7 @@ from causalfusion.codec.encode import encode_to_cache
 from causalfusion.config.serialize import to_dict
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
+from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.processes import World
 from causalfusion.model.positions import sincos_positions
 from causalfusion.saved.folder import checkpoints_of, latest_model, load_model
@@ -29,28 +29,6 @@ from causalfusion.train.step import Objective
 from causalfusion.train.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
-SIZES = [(8, 8)] * 30 + [(8, 12)] * 25 + [(13, 8)] * 20 + [(3, 9)] * 2 + [(20, 40)] * 15
-
-
-@pytest.fixture
-def native_run(tiny_run, tmp_path):
-    """A run on a folder of pictures of several sizes, some of which are too small or too large."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for number, (height, width) in enumerate(SIZES):
-        level = random.integers(0, 200, (1, 1, 3))
-        pixels = level + random.integers(0, 56, (height, width, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.png")
-
-    def make(out: str = "run", **sections):
-        data = {
-            "source": "folder", "path": str(folder), "image_size": "native", "max_area": 160, "flip": True,
-            **sections.pop("data", {}),
-        }  # fmt: skip
-        return tiny_run(out, data=data, codec={"patch_size": 4}, **sections)
-
-    return make
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:left out 2 of 92 images")
@@ -176,6 +154,25 @@ def test_what_needs_one_size_is_one_line(native_run, sections, message):
     with pytest.raises(UserError, match=message) as caught:
         train(native_run(**sections), device="cpu", show_progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_sample_grids_show_the_sizes_of_the_data(native_run, monkeypatch):
+    """The most frequent ones, the first with most rows: 15 of 20x40 pixels come last, and not at all."""
+    drawn, generate = [], Pipeline.generate
+
+    def watched(pipeline, labels, *rest, **named):
+        drawn.append((pipeline.image_size, len(labels)))
+        return generate(pipeline, labels, *rest, **named)
+
+    monkeypatch.setattr(Pipeline, "generate", watched)
+    config = native_run(train={"images": 16, "sample_every": 1}, sample={"diffusion_steps": [1]})
+    train(config, device="cpu", show_progress=False)
+    assert drawn[:3] == [((8, 8), 8), ((8, 12), 4), ((12, 8), 4)]
+    with Image.open(Path(config.out) / "samples" / f"{16:012d}.png") as picture:
+        assert picture.height > picture.width / 2
+    unfit = native_run("other", train={"sample_every": 1}, sample={"sizes": [4, 5]})
+    with pytest.raises(UserError, match=r"sample.sizes .* expected"):
+        train(unfit, device="cpu", show_progress=False)
 
 
 def test_a_cache_gives_the_same_run(native_run, tmp_path):

@@ -24,5 +24,6 @@ def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = (
     quality, time = f"Fréchet distance {best.frechet:.4g}", in_time(best.seconds_per_image)
     print(f"{request.out / 'plan.png'}, {request.out / 'plan.md'}")
     print(f"best within {request.budget}: {best.in_words()}: {quality}, {time} an image")
-    print(f"  causalfusion sample --model {request.model} {best.as_options()}")
+    size = f" --size {request.size}" if request.size else ""
+    print(f"  causalfusion sample --model {request.model} {best.as_options()}{size}")
     return 0

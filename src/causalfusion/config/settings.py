@@ -48,9 +48,14 @@ class DataConfig:
     image_size: int | str = 0
     """Size to which images are cropped: the side of a square in pixels, or WIDTHxHEIGHT such as 320x192; 0
     keeps their own size, the same for all. `native`: each keeps its own shape, larger ones scaled down to
-    `max_area`, sides cut to whole tokens; a batch holds images of one grid of tokens."""
+    `max_area`, sides cut to whole tokens; `batches` says which of them come together."""
     max_area: int = 65_536
     """image_size = native: most pixels of an image (65536: those of 256x256)."""
+    batches: Literal["buckets", "padded", "packed"] = "buckets"
+    """image_size = native: batches of images of one grid of tokens; or of any images as they come, each a row
+    filled up to the longest one with padding that nothing sees, or several in a row (`packed_tokens`)."""
+    packed_tokens: int = 0
+    """batches = packed: most image tokens of a row; 0: those of the largest image that `max_area` allows."""
     flip: bool = False
     """Mirror half of the training images, chosen by (seed, epoch, index). Captions are not changed: leave it
     off if they mention left and right."""
@@ -74,6 +79,11 @@ class DataConfig:
         expected = f"0 to {MAX_WORKERS}: at most one for each CPU core helps"
         check(in_range, "data.num_workers", self.num_workers, expected)
         check(1 <= self.max_area <= 2**31, "data.max_area", self.max_area, "1 to 2147483648 pixels")
+        mixed = self.batches != "buckets"
+        expected = "buckets, where data.image_size is not native: images of one size need no padding"
+        check(self.native or not mixed, "data.batches", self.batches, expected)
+        in_range = 0 <= self.packed_tokens <= 2**24
+        check(in_range, "data.packed_tokens", self.packed_tokens, "0 to 16777216 tokens")
         fits = not self.class_words or self.captions == "class_names"
         check(fits, "data.class_words", self.class_words, "empty, unless data.captions is class_names")
         fits = self.captions == "own" or not self.cache
@@ -251,9 +261,22 @@ class RunConfig:
         fits = count == 1 or class_tokens == 0
         check(fits, "model.num_class_tokens", class_tokens, "0, where sequences hold several images")
         self._check_head()
+        self._check_batches()
         images = self.train.batch_size // self.train.grad_accumulation
         expected = f"a divisor of the {images} images of a micro-batch"
         check(images % count == 0, "text.examples_per_sequence", count, expected)
+
+    def _check_batches(self) -> None:
+        """Check what can stand in batches of images of several sizes."""
+        batches = self.data.batches
+        if batches == "buckets":
+            return
+        expected = "buckets, for text (text.tokenizer): documents hold images of one grid"
+        check(not self.text.tokenizer, "data.batches", batches, expected)
+        expected = "buckets, for a bidirectional context: its images share their number of known tokens"
+        check(self.model.context == "causal", "data.batches", batches, expected)
+        expected = "buckets or padded, as the head asks by the token before"
+        check(batches == "padded" or self.model.head.ask == "mask", "data.batches", batches, expected)
 
     @property
     def reads_text(self) -> bool:

@@ -50,10 +50,6 @@ class Buckets:
             mirrored[:] = [flip_decision(self.seed, epoch, index) for epoch, index in pairs]
         return Samples(images, mirrored, epochs)
 
-    def counts(self) -> dict[tuple[int, int], int]:
-        """Number of images by rows and columns of tokens."""
-        return {grid: len(members) for grid, members in zip(self.grids, self.members, strict=True)}
-
     def of_batch(self, step: int) -> tuple[int, int]:
         """(bucket of batch `step` of the stream, how many batches of that bucket come before it)."""
         if self._last is None or self._last[0] != step:

@@ -25,6 +25,7 @@ from causalfusion.config.sizes import Fit
 from causalfusion.data.buckets import Buckets
 from causalfusion.data.captions import draw_caption
 from causalfusion.data.reader import MIN_READ, Health, Reader, Reads, Samples, warn_unreadable
+from causalfusion.data.sizes import parts_of
 from causalfusion.data.source import ImageSource
 from causalfusion.data.transforms import flip_decision
 from causalfusion.errors import UserError
@@ -125,13 +126,15 @@ class StreamReader(Generic[R]):
         world_size: int = 1,
         flip: bool = False,
         buckets: Buckets | None = None,
+        grids: np.ndarray | None = None,
     ) -> None:
+        """`grids` (N, 2), by index: those of one grid are read by themselves."""
         if batch_size % world_size:
             raise UserError(
                 f"a batch of {batch_size} cannot be shared by {world_size} processes; expected a multiple"
             )
         self.reader, self.config, self.indices = reader, config, indices
-        self.seed, self.flip, self.buckets = seed, flip, buckets
+        self.seed, self.flip, self.buckets, self.grids = seed, flip, buckets, grids
         self.batch_size, self.local_batch_size, self.rank = batch_size, batch_size // world_size, rank
         self.health = Health(len(indices))
 
@@ -150,12 +153,21 @@ class StreamReader(Generic[R]):
             worker_init_fn=leave_signals,
             generator=torch.Generator(),  # by default it would draw from the global generator
         )
-        places = self.places(seen)
-        for reads in loader:
+        for reads, (places, _) in zip(loader, self.requests(seen), strict=False):
             if isinstance(reads, UserError):
                 raise reads
             self.health.note(len(reads.indices), reads.failures)
             yield reads, places
+
+    def requests(self, seen: int) -> Iterator[tuple[np.ndarray, Samples]]:
+        """(positions in the stream, samples) of what is read together, without end."""
+        places = self.places(seen)
+        while True:
+            if self.buckets is not None:
+                yield places, self.buckets.samples(places)
+            else:
+                samples = stream(places, self.indices, seed=self.seed, flip=self.flip)
+                yield from parts_of(places, samples, self.grids)
             places = places + self.batch_size
 
     def places(self, seen: int) -> np.ndarray:
@@ -179,11 +191,14 @@ class Loader(StreamReader[Reads]):
         flip: bool = False,
         fit: Fit | None = None,
         buckets: Buckets | None = None,
+        grids: np.ndarray | None = None,
     ) -> None:
+        """`buckets`: the order of images of several sizes; or their `grids` (N, 2), by index into the source:
+        then the plain stream, the images of one grid of each batch by themselves."""
         indices = np.arange(len(source)) if indices is None else np.sort(indices)
-        grids = None if buckets is None else buckets.of_images
+        replaced_within = grids if buckets is None else buckets.of_images
         super().__init__(
-            Reader(source, fit or config.fit(), indices, grids),
+            Reader(source, fit or config.fit(), indices, replaced_within),
             config,
             indices,
             seed=seed,
@@ -192,11 +207,12 @@ class Loader(StreamReader[Reads]):
             world_size=world_size,
             flip=flip,
             buckets=buckets,
+            grids=grids,
         )
 
     def iterate(self, images_seen: int) -> Iterator[Batch]:
-        """This process's part of the batches that begin at `images_seen`, without end. Raises UserError if
-        too many images are unreadable."""
+        """This process's part of the batches that begin at `images_seen`, without end; with `grids`, in parts
+        of one grid each. Raises UserError if too many images are unreadable."""
         for reads, places in self.reads(images_seen):
             yield _to_batch(reads, places, self._captions(reads))
 
@@ -211,19 +227,14 @@ class Loader(StreamReader[Reads]):
 
 
 class _Requests:
-    """The samples of one batch after another, without end: the sampler of a `DataLoader`."""
+    """The samples that are read together, without end: the sampler of a `DataLoader`."""
 
     def __init__(self, loader: StreamReader[Any], seen: int) -> None:
         self.loader, self.seen = loader, seen
 
     def __iter__(self) -> Iterator[Samples]:
-        loader, places = self.loader, self.loader.places(self.seen)
-        while True:
-            if loader.buckets is not None:
-                yield loader.buckets.samples(places)
-            else:
-                yield stream(places, loader.indices, seed=loader.seed, flip=loader.flip)
-            places = places + loader.batch_size
+        for _, samples in self.loader.requests(self.seen):
+            yield samples
 
 
 def load_indices(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from causalfusion.config import DataConfig
 from causalfusion.config.sizes import Fit
-from causalfusion.data.reader import allowed_unreadable, warn_unreadable
+from causalfusion.data.reader import Samples, allowed_unreadable, warn_unreadable
 from causalfusion.data.source import ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 from causalfusion.machine.progress import ProgressLine
@@ -69,6 +70,28 @@ def grids_of(source: ImageSource, fit: Fit, *, show_progress: bool = False) -> n
             stacklevel=2,
         )
     return grids
+
+
+def groups_of(grids: np.ndarray | None, indices: np.ndarray) -> list[np.ndarray]:
+    """Positions in `indices` of images of one grid; all of them where all images have one size."""
+    if grids is None:
+        return [np.arange(len(indices))]
+    _, group = np.unique(grids[indices], axis=0, return_inverse=True)
+    return [np.flatnonzero(group.reshape(-1) == number) for number in range(group.max(initial=-1) + 1)]
+
+
+def counts_of(grids: np.ndarray, indices: np.ndarray) -> dict[tuple[int, int], int]:
+    """Number of the images `indices` by rows and columns of tokens."""
+    found, counts = np.unique(grids[indices], axis=0, return_counts=True)
+    return {(grid[0], grid[1]): count for grid, count in zip(found.tolist(), counts.tolist(), strict=True)}
+
+
+def parts_of(
+    places: np.ndarray, samples: Samples, grids: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, Samples]]:
+    """The samples at these places of the stream, those of one grid together."""
+    for rows in groups_of(grids, samples.indices):
+        yield places[rows], Samples(*(part[rows] for part in samples))
 
 
 def _size_of(source: ImageSource, index: int) -> tuple[int, int]:

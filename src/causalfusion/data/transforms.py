@@ -21,11 +21,6 @@ def fit_image(image: np.ndarray, fit: Fit) -> np.ndarray | None:
     return crop_to(image, *size)
 
 
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The central square, (size, size, C) uint8, as in ADM."""
-    return crop_to(image, size, size)
-
-
 def crop_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The centre, (height, width, C) uint8: box-halve the image while both sides are at least twice those,
     scale it to cover them (bicubic), crop (ADM, for squares)."""

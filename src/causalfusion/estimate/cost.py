@@ -19,6 +19,7 @@ from causalfusion.estimate.memory import (
     Memory,
     activation_bytes,
     largest_split,
+    of_largest_images,
     parameters_of,
     state_bytes,
 )
@@ -194,7 +195,9 @@ def _sharded_over(train: TrainConfig, device: Device, count: int, parameters: in
 def _memory(config: RunConfig, device: Device, micro_batch: int, shards: int, text_tokens: float) -> Memory:
     return Memory(
         state_bytes(config, shards),
-        activation_bytes(config, micro_batch, on_gpu=device.is_gpu, text_tokens=text_tokens),
+        activation_bytes(
+            of_largest_images(config), micro_batch, on_gpu=device.is_gpu, text_tokens=text_tokens
+        ),
     )
 
 

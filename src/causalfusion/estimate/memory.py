@@ -9,7 +9,7 @@ Letters: D width, M ratio of the MLP's hidden width to D. A row is a token of a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -73,6 +73,17 @@ def state_bytes(config: RunConfig, sharded_over: int) -> float:
     return state / sharded_over + 2 * in_block * (gathered + 4)
 
 
+def of_largest_images(config: RunConfig) -> RunConfig:
+    """The run as one whose images all have the largest size that it allows: of images of any size, more
+    tokens than the largest square within their area may have."""
+    model, area = config.model, config.data.max_area if config.data.native else 0
+    cell = config.codec.patch_size * max(config.codec.downsample, 1)
+    if area // cell**2 <= model.num_tokens:
+        return config
+    columns = math.ceil(area // cell**2 / model.grid_height)
+    return replace(config, model=replace(model, grid_width=columns))
+
+
 def largest_split(config: RunConfig) -> SplitFacts:
     """The split, of those that training can draw, with the longest sequence and the most pairs."""
     total, plan = config.model.num_tokens, config.factorization
@@ -104,7 +115,8 @@ def activation_bytes(
     others = model.num_condition_tokens + text_tokens
     more = images * (of_text - of_row) * others  # rows of the text, where images have weights of their own
     seen, seen_last = pairs.all, pairs.text + pairs.noised
-    if config.factorization.split == "per_image" and images > 1 and split.context:
+    own_splits = config.factorization.split == "per_image" or config.data.batches != "buckets"
+    if own_splits and images > 1 and split.context:
         seen, seen_last = rows**2, rows * read  # images with different splits are computed as one block
     fused = on_gpu or (model.context == "bidirectional" and not low)  # kernels that store no scores
     per_pair = 0 if fused else model.num_heads * (2 if low else 4)

@@ -78,6 +78,8 @@ def plan_run(
         notes.append(
             f"{text_tokens} text tokens in a sequence (half of model.max_text_tokens): --text-tokens"
         )
+    if config.data.native:
+        notes.append("images as large as data.max_area allows; smaller ones take less: --data.max-area")
     if config.codec.kind == "autoencoder" and not config.data.cache:
         notes.append("the latents are cached (causalfusion encode): encoding on the way is not counted")
     config = replace(config, codec=codec, model=model)

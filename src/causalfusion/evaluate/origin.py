@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from causalfusion.config.sizes import parse_size
 from causalfusion.evaluate.features.extract import ExtractedFeatures
 from causalfusion.evaluate.request import DEFAULT_IMAGES, DEFAULT_MODEL, EvaluateRequest
 from causalfusion.evaluate.samples.images import ImageSet, Shape
@@ -78,7 +79,9 @@ def open_sample_origin(request: EvaluateRequest, world: World) -> SampleOrigin:
             request.samples, len(images), images.shape, images.class_names, labelled, read=images
         )
     model = request.model or DEFAULT_MODEL
-    pipeline, folder = load_pipeline(model, request, world)
+    pipeline, folder = load_pipeline(model, request, world, request.rope_extrapolation)
+    if request.size:
+        pipeline = pipeline.at(*parse_size(request.size, "--size"))
     task = SampleTask(
         images=request.images or DEFAULT_IMAGES,
         settings=request.settings,
@@ -86,10 +89,10 @@ def open_sample_origin(request: EvaluateRequest, world: World) -> SampleOrigin:
         prompts=read_prompts(request.prompts_file) if request.prompts_file else None,
         candidates=request.candidates,
         seed=request.seed,
+        rope_extrapolation=request.rope_extrapolation,
     )
     compile_for(pipeline, task.images)
-    codec = pipeline.codec.config
-    shape = codec.image_height, codec.image_width, codec.image_channels
+    shape = *pipeline.image_size, pipeline.codec.config.image_channels
     labelled = label_rule(pipeline, task) != "none"
     names = pipeline.spec.class_names if labelled else []
     return SampleOrigin(str(model), task.images, shape, names, labelled, model=(pipeline, folder, task))

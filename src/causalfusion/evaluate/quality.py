@@ -46,8 +46,9 @@ class Quality:
     """Duration of generation alone."""
 
 
-def open_judge(features: str, data: DataConfig, image_size: int, device: str) -> Judge:
-    """A judge that compares with the images of `data`; `features` is a name as in `evaluate --features`."""
+def open_judge(features: str, data: DataConfig, image_size: tuple[int, int], device: str) -> Judge:
+    """A judge that compares with the images of `data`, brought to a (height, width); `features` is a name as
+    in `evaluate --features`."""
     extractor = open_extractor(features, str(select_device(device)))
     source = open_source(data)
     images = SourceImages(source, image_size=image_size, count=min(len(source), REFERENCE_IMAGES))

@@ -18,8 +18,10 @@ from causalfusion.config.options import (
     option_name,
     require_at_least,
 )
+from causalfusion.config.sizes import parse_size
 from causalfusion.errors import UserError
 from causalfusion.evaluate.measures.figure import MeasureName
+from causalfusion.generate.request import RopeRule
 
 DEFAULT_IMAGES = 10_000
 """Images that a model generates where no number is given."""
@@ -57,6 +59,10 @@ class EvaluateRequest(GeneratingOptions):
     candidates: int = 1
     """Images generated for each one that is kept, which is the one under which the prompt is most likely,
     according to the model."""
+    size: str = ""
+    """Size of the generated images in pixels: WIDTHxHEIGHT such as 320x192, or a number for a square. The
+    reference is cropped and scaled to it. Default: the model's."""
+    rope_extrapolation: RopeRule = None
     batch_size: int = 64
     """Images that are generated, or whose features are computed, together."""
     image_size: int = 0
@@ -75,13 +81,16 @@ class EvaluateRequest(GeneratingOptions):
         require_at_least(1, self, "images", "batch_size", "candidates", "reference_images")
         require_at_least(0, self, "image_size", "num_workers")
         if self.samples is not None:
-            generating = ("model", "classes", "classes_file", "prompts_file", "autoencoder")
+            generating = ("model", "classes", "classes_file", "prompts_file", "autoencoder", "size")
+            generating += ("rope_extrapolation",)
             given = next((name for name in generating if getattr(self, name)), None)
             if given is not None:
                 raise UserError(f"--samples and {option_name(given)} are both given; expected one of them")
             self._refuse_unused()
         elif self.image_size:
-            raise UserError("--image-size is for samples that are read; a model's images have a size")
+            raise UserError("--image-size is for samples that are read; --size is that of a model's images")
+        if self.size:
+            parse_size(self.size, "--size")
         if self.classes and self.classes_file is not None:
             raise UserError("--classes and --classes-file are both given; expected one of them")
         if self.candidates > 1 and self.prompts_file is None:

@@ -22,8 +22,8 @@ from causalfusion.codec.language_tokenizer import (
 )
 from causalfusion.config import WriteConfig
 from causalfusion.config.serialize import read_object
-from causalfusion.documents import UNSEEN
 from causalfusion.errors import UserError
+from causalfusion.factorization import UNSEEN
 from causalfusion.generate.write import TokenWatcher, draw_texts
 from causalfusion.machine.runtime import autocast, available_memory
 from causalfusion.model.kv_cache import KVCache

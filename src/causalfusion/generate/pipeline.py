@@ -65,6 +65,11 @@ class Pipeline(TokenPipeline):
         cover."""
         return replace(self, codec=self.codec.at(height, width))
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of its images in pixels."""
+        return self.codec.config.image_height, self.codec.config.image_width
+
     def extrapolate(self, rule: RopeExtrapolation) -> None:
         """From now on, turn tokens of grids larger than that of training by this rule's frequencies. Raises
         UserError for a model whose positions it does not suit."""

@@ -46,7 +46,7 @@ class DenseAttend:
     def __init__(
         self, sequence: PackedSequence, dropout: float = 0.0, language: LanguageConfig | None = None
     ) -> None:
-        self.mask = dense_mask(sequence.clean, sequence.ar_step)
+        self.mask = dense_mask(sequence.clean, sequence.ar_step, owner=sequence.owner)
         self.dropout, self.language, self.windowed = dropout, language, self.mask
         if language is not None and language.window:
             self.windowed = self.mask & window_mask(sequence.text_places, language.window)
@@ -71,8 +71,8 @@ class FlexAttend:
     def __init__(self, sequence: PackedSequence) -> None:
         self.num_tokens = sequence.num_tokens
         # Made here, so that compiled blocks find them ready: of all rows, and of those that are read.
-        self.of_all = block_mask(sequence.clean, sequence.ar_step)
-        self.of_read = block_mask(sequence.clean, sequence.ar_step, first_query=sequence.first_output)
+        told = (sequence.clean, sequence.ar_step, sequence.owner)
+        self.of_all, self.of_read = block_mask(*told), block_mask(*told, first_query=sequence.first_output)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = self.of_all if q.shape[2] == self.num_tokens else self.of_read

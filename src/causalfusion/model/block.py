@@ -111,7 +111,7 @@ class Block(nn.Module):
         rows = self.modulation(F.silu(modulation.rows))
         if modulation.shared is not None:
             rows = rows + modulation.shared
-        return rows[:, modulation.row_of_token]
+        return modulation.of_tokens(rows)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -74,7 +74,8 @@ class SegmentAttend:
 
     def __init__(self, sequence: PackedSequence) -> None:
         self.num_tokens = sequence.num_tokens
-        self.blocks = row_blocks(dense_mask(sequence.clean, sequence.ar_step), sequence.boundaries)
+        mask = dense_mask(sequence.clean, sequence.ar_step, owner=sequence.owner)
+        self.blocks = row_blocks(mask, sequence.boundaries)
 
     @property
     def share(self) -> float:

@@ -40,19 +40,6 @@ def grid_places(grid_height: int, grid_width: int) -> Tensor:
     return torch.stack([row.flatten(), column.flatten()], dim=1)
 
 
-def table_at(table: Tensor, places: Tensor, grid: Tensor | None, trained: tuple[int, int]) -> Tensor:
-    """(1 or B, n, D) rows of a table (L, D) of the grid `trained`, for tokens at places (1 or B, n, 2);
-    interpolated to another `grid` (1 or B, 2)."""
-    if grid is None:
-        return F.embedding(raster_of(places, trained[1]), table)
-    each = len(places) // len(grid)  # rows of a grid: all, or one
-    rows = []
-    for (height, width), of_grid in zip(grid.tolist(), places.split(each), strict=True):
-        resized = resize_table(table, trained, (height, width))
-        rows.append(F.embedding(raster_of(of_grid, width), resized))
-    return torch.cat(rows)
-
-
 def resize_table(table: Tensor, trained: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """A learned table (L, D) of the grid of training, interpolated (bicubic) to another grid."""
     if trained == grid:
@@ -60,6 +47,19 @@ def resize_table(table: Tensor, trained: tuple[int, int], grid: tuple[int, int])
     maps = table.unflatten(0, trained).permute(2, 0, 1)[None]
     resized = F.interpolate(maps, size=grid, mode="bicubic", align_corners=False)
     return resized[0].permute(1, 2, 0).flatten(0, 1)
+
+
+def table_at(table: Tensor, places: Tensor, grid: Tensor | None, trained: tuple[int, int]) -> Tensor:
+    """(1 or B, n, D) rows of a table (L, D) of the grid `trained`, for tokens at places (1 or B, n, 2);
+    interpolated to another `grid`, (1 or B, 2) of each row's or (B, n, 2) of each token's image."""
+    if grid is None:
+        return F.embedding(raster_of(places, trained[1]), table)
+    each = grid if grid.dim() == 3 else grid[:, None].expand(-1, places.shape[1], -1)
+    grids, which = torch.unique(each.flatten(0, 1), dim=0, return_inverse=True)
+    tables = [resize_table(table, trained, (rows, columns)) for rows, columns in grids.tolist()]
+    first = grids.prod(1).cumsum(0) - grids.prod(1)
+    index = raster_of(places, each[..., 1]) + first[which].unflatten(0, each.shape[:2])
+    return F.embedding(index, torch.cat(tables))
 
 
 def rotation_at(
@@ -70,17 +70,18 @@ def rotation_at(
     trained: tuple[int, int],
     first_index: int = 0,
 ) -> Tensor:
-    """(2, B, n, H) float32: cosines and sines that turn tokens at places (B, n, 2) of images of `grid`
-    (B, 2) rows and columns, where training had `trained`.
+    """(2, B, n, H) float32: cosines and sines that turn tokens at places (B, n, 2) of images of `grid` rows
+    and columns, (B, 2) of each row's or (B, n, 2) of each token's, where training had `trained`.
 
     With axes `raster` the index in raster order counts, which begins with `first_index`.
     """
+    grid = grid if grid.dim() == 3 else grid[:, None]
     if config.axes == "raster":
-        index = first_index + raster_of(places, grid[:, None, 1])
+        index = first_index + raster_of(places, grid[..., 1])
         return raster_rotation(index, config, head_dim)
-    frequencies, factor = axis_frequencies(grid, config, head_dim, trained)
-    angles = (places[..., None].double() * frequencies[:, None]).flatten(-2)
-    return _cos_and_sin(angles, config) * factor[:, None, None].float()
+    frequencies, factor = axis_frequencies(grid.flatten(0, 1), config, head_dim, trained)
+    angles = (places[..., None].double() * frequencies.unflatten(0, grid.shape[:2])).flatten(-2)
+    return _cos_and_sin(angles, config) * factor.view(*grid.shape[:2], 1).float()
 
 
 def _cos_and_sin(angles: Tensor, config: RopeConfig) -> Tensor:

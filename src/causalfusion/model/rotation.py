@@ -31,7 +31,7 @@ def sequence_rotation(sequence: PackedSequence, config: ModelConfig, table: Tens
             else:
                 parts.append(image_rotation(segment.places, segment.grid, config))
         elif segment.kind == "class" and config.rope.axes == "raster":
-            index = torch.arange(segment.num_tokens, device=table.device)
+            index = torch.arange(segment.num_tokens, device=table.device) % config.num_condition_tokens
             parts.append(raster_rotation(index, config.rope, config.head_dim)[:, None])
         else:  # text tokens are not turned
             unit = table.new_zeros(2, 1, segment.num_tokens, config.head_dim)
@@ -48,7 +48,8 @@ def table_of_training(config: ModelConfig) -> Tensor:
 
 
 def image_rotation(places: Tensor, grid: Tensor, config: ModelConfig) -> Tensor:
-    """(2, B, n, H) rotations of tokens at places (B, n, 2) of images of `grid` (B, 2) rows and columns."""
+    """(2, B, n, H) rotations of tokens at places (B, n, 2) of images of `grid` rows and columns, (B, 2) or
+    (B, n, 2)."""
     side = config.rope.trained_side
     trained = (side, side) if side else (config.grid_height, config.grid_width)
     return rotation_at(places, grid, config.rope, config.head_dim, trained, config.num_condition_tokens)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from causalfusion.documents import UNSEEN
+from causalfusion.factorization import UNSEEN
 from causalfusion.sequence import PackedSequence
 
 

@@ -192,7 +192,7 @@ class Transformer(nn.Module):
         x = self.norm_out(x)
         if self.modulation_out is not None and modulation is not None:
             rows = self.modulation_out(F.silu(modulation.rows))
-            x = modulate(x, *rows[:, modulation.row_of_token[read:]].chunk(2, dim=-1))
+            x = modulate(x, *modulation.of_tokens(rows, read).chunk(2, dim=-1))
         edges = [max(edge - read, 0) for edge in sequence.boundaries]
         return [x[:, start:end] for start, end in pairwise(edges)]
 
@@ -284,7 +284,9 @@ class Transformer(nn.Module):
     def _embed(self, segment: Segment) -> Tensor:
         if segment.kind == "class":
             assert self.class_embedding is not None, "this model has no class tokens"
-            return self.class_embedding(segment.values)
+            labels = segment.values
+            x = self.class_embedding(labels.flatten())
+            return x if labels.dim() == 1 else x.unflatten(0, labels.shape).flatten(1, 2)
         assert segment.places is not None, "text and image tokens have places"
         if segment.kind == "text":
             x = embed_text(segment.values, self.text_embedding, self.marker_embedding)
@@ -294,7 +296,7 @@ class Transformer(nn.Module):
             index = segment.image_index
             x = x + (self.image_index.weight[0] if index is None else self.image_index(index))
         if segment.timesteps is not None and self.config.conditioning == "in_context":
-            x = x + self.timestep_embedding(segment.timesteps)
+            x = x + segment.of_tokens(self.timestep_embedding(segment.timesteps))
         if self.config.position_embedding == "sincos" and segment.grid is not None:
             return x + sincos_at(segment.places, self.config.encoder_size)
         if self.config.position_embedding != "rope":

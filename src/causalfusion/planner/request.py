@@ -16,6 +16,7 @@ from causalfusion.config.options import (
     Settings,
     require_at_least,
 )
+from causalfusion.config.sizes import parse_size
 from causalfusion.planner.sweep import Sweep, read_time
 
 
@@ -30,6 +31,9 @@ class PlanRequest(ComputationOptions):
     """The feature space of the Fréchet distance, as for evaluate."""
     images: int = 1000
     """Number of images generated for each setting."""
+    size: str = ""
+    """Size of the images in pixels, WIDTHxHEIGHT such as 320x192, or a number for a square; the reference is
+    cropped and scaled to it. Default: the model's."""
     batch_size: int = 64
     """Images generated together; the time per image is that of a batch divided by this."""
     out: Path = Path("plan")
@@ -40,6 +44,8 @@ class PlanRequest(ComputationOptions):
 
     def __post_init__(self) -> None:
         read_time(self.budget)  # raises for anything but a time
+        if self.size:
+            parse_size(self.size, "--size")
         require_at_least(2, self, "images")
         require_at_least(1, self, "batch_size")
 

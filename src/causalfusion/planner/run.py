@@ -12,6 +12,7 @@ import torch
 
 from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config.serialize import read_record, to_dict
+from causalfusion.config.sizes import parse_size
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
 from causalfusion.evaluate.quality import Judge, generate_batch, measure_quality, open_judge
@@ -43,14 +44,16 @@ def plan(request: PlanRequest) -> Tried:
         return Pipeline.load(folder, device=device, autocast_dtype=dtype, autoencoder=request.autoencoder)
 
     pipeline, folder = read_latest(request.model, load)
-    settings = request.sweep.settings(request.sample, pipeline.model.config)
+    if request.size:
+        pipeline = pipeline.at(*parse_size(request.size, "--size"))
+    settings = request.sweep.settings(request.sample, pipeline.model.config, pipeline.codec.num_tokens)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
     for setting in settings:
-        check_settings(setting, pipeline.model.config, pipeline.spec.diffusion)
-    data = data_config(request.reference)
+        check_settings(setting, pipeline.model.config, pipeline.spec.diffusion, pipeline.grid)
+    data = data_config(request.reference, pipeline.image_size if request.size else 0)
     prompts = prompts_for(pipeline, data)
-    judge = open_judge(request.features, data, pipeline.codec.config.image_height, request.device)
+    judge = open_judge(request.features, data, pipeline.image_size, request.device)
     fingerprint = open_source(data).fingerprint()
     with in_use(request.out, "the plan"):
         known = _EarlierTrials.open(request, folder, str(device), fingerprint)
@@ -112,6 +115,7 @@ class _EarlierTrials:
             "reference": request.reference,
             "weights": sha256_of(folder / "model.safetensors"),
             "reference_fingerprint": fingerprint,
+            "size": request.size,
         }
         if not path.exists():
             return cls(path, facts, {})
@@ -119,7 +123,7 @@ class _EarlierTrials:
             before = read_record(_PlanFile, path, "plan")
         except UserError as error:
             raise UserError(f"{error}; delete it, or give another --out") from None
-        said = {**dict.fromkeys(_LATER), **before.facts}
+        said = {**dict.fromkeys(_LATER), "size": "", **before.facts}
         changed = [n for n, value in facts.items() if said.get(n) != value and (n not in _LATER or said[n])]
         if changed:
             raise UserError(
@@ -198,11 +202,11 @@ def _judged(
 
 def _write(request: PlanRequest, tried: Sequence[Tried]) -> None:
     """Write the table `plan.md` and, where any setting was measured, the picture `plan.png`."""
-    best = frontier(tried)
+    best, size = frontier(tried), f" at {request.size}" if request.size else ""
     lines = [
         f"# Quality against time: {request.model}\n\n",
         f"Fréchet distance in the features `{request.features}` of {request.images} images against "
-        f"{request.reference}; time for each image in batches of {request.batch_size} on "
+        f"{request.reference}{size}; time for each image in batches of {request.batch_size} on "
         f"{select_device(request.device)}. "
         "In bold: the frontier, of which nothing quicker is better.\n\n",
         "| setting | time per image | Fréchet distance | read as its class |\n|---|---|---|---|\n",

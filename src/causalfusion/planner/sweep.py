@@ -31,15 +31,16 @@ class Sweep:
             if not getattr(self, name):
                 raise UserError(f"--{name.replace('_', '-')} has no value; expected one or more")
 
-    def settings(self, base: SampleConfig, model: ModelConfig) -> list[SampleConfig]:
-        """Every combination that is possible with this model, as changes of `base`. The diffusion steps are
+    def settings(self, base: SampleConfig, model: ModelConfig, num_tokens: int = 0) -> list[SampleConfig]:
+        """Every combination that is possible with this model, as changes of `base`, for images of
+        `num_tokens`, by default those of its own grid. The diffusion steps are
         divided evenly among the AR steps, at least one in each; a per-token head has all in each."""
-        found, ar_steps = [], self.ar_steps
+        found, ar_steps, num_tokens = [], self.ar_steps, num_tokens or model.num_tokens
         if model.head.ask == "previous":
-            ar_steps, base = (model.num_tokens,), replace(base, order="raster")
+            ar_steps, base = (num_tokens,), replace(base, order="raster")
         combinations = product(self.samplers, self.diffusion_steps, ar_steps, self.guidance_scales)
         for sampler, steps, num_ar_steps, scale in combinations:
-            if num_ar_steps <= model.num_tokens and (model.per_token or steps >= num_ar_steps):
+            if num_ar_steps <= num_tokens and (model.per_token or steps >= num_ar_steps):
                 counts = _divided(steps, 1 if model.per_token else num_ar_steps)
                 changed = replace(base, sampler=sampler, num_ar_steps=num_ar_steps, diffusion_steps=counts)
                 found.append(replace(changed, guidance_scale=scale))

@@ -63,7 +63,7 @@ def measure_job(job: Job, study_data: StudyData, device: str) -> None:
         checkpoint = _checkpoint_of(job, point.budget)
         if pipeline is None or checkpoint != loaded:
             pipeline, loaded = Pipeline.load(checkpoint, device=select_device(device)), checkpoint
-        judge = _judge(study_data.features, job.config.data, pipeline.codec.config.image_height, device)
+        judge = _judge(study_data.features, job.config.data, pipeline.image_size, device)
         settings = job.sampling(study_data, point.num_ar_steps)
         found = measure_quality(pipeline, settings, judge, study_data.count, seed=job.seed)
         figures = {"frechet": found.frechet, "seconds": found.seconds_per_image}
@@ -87,7 +87,7 @@ def _checkpoint_of(job: Job, budget: float) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _judge(features: str, data: DataConfig, image_size: int, device: str) -> Judge:
+def _judge(features: str, data: DataConfig, image_size: tuple[int, int], device: str) -> Judge:
     return open_judge(features, data, image_size, device)
 
 

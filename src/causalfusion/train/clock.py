@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
-from causalfusion.train.step import TokenBatch
+from causalfusion.train.batch import TokenBatch
 
 
 class Clock:

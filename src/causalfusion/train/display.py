@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from causalfusion.config import RunConfig
+from causalfusion.data.sizes import counts_of
 from causalfusion.estimate.show import announce
 from causalfusion.machine.processes import World
 from causalfusion.machine.progress import ProgressLine, tell
@@ -70,24 +71,29 @@ def beginning(
         f"{classes} class{'es' * (classes != 1)}, "
         f"{world.size} process{'es' * (world.size > 1)} on {world.device}"
     ]
-    buckets = data.buckets()
-    if buckets is not None:
-        lines.append(_sizes(buckets.counts(), config.train.batch_size))
+    if data.grids is not None:
+        lines.append(_sizes(counts_of(data.grids, data.train_indices), config))
     lines += announce(config, world.size, world.device)
     if images_seen:
         lines.append(f"going on from {images_seen:,} {data.examples}")
     return lines
 
 
-def _sizes(counts: dict[tuple[int, int], int], batch_size: int) -> str:
-    """The grids of images of any size in words; `counts`: images by rows and columns of tokens."""
+def _sizes(counts: dict[tuple[int, int], int], config: RunConfig) -> str:
+    """The grids of images of any size, and their batches, in words; `counts`: images by rows and columns of
+    tokens."""
     (rows, columns), most = max(counts.items(), key=lambda item: item[1])
     tokens = [rows * columns for rows, columns in counts]
-    few = sum(count for count in counts.values() if count < batch_size)
-    repeated = f"; {few:,} in grids of less than a batch, which repeats them" if few else ""
+    if config.data.batches == "padded":
+        how = "; a batch's rows are filled up to its longest image"
+    elif config.data.batches == "packed":
+        how = f"; several in a row of up to {config.data.packed_tokens} tokens"
+    else:
+        few = sum(count for count in counts.values() if count < config.train.batch_size)
+        how = f"; {few:,} in grids of less than a batch, which repeats them" if few else ""
     return (
         f"images of {len(counts)} grids of {min(tokens)} to {max(tokens)} tokens, {most:,} of them of "
-        f"{columns}x{rows} (width x height){repeated}"
+        f"{columns}x{rows} (width x height){how}"
     )
 
 

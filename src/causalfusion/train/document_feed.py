@@ -29,10 +29,10 @@ from causalfusion.data.loader import split_holdout
 from causalfusion.documents import Element, Image, Text
 from causalfusion.errors import check
 from causalfusion.machine.processes import World
+from causalfusion.train.batch import TokenBatch
 from causalfusion.train.document_batch import DocumentBatch, cut, sample_index, text_tokens
-from causalfusion.train.feed import TrainingData, with_facts_of_data
-from causalfusion.train.from_data import TOKENIZER_IMAGES, measured
-from causalfusion.train.step import TokenBatch
+from causalfusion.train.feed import TrainingData
+from causalfusion.train.from_data import TOKENIZER_IMAGES, measured, with_facts_of_data
 
 LEAST_TEXT_TOKENS = 5
 """Room in which any document keeps something: a token of text, its markers, or an image's, and the end."""

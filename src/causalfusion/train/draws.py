@@ -3,7 +3,8 @@
 Draws are functions of (seed, place in the sample stream), and of `split_index` where the split is shared; so
 they are the same whichever process or resumed run makes them.
 
-Shape letters: B examples, L image tokens, R noised copies of every AR step, P token dimension.
+Shape letters: B examples, L image tokens (of the longest image), R noised copies of every AR step, P token
+dimension.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from causalfusion.config import FactorizationConfig, ModelConfig, TextConfig
 from causalfusion.diffusion.process import Process
-from causalfusion.factorization import Plan, grid_tensor, plan_batch
+from causalfusion.factorization import Plan, grid_tensor, plan_batch, plan_together
 from causalfusion.rng import derive_generator
 from causalfusion.train.document_batch import DocumentBatch, drops_texts
 
@@ -57,8 +59,33 @@ class Draws:
         return replace(of_images, drop_class=self.drop_class[rows], text=self.text[rows])
 
     def images(self, rows: slice | Tensor) -> Draws:
-        """The draws of some of the images."""
-        return replace(self, plan=self.plan.images(rows), levels=self.levels[rows], noise=self.noise[rows])
+        """The draws of some of the images, as long as the longest of them."""
+        plan, levels, noise = self.plan.images(rows), self.levels[rows], self.noise[rows]
+        copies, before, now = *noise.shape[1:3], plan.order.shape[1]
+        if now < before:
+            noise = noise[:, :, :now]
+            if levels.shape[1] > 1:
+                levels = levels.unflatten(1, (copies, before))[:, :, :now].flatten(1)
+        return replace(self, plan=plan, levels=levels, noise=noise)
+
+
+def draws_together(each: Sequence[Draws], grids: Sequence[tuple[int, int]]) -> Draws:
+    """The draws of images of these grids, one of which each of `each` has, as those of a batch; padding has
+    its image's last noise level, and no noise."""
+    plan = plan_together([draws.plan for draws in each], grids)
+    num_tokens, levels, noise = plan.order.shape[1], [], []
+    of_each_token = any(max(draws.levels.shape[1], draws.noise.shape[1]) > 1 for draws in each)
+    for draws in each:
+        copies, length = draws.noise.shape[1:3]
+        noise.append(F.pad(draws.noise, (0, 0, 0, num_tokens - length)))
+        level = draws.levels
+        if of_each_token:
+            of_copies = level.expand(-1, copies * length).unflatten(1, (copies, length))
+            last = of_copies[:, :, -1:].expand(-1, -1, num_tokens - length)
+            level = torch.cat([of_copies, last], dim=2).flatten(1)
+        levels.append(level)
+    dropped = torch.cat([draws.drop_class for draws in each])
+    return Draws(plan, torch.cat(levels), torch.cat(noise), dropped)
 
 
 def draw(

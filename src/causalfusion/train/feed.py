@@ -25,14 +25,15 @@ from causalfusion.data import open_source
 from causalfusion.data.buckets import Buckets
 from causalfusion.data.document_source import DocumentSource
 from causalfusion.data.labels import fit_classes
-from causalfusion.data.loader import Loader, load_indices, split_holdout, stream
+from causalfusion.data.loader import Loader, Samples, load_indices, split_holdout, stream
+from causalfusion.data.sizes import counts_of, groups_of, parts_of
 from causalfusion.data.source import ImageSource
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.rng import derive_generator
 from causalfusion.train.arrange import caption_limit
-from causalfusion.train.from_data import captions_of, groups_of, measured, open_grids, tokenizer_of
-from causalfusion.train.step import TokenBatch
+from causalfusion.train.batch import TokenBatch, together
+from causalfusion.train.from_data import captions_of, measured, open_grids, tokenizer_of, with_facts_of_data
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,23 @@ class TrainingData:
     def batches(self, images_seen: int) -> Iterator[TokenBatch]:
         """This process's share of every train step's batch, from that place of the stream on, for ever."""
         if isinstance(self.source, LatentCache):
-            yield from self._cached_batches(self.source, images_seen)
-            return
+            read = self._cached_batches(self.source, images_seen)
+        else:
+            read = self._read_batches(self.source, images_seen)
+        if not self.mixed:
+            return read
+        return together(read, self.config.train.batch_size // self.world.size)
+
+    @property
+    def mixed(self) -> bool:
+        """Images of several sizes come together in a batch."""
+        return self.grids is not None and self.config.data.batches != "buckets"
+
+    def _read_batches(self, source: ImageSource, images_seen: int) -> Iterator[TokenBatch]:
+        """Batches, or their parts of one grid, of images that are encoded now."""
         data, train = self.config.data, self.config.train
         loader = Loader(
-            self.source,
+            source,
             data,
             seed=train.seed,
             batch_size=train.batch_size,
@@ -82,6 +95,7 @@ class TrainingData:
             flip=data.flip,
             fit=data.fit(self.codec.cell),
             buckets=self.buckets(),
+            grids=self.grids if self.mixed else None,
         )
         for batch in loader.iterate(images_seen):
             height, width = batch.images.shape[2:]
@@ -92,8 +106,8 @@ class TrainingData:
             yield TokenBatch(tokens, labels, batch.sample_indices, captions, self._grid(codec))
 
     def buckets(self) -> Buckets | None:
-        """The order of the data where images have sizes of their own; None: the plain stream."""
-        if self.grids is None:
+        """The order of the data where batches hold images of one of several grids; None: the plain stream."""
+        if self.grids is None or self.mixed:
             return None
         train = self.config.train
         return Buckets(
@@ -103,6 +117,15 @@ class TrainingData:
             seed=train.seed,
             flip=self.config.data.flip,
         )
+
+    def frequent_sizes(self, count: int) -> list[tuple[int, int]]:
+        """(height, width) in pixels of most training images, at most so many sizes, the most frequent first;
+        none where all images have one size."""
+        if self.grids is None:
+            return []
+        counts, cell = counts_of(self.grids, self.train_indices), self.codec.cell
+        grids = sorted(counts, key=lambda grid: -counts[grid])[:count]
+        return [(rows * cell, columns * cell) for rows, columns in grids]
 
     def _grid(self, codec: Codec) -> tuple[int, int] | None:
         return None if self.grids is None else (codec.grid_height, codec.grid_width)
@@ -164,20 +187,13 @@ class TrainingData:
         return []
 
     def _cached_batches(self, cache: LatentCache, images_seen: int) -> Iterator[TokenBatch]:
+        """Batches, or their parts of one grid, of latents on the disk."""
         train = self.config.train
-        share, buckets = train.batch_size // self.world.size, self.buckets()
-        while True:
-            first = images_seen + self.world.rank * share
-            places = np.arange(first, first + share)
-            if buckets is not None:
-                indices, flips, epochs = buckets.samples(places)
+        for places, (indices, flips, epochs) in self._cached_requests(images_seen):
+            codec = self.codec
+            if self.grids is not None:
                 assert cache.sizes is not None, "images of several sizes"
                 codec = self._codec_of(*cache.sizes[indices[0]].tolist())
-            else:
-                indices, flips, epochs = stream(
-                    places, self.train_indices, seed=train.seed, flip=self.config.data.flip
-                )
-                codec = self.codec
             sample_indices = torch.from_numpy(places)
             raw = cache.read(indices, flips, self._latent_noise(sample_indices, codec)).to(self.world.device)
             tokens = codec.to_tokens(codec.normalise(raw))
@@ -186,7 +202,19 @@ class TrainingData:
                 ids = self._ids(cache.draw_captions(indices, epochs, seed=train.seed))
             labels = self._labels(torch.from_numpy(cache.labels[indices]))
             yield TokenBatch(tokens, labels, sample_indices, ids, self._grid(codec))
-            images_seen += train.batch_size
+
+    def _cached_requests(self, images_seen: int) -> Iterator[tuple[np.ndarray, Samples]]:
+        """(places, samples) of what is read together, without end."""
+        train, buckets = self.config.train, self.buckets()
+        share = train.batch_size // self.world.size
+        places = images_seen + self.world.rank * share + np.arange(share)
+        while True:
+            if buckets is not None:
+                yield places, buckets.samples(places)
+            else:
+                found = stream(places, self.train_indices, seed=train.seed, flip=self.config.data.flip)
+                yield from parts_of(places, found, self.grids)
+            places = places + train.batch_size
 
     def _labels(self, labels: Tensor) -> Tensor:
         return labels if self.class_table is None else torch.from_numpy(self.class_table)[labels]
@@ -255,6 +283,9 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
         getattr(source, "classes", None), class_names, config.model.num_classes
     )
     config = with_facts_of_data(config, codec, len(class_names), tokenizer, len(train_indices))
+    if config.data.batches == "packed" and not config.data.packed_tokens:
+        largest = config.data.max_area // codec.cell**2
+        config = replace(config, data=replace(config.data, packed_tokens=largest))
     if tokenizer is not None:
         if config.data.flip and config.data.source == "shapes":
             raise UserError(
@@ -265,29 +296,6 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
     return TrainingData(
         config, codec, class_names, source, train_indices, held_out, world, tokenizer, class_table, grids
     )
-
-
-def with_facts_of_data(
-    config: RunConfig, codec: Codec, num_classes: int, tokenizer: Tokenizer | None, num_examples: int
-) -> RunConfig:
-    """The settings with those filled in that follow from the data. Raises UserError for one that is given and
-    does not fit."""
-    if config.train.epochs:
-        images = max(round(config.train.epochs * num_examples), config.train.batch_size)
-        config = replace(config, train=replace(config.train, images=images))
-    derived = {
-        "vocab_size": 0 if tokenizer is None else tokenizer.vocab_size,
-        "num_classes": max(num_classes, 1),
-        "token_dim": codec.token_dim,
-        "predicts_variance": config.diffusion.variance == "learned_range",
-        "grid_height": codec.grid_height,
-        "grid_width": codec.grid_width,
-    }
-    for name, value in derived.items():
-        given = getattr(config.model, name)
-        if given not in (0, value):
-            raise UserError(f"model.{name} is {given}, the data make it {value}; leave it out")
-    return replace(config, codec=codec.config, model=replace(config.model, **derived))
 
 
 def _check_room_for_images(config: RunConfig) -> None:

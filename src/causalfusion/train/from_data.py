@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from causalfusion.codec.cache import LatentCache
@@ -9,7 +11,7 @@ from causalfusion.codec.codec import Codec, measure_statistics
 from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.data.loader import load_indices
-from causalfusion.data.sizes import grids_of
+from causalfusion.data.sizes import grids_of, groups_of
 from causalfusion.data.source import ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 
@@ -29,8 +31,13 @@ def open_grids(
         grids = source.grids(codec.config.patch_size)
     else:
         grids = grids_of(source, config.data.fit(codec.cell), show_progress=show_progress)
-    plan, least = config.factorization, int(grids[grids[:, 0] > 0].prod(1).min())
-    what = ""
+    tokens = grids[grids[:, 0] > 0].prod(1)
+    plan, least, most = config.factorization, int(tokens.min()), int(tokens.max())
+    what, room = "", config.data.packed_tokens
+    if config.data.batches == "packed" and 0 < room < most:
+        raise UserError(
+            f"data.packed_tokens is {room}; expected at least {most}, the tokens of the largest image"
+        )
     if config.model.head.ask == "previous" and plan.num_ar_steps:
         what = f"factorization.num_ar_steps is {plan.num_ar_steps}, not 0, an AR step for each token"
     elif plan.given_order:
@@ -40,14 +47,6 @@ def open_grids(
     if what:
         raise UserError(f"data.image_size is native; {what}: give images of one size, or change that")
     return grids
-
-
-def groups_of(grids: np.ndarray | None, indices: np.ndarray) -> list[np.ndarray]:
-    """Positions in `indices` of images of one grid; all of them where all images have one size."""
-    if grids is None:
-        return [np.arange(len(indices))]
-    _, group = np.unique(grids[indices], axis=0, return_inverse=True)
-    return [np.flatnonzero(group.reshape(-1) == number) for number in range(group.max(initial=-1) + 1)]
 
 
 def tokenizer_of(
@@ -98,3 +97,26 @@ def measured(
     )
     mean, std = measure_statistics(codec, batches)
     return codec.with_statistics(mean, std)
+
+
+def with_facts_of_data(
+    config: RunConfig, codec: Codec, num_classes: int, tokenizer: Tokenizer | None, num_examples: int
+) -> RunConfig:
+    """The settings with those filled in that follow from the data. Raises UserError for one that is given and
+    does not fit."""
+    if config.train.epochs:
+        images = max(round(config.train.epochs * num_examples), config.train.batch_size)
+        config = replace(config, train=replace(config.train, images=images))
+    derived = {
+        "vocab_size": 0 if tokenizer is None else tokenizer.vocab_size,
+        "num_classes": max(num_classes, 1),
+        "token_dim": codec.token_dim,
+        "predicts_variance": config.diffusion.variance == "learned_range",
+        "grid_height": codec.grid_height,
+        "grid_width": codec.grid_width,
+    }
+    for name, value in derived.items():
+        given = getattr(config.model, name)
+        if given not in (0, value):
+            raise UserError(f"model.{name} is {given}, the data make it {value}; leave it out")
+    return replace(config, codec=codec.config, model=replace(config.model, **derived))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,39 +14,47 @@ from causalfusion.config import SampleConfig
 from causalfusion.documents import Document, ImageToCome, Text
 from causalfusion.files import write_whole
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.pictures.compose import framed, sheet, to_image_grid, to_tiles, with_texts
+from causalfusion.pictures.compose import below, framed, sheet, to_image_grid, to_tiles, with_texts
 
 MAX_CLASSES = 16
 ROWS = 4
 CAPTIONS = 12
+SIZES = 3
+"""Most sizes of images in a grid of samples."""
 
 
 def save_grid(
-    pipeline: Pipeline,
+    pipelines: Sequence[Pipeline],
     config: SampleConfig,
     captions: list[list[int]],
     documents: list[list[str | Tensor]],
     file: Path | None,
 ) -> None:
-    """Draw samples with the settings of the run and write them to a PNG file; without a file, only compute:
-    of a sharded model, all processes have to. `captions`: token ids; empty for a model without text or one of
-    `documents`, which are the beginnings of some."""
-    if documents:
-        picture = _of_documents(pipeline, config, documents)
-    else:
-        picture = _of_captions(pipeline, config, captions) if captions else _of_classes(pipeline, config)
+    """Draw samples with the settings of the run and write them to a PNG file, a part for each pipeline, which
+    are those of several sizes; without a file, only compute: of a sharded model, all processes have to.
+    `captions`: token ids; empty for a model without text or one of `documents`, which are the beginnings of
+    some."""
+    pictures, count = [], len(pipelines)
+    for number, pipeline in enumerate(pipelines):
+        if documents:
+            pictures.append(_of_documents(pipeline, config, documents))
+        elif captions:
+            pictures.append(_of_captions(pipeline, config, captions[number::count] or captions[:1]))
+        else:
+            pictures.append(_of_classes(pipeline, config, ROWS // count + (number < ROWS % count)))
     if file is not None:
+        picture = below(pictures) if count > 1 else pictures[0]
         write_whole(file, lambda stream: picture.save(stream, "PNG"))
 
 
-def _of_classes(pipeline: Pipeline, config: SampleConfig):
+def _of_classes(pipeline: Pipeline, config: SampleConfig, rows: int):
     """A column for each class, or for each of some spread evenly over many."""
     names = pipeline.spec.class_names
     count = min(max(len(names), 1), MAX_CLASSES)
     columns = [k * max(len(names), 1) // count for k in range(count)]
     if len(columns) == 1:
         columns *= ROWS
-    images = pipeline.generate(columns * ROWS, config)
+    images = pipeline.generate(columns * rows, config)
     labels = [names[k] for k in columns] if len(names) > 1 else None
     return to_image_grid(images, len(columns), scale=max(1, 96 // images.shape[-1]), column_labels=labels)
 

@@ -18,7 +18,8 @@ from causalfusion.config import RunConfig
 from causalfusion.diffusion.process import Process
 from causalfusion.documents import NO_TARGET
 from causalfusion.model.transformer import Transformer
-from causalfusion.train.step import Arranged, Errors, Objective, TokenBatch
+from causalfusion.train.batch import TokenBatch
+from causalfusion.train.step import Arranged, Errors, Objective
 
 PROGRESS_BUCKETS: tuple[str, ...] = ("no context", "0-25 %", "25-50 %", "50-75 %", "75-100 %")
 NUM_TIMESTEP_BUCKETS = 10

@@ -16,6 +16,7 @@ from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, l
 from causalfusion.train.checkpoint import DataRecord
 from causalfusion.train.document_feed import open_document_data
 from causalfusion.train.feed import TrainingData, open_training_data
+from causalfusion.train.grids import SIZES
 from causalfusion.train.parallel import fit_to_memory
 from causalfusion.train.resume import check_same_run, facts_of, micro_batches_of, with_earlier_behaviour
 from causalfusion.train.trainer import Trainer
@@ -52,7 +53,9 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     config = data.config
     record = facts_of(data) if last is None else check_same_run(config, last, data)
     if config.train.sample_every or config.train.sample_minutes:
-        check_settings(config.sample, config.model, config.diffusion)
+        sizes, cell = data.frequent_sizes(SIZES), data.codec.cell
+        for grid in [(height // cell, width // cell) for height, width in sizes] or [None]:
+            check_settings(config.sample, config.model, config.diffusion, grid)
     config = fit_to_memory(config, world, at_least=1 if last is None else micro_batches_of(last))
     trainer = Trainer(config, world, data.tokenizer)
     if last is not None:

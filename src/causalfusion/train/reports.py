@@ -42,9 +42,7 @@ class Reports:
         """`batch_size`: images of this process; `done`: that was the last step."""
         train, trainer = self.run.config.train, self.run.trainer
         progress = trainer.progress
-        model, copies = self.run.config.model, self.run.config.factorization.timesteps_per_ar_step
-        flops = train_step_flops(model, result.split, batch_size, copies, result.text_tokens)
-        needed = flops.needed * self.world.size
+        needed = self._needed(result, batch_size) * self.world.size
         images = batch_size * self.world.size
         self.clock.add(images, needed)
         self.display.after_step(result, images, needed)
@@ -56,6 +54,13 @@ class Reports:
             self._write_losses(result)
         left = max(60 * train.minutes - progress.seconds, 0) if train.minutes else math.inf
         self.display.show(progress.images_seen, seconds_left=left, force=done)
+
+    def _needed(self, result: StepResult, batch_size: int) -> float:
+        """The arithmetic that a step needs of this process: padding needs none."""
+        model, copies = self.run.config.model, self.run.config.factorization.timesteps_per_ar_step
+        if not result.splits:
+            return train_step_flops(model, result.split, batch_size, copies, result.text_tokens).needed
+        return sum(train_step_flops(model, split, 1, copies).needed for split in result.splits)
 
     def _write_losses(self, result: StepResult) -> None:
         """The means since the last record."""

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "out",
     "data.path",
     "data.num_workers",
+    "data.packed_tokens",
     "train.images",
     "train.epochs",
     "train.minutes",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE, Markers
+from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import RunConfig
 from causalfusion.diffusion.process import NoisedTokens, Process
 from causalfusion.documents import (
@@ -28,6 +28,7 @@ from causalfusion.documents import (
 )
 from causalfusion.factorization import Plan, loss_weights
 from causalfusion.losses import text_cross_entropy, weighted_mean
+from causalfusion.rows import Packing, arrange_rows, pack_asking_rows, pack_rows
 from causalfusion.sequence import (
     Denoising,
     PackedSequence,
@@ -37,49 +38,8 @@ from causalfusion.sequence import (
     pack_training,
 )
 from causalfusion.train.arrange import documents_of, used_images
-from causalfusion.train.document_batch import DocumentBatch
-from causalfusion.train.draws import Draws, draw
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """A batch from the feed: this process's share of a train step's images."""
-
-    tokens: Tensor
-    """(B, L, P) clean, raster order."""
-    labels: Tensor
-    """(B,) int64."""
-    sample_indices: Tensor
-    """(B,) int64 places in the sample stream."""
-    captions: tuple[list[int], ...] | None = None
-    """Token ids of the captions; None: a run without text."""
-    grid: tuple[int, int] | None = None
-    """Rows and columns of tokens of all its images; None: those of the model."""
-    documents: DocumentBatch | None = None
-    """Of a batch of documents (`DocumentTokens`); None: an image is an example."""
-
-    def slice(self, rows: slice) -> TokenBatch:
-        """Some of the examples, for a micro-batch."""
-        captions = None if self.captions is None else self.captions[rows]
-        return replace(
-            self,
-            tokens=self.tokens[rows],
-            labels=self.labels[rows],
-            sample_indices=self.sample_indices[rows],
-            captions=captions,
-        )
-
-    def image_rows(self, rows: slice) -> slice:
-        """The rows of the images of some of the examples."""
-        return rows
-
-    @property
-    def num_text(self) -> int:
-        """Text tokens, markers included."""
-        return sum(len(caption) + MARKERS_OF_EXAMPLE for caption in self.captions or ())
-
-    def to(self, device: torch.device) -> TokenBatch:
-        return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device))
+from causalfusion.train.batch import TokenBatch
+from causalfusion.train.draws import Draws, draw, draws_together
 
 
 @dataclass(frozen=True)
@@ -98,6 +58,8 @@ class Arranged:
     """The arrangement of each document's first example; empty in a run without text."""
     layout: Layout | None = None
     """None in a run without text."""
+    rows: Packing | None = None
+    """Where the images stand, if several share a row."""
 
     @property
     def num_images(self) -> int:
@@ -119,7 +81,6 @@ class Arranged:
         tokens, labels, levels, noise = (
             tensor.to(device) for tensor in (self.tokens, self.labels, self.levels, self.noise)
         )
-        layout = None if self.layout is None else self.layout.to(device)
         return replace(
             self,
             tokens=tokens,
@@ -127,7 +88,8 @@ class Arranged:
             levels=levels,
             noise=noise,
             plan=self.plan.to(device),
-            layout=layout,
+            layout=None if self.layout is None else self.layout.to(device),
+            rows=None if self.rows is None else self.rows.to(device),
         )
 
     def clean(self) -> Tensor:
@@ -176,18 +138,25 @@ class Objective:
     def draw(self, batch: TokenBatch, *, seed: int, split_index: int) -> Draws:
         """The random draws for the batch, on the CPU."""
         config, indices = self.config, batch.sample_indices.tolist()
-        draws = draw(
-            config.factorization,
-            config.model,
-            self.process,
-            config.train.class_dropout,
-            seed=seed,
-            split_index=split_index,
-            sample_indices=indices or [0],
-            text=None if self.markers is None else config.text,
-            grid=batch.grid,
-            documents=batch.documents,
-        )
+
+        def of(places: list[int], grid: tuple[int, int] | None) -> Draws:
+            return draw(
+                config.factorization,
+                config.model,
+                self.process,
+                config.train.class_dropout,
+                seed=seed,
+                split_index=split_index,
+                sample_indices=places,
+                text=None if self.markers is None else config.text,
+                grid=grid,
+                documents=batch.documents,
+            )
+
+        if batch.grids is not None:
+            each = [of([place], grid) for place, grid in zip(indices, batch.grids, strict=True)]
+            return draws_together(each, batch.grids)
+        draws = of(indices or [0], batch.grid)
         return draws if indices else draws.images(slice(0))  # documents without any image
 
     def arrange(self, batch: TokenBatch, draws: Draws) -> Arranged:
@@ -195,7 +164,10 @@ class Objective:
         dropped, null = draws.drop_class.to(batch.labels.device), self.config.model.null_label
         if self.markers is None:
             labels = torch.where(dropped, null, batch.labels)
-            return Arranged(batch.tokens, labels, draws.plan, draws.levels, draws.noise)
+            rows, data = None, self.config.data
+            if draws.plan.lengths is not None and data.batches == "packed":
+                rows = arrange_rows(draws.plan, data.packed_tokens, self.length_multiple)
+            return Arranged(batch.tokens, labels, draws.plan, draws.levels, draws.noise, rows=rows)
         if batch.documents is not None:
             elements = batch.documents.without([d.drop_caption for d in draws.text])
             kept, images, labels = batch.tokens, draws, torch.full_like(batch.labels, null)
@@ -243,7 +215,10 @@ class Objective:
         sequence = self.pack(replace(piece, layout=layout), noised)
         predictions = model(sequence, backend=self.config.train.attention)
         if layout is None:
-            image = self.process.errors(predictions.image, noised)
+            found = predictions.image
+            if piece.rows is not None:
+                found = piece.rows.of_images(found, self._copies)
+            image = self.process.errors(found, noised)
             return Errors(image, image.new_zeros(0, 0))
         of_image = self._images_of(predictions.image, noised.noised.shape[1], layout)
         image = self.process.errors(of_image[layout.place_of_image], noised)
@@ -258,6 +233,8 @@ class Objective:
         if model.per_token:
             return self._pack_asking(piece, Denoising(noised.noised, timesteps))
         clean = noised.clean[:, : piece.tokens.shape[1]]
+        if piece.rows is not None:
+            return pack_rows(labels, num_class_tokens, clean, noised.noised, plan, timesteps, piece.rows)
         if piece.layout is None:
             return pack_training(
                 labels, num_class_tokens, clean, noised.noised, plan, timesteps, self.length_multiple
@@ -297,6 +274,8 @@ class Objective:
                 denoising,
                 plan.grid,
             )
+        if piece.rows is not None:
+            return pack_asking_rows(labels, num_class_tokens, clean, plan, denoising, piece.rows)
         return pack_asking(labels, num_class_tokens, clean, plan, denoising, self.length_multiple)
 
     @property
@@ -324,4 +303,6 @@ class Objective:
             return errors.sum()
         first = self.first_asked(piece)
         weighted = errors * self.process.weight(piece.levels_from(first))[:, :, None]
-        return weighted_mean(weighted, loss_weights(piece.plan.ar_step, self.config.factorization)[:, first:])
+        plan = piece.plan
+        of_tokens = loss_weights(plan.ar_step, self.config.factorization, plan.lengths)
+        return weighted_mean(weighted, of_tokens[:, first:])

@@ -22,12 +22,13 @@ from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.rng import derive_seed
+from causalfusion.train.batch import TokenBatch
 from causalfusion.train.ema import ema_decay
 from causalfusion.train.optimizer import learning_rate, set_rate
 from causalfusion.train.parallel import data_parallel, gradient_sync
 from causalfusion.train.sharding import UnusedParameters, whole
 from causalfusion.train.state import LOWER_RATE, TrainState
-from causalfusion.train.step import Arranged, Objective, TokenBatch
+from causalfusion.train.step import Arranged, Objective
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class StepResult:
     skipped: bool
     split: list[int]
     """Sizes of the AR steps of the step's first image."""
+    splits: tuple[list[int], ...] = ()
+    """The same of each image of this process, where they have numbers of tokens of their own."""
     image_loss: float = 0.0
     text_loss: float = 0.0
     text_tokens: int = 0
@@ -103,9 +106,12 @@ class Trainer(TrainState):
             skipped_in_a_row=0 if finite else progress.skipped_in_a_row + 1,
             pending_losses=progress.pending_losses + ((image_loss, text_loss),) * finite,
         )
-        split = torch.bincount(draws.plan.ar_step[0])[1:].tolist()
+        plan = draws.plan
+        splits = () if plan.lengths is None else tuple(map(plan.step_sizes, range(len(plan.order))))
         text_tokens = batch.num_text // max(len(batch.tokens), 1)
-        result = StepResult(loss, norm, rate, not finite, split, image_loss, text_loss, text_tokens)
+        result = StepResult(
+            loss, norm, rate, not finite, plan.step_sizes(0), splits, image_loss, text_loss, text_tokens
+        )
         if self.progress.skipped_in_a_row >= train.max_skipped_steps:
             raise UserError(self._not_finite(batch, result))
         return result

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.processes import World
-from causalfusion.train.grids import CAPTIONS, Periodic, save_grid
+from causalfusion.train.grids import CAPTIONS, SIZES, Periodic, save_grid
 from causalfusion.train.loss_map import loss_map
 from causalfusion.train.opening import OpenRun
 from causalfusion.train.reports import Reports
@@ -79,8 +79,9 @@ class Upkeep:
             with trainer.averaged_model() as model:
                 process = trainer.objective.process
                 pipeline = Pipeline(model, data.codec, self.run.spec, process, tokenizer=data.tokenizer)
+                of_sizes = [pipeline.at(*size) for size in data.frequent_sizes(SIZES)] or [pipeline]
                 to_file = file if self.world.is_main else None
-                save_grid(pipeline, self.run.config.sample, captions, documents, to_file)
+                save_grid(of_sizes, self.run.config.sample, captions, documents, to_file)
             self.reports.display.say(f"samples: {file}")
         self.grids.done(begin)
         self.world.barrier()

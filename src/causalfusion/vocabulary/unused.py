@@ -65,6 +65,7 @@ USED: dict[str, tuple[Use, ...]] = {
     "data.task": (IN_CONTEXT,),
     "data.examples": (IN_CONTEXT,),
     "data.max_area": (Use("data.image_size", ("native",)),),
+    "data.packed_tokens": (Use("data.batches", ("packed",)),),
     "data.image_suffix": (Use("data.source", ("webdataset",)),),
     "diffusion.beta_schedule": (CHAIN,),
     "diffusion.beta_start": (CHAIN, BOUNDED),

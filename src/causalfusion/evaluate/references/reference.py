@@ -126,13 +126,16 @@ def _open_images(name: str, shape: Shape, count: int | None, settings: Extractio
     height, width, channels = shape
     images = open_images(
         name,
-        image_size=height if height == width else 0,
+        image_size=(height, width),
         channels=channels,
         count=count,
         num_workers=settings.num_workers,
         skip_damaged=True,
     )
-    if isinstance(images, SourceImages) and min(images.native_shape[:2]) < min(height, width):
+    small = isinstance(images, SourceImages) and (
+        images.native_shape[0] < height or images.native_shape[1] < width
+    )
+    if isinstance(images, SourceImages) and small:
         native = "x".join(map(str, images.native_shape[1::-1]))
         raise UserError(
             f"the reference {name} has images of {native}, the samples are {width}x{height}; expected at "

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from causalfusion.data.loader import leave_signals, unchanged
 from causalfusion.data.reader import Health
 from causalfusion.data.source import Example, ImageSource, UnreadableImage
-from causalfusion.data.transforms import center_crop
+from causalfusion.data.transforms import crop_to
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of
 from causalfusion.rng import derive_generator
@@ -92,23 +92,23 @@ class ArrayImages:
 class SourceImages:
     """Images of a data set: all of them, or a fixed random choice of `count`.
 
-    Images are cropped and scaled to a side of `image_size` as in training (0: left as they are); grey ones
-    get three equal channels where `channels` is 3. A damaged image raises UserError; with `skip_damaged` a
-    few are reported and left out, as in training.
+    Images are cropped and scaled to `image_size`, the side of a square or (height, width), as in training (0:
+    left as they are); grey ones get three equal channels where `channels` is 3. A damaged image raises
+    UserError; with `skip_damaged` a few are reported and left out, as in training.
     """
 
     def __init__(
         self,
         source: ImageSource,
         *,
-        image_size: int = 0,
+        image_size: int | tuple[int, int] = 0,
         channels: int = 0,
         count: int | None = None,
         num_workers: int = 0,
         skip_damaged: bool = False,
     ) -> None:
         self.name, self.class_names = source.name, list(source.class_names)
-        self._source, self._image_size, self._channels = source, image_size, channels
+        self._source, self._size, self._channels = source, size_of(image_size), channels
         self._num_workers, self._skip_damaged = num_workers, skip_damaged
         if count is not None and count > len(source):
             raise UserError(
@@ -178,8 +178,8 @@ class SourceImages:
 
     def _fit(self, image: np.ndarray) -> np.ndarray:
         """An image (H, W, C) cropped and scaled, with the channels asked for."""
-        if self._image_size:
-            image = center_crop(image, self._image_size)
+        if self._size is not None:
+            image = crop_to(image, *self._size)
         if self._channels == 3 and image.shape[2] == 1:
             return np.repeat(image, 3, axis=2)
         return image
@@ -199,6 +199,12 @@ class SourceImages:
                 if not self._skip_damaged:
                     break
         raise UserError(f"no image of {self.name} can be read: {reasons[0]}; remove or repair it")
+
+
+def size_of(image_size: int | tuple[int, int]) -> tuple[int, int] | None:
+    """(height, width) of the side of a square, or of itself; None for 0."""
+    side = image_size
+    return side if isinstance(side, tuple) else (side, side) if side else None
 
 
 class _BatchDataset(Dataset):

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
-from causalfusion.config import SampleConfig
+from causalfusion.config import RopeExtrapolation, SampleConfig
 from causalfusion.config.serialize import to_dict
+from causalfusion.config.sizes import size_text
 from causalfusion.evaluate.samples.sample_set import SampleSet, missing_ranges, open_for_writing, write_part
 from causalfusion.files import hash_of, sha256_of
 from causalfusion.generate.output import describe, uses_classes, warn_of_untrained_null
@@ -45,6 +46,8 @@ class SampleTask:
     candidates: int = 1
     """Images drawn for each prompt, of which the model keeps the likeliest."""
     seed: int = 0
+    rope_extrapolation: RopeExtrapolation | None = None
+    """The rule that the pipeline was given; None: that of training."""
 
 
 def make_samples(
@@ -61,12 +64,12 @@ def make_samples(
     """The sample set in the folder `out`; images that it lacks are generated now. Raises UserError where
     `out` holds a set with other settings, or the task does not fit the model."""
     labels = task_of(pipeline, task.classes, task.prompts, range(1)).labels  # refuses before any work is done
-    check_settings(task.settings, pipeline.model.config, pipeline.spec.diffusion)
+    check_settings(task.settings, pipeline.model.config, pipeline.spec.diffusion, pipeline.grid)
     if world.is_main:
         warn_of_untrained_null(pipeline, task.settings, labels)
-        codec, spec = pipeline.codec.config, pipeline.spec
+        spec = pipeline.spec
         facts = {
-            "image_shape": [codec.image_height, codec.image_width, codec.image_channels],
+            "image_shape": [*pipeline.image_size, pipeline.codec.config.image_channels],
             "class_names": spec.class_names if _has_labels(pipeline, task) else [],
             "model": str(model_folder.resolve()),
             "images_seen": spec.images_seen,
@@ -154,7 +157,18 @@ def identity_of(
         "prompts": "none" if task.prompts is None else _listed_or_hashed(task.prompts, "prompts"),
         "candidates": task.candidates,
         "sample": to_dict(task.settings),
+        **_other_size(pipeline, task),
     }
+
+
+def _other_size(pipeline: Pipeline, task: SampleTask) -> dict[str, str]:
+    """The size of the images, and the rule of their positions, where they are not the model's own."""
+    own, facts = (pipeline.spec.codec.image_height, pipeline.spec.codec.image_width), {}
+    if pipeline.image_size != own:
+        facts["size"] = size_text(*pipeline.image_size)
+    if task.rope_extrapolation is not None:
+        facts["rope_extrapolation"] = task.rope_extrapolation
+    return facts
 
 
 def label_rule(pipeline: Pipeline, task: SampleTask) -> str:

@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 from causalfusion.config import DataConfig, SplitName
 from causalfusion.config.serialize import read_json
+from causalfusion.config.sizes import size_text
 from causalfusion.data import guess_source, open_source
 from causalfusion.errors import UserError, printable
-from causalfusion.evaluate.samples.images import ImageSet, SourceImages
+from causalfusion.evaluate.samples.images import ImageSet, SourceImages, size_of
 from causalfusion.evaluate.samples.sample_set import SETTINGS, SampleSet, is_sample_set
 from causalfusion.evaluate.samples.sampled_folder import SampledFolder
 
@@ -21,7 +22,7 @@ EXPECTED = (
 def open_images(
     name: str,
     *,
-    image_size: int = 0,
+    image_size: int | tuple[int, int] = 0,
     channels: int = 0,
     count: int | None = None,
     num_workers: int = 0,
@@ -32,8 +33,9 @@ def open_images(
     found = _settings_in(folder)
     if found is not None and is_sample_set(found[1]):
         samples = SampleSet(found[0], count)
-        if image_size not in (0, samples.shape[0]) or channels not in (0, samples.shape[2]):
-            wanted = f"{image_size or samples.shape[0]} pixels, {channels or samples.shape[2]} channels"
+        size = size_of(image_size) or samples.shape[:2]
+        if size != samples.shape[:2] or channels not in (0, samples.shape[2]):
+            wanted = f"{size_text(*size)} pixels, {channels or samples.shape[2]} channels"
             raise UserError(f"the samples in {name} have shape {samples.shape}; asked for are {wanted}")
         return samples
     if found is not None and found[1].get("command") == "sample":
@@ -50,8 +52,9 @@ def open_images(
     )
 
 
-def data_config(name: str, image_size: int = 0) -> DataConfig:
-    """Settings of the data set of this name. Raises UserError where there is none."""
+def data_config(name: str, image_size: int | tuple[int, int] = 0) -> DataConfig:
+    """Settings of the data set of this name; scenes of `shapes` are drawn at the size that is given. Raises
+    UserError where there is none."""
     path = Path(name).expanduser()
     kind, _, split = name.partition(":")
     if kind == "shapes":
@@ -59,7 +62,8 @@ def data_config(name: str, image_size: int = 0) -> DataConfig:
         if split and split not in splits:
             raise UserError(f"{name}: shapes has no split {split!r}; expected one of {', '.join(splits)}")
         chosen: SplitName = next((known for known in splits if known == split), "train")
-        return DataConfig(source="shapes", split=chosen, image_size=image_size)
+        size = size_of(image_size)
+        return DataConfig(source="shapes", split=chosen, image_size=size_text(*size) if size else 0)
     if name == "digits":
         return DataConfig(source="digits")
     try:
