@@ -156,6 +156,8 @@ def test_what_does_not_fit_a_language_model_is_refused(tmp_path: Path):
     ):
         with pytest.raises(UserError, match=message):
             run(graft_of(init, tmp_path / "run", model))
+    with pytest.raises(UserError, match=r"text.tokenizer is init; expected train.init too"):
+        run(graft_of(Path(), tmp_path / "run", OWN, train={"init": ""}))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -41,5 +41,5 @@ def grafted(config: RunConfig, language: ModelConfig) -> RunConfig:
             f"model.max_text_tokens is {model.max_text_tokens}; the language model has room for {longest}: "
             "give at most that"
         )
-    text = config.text if config.text.tokenizer else replace(config.text, tokenizer=config.train.init)
+    text = config.text if config.text.tokenizer else replace(config.text, tokenizer="init")
     return replace(config, model=result, text=text)

@@ -13,8 +13,8 @@ class TextConfig:
     """Text in the sequences of a run (PAPER section 7)."""
 
     tokenizer: str = ""
-    """A tokenizer.json, a folder with one, a hub id, or `train`: a byte-level BPE trained on the captions.
-    Empty: a model without text."""
+    """A tokenizer.json, a folder with one, a hub id; `train`: a byte-level BPE trained on the captions;
+    `init`: that of the model that train.init names. Empty: a model without text."""
     vocab_size: int = 512
     """Vocabulary size of the tokenizer that is trained, markers included."""
     caption_first: float = 0.8

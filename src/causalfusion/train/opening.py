@@ -45,6 +45,8 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     last = checkpoints[-1] if checkpoints else None
     # A run that has begun no longer needs what it began with.
     begin_with = latest_model(Path(config.train.init)) if config.train.init and last is None else None
+    if config.text.tokenizer == "init" and last is None and begin_with is None:
+        raise UserError("text.tokenizer is init; expected train.init too, the model whose tokenizer it is")
     config = _with_language(config, last or begin_with)
     if last is not None:
         config = _as_begun(config, last)
