@@ -94,6 +94,8 @@ def test_a_frozen_text_is_what_it_was_to_the_bit(name: str, model: dict[str, Any
     again = pipeline.generate(prompts=["a small red circle"], config=QUICK)
     assert images.shape[1:] == (3, 32, 32) and bool(torch.isfinite(images).all())
     torch.testing.assert_close(images[:1], again, rtol=0, atol=2e-5)
+    with pytest.raises(UserError, match="never learned to describe images"):
+        pipeline.caption(images)
     if name == "qwen3_a":
         moved = _distance(load_weights(folder), ".image.", lambda n: n.replace(".image.", "."))
         assert 0 < moved < 0.5  # begun as copies, and trained a little

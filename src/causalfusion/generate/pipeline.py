@@ -237,7 +237,7 @@ class Pipeline(TokenPipeline):
         """The model's captions of images (B, C, H, W) in [-1, 1], of pictures or of image files.
 
         Text i depends on (seed, image_indices[i]) and image i alone."""
-        tokenizer, images = self.with_text(), self.to_tensor(images)
+        tokenizer, images = self.describing(), self.to_tensor(images)
         label_tensor, _ = self._conditions(labels or [self.model.config.null_label] * len(images), None)
         documents = [[Image(row), Text(open=True)] for row in range(len(images))]
         tokens = self.codec.encode_tokens(images.to(self.device), None)

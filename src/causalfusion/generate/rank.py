@@ -28,7 +28,7 @@ from causalfusion.rng import derive_seed
 @torch.no_grad()
 def caption_log_likelihoods(pipeline: Pipeline, images: Tensor, captions: Sequence[str]) -> Tensor:
     """(B,) log p(caption | image), in nats, of images (B, C, H, W) in [-1, 1] each with its caption."""
-    tokenizer, model = pipeline.with_text(), pipeline.model
+    tokenizer, model = pipeline.describing(), pipeline.model
     tokens = pipeline.codec.encode_tokens(images.to(pipeline.device), None)
     documents = [
         [Image(row), Text(prompt_ids(caption, tokenizer, model.config))]

@@ -66,6 +66,16 @@ class TokenPipeline:
             )
         return self.tokenizer
 
+    def describing(self) -> Tokenizer:
+        """The tokenizer; a model that never learned to write about images is refused too."""
+        tokenizer, text = self.with_text(), self.spec.text
+        if text.loss_coefficient == 0:
+            raise UserError(
+                "this model draws from texts, and never learned to describe images (text.loss_coefficient was "
+                "0 in its training); expected one that was trained with text.image_first"
+            )
+        return tokenizer
+
     def null_labels(self, count: int) -> Tensor:
         """(count,) labels that mean: no class."""
         return self._labels([self.model.config.null_label] * count)
