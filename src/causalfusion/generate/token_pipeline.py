@@ -71,8 +71,8 @@ class TokenPipeline:
         tokenizer, text = self.with_text(), self.spec.text
         if text.loss_coefficient == 0:
             raise UserError(
-                "this model draws from texts, and never learned to describe images (text.loss_coefficient was "
-                "0 in its training); expected one that was trained with text.image_first"
+                "this model draws from texts, and never learned to describe images (text.loss_coefficient "
+                "was 0 in its training); expected one that was trained with text.image_first"
             )
         return tokenizer
 
