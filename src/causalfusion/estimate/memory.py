@@ -12,9 +12,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
 from causalfusion.config import ModelConfig, RunConfig
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.arithmetic import Pairs, form_of, sequence_length, visible_pairs
 from causalfusion.model.block_cost import BlockCost
 from causalfusion.model.encoder import encoder_config
@@ -44,7 +43,7 @@ class Memory:
 @lru_cache(maxsize=8)
 def parameters_of(config: ModelConfig) -> tuple[int, int]:
     """(number of trainable parameters of the model, of one block)."""
-    with torch.device("meta"):
+    with skeleton():
         model = Transformer(config)
     return count_parameters(model), count_parameters(model.blocks[0])
 
