@@ -150,7 +150,13 @@ class Sampling:
         noise = ImageNoise(0, indices, tokens, reference.model.token_dim)
         order = torch.arange(tokens).expand(reference.batch_size, -1)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            context = prefill(self.model, torch.tensor(indices), reference.sample)
+            sizes = step_sizes(reference.sample, tokens, 0)
+            context = prefill(
+                self.model,
+                torch.tensor(indices),
+                reference.sample,
+                sizes=None if self.naive else sizes,
+            )
             if self.naive:
                 cache = object.__new__(NaiveCache)
                 cache.__dict__.update(context.cache.__dict__)
@@ -161,7 +167,7 @@ class Sampling:
                 reference.sample,
                 context,
                 order,
-                step_sizes(reference.sample, tokens, 0),
+                sizes,
                 noise,
             )
         return float(images.square().mean())
