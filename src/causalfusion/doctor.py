@@ -30,6 +30,7 @@ from causalfusion.generate.language import GrowingText, LanguagePipeline
 from causalfusion.generate.prompts import Prompts
 from causalfusion.generate.write import append_tokens
 from causalfusion.machine.runtime import autocast, compute_dtype
+from causalfusion.machine.threads import Threads
 from causalfusion.model.attention import AttentionBackend, choose_backend
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.saved.folder import (
@@ -62,7 +63,7 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "numpy", "diffusers", "safetensors", "cyclopts"):
         yield Finding(package, metadata.version(package))
-    yield Finding("CPU threads", str(torch.get_num_threads()))
+    yield Finding("CPU threads", Threads().describe())
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("GPUs", ", ".join(gpus) if gpus else "none")
     model = _random_model()

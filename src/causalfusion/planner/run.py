@@ -21,7 +21,8 @@ from causalfusion.generate.output import check_prompts, uses_classes
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
 from causalfusion.machine.progress import ProgressLine
-from causalfusion.machine.runtime import compute_dtype, select_device
+from causalfusion.machine.runtime import compute_dtype, select_device, tune_allocator
+from causalfusion.machine.threads import Threads
 from causalfusion.planner.picture import save_picture
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import Tried, choose, frontier, in_time
@@ -42,6 +43,8 @@ def plan(request: PlanRequest) -> Tried:
         dtype = compute_dtype(request.precision)
         return Pipeline.load(folder, device=device, autocast_dtype=dtype, autoencoder=request.autoencoder)
 
+    tune_allocator()
+    Threads().adapt()
     pipeline, folder = read_latest(request.model, load)
     settings = request.sweep.settings(request.sample, pipeline.model.config)
     if not settings:
