@@ -7,14 +7,22 @@ from pathlib import Path
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
+from causalfusion.config.serialize import flat
 from causalfusion.errors import UserError
+from causalfusion.estimate.devices import faster_in_bfloat16
 from causalfusion.generate.settings import check_settings
 from causalfusion.machine.processes import World
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
 from causalfusion.train.checkpoint import DataRecord
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.parallel import fit_to_memory
-from causalfusion.train.resume import check_same_run, facts_of, micro_batches_of, with_earlier_behaviour
+from causalfusion.train.resume import (
+    check_same_run,
+    facts_of,
+    micro_batches_of,
+    stored_settings,
+    with_earlier_behaviour,
+)
 from causalfusion.train.trainer import Trainer
 
 
@@ -41,6 +49,7 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     last = checkpoints[-1] if checkpoints else None
     # A run that has begun no longer needs what it began with.
     begin_with = latest_model(Path(config.train.init)) if config.train.init and last is None else None
+    config = _with_precision(config, last, world)
     if last is not None:
         config = _as_begun(config, last)
     data = open_training_data(config, world, _tokenizer(config, last or begin_with, resumed=last is not None))
@@ -55,6 +64,18 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     elif begin_with is not None:
         trainer.begin_with(begin_with)
     return OpenRun(config, data, record, trainer, _spec(config, data), resumed=last is not None)
+
+
+def _with_precision(config: RunConfig, checkpoint: Path | None, world: World) -> RunConfig:
+    """The settings with the precision that `auto` stands for: what the run began with, else what is faster on
+    this machine, for all processes alike."""
+    if config.train.precision != "auto":
+        return config
+    if checkpoint is not None:
+        low = flat(stored_settings(checkpoint)).get("train.precision") == "bfloat16"
+    else:
+        low = world.any(faster_in_bfloat16(world.device))
+    return replace(config, train=replace(config.train, precision="bfloat16" if low else "float32"))
 
 
 def _as_begun(config: RunConfig, checkpoint: Path) -> RunConfig:

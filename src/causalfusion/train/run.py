@@ -29,6 +29,8 @@ def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True
         run = open_run(config, world)
         loop = TrainingLoop(run, world)
         show = show_progress and world.is_main
+        if show and config.train.precision == "auto" and not run.resumed:
+            tell(f"train.precision auto: {run.config.train.precision}, which is faster on this machine")
         if not loop.finished:
             loop.go(folder, show=show)
         elif show:
