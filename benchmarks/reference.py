@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -103,7 +104,7 @@ class TrainingStep:
         self.optimizer = make(self.model.parameters(), self.config)
         self.ema = EMA(self.model.named_parameters())
 
-    def __call__(self, index: int) -> float:
+    def __call__(self, index: int) -> np.ndarray:
         """One step on the split of that index; returns the loss."""
         sizes = self.reference.splits[index]
         plan, sequence, target = self._inputs(sizes, index)
@@ -119,7 +120,7 @@ class TrainingStep:
             naive_ema_update(self.ema.averages, self.ema.parameters, self.config.ema_decay)
         else:
             self.ema.update(self.config.ema_decay)
-        return float(loss.detach())
+        return loss.detach().numpy()
 
     def _inputs(self, sizes: Sequence[int], index: int):
         model, rows = self.reference.model, self.reference.batch_size
@@ -143,8 +144,8 @@ class Sampling:
         self.process = make_process(DiffusionConfig())
 
     @torch.no_grad()
-    def __call__(self, index: int) -> float:
-        """One batch of images; returns their mean square."""
+    def __call__(self, index: int) -> np.ndarray:
+        """One batch of images, as tokens (B, L, P)."""
         reference, tokens = self.reference, self.reference.model.num_tokens
         indices = list(range(reference.batch_size))
         noise = ImageNoise(0, indices, tokens, reference.model.token_dim)
@@ -170,4 +171,4 @@ class Sampling:
                 sizes,
                 noise,
             )
-        return float(images.square().mean())
+        return images.float().numpy()
