@@ -19,7 +19,7 @@ def inputs(rows: int = 70, width: int = 24) -> list[Tensor]:
 
 @pytest.mark.parametrize("form", ["fused", "in place", "torch"])
 def test_every_form_is_the_same_function(form: GeluForm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_feed_forward, "gelu_form", lambda dtype: form)
+    monkeypatch.setattr(cpu_feed_forward, "gelu_form", lambda dtype, rows: form)
     x, w1, b1, w2, b2 = inputs()
     with torch.no_grad():
         found = feed_forward(x, w1, b1, w2, b2)
@@ -33,7 +33,7 @@ def test_every_form_is_the_same_function(form: GeluForm, monkeypatch: pytest.Mon
 def test_the_kind_of_cpu_decides(capability: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert gelu_form() == form
+    assert gelu_form() == form and gelu_form(rows=4) == "torch"
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert gelu_form() in ("in place", "torch")
     monkeypatch.setattr(cpu_feed_forward, "computes_bfloat16", lambda: False)

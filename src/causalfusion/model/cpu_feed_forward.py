@@ -28,6 +28,8 @@ GeluForm = Literal["fused", "in place", "torch"]
 GELU after it."""
 LINEAR = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715 * LINEAR
+FEW_ROWS = 16
+"""With fewer rows, oneDNN's pass costs more than it saves on any CPU."""
 CHUNK = 2**16
 """Numbers that a thread works on at a time: a few float32 buffers of this size fit into a core's cache."""
 
@@ -109,10 +111,12 @@ def _chunk(h: Tensor) -> int:
     return max(1, min(CHUNK * torch.get_num_threads(), h.numel()))
 
 
-def gelu_form(dtype: torch.dtype = torch.float32) -> GeluForm:
+def gelu_form(dtype: torch.dtype = torch.float32, rows: int = FEW_ROWS) -> GeluForm:
     """How the first layer and its GELU are computed without gradients. By the kind of CPU, not by a clock, so
     that a machine always gives the same numbers; docs/performance.md has the measurement."""
     onednn = torch.backends.mkldnn.is_available()
+    if rows < FEW_ROWS and dtype == torch.float32:
+        return "torch"
     if dtype == torch.bfloat16:
         return "fused" if computes_bfloat16() else "torch"
     if dtype != torch.float32:
@@ -121,7 +125,7 @@ def gelu_form(dtype: torch.dtype = torch.float32) -> GeluForm:
 
 
 def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    form = gelu_form(x.dtype)
+    form = gelu_form(x.dtype, x.numel() // x.shape[-1])
     if form == "fused":
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
     h = F.linear(x, weight, bias)
