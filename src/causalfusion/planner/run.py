@@ -22,7 +22,6 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
 from causalfusion.machine.progress import ProgressLine
 from causalfusion.machine.runtime import compute_dtype, select_device, tune_allocator
-from causalfusion.machine.threads import Threads
 from causalfusion.planner.picture import save_picture
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import Tried, choose, frontier, in_time
@@ -44,7 +43,6 @@ def plan(request: PlanRequest) -> Tried:
         return Pipeline.load(folder, device=device, autocast_dtype=dtype, autoencoder=request.autoencoder)
 
     tune_allocator()
-    Threads().adapt()
     pipeline, folder = read_latest(request.model, load)
     settings = request.sweep.settings(request.sample, pipeline.model.config)
     if not settings:
