@@ -30,6 +30,8 @@ LINEAR = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715 * LINEAR
 FEW_ROWS = 16
 """With fewer rows, oneDNN's pass costs more than it saves on any CPU."""
+TRAINING_CHUNK = 2**18
+"""Numbers that are worked on at a time in training; `causalfusion estimate` counts with the buffers of it."""
 CHUNK = 2**16
 """Numbers that a thread works on at a time: a few float32 buffers of this size fit into a core's cache."""
 
@@ -80,10 +82,9 @@ def gelu_and_derivative_(h: Tensor) -> Tensor:
     assert h.is_contiguous()
     activation = torch.empty_like(h)
     linear = torch.tensor(LINEAR)
-    chunk = _chunk(h)
-    buffers = torch.empty(4, chunk)
+    buffers = torch.empty(4, min(TRAINING_CHUNK, h.numel()))
     for h_part, activation_part in zip(
-        h.view(-1).split(chunk), activation.view(-1).split(chunk), strict=True
+        h.view(-1).split(TRAINING_CHUNK), activation.view(-1).split(TRAINING_CHUNK), strict=True
     ):
         x, value, sigmoid, slope = buffers[:, : h_part.numel()]
         x.copy_(h_part)
@@ -98,17 +99,13 @@ def gelu_and_derivative_(h: Tensor) -> Tensor:
 
 def gelu_(h: Tensor) -> Tensor:
     """gelu(h) in place of h, float32."""
-    chunk, linear = _chunk(h), torch.tensor(LINEAR)
+    chunk, linear = max(1, min(CHUNK * torch.get_num_threads(), h.numel())), torch.tensor(LINEAR)
     buffer = torch.empty(chunk)
     for part in h.view(-1).split(chunk):
         sigmoid = buffer[: part.numel()]
         torch.addcmul(linear, part, part, value=CUBIC, out=sigmoid).mul_(part).sigmoid_()
         part.mul_(sigmoid)
     return h
-
-
-def _chunk(h: Tensor) -> int:
-    return max(1, min(CHUNK * torch.get_num_threads(), h.numel()))
 
 
 def gelu_form(dtype: torch.dtype = torch.float32, rows: int = FEW_ROWS) -> GeluForm:
