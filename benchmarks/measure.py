@@ -10,18 +10,20 @@ import multiprocessing as mp
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Literal
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from benchmarks.choices import Workload
 from benchmarks.reference import Reference, Sampling, TrainingStep
 from causalfusion.machine.runtime import measure_gemm_rate, tune_allocator
 from causalfusion.model.arithmetic import Flops
 
-Workload = Literal["train", "sample"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 VARIANTS = ("naive", "ours")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -33,8 +35,8 @@ class Timing:
     """One variant's seconds of every part (split) in every round."""
 
     seconds: list[list[float]] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    """Results of the parts in the first round: losses, or a statistic of the images."""
+    values: list[np.ndarray] = field(default_factory=list)
+    """Results of the parts in the first round: losses, or images."""
     peak_memory: int = 0
     """Bytes, resident."""
 
@@ -105,7 +107,7 @@ def _work(
     threads: int,
     clock: str,
 ) -> None:
-    """A worker: build once, then run a part for every message, and report its seconds and value."""
+    """A worker: build once, then run a part for every message, and report its seconds and result."""
     torch.set_num_threads(threads)
     tune_allocator()
     make = TrainingStep if workload == "train" else Sampling
@@ -114,5 +116,14 @@ def _work(
         start = CLOCKS[clock]()
         value = run(part)
         connection.send((CLOCKS[clock]() - start, value))
+    connection.send(_peak_memory())
+
+
+def _peak_memory() -> int:
+    """The largest resident memory of this process in bytes. On Linux, `getrusage` would count that of the
+    process which started it, too."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    connection.send(peak * (1 if sys.platform == "darwin" else 1024))
+    return peak * (1 if sys.platform == "darwin" else 1024)

@@ -33,7 +33,7 @@ def _shares(results: list[dict[str, Any]], out: Path) -> None:
     with axes_of(out, 1, (7.0, 4.0)) as (axes,):
         for offset, variant, colour in ((-0.2, "naive", FAINT), (0.2, "ours", BLUE)):
             places = [k + offset for k in range(len(results))]
-            shares = [r["timings"][variant]["share_median"] for r in results]
+            shares = [r["timings"][variant]["needed_share_median"] for r in results]
             bars = axes.bar(
                 places,
                 shares,
@@ -45,7 +45,7 @@ def _shares(results: list[dict[str, Any]], out: Path) -> None:
         axes.set_xticks(range(len(results)), labels)
         axes.axhline(1, color=GREY, linewidth=1)
         axes.set_ylim(0, 1.2)
-        axes.set_ylabel("dense arithmetic over time,\nof the machine's matrix rate")
+        axes.set_ylabel("needed arithmetic over time,\nof the machine's matrix rate")
         axes.set_title("Share of the machine's arithmetic")
         axes.legend(frameon=False, loc="upper right", ncols=2)
 

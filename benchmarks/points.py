@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from benchmarks.choices import Axis, Precision
 from benchmarks.reference import REFERENCE, Reference, Sampling, TrainingStep
 from causalfusion.config import ModelConfig, RunConfig, SampleConfig, TrainConfig
 from causalfusion.config.recipes import load_layer
@@ -19,9 +20,6 @@ from causalfusion.factorization import even_split
 from causalfusion.machine.runtime import compute_dtype, measure_gemm_rate
 from causalfusion.model.split_facts import split_facts
 
-Axis = Literal["size", "tokens", "ar_steps", "batch"]
-AXES: tuple[Axis, ...] = ("size", "tokens", "ar_steps", "batch")
-Precision = Literal["float32", "bfloat16"]
 GROWTH_MODEL = replace(REFERENCE.model, depth=4, num_class_tokens=16)
 QUICK_MODEL = replace(GROWTH_MODEL, hidden_size=128, num_heads=2, depth=2)
 TOKENS, QUICK_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096), (64, 256)
@@ -117,12 +115,15 @@ def _estimated(point: Point) -> float:
 
 
 def measure_points(
-    quick: bool, axes: Sequence[Axis], clock: Callable[[], float] = time.perf_counter
+    quick: bool,
+    axes: Sequence[Axis],
+    precisions: Sequence[Precision],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Shares are of the best matrix rate that the whole run saw in that precision."""
     records, load = [], os.getloadavg()[0]
     for point in points(quick):
-        if point.axis not in axes:
+        if point.axis not in axes or point.precision not in precisions:
             continue
         records.append({"load": load, **measure_point(point, clock)})
         found = records[-1]

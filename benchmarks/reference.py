@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -104,7 +105,7 @@ class TrainingStep:
         self.optimizer = make(self.model.parameters(), self.config)
         self.ema = EMA(self.model.named_parameters())
 
-    def __call__(self, index: int) -> float:
+    def __call__(self, index: int) -> np.ndarray:
         """One step on the split of that index; returns the loss."""
         sizes = self.reference.splits[index]
         plan, sequence, target = self._inputs(sizes, index)
@@ -120,7 +121,7 @@ class TrainingStep:
             naive_ema_update(self.ema.averages, self.ema.parameters, self.config.ema_decay)
         else:
             self.ema.update(self.config.ema_decay)
-        return float(loss.detach())
+        return loss.detach().numpy()
 
     def _inputs(self, sizes: Sequence[int], index: int):
         model, rows = self.reference.model, self.reference.batch_size
@@ -144,14 +145,20 @@ class Sampling:
         self.process = make_process(DiffusionConfig())
 
     @torch.no_grad()
-    def __call__(self, index: int) -> float:
-        """One batch of images; returns their mean square."""
+    def __call__(self, index: int) -> np.ndarray:
+        """One batch of images, as tokens (B, L, P)."""
         reference, tokens = self.reference, self.reference.model.num_tokens
         indices = list(range(reference.batch_size))
         noise = ImageNoise(0, indices, tokens, reference.model.token_dim)
         order = torch.arange(tokens).expand(reference.batch_size, -1)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            context = prefill(self.model, torch.tensor(indices), reference.sample)
+            sizes = step_sizes(reference.sample, tokens, 0)
+            context = prefill(
+                self.model,
+                torch.tensor(indices),
+                reference.sample,
+                sizes=None if self.naive else sizes,
+            )
             if self.naive:
                 cache = object.__new__(NaiveCache)
                 cache.__dict__.update(context.cache.__dict__)
@@ -162,7 +169,7 @@ class Sampling:
                 reference.sample,
                 context,
                 order,
-                step_sizes(reference.sample, tokens, 0),
+                sizes,
                 noise,
             )
-        return float(images.square().mean())
+        return images.float().numpy()

@@ -54,15 +54,15 @@ def _reference(section: dict[str, Any]) -> list[str]:
                     variant,
                     timing["median"],
                     timing["best"],
-                    timing["share_median"],
                     timing["needed_share_median"],
+                    timing["share_median"],
                     f"{naive / timing['median']:.2f}x",
                     timing["peak_memory"] / 1e9,
                     f"{timing['differs_by']:.0e}",
                 ]
             )
     header = [
-        "workload", "precision", "path", "s (median)", "s (best)", "share", "needed share", "speed-up",
+        "workload", "precision", "path", "s (median)", "s (best)", "share", "dense share", "speed-up",
         "peak GB", "differs by",
     ]  # fmt: skip
     counted = [
@@ -83,10 +83,10 @@ def _reference(section: dict[str, Any]) -> list[str]:
         "",
         *table(header, rows),
         "",
-        "Share: dense arithmetic over time, of the best matrix product measured between the turns. Needed "
-        "share: the same of the arithmetic that the result depends on. Differs by: largest relative "
-        "difference from the naive path in a step's loss or in the images' mean square. Peak: resident "
-        "memory of the process.",
+        "Share: the arithmetic that the result depends on over time, of the best matrix product measured "
+        "between the turns. Dense share: the same of all pairs and rows, part of which is never computed. "
+        "Differs by: largest difference from the naive path in a step's loss, or in any number of the "
+        "images, relative to the largest. Peak: resident memory of the process.",
     ]
 
 
@@ -98,7 +98,7 @@ def _growth(section: dict[str, Any]) -> list[str]:
             continue
         header = [
             axis.replace("_", " "), "precision", "images at once", "s a step", "images/s", "GFLOP dense",
-            "GFLOP needed", "share", "needed share", "peak GB", "estimated GB", "sampling, images/s",
+            "GFLOP needed", "share", "dense share", "peak GB", "estimated GB", "sampling, images/s",
             "sampling, share",
         ]  # fmt: skip
         found = {p["precision"]: max(q["gemm_rate"] for q in points if q["precision"] == p["precision"])
@@ -119,7 +119,7 @@ def _row(point: dict[str, Any]) -> list[object]:
     sampling = [images / sample["seconds"], sample["share_needed"]] if sample else ["", ""]
     return [
         str(point["value"]), point["precision"], images, train["seconds"], images / train["seconds"],
-        train["dense"] / 1e9, train["needed"] / 1e9, train["share_dense"], train["share_needed"],
+        train["dense"] / 1e9, train["needed"] / 1e9, train["share_needed"], train["share_dense"],
         point["peak_bytes"] / 1e9, point["estimated_bytes"] / 1e9, *sampling,
     ]  # fmt: skip
 

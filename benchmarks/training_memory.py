@@ -21,6 +21,7 @@ from causalfusion.config.recipes import load_layer
 from causalfusion.diffusion.process import make_process
 from causalfusion.estimate.memory import STATE_BYTES
 from causalfusion.factorization import Plan, ar_step_of
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.train.draws import Draws
 from causalfusion.train.parallel import checkpoint_activations
@@ -101,7 +102,7 @@ def main() -> None:
     print("| size | parameters | state, GiB | " + " | ".join(f"an image, {n}, MiB" for n in names) + " |")
     print("|---" * (3 + len(names)) + "|")
     for size in parser.parse_args().sizes:
-        with torch.device("meta"):
+        with skeleton():
             count = count_parameters(Transformer(model_config(size)))
         cells = [f"{activations(size, which) / 2**20:,.0f}" for which in names]
         state = f"{STATE_BYTES * count / GIB:.1f}"

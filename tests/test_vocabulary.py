@@ -258,7 +258,7 @@ def test_whole_numbers_in_files(configs, tmp_path, capsys):
     for line, message in (
         ("lr = 'fast'", "train.lr is 'fast'; expected a number"),
         ("images = true", "train.images is True; expected a whole number"),
-        ("precision = 16", "train.precision is 16; expected float32 or bfloat16"),
+        ("precision = 16", "train.precision is 16; expected auto or float32 or bfloat16"),
         ("learning = 1", "unknown setting train.learning"),
         ("batchsize = 1", "did you mean train.batch_size?"),
     ):

@@ -30,7 +30,9 @@ from causalfusion.generate.language import GrowingText, LanguagePipeline
 from causalfusion.generate.prompts import Prompts
 from causalfusion.generate.write import append_tokens
 from causalfusion.machine.runtime import autocast, compute_dtype
+from causalfusion.machine.threads import Threads
 from causalfusion.model.attention import AttentionBackend, choose_backend
+from causalfusion.model.cpu_feed_forward import gelu_form
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.saved.folder import (
     FORMAT,
@@ -62,7 +64,9 @@ def check_machine(device: torch.device) -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "numpy", "diffusers", "safetensors", "cyclopts"):
         yield Finding(package, metadata.version(package))
-    yield Finding("CPU threads", str(torch.get_num_threads()))
+    yield Finding("CPU threads", Threads().describe())
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield Finding("GELU on the CPU", f"{gelu_form()}, the fastest form with {capability}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("GPUs", ", ".join(gpus) if gpus else "none")
     model = _random_model()

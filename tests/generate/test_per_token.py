@@ -97,7 +97,7 @@ def test_cached_conditions_and_predictions_equal_the_masked_pass(sizes, position
         assert isinstance(step, HeadStep)
         assert error(step.condition, masked.condition[:, part]) <= TOLERANCE
         assert error(step.predict(noised[:, part], TIMESTEP), masked.image[:, part]) <= TOLERANCE
-        context, start = step.append(clean[:, part]), start + size
+        context, start = step.finish(clean[:, part]), start + size
 
 
 def test_tokens_one_after_another_equal_the_causal_pass():
@@ -196,7 +196,7 @@ def test_the_transformer_runs_once_per_ar_step(monkeypatch):
     context = prefill(model, LABELS, sampling)
     order = draw_orders(sampling, 4, 4, 0, [0, 1])
     generate_tokens(model, PROCESS, sampling, context, order, [4, 4, 8], ImageNoise(0, [0, 1], 16, 3))
-    assert len(calls) == 1 + 3 + 2, "prefill, one pass for each AR step, and the appends of all but the last"
+    assert len(calls) == 1 + 3, "the prefill, and one pass for each AR step, with what the last one finished"
 
 
 def test_a_head_that_asks_by_the_token_before_refuses_other_orders():

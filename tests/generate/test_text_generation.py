@@ -290,7 +290,7 @@ def assert_drawn_as_trained(
             found = step.predict(noised[:, part], timestep, float(PROCESS.shares(torch.tensor(timestep))))
             difference = (found - reference[:, part]).abs().max() / reference.abs().max()
             assert difference <= TOLERANCE, (index, timestep)
-        context = step.append(clean[:, part])
+        context = step.finish(clean[:, part])
         start += size
 
 
@@ -665,7 +665,7 @@ def test_an_edit_equals_the_training_pass():
         step = make_step(model, context, order[:, part], part.stop - part.start, Guidance(3.0))
         found = step.predict(noised[:, part], 300)
         assert error(found, expected[:, part]) <= 2 * TOLERANCE
-        context = step.append(clean[:, part])
+        context = step.finish(clean[:, part])
 
 
 @pytest.mark.parametrize("interval", [(0, 999), (300, 700)])

@@ -19,6 +19,7 @@ import torch
 from causalfusion.codec.codec import Autoencoder
 from causalfusion.codec.deterministic import DeterministicAutoencoder
 from causalfusion.errors import UserError
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.weight_files import read_pickle
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -224,7 +225,7 @@ def _from_checkpoint(file: Path) -> Any:
         )
     weights, settings = convert_kl_autoencoder(unwrap_checkpoint(_read_file(file), str(file)))
     try:
-        with torch.device("meta"):  # avoids drawing random weights only to discard them
+        with skeleton():  # avoids drawing random weights only to discard them
             autoencoder = _kl_class()(**settings)
         autoencoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (RuntimeError, ValueError) as error:

@@ -36,6 +36,8 @@ class SampleConfig:
     respacing: str = ""
     """ddpm and ddim: timesteps that are not evenly spaced. `10,15,20`: that many steps in each of three equal
     parts of the chain, cleanest first; `ddim25`: a constant integer stride. Overrides `diffusion_steps`."""
+    solver_order: int = 2
+    """dpm++ and unipc: order of the solver, 1 to 3; 1 (dpm++) is ddim."""
     step_spacing: Literal["even", "linspace", "leading"] = "even"
     """dpm++ and unipc for ddpm: timesteps evenly spread with the noisiest among them, or (leading) the
     multiples of a whole number. linspace rounds as diffusers does; even differs by one timestep at 20, 22,
@@ -88,6 +90,7 @@ class SampleConfig:
         check(
             self.eta == 0 or self.sampler == "ddim", "sample.eta", self.eta, "0, unless the sampler is ddim"
         )
+        check(1 <= self.solver_order <= 3, "sample.solver_order", self.solver_order, "1, 2 or 3")
         check(self.temperature >= 0, "sample.temperature", self.temperature, "0 or more")
         check(self.guidance_scale >= 0, "sample.guidance_scale", self.guidance_scale, "0 or more")
         if self.guidance_interval == (0, 1_000_000):  # the earlier default, which means the whole path

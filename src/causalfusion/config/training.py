@@ -73,8 +73,9 @@ class TrainConfig:
     start; for about 5 / (1 - ema_decay) train steps, much of the average is still random."""
     class_dropout: float = 0.1
     """Probability that an image's class is replaced by the null class, for guidance."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the computation; weights are kept in float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Number format of the computation; weights are kept in float32. `auto`: bfloat16 on GPUs, and on CPUs
+    that are faster with it; a resumed run keeps what it began with."""
     attention: Literal["auto", "dense", "segments", "flex"] = "auto"
     """Implementation of attention; all give the same result. `auto`: FlexAttention on GPUs, blocks of rows on
     CPUs."""

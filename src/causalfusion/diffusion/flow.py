@@ -96,7 +96,15 @@ class Flow(Process):
         assert config.sampler in ("dpm++", "unipc"), "the others are refused above"
         levels, factors = grid[:-1], self.factors(grid[:-1])
         scales, straight = self.solver_scales(grid)
-        return MultistepSampler(config.sampler, self.told(levels), levels, factors, scales, flow=straight)
+        return MultistepSampler(
+            config.sampler,
+            self.told(levels),
+            levels,
+            factors,
+            scales,
+            order=config.solver_order,
+            flow=straight,
+        )
 
     def solver_scales(self, grid: list[float]) -> tuple[list[float], bool]:
         """(σ, or with False noise over signal, for the solvers that compute with their logarithm)."""

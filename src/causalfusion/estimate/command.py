@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from causalfusion.config import RunConfig
 from causalfusion.config.recipes import load_facts
 from causalfusion.errors import UserError
 from causalfusion.estimate.cost import estimate
-from causalfusion.estimate.devices import SHEETS, Device, named_device, this_device
+from causalfusion.estimate.devices import SHEETS, Device, faster_in_bfloat16, named_device, this_device
 from causalfusion.estimate.planned import plan_run, read_settings
 from causalfusion.estimate.show import describe, to_json
 from causalfusion.machine.runtime import select_device
@@ -33,6 +35,7 @@ def run(
         raise UserError(f"text-tokens is {text_tokens}; expected 0 or more")
     recipes, overrides = split_settings(settings)
     planned = plan_run(read_settings(recipes, overrides), text_tokens, load_facts(recipes))
+    planned = replace(planned, config=_settled(planned.config, on_gpu=bool(gpu)))
     precision = planned.config.train.precision
     device = named_device(gpu, precision, share) if gpu else _here(precision, gpus, share)
     cost = estimate(planned.config, device, gpus, text_tokens=planned.text_tokens)
@@ -42,6 +45,14 @@ def run(
         for name, value in describe(cost, planned.config, planned.assumptions):
             print(f"{name:<13} {value}")
     return 0 if cost.fits else 1
+
+
+def _settled(config: RunConfig, *, on_gpu: bool) -> RunConfig:
+    """With the precision that `auto` stands for on a named GPU, or on this machine."""
+    if config.train.precision != "auto":
+        return config
+    low = on_gpu or faster_in_bfloat16(select_device("auto"))
+    return replace(config, train=replace(config.train, precision="bfloat16" if low else "float32"))
 
 
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:

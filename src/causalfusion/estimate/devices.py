@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from causalfusion.errors import UserError
-from causalfusion.machine.runtime import available_memory, compute_dtype, measure_copy_rate, measure_gemm_rate
+from causalfusion.machine.runtime import (
+    available_memory,
+    compute_dtype,
+    computes_bfloat16,
+    measure_copy_rate,
+    measure_gemm_rate,
+)
 
 GPU_SHARE = 0.4
 """Fraction of a GPU's peak FLOP/s that training is assumed to reach. Not measured: good transformer trainers
@@ -108,8 +114,10 @@ def _memory_of(device: torch.device) -> float:
 
 def faster_in_bfloat16(device: torch.device) -> bool:
     """True if matrix products are clearly faster in bfloat16 than in float32; measured, in under a second, on
-    a CPU, as CPUs differ."""
+    a CPU that has units for it, as CPUs differ."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
+    if not computes_bfloat16():
+        return False
     low, full = (measure_gemm_rate(dtype, device, repeats=1) for dtype in (torch.bfloat16, torch.float32))
     return low > 1.3 * full

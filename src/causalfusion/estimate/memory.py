@@ -12,9 +12,8 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import torch
-
 from causalfusion.config import ModelConfig, RunConfig
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.arithmetic import Pairs, form_of, sequence_length, visible_pairs
 from causalfusion.model.block_cost import BlockCost, image_cost
 from causalfusion.model.encoder import encoder_config
@@ -49,7 +48,7 @@ FROZEN_BYTES = 4
 @lru_cache(maxsize=8)
 def frozen_of(config: ModelConfig) -> int:
     """Number of the text's parameters."""
-    with torch.device("meta"):
+    with skeleton():
         model = Transformer(config)
     return sum(p.numel() for name, p in model.named_parameters() if is_of_text(name))
 
@@ -57,7 +56,7 @@ def frozen_of(config: ModelConfig) -> int:
 @lru_cache(maxsize=8)
 def parameters_of(config: ModelConfig) -> tuple[int, int]:
     """(number of trainable parameters of the model, of one block)."""
-    with torch.device("meta"):
+    with skeleton():
         model = Transformer(config)
     return count_parameters(model), count_parameters(model.blocks[0])
 

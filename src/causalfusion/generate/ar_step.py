@@ -19,12 +19,13 @@ from torch import Tensor
 
 from causalfusion.diffusion.samplers import Sampler
 from causalfusion.factorization import places_of
-from causalfusion.generate.context import Context, KnownTokens
+from causalfusion.generate.context import Context, KnownTokens, settle
 from causalfusion.generate.guidance import NO_GUIDANCE, Guidance
 from causalfusion.generate.noise import NoiseSource
 from causalfusion.generate.settings import timestep_tensor
+from causalfusion.model.kv_cache import CachedAttend
 from causalfusion.model.transformer import Transformer
-from causalfusion.sequence import PackedSequence, class_segment, pack_bidirectional
+from causalfusion.sequence import Segment, pack_bidirectional
 
 
 def make_step(
@@ -75,18 +76,20 @@ class AutoregressiveStep(ABC):
     def append(self, tokens: Tensor) -> Context:
         """The context with the finished tokens (B, n, P): run through once, clean, their keys and values
         kept."""
-        cache = self.context.cache
-        sequence = self._sequence(tokens, len(self.context.labels), None)
-        self.model(sequence, cache.attend(sequence))
-        cache.commit(sequence)
-        return replace(self.context, next_ar_step=self.context.next_ar_step + 1)
+        return settle(self.model, self.finish(tokens))
 
-    def _sequence(self, tokens: Tensor, rows: int, timestep: float | None) -> PackedSequence:
+    def finish(self, tokens: Tensor) -> Context:
+        """As `append`, but the tokens run through the model together with those of the next AR step, in its
+        first pass: the mask lets nobody see what `append` would not show him."""
+        context, rows = settle(self.model, self.context), len(self.context.labels)
+        pending = self._segment(tokens, rows, None)
+        return replace(context, pending=pending, next_ar_step=context.next_ar_step + 1)
+
+    def _segment(self, tokens: Tensor, rows: int, timestep: float | None) -> Segment:
         """`rows` rows of the tokens (B, n, P), noised unless `timestep` is None."""
         tokens = tokens.repeat(rows // len(tokens), 1, 1)
         role = "clean" if timestep is None else "noised"
-        image = self.context.image.segment(role, tokens, self.ar_step, self._positions(rows), timestep)
-        return PackedSequence((class_segment(self.context.labels[:rows], 0), image))
+        return self.context.image.segment(role, tokens, self.ar_step, self._positions(rows), timestep)
 
     def _positions(self, rows: int) -> Tensor:
         return self.positions.repeat(rows // len(self.positions), 1)
@@ -95,15 +98,24 @@ class AutoregressiveStep(ABC):
 class JointStep(AutoregressiveStep):
     """Noised tokens go through the transformer."""
 
-    def __init__(self, model: Transformer, context: Context, positions: Tensor, guidance: Guidance) -> None:
-        super().__init__(model, context, positions, guidance)
-        rows = len(context.labels)
-        shape = (rows, positions.shape[1], model.config.token_dim)
-        blank = torch.zeros(shape, device=positions.device)
-        self.attend = context.cache.attend(self._sequence(blank, rows, 0))
+    @cached_property
+    def _attend(self) -> CachedAttend:
+        """That of all rows, once nothing is pending."""
+        rows = len(self.context.labels)
+        blank = torch.zeros(rows, self.positions.shape[1], self.model.config.token_dim)
+        return self.context.cache.attend(
+            self.context.sequence(self._segment(blank.to(self.positions.device), rows, 0))
+        )
 
     def _predict(self, tokens: Tensor, rows: int, timestep: float) -> Tensor:
-        return self.model(self._sequence(tokens, rows, timestep), self.attend).image
+        if rows < len(self.context.labels):
+            self.context = settle(self.model, self.context)
+        sequence = self.context.sequence(self._segment(tokens, rows, timestep))
+        if self.context.pending is None:
+            return self.model(sequence, self._attend).image
+        image = self.model(sequence, self.context.cache.attend(sequence)).image
+        self.context = self.context.settled()
+        return image[:, -tokens.shape[1] :]
 
 
 class HeadStep(AutoregressiveStep):
@@ -129,13 +141,15 @@ class AskingStep(HeadStep):
     """Mask tokens in the places of the step's tokens ask the cached context."""
 
     def __init__(self, model: Transformer, context: Context, positions: Tensor, guidance: Guidance) -> None:
+        if context.pending is not None and context.pending.predicts:  # its outputs are no conditions
+            context = settle(model, context)
         super().__init__(model, context, positions, guidance)
         rows = len(context.labels)
         asked = context.image.asked(rows, self.ar_step, self._positions(rows))
-        sequence = PackedSequence((class_segment(context.labels, 0), asked))
+        sequence = context.sequence(asked)
         condition = model(sequence, context.cache.attend(sequence)).condition
         assert condition is not None, "a per-token head has conditions"
-        self.condition = condition
+        self.context, self.condition = context.settled(), condition
 
 
 class NextTokenStep(HeadStep):
@@ -146,11 +160,10 @@ class NextTokenStep(HeadStep):
         assert context.condition is not None, "the class tokens ask for the first token"
         self.condition = context.condition
 
-    def append(self, tokens: Tensor) -> Context:
+    def finish(self, tokens: Tensor) -> Context:
         cache = self.context.cache
-        sequence = self._sequence(tokens, len(self.context.labels), None)
-        label, image = sequence.segments
-        sequence = PackedSequence((label, replace(image, asks_next=True)))
+        segment = self._segment(tokens, len(self.context.labels), None)
+        sequence = self.context.sequence(replace(segment, asks_next=True))
         condition = self.model(sequence, cache.attend(sequence)).condition
         cache.commit(sequence)
         return replace(self.context, condition=condition, next_ar_step=self.context.next_ar_step + 1)
@@ -178,7 +191,7 @@ class RereadingStep(HeadStep):
         assert condition is not None, "a per-token head has conditions"
         self.condition = condition[:, :size]
 
-    def append(self, tokens: Tensor) -> Context:
+    def finish(self, tokens: Tensor) -> Context:
         known = self.context.known
         assert known is not None, "a bidirectional context"
         positions = self.positions.expand(len(tokens), -1)

@@ -22,6 +22,7 @@ from causalfusion.generate.read import read_image
 from causalfusion.generate.request import CaptionRequest
 from causalfusion.machine.processes import join_world
 from causalfusion.machine.progress import ProgressLine
+from causalfusion.machine.threads import Threads
 
 
 def caption_images(paths: Sequence[Path], request: CaptionRequest) -> list[str]:
@@ -33,6 +34,7 @@ def caption_images(paths: Sequence[Path], request: CaptionRequest) -> list[str]:
         files = image_files(paths)
         pipeline, _ = load_pipeline(request.model, request, world)
         pipeline.with_text()
+        Threads().adapt()
         for file in files if len(files) > request.batch_size else ():
             read_model_image(pipeline, file)  # a damaged one is refused before the first is captioned
         write = _stream if files == list(paths) and len(files) == 1 else _in_batches

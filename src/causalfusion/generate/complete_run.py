@@ -38,6 +38,7 @@ from causalfusion.generate.settings import check_settings
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
+from causalfusion.machine.threads import Threads
 from causalfusion.pictures.compose import framed, sheet, text_tile, to_tiles, with_texts
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
         _check_files(prompt)
         pipeline, folder = load_pipeline(request.model, request, world)
         pipeline.with_text()
+        Threads().adapt()
         check_settings(request.settings, pipeline.model.config, pipeline.spec.diffusion)
         warn_of_untrained_null(pipeline, request.settings, ())
         settings = {

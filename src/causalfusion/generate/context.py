@@ -7,6 +7,7 @@ Rows of the model are B with the condition and, under guidance, B more without i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -103,6 +104,8 @@ class Context:
     """(rows, 1, D) of the next image token, for a head that asks by the token before."""
     known: KnownTokens | None = None
     """The finished tokens of a bidirectional context."""
+    pending: Segment | None = None
+    """Finished tokens that are not in the cache yet."""
 
     @property
     def cache(self) -> KVCache:
@@ -114,8 +117,23 @@ class Context:
     def guided(self) -> bool:
         return len(self.labels) > self.batch_size
 
+    def sequence(self, *segments: Segment) -> PackedSequence:
+        """Tokens behind the cached ones, those that are pending first."""
+        pending = () if self.pending is None else (self.pending,)
+        rows = len(segments[-1].values) if segments else len(self.labels)
+        return PackedSequence((class_segment(self.labels[:rows], 0), *pending, *segments))
+
+    def settled(self) -> Context:
+        """Without pending tokens, after a pass over what `sequence` gave: the cache keeps their keys and
+        values."""
+        if self.pending is None:
+            return self
+        self.cache.commit(self.sequence())
+        return replace(self, pending=None)
+
     def fork(self, copies: int) -> Context:
         """`copies` variants of every image from one prefill."""
+        assert self.pending is None, "finished tokens belong to one variant"
 
         def repeated(of_rows: Tensor) -> Tensor:
             return of_rows.repeat_interleave(copies, dim=0)
@@ -133,6 +151,15 @@ class Context:
         )
 
 
+def settle(model: Transformer, context: Context) -> Context:
+    """The context with its pending tokens in the cache, in a pass of their own."""
+    if context.pending is None:
+        return context
+    sequence = context.sequence()
+    model(sequence, context.cache.attend(sequence))
+    return context.settled()
+
+
 def prefill(
     model: Transformer,
     labels: Tensor,
@@ -142,10 +169,12 @@ def prefill(
     kept_tokens: Tensor | None = None,
     kept_positions: Tensor | None = None,
     grid: tuple[int, int] | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> Context:
     """Cache the class condition (B,), the documents of a model with text, and clean tokens to keep of the
     image in progress (B, K, P), at raster positions (B, K). `grid`: rows and columns of the image in progress
-    and of those in the documents, by default those of the model."""
+    and of those in the documents, by default those of the model. `sizes`: of the AR steps that come, and
+    nothing after them; None: not known."""
     batch_size, device = len(labels), labels.device
     guided = config.guidance_scale != 1
     if guided:
@@ -173,8 +202,9 @@ def prefill(
         segments.append(image.segment("clean", kept, ar_step, positions, None))
         next_ar_step += 1
     sequence = PackedSequence(tuple(segments))
-    # One image may still come, or text.
     room = max(image.height * image.width, model.config.max_text_tokens if prompts is not None else 0)
+    if sizes is not None:
+        room = _room_for(sizes, sequence.num_tokens, device)
     capacity = sequence.num_tokens + room
     cache = KVCache.allocate(model.config, len(labels), capacity, device=device, dtype=_compute_dtype(device))
     context = Context(cache, labels, batch_size, next_ar_step, image, lengths)
@@ -189,6 +219,14 @@ def prefill(
     text = next(x for x, s in zip(hidden, sequence.segments, strict=True) if s.kind == "text")
     last = text[torch.arange(len(labels), device=device), lengths - 1]
     return replace(context, text_logits=model.text_logits(last))
+
+
+def _room_for(sizes: Sequence[int], context: int, device: torch.device) -> int:
+    """Tokens that the cache takes behind `context` others. On a CPU, the last AR step passes by a cache that
+    is no longer than itself: copying that for each layer takes less than 2 % of the layer's time."""
+    before = sum(sizes[:-1])
+    passes_by = device.type == "cpu" and context + before <= sizes[-1]
+    return before if passes_by else before + sizes[-1]
 
 
 def _documents(

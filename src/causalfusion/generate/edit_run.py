@@ -34,6 +34,7 @@ from causalfusion.generate.request import EditRequest
 from causalfusion.generate.settings import warn_of_unused
 from causalfusion.machine.processes import join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
+from causalfusion.machine.threads import Threads
 from causalfusion.pictures.compose import Edit, below, edit_sheet, framed, paragraph
 from causalfusion.saved.folder import SAMPLING_FILE
 
@@ -64,6 +65,7 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
         if world.size > 1:
             raise UserError("edit runs in one process; start it without torchrun")
         pipeline, folder = load_pipeline(request.model, request, world, request.rope_extrapolation)
+        Threads().adapt()
         task = _open_task(pipeline, image, request)
         pipeline = pipeline.at(*task.mask.shape)
         request = _fitted(request, task, pipeline.grid, folder)

@@ -19,6 +19,7 @@ from causalfusion.generate.request import CompleteRequest
 from causalfusion.machine.processes import World
 from causalfusion.machine.progress import seconds_of_command
 from causalfusion.machine.runtime import compute_dtype
+from causalfusion.machine.threads import Threads
 
 
 def complete_text(prompt: Sequence[str], request: CompleteRequest, world: World) -> None:
@@ -30,6 +31,7 @@ def complete_text(prompt: Sequence[str], request: CompleteRequest, world: World)
     pipeline = LanguagePipeline.load(
         request.model, device=world.device, autocast_dtype=compute_dtype(request.precision)
     )
+    Threads().adapt()
     tokenizer = pipeline.tokenizer
     if request.chat:
         roles = ("user", "assistant")

@@ -22,7 +22,7 @@ from causalfusion.files import write_whole
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import prompt_ids
 from causalfusion.generate.request import CompileChoice, CompleteRequest, EditRequest, SampleRequest
-from causalfusion.generate.settings import parse_classes
+from causalfusion.generate.settings import parse_classes, step_sizes
 from causalfusion.generate.store import png_of
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import World
@@ -71,6 +71,13 @@ def compile_for(pipeline: Pipeline, images: int, choice: CompileChoice = "auto")
     pays = pipeline.device.type == "cuda" and images >= IMAGES_TO_COMPILE
     if choice == "always" or (choice == "auto" and pays):
         compile_blocks(pipeline.model)
+
+
+def flops_of_product(pipeline: Pipeline, settings: SampleConfig, images: int) -> float:
+    """Arithmetic of the largest matrix product of a pass over an AR step of so many images."""
+    config = pipeline.model.config
+    tokens = images * max(step_sizes(settings, pipeline.codec.num_tokens, 0))
+    return 2.0 * tokens * config.hidden_size * config.mlp_size
 
 
 def read_labels(pipeline: Pipeline, names: Sequence[str]) -> list[int]:

@@ -197,6 +197,7 @@ class Pipeline(TokenPipeline):
             context = prefill(
                 self.model, label_tensor, config, prompts=self._prompts(documents),
                 kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1), grid=self.grid,
+                sizes=sizes,
             ).fork(variants)  # fmt: skip
             new = generate_tokens(
                 self.model, self.process, config, context, order, sizes, noise, watch,

@@ -27,6 +27,7 @@ from causalfusion.generate.output import (
     compile_for,
     describe,
     facts,
+    flops_of_product,
     load_pipeline,
     read_labels,
     uses_classes,
@@ -41,6 +42,7 @@ from causalfusion.generate.store import PartStore, PngStore, Store, png_of, runs
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import World, join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
+from causalfusion.machine.threads import Threads
 from causalfusion.pictures.compose import framed, sheet, to_image_grid, to_tiles, with_texts
 
 if TYPE_CHECKING:
@@ -166,11 +168,12 @@ def _generate(pipeline: Pipeline, request: SampleRequest, job: _Job, world: Worl
     """Generate and write this process's share of the missing images, batch by batch; the seconds it took."""
     task, start = job.task, time.monotonic()
     progress = ProgressLine(len(task), len(task) - len(job.missing), enabled=world.is_main)
-    batches = _batches(task, job.missing, request.batch_size)
+    batches, threads = _batches(task, job.missing, request.batch_size), Threads()
     done = progress.first
     for size, batch in batches[world.rank :: world.size]:
         entries = [index - task.first for index in batch]
         of_size = pipeline if size is None else pipeline.at(*size)
+        threads.adapt(flops_of_product(of_size, request.settings, len(batch)))
         watch = partial(_show, progress, done)
         if task.documents is not None:
             documents = [task.documents[index % len(task.documents)] for index in batch]

@@ -121,7 +121,7 @@ class TokenPipeline:
         order = draw_orders(config, *self.grid, seed, indices).to(self.device)
         noise = ImageNoise(seed, indices, num_tokens, self.model.config.token_dim)
         with autocast(self.device, self.autocast_dtype):
-            context = prefill(self.model, labels, config, prompts=prompts, grid=self.grid)
+            context = prefill(self.model, labels, config, prompts=prompts, grid=self.grid, sizes=sizes)
             new = generate_tokens(
                 self.model,
                 self.process,

@@ -56,7 +56,7 @@ def generate_tokens(
     """Tokens (B, n, P) at the raster positions `order` (B, n), in `len(sizes)` AR steps. Guidance acts on
     all numbers of a token, or on `guided_numbers` (P,) bool.
 
-    Every finished AR step but the last is appended to the context, once.
+    Every finished AR step but the last is appended to the context, once, in the first pass of the next.
     """
     check_order(model.config, config, sizes)
     steps = diffusion_steps(config, len(sizes), process)
@@ -76,5 +76,5 @@ def generate_tokens(
         finished.append(tokens)
         start += size
         if index + 1 < len(sizes):
-            context = step.append(tokens)
+            context = step.finish(tokens)
     return torch.cat(finished, dim=1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from causalfusion.config import CodecConfig, ModelConfig
 from causalfusion.errors import UserError
 from causalfusion.interop.official_file import OfficialFile, read_official
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.positions import sincos_positions
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec
@@ -102,7 +103,7 @@ def convert_state_dict(
     zeros). `learnable_positions` of None is decided by comparing them with the fixed table.
     """
     config = infer_config(official, where, num_classes=num_classes, learnable_positions=learnable_positions)
-    with torch.device("meta"):
+    with skeleton():
         expected = Transformer(config).state_dict()
     names = {official_name(name): name for name in expected}
     missing = sorted((names.keys() | {POSITION}) - official.keys())

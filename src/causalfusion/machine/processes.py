@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from causalfusion.errors import UserError
-from causalfusion.machine.runtime import select_device
+from causalfusion.machine.runtime import select_device, tune_allocator
 from causalfusion.machine.watch import (
     ProcessName,
     Watch,
@@ -83,8 +83,21 @@ def wait_without_limit(group: dist.ProcessGroup | None) -> None:
 def join_world(device: str = "auto") -> Iterator[World]:
     """The processes of this run: torchrun's (gloo on CPUs, NCCL on GPUs), or this one alone.
 
-    When one of several stops prematurely, the others end with an error that names it.
+    When one of several stops prematurely, the others end with an error that names it. Freed memory stays in
+    the process; the number of threads is afterwards what it was.
     """
+    tune_allocator()
+    threads = torch.get_num_threads()
+    try:
+        with _joined(device) as world:
+            yield world
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def _joined(device: str) -> Iterator[World]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_launcher()  # at once, as joining the others may take minutes

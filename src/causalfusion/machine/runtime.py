@@ -55,8 +55,15 @@ def _computes(device: torch.device) -> bool:
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """The dtype that `train.precision` or `--precision` names."""
+    """The dtype that `train.precision`, once `auto` is settled, or `--precision` names."""
+    if precision == "auto":
+        raise ValueError("precision is auto; expected the one that it stands for on this machine")
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def computes_bfloat16() -> bool:
+    """True if oneDNN multiplies in bfloat16 on this CPU, instead of by way of float32."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

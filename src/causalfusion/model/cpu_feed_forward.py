@@ -14,17 +14,26 @@ Shape letters: B images, T tokens, D width, M rows, F width of the hidden layer.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from causalfusion.machine.runtime import computes_bfloat16
+
+GeluForm = Literal["fused", "in place", "torch"]
+"""`fused`: oneDNN's linear layer with GELU; `in place`: `gelu_` after torch's linear layer; `torch`: its own
+GELU after it."""
 LINEAR = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715 * LINEAR
-CHUNK = 2**18
-"""Numbers that are worked on at a time: a few float32 buffers of this size fit into two cores' caches."""
+FEW_ROWS = 16
+"""With fewer rows, oneDNN's pass costs more than it saves on any CPU."""
+TRAINING_CHUNK = 2**18
+"""Numbers that are worked on at a time in training; `causalfusion estimate` counts with the buffers of it."""
+CHUNK = 2**16
+"""Numbers that a thread works on at a time: a few float32 buffers of this size fit into a core's cache."""
 
 
 def feed_forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -73,9 +82,9 @@ def gelu_and_derivative_(h: Tensor) -> Tensor:
     assert h.is_contiguous()
     activation = torch.empty_like(h)
     linear = torch.tensor(LINEAR)
-    buffers = torch.empty(4, min(CHUNK, h.numel()))
+    buffers = torch.empty(4, min(TRAINING_CHUNK, h.numel()))
     for h_part, activation_part in zip(
-        h.view(-1).split(CHUNK), activation.view(-1).split(CHUNK), strict=True
+        h.view(-1).split(TRAINING_CHUNK), activation.view(-1).split(TRAINING_CHUNK), strict=True
     ):
         x, value, sigmoid, slope = buffers[:, : h_part.numel()]
         x.copy_(h_part)
@@ -88,9 +97,33 @@ def gelu_and_derivative_(h: Tensor) -> Tensor:
     return activation
 
 
+def gelu_(h: Tensor) -> Tensor:
+    """gelu(h) in place of h, float32."""
+    chunk, linear = max(1, min(CHUNK * torch.get_num_threads(), h.numel())), torch.tensor(LINEAR)
+    buffer = torch.empty(chunk)
+    for part in h.view(-1).split(chunk):
+        sigmoid = buffer[: part.numel()]
+        torch.addcmul(linear, part, part, value=CUBIC, out=sigmoid).mul_(part).sigmoid_()
+        part.mul_(sigmoid)
+    return h
+
+
+def gelu_form(dtype: torch.dtype = torch.float32, rows: int = FEW_ROWS) -> GeluForm:
+    """How the first layer and its GELU are computed without gradients. By the kind of CPU, not by a clock, so
+    that a machine always gives the same numbers; docs/performance.md has the measurement."""
+    onednn = torch.backends.mkldnn.is_available()
+    if rows < FEW_ROWS and dtype == torch.float32:
+        return "torch"
+    if dtype == torch.bfloat16:
+        return "fused" if computes_bfloat16() else "torch"
+    if dtype != torch.float32:
+        return "fused" if onednn else "torch"
+    return "fused" if onednn and torch.backends.cpu.get_cpu_capability() != "AVX2" else "in place"
+
+
 def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The first layer with its GELU in one pass by oneDNN, where torch has it."""
-    runs = x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if torch.backends.mkldnn.is_available() and runs:
+    form = gelu_form(x.dtype, x.numel() // x.shape[-1])
+    if form == "fused":
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
-    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+    h = F.linear(x, weight, bias)
+    return gelu_(h) if form == "in place" else F.gelu(h, approximate="tanh")

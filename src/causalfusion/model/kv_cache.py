@@ -19,10 +19,11 @@ from causalfusion.sequence import PackedSequence
 
 @dataclass
 class KVCache:
-    """Room for `capacity` tokens of every layer, allocated once; nothing is concatenated later.
+    """Room for `capacity` tokens of every layer, allocated once.
 
     New tokens are written behind the cached ones, where the next new tokens overwrite them unless
-    `commit` keeps them: noised tokens pass through without a trace, clean ones are appended.
+    `commit` keeps them: noised tokens pass through without a trace, clean ones are appended. Nothing is
+    concatenated, but where noised tokens have no room: those of a large last AR step.
     """
 
     k: Tensor
@@ -50,8 +51,10 @@ class KVCache:
         return CachedAttend(self, sequence)
 
     def commit(self, sequence: PackedSequence) -> None:
-        """Keep the tokens that were just computed: they must all be clean."""
+        """Keep the tokens that were just computed, or the first of them: these must all be clean."""
         assert all(s.role == "clean" for s in sequence.segments), "only clean tokens are context"
+        end = self.length + sequence.num_tokens
+        assert end <= self.k.shape[3], f"cache holds {self.k.shape[3]} tokens, {end} needed"
         self.ar_step = _behind(self.ar_step, sequence.ar_step.cpu())
         if self.language.window:
             self.text_places = _behind(self.text_places, sequence.text_places.cpu())
@@ -67,36 +70,74 @@ class KVCache:
         return KVCache(k, v, ar_step, self.length, self.language, text_places)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A run of new tokens that all have one role."""
+
+    start: int
+    end: int
+    mask: Tensor | None
+    """(1 or B, 1, end - start, T + end); None: all may attend to all."""
+    windowed: Tensor | None
+    """The same in layers with a sliding window."""
+
+
 class CachedAttend:
+    """New tokens that are not clean see all of them; clean ones before them see those before alone, and are
+    computed by themselves, without the pairs that the mask would hide."""
+
     def __init__(self, cache: KVCache, sequence: PackedSequence) -> None:
-        self.cache = cache
-        self.end = cache.length + sequence.num_tokens
-        assert self.end <= cache.k.shape[3], f"cache holds {cache.k.shape[3]} tokens, {self.end} needed"
-        q_clean, q_ar_step = sequence.clean.cpu(), sequence.ar_step.cpu()
-        k_clean = torch.cat([torch.ones(cache.length, dtype=torch.bool), q_clean])
-        mask = dense_mask(q_clean, q_ar_step, k_clean, _behind(cache.ar_step, q_ar_step))
-        self.mask, self.windowed = self._unless_all(mask), None
+        self.cache, self.end = cache, cache.length + sequence.num_tokens
+        clean, ar_step = sequence.clean.cpu(), sequence.ar_step.cpu()
+        k_clean = torch.cat([torch.ones(cache.length, dtype=torch.bool), clean])
+        mask, inside = dense_mask(clean, ar_step, k_clean, _behind(cache.ar_step, ar_step)), None
         if cache.language.window:
             places = sequence.text_places.cpu()
             inside = window_mask(places, cache.language.window, _behind(cache.text_places, places))
-            self.windowed = self._unless_all(mask & inside)
+        count, total = int(clean.sum()), sequence.num_tokens
+        cut = count if bool(clean[:count].all()) else 0
+        runs = [(0, cut), (cut, total)]
+        self.parts = [self._part(mask, inside, start, end) for start, end in runs if start < end]
+
+    def _part(self, mask: Tensor, inside: Tensor | None, start: int, end: int) -> _Part:
+        rows, columns = slice(start, end), slice(0, self.cache.length + end)
+        mask = mask[:, :, rows, columns]
+        windowed = None if inside is None else self._unless_all(mask & inside[:, :, rows, columns])
+        return _Part(start, end, self._unless_all(mask), windowed)
 
     def _unless_all(self, mask: Tensor) -> Tensor | None:
         """The mask on the device of the cache; None: all may attend to all."""
         return None if bool(mask.all()) else mask.to(self.cache.k.device)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache, rows = self.cache, k.shape[0]
-        cache.k[layer, :rows, :, cache.length : self.end] = k
-        cache.v[layer, :rows, :, cache.length : self.end] = v
-        mask = self.windowed if cache.language.window_of(layer) else self.mask
-        mask = mask if mask is None else mask[:rows, :, mask.shape[2] - q.shape[2] :]
-        keys, values = (x[layer, :rows, :, : self.end] for x in (cache.k, cache.v))
+        keys, values = self._write(self.cache.k[layer], k), self._write(self.cache.v[layer], v)
+        first = k.shape[2] - q.shape[2]
+        parts = [part for part in self.parts if part.end > max(part.start, first)]
+        outputs = [self._attend(part, layer, q, keys, values, first) for part in parts]
+        return torch.cat(outputs, dim=2) if len(outputs) > 1 else (outputs or [q])[0]
+
+    def _write(self, cached: Tensor, new: Tensor) -> Tensor:
+        """(B, N, T + n, H): the layer's cache (B, N, capacity, H) and the new tokens, which stand in it as
+        far as it has room."""
+        rows, start = len(new), self.cache.length
+        fit = min(self.end, cached.shape[2])
+        cached[:rows, :, start:fit] = new[:, :, : fit - start]
+        if fit == self.end:
+            return cached[:rows, :, : self.end]
+        return torch.cat([cached[:rows, :, :start], new], dim=2)
+
+    def _attend(self, part: _Part, layer: int, q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
+        """The queries of a part; `first` is the number of the first new token that has one."""
+        start, rows = max(part.start, first), len(k)
+        q = q[:, :, start - first : part.end - first]
+        k, v = (x[:, :, : self.cache.length + part.end] for x in (k, v))
+        mask = part.windowed if self.cache.language.window_of(layer) else part.mask
+        mask = mask if mask is None else mask[:rows, :, start - part.start :]
         if q.shape[2] == 1 < q.shape[1] // k.shape[1]:
             # One query: those of the heads that share keys stand as several, and nothing is repeated.
             grouped = q.view(rows, k.shape[1], -1, q.shape[3])
-            return attend_without_gradient(grouped, keys, values, mask).reshape(q.shape)
-        return attend_without_gradient(q, repeat_heads(keys, q), repeat_heads(values, q), mask)
+            return attend_without_gradient(grouped, k, v, mask).reshape(q.shape)
+        return attend_without_gradient(q, repeat_heads(k, q), repeat_heads(v, q), mask)
 
 
 def _behind(rows: Tensor, new: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ class Transformer(nn.Module):
     def fill_positions(self) -> None:
         """The fixed tables, which no state dict holds; a learnable one begins like the fixed one."""
         config = self.config
-        if config.text_only:
+        if config.text_only or self.image_in.weight.is_meta:
             return
         device, grid = self.image_in.weight.device, (config.grid_height, config.grid_width)
         if config.position_embedding == "rope":

@@ -22,7 +22,7 @@ from causalfusion.generate.output import check_prompts, uses_classes
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
 from causalfusion.machine.progress import ProgressLine
-from causalfusion.machine.runtime import compute_dtype, select_device
+from causalfusion.machine.runtime import compute_dtype, select_device, tune_allocator
 from causalfusion.planner.picture import save_picture
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import Tried, choose, frontier, in_time
@@ -43,6 +43,7 @@ def plan(request: PlanRequest) -> Tried:
         dtype = compute_dtype(request.precision)
         return Pipeline.load(folder, device=device, autocast_dtype=dtype, autoencoder=request.autoencoder)
 
+    tune_allocator()
     pipeline, folder = read_latest(request.model, load)
     if request.size:
         pipeline = pipeline.at(*parse_size(request.size, "--size"))

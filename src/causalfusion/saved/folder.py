@@ -32,6 +32,7 @@ from causalfusion.config import (
 )
 from causalfusion.config.serialize import from_dict, read_json, to_dict, to_toml
 from causalfusion.errors import UserError
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.earlier_formats import EARLIER, bring_forward
 from causalfusion.saved.replace import replace_folder
@@ -256,7 +257,7 @@ def load_model(
         raise UserError(
             f"{folder}: config.json says model.depth {spec.model.depth}, its weights have {blocks} blocks"
         )
-    with torch.device("meta"):  # avoids drawing random weights only to overwrite them
+    with skeleton():  # avoids drawing random weights only to overwrite them
         model = Transformer(spec.model)
     require_same_shapes(shapes, _shapes(model.state_dict()), str(folder))  # before memory is allocated
     weights = {key: value.float() for key, value in load_weights(folder, name).items()}  # may be float16

@@ -9,7 +9,9 @@ from causalfusion.codec.language_tokenizer import drawing_tokenizer
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.config.graft import grafted
+from causalfusion.config.serialize import flat
 from causalfusion.errors import UserError
+from causalfusion.estimate.devices import faster_in_bfloat16
 from causalfusion.generate.settings import check_settings
 from causalfusion.machine.processes import World
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, load_spec, load_tokenizer
@@ -18,7 +20,13 @@ from causalfusion.train.document_feed import open_document_data
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.grids import SIZES
 from causalfusion.train.parallel import fit_to_memory
-from causalfusion.train.resume import check_same_run, facts_of, micro_batches_of, with_earlier_behaviour
+from causalfusion.train.resume import (
+    check_same_run,
+    facts_of,
+    micro_batches_of,
+    stored_settings,
+    with_earlier_behaviour,
+)
 from causalfusion.train.trainer import Trainer
 
 
@@ -48,6 +56,7 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     if config.text.tokenizer == "init" and last is None and begin_with is None:
         raise UserError("text.tokenizer is init; expected train.init too, the model whose tokenizer it is")
     config = _with_language(config, last or begin_with)
+    config = _with_precision(config, last, world)
     if last is not None:
         config = _as_begun(config, last)
     open_data = open_document_data if config.data.has_documents else open_training_data
@@ -71,6 +80,18 @@ def _with_language(config: RunConfig, source: Path | None) -> RunConfig:
     """The settings for a run that begins or goes on with a language model."""
     model = None if source is None else load_spec(source).model
     return grafted(config, model) if model is not None and model.speaks else config
+
+
+def _with_precision(config: RunConfig, checkpoint: Path | None, world: World) -> RunConfig:
+    """The settings with the precision that `auto` stands for: what the run began with, else what is faster on
+    this machine, for all processes alike."""
+    if config.train.precision != "auto":
+        return config
+    if checkpoint is not None:
+        low = flat(stored_settings(checkpoint)).get("train.precision") == "bfloat16"
+    else:
+        low = world.any(faster_in_bfloat16(world.device))
+    return replace(config, train=replace(config.train, precision="bfloat16" if low else "float32"))
 
 
 def _as_begun(config: RunConfig, checkpoint: Path) -> RunConfig:

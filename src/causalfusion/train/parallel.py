@@ -21,6 +21,7 @@ from causalfusion.estimate.devices import unmeasured_device
 from causalfusion.estimate.show import remedy
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import compute_dtype
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.compiled import compile_blocks
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.train.sharding import materialise, shard
@@ -33,7 +34,7 @@ def build_model(config: RunConfig, world: World) -> Transformer:
     never whole on any process."""
     train = config.train
     generator = torch.Generator().manual_seed(train.seed)
-    with torch.device("meta"):  # nothing is drawn only to be overwritten
+    with skeleton():  # nothing is drawn only to be overwritten
         model = Transformer(config.model)
     checkpoint_activations(model, train.activation_checkpointing)
     if train.compile == "always" or (train.compile == "auto" and world.device.type == "cuda"):

@@ -11,7 +11,6 @@ from causalfusion.config import RunConfig
 from causalfusion.errors import STOPPED, TrainingStopped
 from causalfusion.machine.processes import World, join_world
 from causalfusion.machine.progress import tell
-from causalfusion.machine.runtime import tune_allocator
 from causalfusion.saved.folder import checkpoints_of
 from causalfusion.train.opening import OpenRun, open_run
 from causalfusion.train.reports import Reports
@@ -25,12 +24,13 @@ def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True
     Raises TrainingStopped where a signal ended the run before its last image; all is saved then. Raises
     UserError where another process works on the same run.
     """
-    tune_allocator()
     folder = Path(config.out)
     with join_world(device) as world, run_in_use(folder, world):
         run = open_run(config, world)
         loop = TrainingLoop(run, world)
         show = show_progress and world.is_main
+        if show and config.train.precision == "auto" and not run.resumed:
+            tell(f"train.precision auto: {run.config.train.precision}, which is faster on this machine")
         if not loop.finished:
             loop.go(folder, show=show)
         elif show:

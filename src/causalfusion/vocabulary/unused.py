@@ -51,6 +51,7 @@ USED: dict[str, tuple[Use, ...]] = {
     "sample.last_step_rule": (SDE,),
     "sample.sde_noise": (SDE,),
     "sample.sde_norm": (SDE,),
+    "sample.solver_order": (SOLVER,),
     "sample.step_spacing": (SOLVER, CHAIN),
     "sample.least_log_snr": (SOLVER, CHAIN),
     "sample.variance": (Use("sample.sampler", ("ddpm",)),),

@@ -71,6 +71,10 @@ def test_other_settings_are_refused_by_the_first_difference(tmp_path):
         open_for_writing(tmp_path, other, FACTS, 4)
     with pytest.raises(UserError, match="candidates nothing, and 2 is asked for"):
         check_same_identity(IDENTITY, {**IDENTITY, "candidates": 2}, tmp_path)
+    later = {**IDENTITY["sample"], "solver_order": 2}
+    check_same_identity(IDENTITY, {**IDENTITY, "sample": later}, tmp_path)
+    with pytest.raises(UserError, match=r"sample.solver_order 2, and 3 is asked for"):
+        check_same_identity(IDENTITY, {**IDENTITY, "sample": {**later, "solver_order": 3}}, tmp_path)
     fill(tmp_path, count=50)
     assert json.loads((tmp_path / "settings.json").read_text())["images"] == 50, "it may grow"
     (tmp_path / "file").mkdir()

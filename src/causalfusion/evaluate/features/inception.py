@@ -22,6 +22,7 @@ from causalfusion.evaluate.features.extractor import (
 )
 from causalfusion.evaluate.features.inception_network import InceptionNetwork, preprocess
 from causalfusion.files import sha256_of
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.saved.folder import load_strictly
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
@@ -56,7 +57,7 @@ def load_inception_network(path: Path) -> InceptionNetwork:
     """The network in evaluation mode, from a state dict in a .pth or .safetensors file. Raises UserError for
     a file that cannot be read or holds another network."""
     weights = {key: value.float() for key, value in _read(path).items()}
-    with torch.device("meta"):  # no random weights that would be overwritten
+    with skeleton():  # no random weights that would be overwritten
         model = InceptionNetwork()
     counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith(_COUNTER)}
     try:

@@ -17,7 +17,7 @@ from causalfusion.config.serialize import to_dict
 from causalfusion.config.sizes import size_text
 from causalfusion.evaluate.samples.sample_set import SampleSet, missing_ranges, open_for_writing, write_part
 from causalfusion.files import hash_of, sha256_of
-from causalfusion.generate.output import describe, uses_classes, warn_of_untrained_null
+from causalfusion.generate.output import describe, flops_of_product, uses_classes, warn_of_untrained_null
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
 from causalfusion.generate.run import task_of
@@ -25,6 +25,7 @@ from causalfusion.generate.settings import check_settings
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import World
 from causalfusion.machine.progress import ProgressLine
+from causalfusion.machine.threads import Threads
 from causalfusion.saved.folder import WeightsName
 
 LISTED = 16
@@ -102,7 +103,7 @@ def _fill(
     """Generate this process's share of the batches."""
     if not batches:
         return
-    before, made, begin = progress.first, 0, time.monotonic()
+    before, made, begin, threads = progress.first, 0, time.monotonic(), Threads()
     for batch in batches[world.rank :: world.size]:
         start = time.monotonic()
 
@@ -110,6 +111,7 @@ def _fill(
             shown = f"{made * world.size / max(time.monotonic() - begin, 1e-9):.2f}/s"
             progress.show(min(before + made * world.size, task.images), f"{shown}, {describe(event)}")
 
+        threads.adapt(flops_of_product(pipeline, task.settings, len(batch)))
         entries = task_of(pipeline, task.classes, task.prompts, batch)
         images = generate_best(
             pipeline,

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from causalfusion.config.serialize import flat, from_dict, read_json
+from causalfusion.config import SampleConfig
+from causalfusion.config.serialize import flat, from_dict, read_json, to_dict
 from causalfusion.data.npz_file import NpzFile
 from causalfusion.errors import UserError, check
 from causalfusion.evaluate.samples.images import ImageBatch, Shape
@@ -120,7 +121,9 @@ def open_for_writing(folder: Path, identity: dict[str, Any], facts: dict[str, An
 
 def check_same_identity(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     """Raises UserError, with the first difference, where a set's identity is not the one asked for."""
-    before, after = flat(old), flat(json.loads(json.dumps(new)))
+    # Sampling settings that came later did what their default does.
+    usual, asked_for = json.loads(json.dumps([{"sample": to_dict(SampleConfig())}, new]))
+    before, after = ({**flat(usual), **flat(identity)} for identity in (old, asked_for))
     for name in [*after, *before]:
         there, asked = (values.get(name, "nothing") for values in (before, after))
         if there != asked:

@@ -23,6 +23,7 @@ from causalfusion.interop.language.source import LanguageSource, Stored, require
 from causalfusion.interop.language.weights import is_left_out, language_links, theirs_of
 from causalfusion.interop.systems.links import Link
 from causalfusion.machine.runtime import available_memory
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, load_spec, save_spec
 from causalfusion.saved.replace import replace_folder
@@ -102,7 +103,7 @@ def plan_conversion(source: LanguageSource) -> Conversion:
                 f"{source.where} {word} {names[0]}{more}; expected those of {family.name}, as {CONFIG} says"
             )
     shapes = _shapes_of_ours(links, weights, source.where)
-    with torch.device("meta"):
+    with skeleton():
         expected = {name: tuple(value.shape) for name, value in Transformer(model).state_dict().items()}
     require_same_shapes({name: shape for name, (shape, _) in shapes.items()}, expected, source.where)
     return Conversion(family, model, links, weights, shapes, source.where)

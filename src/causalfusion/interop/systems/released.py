@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from causalfusion.errors import UserError
 from causalfusion.interop.systems.links import Link, follow
+from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import load_strictly
 
@@ -33,7 +33,7 @@ class Released:
     def weights(self, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         """Ours. Raises UserError for a missing or unknown weight, or one of another shape."""
         weights = follow(self.links, state, where)
-        with torch.device("meta"):
+        with skeleton():
             model = Transformer(self.model)
         load_strictly(model, weights, where, assign=True)
         return weights
