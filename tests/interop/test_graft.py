@@ -28,6 +28,7 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.interop.language.convert import export_model, open_source, plan_conversion, write_model
 from causalfusion.model.parts import is_of_text
 from causalfusion.saved.folder import checkpoints_of, load_spec, load_weights
+from causalfusion.train.auto import settings_for
 from causalfusion.train.run import train
 
 pytestmark = needs_recordings
@@ -134,6 +135,18 @@ def test_a_graft_that_was_stopped_goes_on_to_the_bit(
         assert is_of_text(name) and raw[name].equal(value) != trained
     state = load_file(whole / "state" / "optimizer.safetensors")
     assert any(is_of_text(name.rpartition("/")[0]) for name in state) == trained
+
+
+def test_what_is_chosen_for_data_leaves_the_language_model_its_own(tmp_path: Path):
+    """`train PATH --config graft` chooses a batch and a patch size, and no size of the text."""
+    init, device = language("llama_b", tmp_path), torch.device("cpu")
+    given = load_config("graft-shapes", train={"init": str(init)})
+    chosen, _ = settings_for(given, device)
+    without, _ = settings_for(load_config("graft-shapes"), device)
+    assert {"hidden_size", "depth", "num_heads"} <= without["model"].keys()
+    assert not {"hidden_size", "depth", "num_heads", "position_embedding"} & chosen["model"].keys()
+    assert "tokenizer" in without["text"] and "tokenizer" not in chosen["text"]
+    assert chosen["train"] == without["train"]
 
 
 def test_the_texts_weights_have_a_learning_rate_of_their_own(tmp_path: Path):

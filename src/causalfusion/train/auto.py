@@ -22,7 +22,7 @@ from causalfusion.data import DocumentSource, ImageSource, UnreadableImage, open
 from causalfusion.data.document_source import DocumentImages, documents_with_images
 from causalfusion.errors import UserError, printable
 from causalfusion.estimate.devices import faster_in_bfloat16
-from causalfusion.saved.folder import checkpoints_of
+from causalfusion.saved.folder import checkpoints_of, load_spec, read_latest
 from causalfusion.train.resume import LATER, stored_settings
 
 LOOKED_AT = 24
@@ -221,10 +221,30 @@ def settings_for(
     else:
         facts = look_at(open_source(given.data), given.data.source)
         chosen = settings_from(facts, given, kind, low_precision=low_precision)
+    if begins_with_language(given):
+        chosen = beside_language(chosen)
     chosen = as_begun(Path(os.path.expanduser(out)), chosen)
     lines = [f"{printable(path)}: {facts.describe()}"]
     lines.append("chosen for these data and this machine (options and recipes override it):")
     return {"out": out, **chosen}, lines + _in_lines({**chosen, "out": out}, decided)
+
+
+def begins_with_language(given: RunConfig) -> bool:
+    """True for a run that begins with a language model."""
+    init = given.train.init
+    return bool(init) and read_latest(Path(os.path.expanduser(init)), load_spec)[0].model.speaks
+
+
+def beside_language(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that a language model brings: its size, its tokenizer, its positions."""
+    theirs = {
+        "model": {"hidden_size", "depth", "num_heads", "position_embedding"},
+        "text": {"tokenizer", "vocab_size"},
+    }
+    return {
+        table: {k: v for k, v in values.items() if k not in theirs.get(table, ())}
+        for table, values in chosen.items()
+    }
 
 
 def _name_of(path: str) -> str:
