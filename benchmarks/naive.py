@@ -34,7 +34,11 @@ class NaiveTransformer(Transformer):
             block.mlp = NaiveFeedForward(config.hidden_size, config.mlp_size)
 
     def forward(
-        self, sequence: PackedSequence, attend: Attend | None = None, backend: AttentionBackend = "auto"
+        self,
+        sequence: PackedSequence,
+        attend: Attend | None = None,
+        backend: AttentionBackend = "auto",
+        text_token: Tensor | None = None,
     ) -> Predictions:
         attend = attend or DenseAttend(sequence)
         x = torch.cat([self._embed(s) for s in sequence.segments if s.num_tokens], dim=1)

@@ -25,7 +25,7 @@ def passes(which: str, folder) -> dict:
     nn.init.normal_(trainer.model.image_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     computed: list[int] = []
     for layer, block in enumerate(trainer.model.blocks):
-        block.attn.register_forward_pre_hook(lambda *_, layer=layer: computed.append(layer))
+        block.norm1.register_forward_pre_hook(lambda *_, layer=layer: computed.append(layer))
     batch = next(data.batches(0))
     piece = trainer.objective.arrange(batch, trainer.objective.draw(batch, seed=0, split_index=0))
     totals, num_text = trainer._totals([piece])

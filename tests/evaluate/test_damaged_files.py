@@ -128,7 +128,13 @@ class OfReference(Format):
 
 class OfPlan(Format):
     request: Any = SimpleNamespace(
-        precision="float32", batch_size=1, images=2, seed=0, features="pixels:4", reference="digits"
+        precision="float32",
+        batch_size=1,
+        images=2,
+        seed=0,
+        features="pixels:4",
+        reference="digits",
+        size="",
     )
 
     def open(self) -> _EarlierTrials:

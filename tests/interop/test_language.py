@@ -308,7 +308,7 @@ def test_a_model_of_images_is_not_one_and_the_other_way_round(tmp_path: Path):
     assert load_spec(ours).model.text_only
     with pytest.raises(UserError, match=r"is a language model without images, which only completes texts"):
         Pipeline.load(ours)
-    with pytest.raises(UserError, match=r"is no language model without images; use Pipeline"):
+    with pytest.raises(UserError, match=r"did not begin as a language model; use Pipeline"):
         LanguagePipeline.load("shapes")
     with pytest.raises(UserError, match=r"did not begin as a language model"):
         export_model(packaged_models()["shapes"], tmp_path / "back")

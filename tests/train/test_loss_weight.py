@@ -18,7 +18,7 @@ WORLD = World(0, 1, torch.device("cpu"))
 def test_a_limit_below_every_ratio_is_a_factor(recipe):
     """With snr_limit below the least signal to noise ratio (4e-5) every level of x_0 weighs snr_limit."""
     config = load_config(recipe, model=SMALL, diffusion={"prediction_type": "sample"})
-    config = replace(config, train=replace(config.train, batch_size=8))
+    config = replace(config, train=replace(config.train, batch_size=8, precision="float32"))
     data = open_training_data(config, WORLD)
     batch = next(data.batches(0))
     losses = []

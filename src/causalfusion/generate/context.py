@@ -210,15 +210,14 @@ def prefill(
     context = Context(cache, labels, batch_size, next_ar_step, image, lengths)
     if not sequence.num_tokens:
         return context
-    if prompts is None:
-        predictions = model(sequence, cache.attend(sequence))
-        cache.commit(sequence)
-        return replace(context, condition=predictions.condition) if asks_next else context
-    hidden = model.hidden(sequence, cache.attend(sequence))
+    predictions = model(sequence, cache.attend(sequence), text_token=None if prompts is None else lengths - 1)
     cache.commit(sequence)
-    text = next(x for x, s in zip(hidden, sequence.segments, strict=True) if s.kind == "text")
-    last = text[torch.arange(len(labels), device=device), lengths - 1]
-    return replace(context, text_logits=model.text_logits(last))
+    if asks_next:
+        return replace(context, condition=predictions.condition)
+    if prompts is None:
+        return context
+    assert predictions.text is not None, "documents have text"
+    return replace(context, text_logits=predictions.text[:, 0])
 
 
 def _room_for(sizes: Sequence[int], context: int, device: torch.device) -> int:

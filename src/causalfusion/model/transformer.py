@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +30,10 @@ from causalfusion.model.modulation import (
 )
 from causalfusion.model.norm import Norm, norm_of
 from causalfusion.model.positions import sincos_at, sincos_positions, table_at
+from causalfusion.model.predictions import Predictions
 from causalfusion.model.rotation import sequence_rotation, table_of_training
 from causalfusion.model.streams import Rows, Streams
 from causalfusion.sequence import PackedSequence, Segment
-
-
-class Predictions(NamedTuple):
-    image: Tensor
-    """(B, n, P) for the noised tokens, in their order in the sequence; with a per-token head, for those of
-    the sequence's `denoising`."""
-    text: Tensor | None = None
-    """(B, n, vocabulary) logits of what follows each text token; None where there is no text."""
-    condition: Tensor | None = None
-    """(B, n, D) conditions of the tokens that are asked for; None without a per-token head."""
 
 
 class Transformer(nn.Module):
@@ -166,11 +156,16 @@ class Transformer(nn.Module):
             yield block
 
     def forward(
-        self, sequence: PackedSequence, attend: Attend | None = None, backend: AttentionBackend = "auto"
+        self,
+        sequence: PackedSequence,
+        attend: Attend | None = None,
+        backend: AttentionBackend = "auto",
+        text_token: Tensor | None = None,
     ) -> Predictions:
-        """Predictions for the noised tokens. `attend` defaults to the mask of the sequence by itself;
-        a `KVCache` gives the one of new tokens in generation."""
-        return self._leave(self.hidden(sequence, attend, backend), sequence)
+        """Predictions for the noised tokens. `attend` defaults to the mask of the sequence by itself; a
+        `KVCache` gives the one of new tokens in generation. `text_token` (B,): the index of the one text
+        token in each row that is to have logits, (B, 1, vocabulary); None: all of them have."""
+        return self._leave(self.hidden(sequence, attend, backend), sequence, text_token)
 
     def hidden(
         self, sequence: PackedSequence, attend: Attend | None = None, backend: AttentionBackend = "auto"
@@ -209,7 +204,9 @@ class Transformer(nn.Module):
         dropout = self.config.attention_dropout if self.training else 0.0
         return select_attend(sequence, backend, self.config.head_dim, dropout, self.config.language)
 
-    def _leave(self, rows: Sequence[Tensor], sequence: PackedSequence) -> Predictions:
+    def _leave(
+        self, rows: Sequence[Tensor], sequence: PackedSequence, text_token: Tensor | None
+    ) -> Predictions:
         """Each predicting segment's rows go to the head of its kind."""
         image, text = [], []
         for segment, x in zip(sequence.segments, rows, strict=True):
@@ -217,6 +214,8 @@ class Transformer(nn.Module):
                 (text if segment.kind == "text" else image).append(
                     x[:, -1:] if segment.kind == "class" else x
                 )
+        if text_token is not None:
+            text = [torch.cat(text, dim=1)[torch.arange(len(text_token)), text_token][:, None]]
         logits = self.text_logits(torch.cat(text, dim=1)) if text else None
         of_image = (
             torch.cat(image, dim=1) if image else rows[0].new_zeros(len(rows[0]), 0, self.config.image_size)
