@@ -31,6 +31,8 @@ from causalfusion.data.drawing import COLORS, SHAPES, SIZES, SceneObject
 from causalfusion.data.shapes import HELD_OUT
 from causalfusion.evaluate.measures.scenes import read_scene
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.read import to_float
+from causalfusion.pictures.compose import framed, sheet, to_tiles, with_texts
 
 OTHER_COLORS = {
     "red": "crimson", "green": "emerald", "blue": "cobalt", "yellow": "golden", "purple": "violet",
@@ -38,6 +40,14 @@ OTHER_COLORS = {
 }  # fmt: skip
 OTHER_SIZES = {"small": "minuscule", "large": "huge"}
 OTHER_SHAPES = {"circle": "disc", "square": "box", "diamond": "rhombus"}
+SHOWN = (
+    "a large red circle",
+    "a large crimson circle",
+    "a large emerald star",
+    "a huge golden square",
+    "could you draw me a diamond? it should be large and purple",
+)
+"""Captions of the picture."""
 ATTRIBUTES = ("color", "size", "shape")
 SAMPLING = SampleConfig(sampler="dpm++", diffusion_steps=[20], guidance_scale=2.0)
 
@@ -96,6 +106,23 @@ def measure(pipeline: Pipeline, questions: Sequence[Asked], batch_size: int = 50
     return {name: sum(values) / len(values) for name, values in right.items()}
 
 
+def save_picture(out: Path, pipelines: Sequence[Pipeline], columns: int = 4) -> None:
+    """A row for each of `SHOWN`: what each of the models draws for it."""
+    drawn = [
+        pipeline.codec.to_uint8(
+            pipeline.generate(prompts=[p for p in SHOWN for _ in range(columns)], config=SAMPLING)
+        )
+        for pipeline in pipelines
+    ]
+    images, texts = [], []
+    for row, prompt in enumerate(SHOWN):
+        for of_model in drawn:
+            images += list(of_model[row * columns : (row + 1) * columns])
+            texts += [prompt, *[""] * (columns - 1)]
+    tiles = with_texts(to_tiles(to_float(np.stack(images)), 3), texts)
+    framed(sheet(tiles, columns * len(drawn)), 8).save(out)
+
+
 def randomise(model: Path, out: Path, seed: int = 0) -> None:
     """A language model's folder with random weights, of the spread of its own."""
     shutil.copytree(model, out)
@@ -114,15 +141,19 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--count", type=int, default=200, help="captions of each kind")
     parser.add_argument("--random", type=Path, help="only write the first model with random weights there")
+    parser.add_argument("--picture", type=Path, help="only draw a few captions, into this file")
     parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
     given = parser.parse_args()
     if given.random:
         randomise(given.runs[0], given.random)
         return
+    pipelines = [Pipeline.load(run, weights=given.weights) for run in given.runs]
+    if given.picture:
+        save_picture(given.picture, pipelines)
+        return
     questions = asked(given.count)
     print(f"| captions | {' | '.join(str(run) for run in given.runs)} |")
     print("|---" * (len(given.runs) + 1) + "|")
-    pipelines = [Pipeline.load(run, weights=given.weights) for run in given.runs]
     print(f"| images seen | {' | '.join(f'{p.spec.images_seen:,}' for p in pipelines)} |")
     figures = {}
     for kind, of_kind in questions.items():
