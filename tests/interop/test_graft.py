@@ -3,6 +3,7 @@ the bit, and refusals."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,11 @@ def test_what_is_chosen_for_data_leaves_the_language_model_its_own(tmp_path: Pat
     assert not {"hidden_size", "depth", "num_heads", "position_embedding"} & chosen["model"].keys()
     assert "tokenizer" in without["text"] and "tokenizer" not in chosen["text"]
     assert chosen["train"] == without["train"]
+    begun = graft_of(init, tmp_path / "run", OWN, train={"images": 8})
+    run(begun)
+    shutil.rmtree(init)  # a run that has begun does not need it
+    again, _ = settings_for(begun, device)
+    assert again["model"].keys() == chosen["model"].keys()
 
 
 def test_the_texts_weights_have_a_learning_rate_of_their_own(tmp_path: Path):

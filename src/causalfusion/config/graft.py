@@ -19,9 +19,11 @@ _BIASES_OF_TEXT = ("qkv", "attention", "mlp")
 
 
 def grafted(config: RunConfig, language: ModelConfig) -> RunConfig:
-    """The settings of a run that begins with a language model, or with one that already draws: those of the
-    text are its own. Raises UserError where the run says otherwise."""
+    """The settings of a run that begins with this model. Of a language model, also of one that already draws,
+    those of the text are its own; raises UserError where the run says otherwise. Others leave them all."""
     model = config.model
+    if not language.speaks:
+        return config
     ours = {name: getattr(language, name) for name in _OF_TEXT}
     if language.text_only:
         ours["language"] = replace(language.language, markers="own", longest=language.max_text_tokens)

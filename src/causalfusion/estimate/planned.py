@@ -95,7 +95,7 @@ def _with_language(config: RunConfig, notes: list[str]) -> RunConfig:
     except UserError:
         notes.append(f"the sizes are those of the settings: {config.train.init} is no model that is there")
         return config
-    return grafted(config, model) if model.speaks else config
+    return grafted(config, model)
 
 
 def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int, int, int, int]:

@@ -221,18 +221,19 @@ def settings_for(
     else:
         facts = look_at(open_source(given.data), given.data.source)
         chosen = settings_from(facts, given, kind, low_precision=low_precision)
-    if begins_with_language(given):
+    run = Path(os.path.expanduser(out))
+    if with_language(run, given.train.init):
         chosen = beside_language(chosen)
-    chosen = as_begun(Path(os.path.expanduser(out)), chosen)
+    chosen = as_begun(run, chosen)
     lines = [f"{printable(path)}: {facts.describe()}"]
     lines.append("chosen for these data and this machine (options and recipes override it):")
     return {"out": out, **chosen}, lines + _in_lines({**chosen, "out": out}, decided)
 
 
-def begins_with_language(given: RunConfig) -> bool:
-    """True for a run that begins with a language model."""
-    init = given.train.init
-    return bool(init) and read_latest(Path(os.path.expanduser(init)), load_spec)[0].model.speaks
+def with_language(run: Path, init: str) -> bool:
+    """True for a run that goes on with a language model or, if it has not begun, begins with one."""
+    source = str(run) if checkpoints_of(run) else init
+    return bool(source) and read_latest(Path(source), load_spec)[0].model.speaks
 
 
 def beside_language(chosen: dict[str, Any]) -> dict[str, Any]:

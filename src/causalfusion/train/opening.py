@@ -53,14 +53,16 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     last = checkpoints[-1] if checkpoints else None
     # A run that has begun no longer needs what it began with.
     begin_with = latest_model(Path(config.train.init)) if config.train.init and last is None else None
-    if config.text.tokenizer == "init" and last is None and begin_with is None:
+    source = last or begin_with
+    if config.text.tokenizer == "init" and source is None:
         raise UserError("text.tokenizer is init; expected train.init too, the model whose tokenizer it is")
-    config = _with_language(config, last or begin_with)
+    if source is not None:
+        config = grafted(config, load_spec(source).model)
     config = _with_precision(config, last, world)
     if last is not None:
         config = _as_begun(config, last)
     open_data = open_document_data if config.data.has_documents else open_training_data
-    data = open_data(config, world, _tokenizer(config, last or begin_with, resumed=last is not None))
+    data = open_data(config, world, _tokenizer(config, source, resumed=last is not None))
     config = data.config
     record = facts_of(data) if last is None else check_same_run(config, last, data)
     if config.train.sample_every or config.train.sample_minutes:
@@ -74,12 +76,6 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     elif begin_with is not None:
         trainer.begin_with(begin_with)
     return OpenRun(config, data, record, trainer, _spec(config, data), resumed=last is not None)
-
-
-def _with_language(config: RunConfig, source: Path | None) -> RunConfig:
-    """The settings for a run that begins or goes on with a language model."""
-    model = None if source is None else load_spec(source).model
-    return grafted(config, model) if model is not None and model.speaks else config
 
 
 def _with_precision(config: RunConfig, checkpoint: Path | None, world: World) -> RunConfig:
