@@ -22,6 +22,7 @@ from causalfusion.config.autoencoding import AutoencoderRun
 from causalfusion.data import open_source
 from causalfusion.data.loader import Batch, Loader, load_indices, split_holdout
 from causalfusion.data.sizes import check_one_size
+from causalfusion.data.source import spread
 from causalfusion.errors import TrainingStopped, UserError
 from causalfusion.files import in_use, remove_leftovers, write_whole
 from causalfusion.machine.progress import ProgressLine, tell
@@ -241,7 +242,7 @@ class _Run:
     def _publish(self) -> None:
         """Measure the latents, write the autoencoder, and say how to use it."""
         state = self.state
-        chosen = self.train_indices[:: -(-len(self.train_indices) // STATISTICS_IMAGES)]
+        chosen = spread(self.train_indices, STATISTICS_IMAGES)
         parts = (chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK))
         with state.ema.applied():
             mean, std = measure_statistics(

@@ -119,10 +119,11 @@ def texts_of_documents(config: DataConfig, max_texts: int) -> list[str]:
     documents without any."""
     from causalfusion.data import open_documents
     from causalfusion.data.loader import split_holdout
+    from causalfusion.data.source import spread
 
     source = open_documents(config)
     indices, _ = split_holdout(len(source), config.holdout)
-    chosen = indices[:: -(-len(indices) // max_texts)].tolist()
+    chosen = spread(indices, max_texts).tolist()
     found = [text for index in chosen for text in source.texts(index)][:max_texts]
     if not found:
         raise UserError(f"the documents of {source.name} have no text; give others, or --texts FILE")

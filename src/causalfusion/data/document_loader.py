@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from causalfusion.config.sizes import Fit
 from causalfusion.data.document_source import DocumentSource
 from causalfusion.data.loader import StreamReader, to_float
-from causalfusion.data.picture import UnreadableImage
-from causalfusion.data.reader import MIN_READ, Samples, stacked, warn_unreadable
+from causalfusion.data.reader import ReplacingReader, Samples, stacked, warn_unreadable
 from causalfusion.data.transforms import fit_image
-from causalfusion.errors import UserError
-from causalfusion.rng import derive_seed
 
 Elements = tuple[str | int, ...]
 """The elements of a document: texts, and images by their number among those of the batch."""
@@ -49,25 +46,21 @@ class DocumentExamples:
     """Positions of the documents in the sample stream."""
 
 
-class DocumentReader(Dataset):
+class DocumentReader(ReplacingReader[DocumentReads]):
     """Reads documents of `source`, their images brought to size as `fit` says. One with an unreadable image
-    is replaced by another of the indices `pool`, chosen by its own index alone: every process chooses the
-    same."""
+    is one that cannot be read."""
+
+    examples = "documents"
 
     def __init__(self, source: DocumentSource, fit: Fit, pool: np.ndarray) -> None:
-        self.source, self.fit, self.pool = source, fit, pool
-
-    def __getitem__(self, samples: Samples) -> DocumentReads | UserError:  # pyright: ignore[reportIncompatibleMethodOverride]
-        try:
-            return self.read(samples)
-        except UserError as error:  # returned, as a DataLoader would wrap a raised one in a traceback
-            return error
+        super().__init__(pool)
+        self.source, self.fit = source, fit
 
     def read(self, samples: Samples) -> DocumentReads:
         failures, used = list[tuple[int, str]](), list[int]()
         documents, images, owners = list[Elements](), list[np.ndarray](), list[int]()
         for index, epoch in zip(samples.indices.tolist(), samples.epochs.tolist(), strict=True):
-            current, elements = self._read(index, epoch, failures)
+            current, elements = self.first_readable(index, partial(self._elements, epoch=epoch), failures)
             numbered = list[str | int]()
             for element in elements:
                 if not isinstance(element, str):
@@ -79,21 +72,9 @@ class DocumentReader(Dataset):
         pixels = stacked(images, owners) if images else np.zeros((0, 1, 1, 3), np.uint8)
         return DocumentReads(pixels, documents, np.array(used, np.int64), failures)
 
-    def _read(
-        self, index: int, epoch: int, failures: list[tuple[int, str]]
-    ) -> tuple[int, tuple[str | np.ndarray, ...]]:
-        """(index, elements) of this document or its replacement. Raises UserError if none can be read."""
-        current = index
-        for attempt in range(MIN_READ):
-            try:
-                elements = self.source.read(current, epoch).elements
-                return current, tuple(e if isinstance(e, str) else self._fitted(e) for e in elements)
-            except UnreadableImage as error:
-                failures.append((current, str(error)))
-            current = int(self.pool[derive_seed(index, "replacement", attempt) % len(self.pool)])
-        raise UserError(
-            f"none of {MIN_READ} documents tried can be read, the last: {failures[-1][1]}; repair the data"
-        )
+    def _elements(self, index: int, epoch: int) -> tuple[str | np.ndarray, ...]:
+        elements = self.source.read(index, epoch).elements
+        return tuple(e if isinstance(e, str) else self._fitted(e) for e in elements)
 
     def _fitted(self, image: np.ndarray) -> np.ndarray:
         fitted = fit_image(image, self.fit)
@@ -113,9 +94,7 @@ class DocumentLoader(StreamReader[DocumentReads]):
 
 def load_documents(reader: DocumentReader, indices: np.ndarray) -> DocumentExamples:
     """These documents, at their places among them. A warning names unreadable ones, which are replaced."""
-    nothing = np.zeros(len(indices), np.int64)
-    samples = Samples(np.asarray(indices, np.int64), nothing.astype(bool), nothing)
-    reads = reader.read(samples)
+    reads = reader.read(Samples.plain(indices))
     for _, name in reads.failures:
         warn_unreadable(name)
     return DocumentExamples(to_float(reads.pixels), reads.documents, np.arange(len(indices)))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from causalfusion.data.source import Example
+from causalfusion.data.source import Example, spread
 from causalfusion.errors import UserError
 
 _WITH_IMAGES = 2048
@@ -71,7 +71,7 @@ def documents_with_images(source: DocumentSource, indices: np.ndarray | None = N
     """At most 2048 of these documents (by default of all) that have an image, evenly spread. Raises UserError
     if none has."""
     indices = np.arange(len(source)) if indices is None else indices
-    chosen = indices[:: -(-len(indices) // _WITH_IMAGES)]
+    chosen = spread(indices, _WITH_IMAGES)
     found = [index for index in chosen.tolist() if source.images_of(index)]
     found = found or [index for index in indices.tolist() if source.images_of(index)][:_WITH_IMAGES]
     if not found:

@@ -258,10 +258,9 @@ def read_indices(
     grids: np.ndarray | None = None,
 ) -> Reads:
     """The images of `load_indices` as the arrays that workers return."""
-    indices = np.asarray(indices, np.int64)
-    samples = Samples(indices, np.zeros(len(indices), bool), np.zeros(len(indices), np.int64))
     pool = np.arange(len(source))
-    return Reader(source, config.fit() if fit is None else fit, pool, grids).read(samples)
+    reader = Reader(source, config.fit() if fit is None else fit, pool, grids)
+    return reader.read(Samples.plain(indices))
 
 
 def batch_of(reads: Reads) -> Batch:

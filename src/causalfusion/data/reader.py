@@ -6,9 +6,10 @@ Shape letters: B images, C, H, W channels and pixels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -41,6 +42,12 @@ class Samples(NamedTuple):
     epochs: np.ndarray
     """(B,) int64 epoch, on which the caption that is drawn depends."""
 
+    @classmethod
+    def plain(cls, indices: np.ndarray) -> Samples:
+        """These, as they are in epoch 0."""
+        indices = np.asarray(indices, np.int64)
+        return cls(indices, np.zeros(len(indices), bool), np.zeros(len(indices), np.int64))
+
 
 @dataclass(frozen=True)
 class Reads:
@@ -60,19 +67,69 @@ class Reads:
     """(index into the source, name and reason) of each unreadable image that was tried."""
 
 
-class Reader(Dataset):
-    """Reads images of `source`, brought to size as `fit` says. An unreadable image is replaced by one of the
-    indices `pool`, chosen by its own index alone: every process chooses the same. With `grids` (N, 2), by
-    index into the source, the other one has the same grid.
+Readings = TypeVar("Readings")
+Readable = TypeVar("Readable")
+Failures = list[tuple[int, str]]
+
+
+class ReplacingReader(Dataset, ABC, Generic[Readings]):
+    """Reads the examples of a batch. One that cannot be read is replaced by another of the indices `pool`,
+    chosen by its own index alone: every process chooses the same."""
+
+    examples: ClassVar[str]
+    """Word for them in messages."""
+
+    def __init__(self, pool: np.ndarray) -> None:
+        self.pool = pool
+
+    def __getitem__(self, samples: Samples) -> Readings | UserError:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return self.read(samples)
+        except UserError as error:  # returned, as a DataLoader would wrap a raised one in a traceback
+            return error
+
+    @abstractmethod
+    def read(self, samples: Samples) -> Readings: ...
+
+    def first_readable(
+        self,
+        index: int,
+        read: Callable[[int], Readable],
+        failures: Failures,
+        narrow: Callable[[np.ndarray], np.ndarray] = lambda pool: pool,
+    ) -> tuple[int, Readable]:
+        """(index, what `read` gave) of this example or its replacement, which is one of the `narrow` pool.
+        Raises UserError if none can be read."""
+        current, pool = index, self.pool
+        for attempt in range(MIN_READ):
+            try:
+                return current, read(current)
+            except UnreadableImage as error:
+                failures.append((current, str(error)))
+            # Drawn from all of the data, as neighbours tend to be damaged together, up to a whole shard.
+            pool = narrow(pool) if attempt == 0 else pool
+            current = int(pool[derive_seed(index, "replacement", attempt) % len(pool)])
+        raise UserError(
+            f"none of {MIN_READ} {self.examples} tried can be read, the last: {failures[-1][1]}; repair the "
+            "data"
+        )
+
+
+class Reader(ReplacingReader[Reads]):
+    """Reads images of `source`, brought to size as `fit` says. With `grids` (N, 2), by index into the source,
+    the replacement of an image has the same grid.
 
     The cropped images of a small set are kept in memory: decoding large photographs takes far longer than
     training a small model on them.
     """
 
+    examples = "images"
+
     def __init__(
         self, source: ImageSource, fit: Fit, pool: np.ndarray, grids: np.ndarray | None = None
     ) -> None:
-        self.source, self.fit, self.pool, self.grids = source, fit, pool, grids
+        super().__init__(pool)
+        self.source, self.fit, self.grids = source, fit, grids
         self._keeps = 0 < 3 * (fit.max_area or fit.height * fit.width) * len(pool) <= KEPT_BYTES
         self._kept: dict[int, Example] = {}
 
@@ -80,14 +137,8 @@ class Reader(Dataset):
         """Pickle without the kept images: another process reads them itself."""
         return {**self.__dict__, "_kept": {}}
 
-    def __getitem__(self, samples: Samples) -> Reads | UserError:  # pyright: ignore[reportIncompatibleMethodOverride]
-        try:
-            return self.read(samples)
-        except UserError as error:  # returned, as a DataLoader would wrap a raised one in a traceback
-            return error
-
     def read(self, samples: Samples) -> Reads:
-        failures: list[tuple[int, str]] = []
+        failures: Failures = []
         found, examples, images = [], [], []
         for index, mirror in zip(samples.indices.tolist(), samples.mirrored.tolist(), strict=True):
             used, example = self._read(index, failures)
@@ -103,21 +154,11 @@ class Reader(Dataset):
             failures=failures,
         )
 
-    def _read(self, index: int, failures: list[tuple[int, str]]) -> tuple[int, Example]:
-        """(index, example) of this image or its replacement. Raises UserError if none can be read."""
-        current, pool = index, self.pool
-        for attempt in range(MIN_READ):
-            try:
-                return current, self._example(current)
-            except UnreadableImage as error:
-                failures.append((current, str(error)))
-            # Drawn from all of the data, as neighbours tend to be damaged together, up to a whole shard.
-            if self.grids is not None and attempt == 0:
-                pool = pool[(self.grids[pool] == self.grids[index]).all(1)]
-            current = int(pool[derive_seed(index, "replacement", attempt) % len(pool)])
-        raise UserError(
-            f"none of {MIN_READ} images tried can be read, the last: {failures[-1][1]}; repair the data"
-        )
+    def _read(self, index: int, failures: Failures) -> tuple[int, Example]:
+        def of_same_grid(pool: np.ndarray) -> np.ndarray:
+            return pool if self.grids is None else pool[(self.grids[pool] == self.grids[index]).all(1)]
+
+        return self.first_readable(index, self._example, failures, of_same_grid)
 
     def _example(self, index: int) -> Example:
         """One image with its label and captions, cropped. Raises UnreadableImage."""

@@ -67,6 +67,11 @@ def digest(*parts: object) -> bytes:
     return found.digest()
 
 
+def spread(indices: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of these indices, evenly spread."""
+    return indices[:: -(-len(indices) // most)]
+
+
 UNREADABLE = bytes(16)
 """The content hash of an image that cannot be read."""
 

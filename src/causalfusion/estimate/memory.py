@@ -46,18 +46,20 @@ FROZEN_BYTES = 4
 
 
 @lru_cache(maxsize=8)
+def _skeleton_of(config: ModelConfig) -> Transformer:
+    with skeleton():
+        return Transformer(config)
+
+
 def frozen_of(config: ModelConfig) -> int:
     """Number of the text's parameters."""
-    with skeleton():
-        model = Transformer(config)
-    return sum(p.numel() for name, p in model.named_parameters() if is_of_text(name))
+    named = _skeleton_of(config).named_parameters()
+    return sum(parameter.numel() for name, parameter in named if is_of_text(name))
 
 
-@lru_cache(maxsize=8)
 def parameters_of(config: ModelConfig) -> tuple[int, int]:
     """(number of trainable parameters of the model, of one block)."""
-    with skeleton():
-        model = Transformer(config)
+    model = _skeleton_of(config)
     return count_parameters(model), count_parameters(model.blocks[0])
 
 

@@ -202,9 +202,10 @@ def prefill(
         segments.append(image.segment("clean", kept, ar_step, positions, None))
         next_ar_step += 1
     sequence = PackedSequence(tuple(segments))
-    room = max(image.height * image.width, model.config.max_text_tokens if prompts is not None else 0)
     if sizes is not None:
         room = _room_for(sizes, sequence.num_tokens, device)
+    else:
+        room = max(image.height * image.width, model.config.max_text_tokens if prompts is not None else 0)
     capacity = sequence.num_tokens + room
     cache = KVCache.allocate(model.config, len(labels), capacity, device=device, dtype=_compute_dtype(device))
     context = Context(cache, labels, batch_size, next_ar_step, image, lengths)

@@ -6,8 +6,8 @@ Shape letters: B rows, T packed tokens, D width of the text, E width of image to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -43,17 +43,12 @@ class Streams:
     def before(self, first: int) -> tuple[int, int]:
         """How many tokens of either stream stand before the sequence's token `first`, which begins a
         segment."""
-        counts, position = [0, 0], 0
-        for is_image, length in self.runs:
-            if position >= first:
-                break
-            counts[is_image] += length
-            position += length
-        return counts[0], counts[1]
+        runs = self.runs[: self._index(first)]
+        return sum(n for is_image, n in runs if not is_image), sum(n for is_image, n in runs if is_image)
 
     def split(self, x: Tensor, dim: int, first: int = 0) -> Rows:
         """Rows of the sequence, from its token `first` on, by stream."""
-        kept, parts = self._from(first), ([], [])
+        kept, parts = self.runs[self._index(first) :], ([], [])
         for (is_image, _), part in zip(kept, x.split([n for _, n in kept], dim), strict=True):
             parts[is_image].append(part)
         text, image = (torch.cat(p, dim) if p else x.narrow(dim, 0, 0) for p in parts)
@@ -61,7 +56,7 @@ class Streams:
 
     def join(self, text: Tensor, image: Tensor, dim: int, first: int = 0) -> Tensor:
         """The inverse of `split`, for streams of one width."""
-        kept = self._from(first)
+        kept = self.runs[self._index(first) :]
         of_text, of_image = (
             iter(x.split([n for which, n in kept if which == is_image], dim))
             for is_image, x in ((False, text), (True, image))
@@ -71,36 +66,27 @@ class Streams:
 
     def segments(self, rows: Rows, first: int) -> list[Tensor]:
         """The rows of each segment; none are left of those before the token `first`."""
-        found, position, starts = [], 0, [0, 0]
-        for is_image, length in self.runs:
-            left = length if position >= first else 0
+        found, starts, index = [], [0, 0], self._index(first)
+        for number, (is_image, length) in enumerate(self.runs):
+            left = length if number >= index else 0
             found.append(rows[is_image].narrow(1, starts[is_image], left))
             starts[is_image] += left
-            position += length
         return found
 
-    def _from(self, first: int) -> Sequence[tuple[bool, int]]:
-        position = 0
-        for index, (_, length) in enumerate(self.runs):
-            if position >= first:
-                return self.runs[index:]
-            position += length
-        return ()
+    def _index(self, first: int) -> int:
+        """How many segments stand before the sequence's token `first`."""
+        ends = accumulate(n for _, n in self.runs)
+        return sum(end <= first and first > 0 for end in ends)
 
 
 def _text_is_alone(sequence: PackedSequence) -> bool:
     """True if no image stands before a text token that is no padding."""
-    first_image = last_text = torch.zeros(1, 1, dtype=torch.int64)
-    found = {"image": False, "text": False}
-    for segment in sequence.segments:
-        steps = segment.ar_step
-        if segment.role != "clean" or segment.kind == "class" or not segment.num_tokens:
-            continue
-        if segment.kind == "image":
-            least = steps.amin(1, keepdim=True)
-            first_image = torch.minimum(first_image, least) if found["image"] else least
-        else:
-            most = torch.where(steps >= UNSEEN, 0, steps).amax(1, keepdim=True)
-            last_text = torch.maximum(last_text, most) if found["text"] else most
-        found[segment.kind] = True
-    return not all(found.values()) or bool((last_text < first_image).all())
+    kinds = [kind for s in sequence.segments for kind in [s.kind] * s.num_tokens]
+    is_image, is_text = (
+        torch.tensor([kind == which for kind in kinds], device=sequence.clean.device)
+        for which in ("image", "text")
+    )
+    steps = sequence.ar_step
+    first_image = torch.where(is_image & sequence.clean, steps, UNSEEN).amin(1)
+    last_text = torch.where(is_text & (steps < UNSEEN), steps, 0).amax(1)
+    return bool((last_text < first_image).all())

@@ -26,6 +26,7 @@ from causalfusion.data.document_loader import (
 )
 from causalfusion.data.document_source import DocumentImages, DocumentSource, documents_with_images
 from causalfusion.data.loader import split_holdout
+from causalfusion.data.source import spread
 from causalfusion.documents import Element, Image, Text
 from causalfusion.errors import check
 from causalfusion.machine.processes import World
@@ -101,7 +102,7 @@ class DocumentTrainingData(TrainingData):
     def evaluation_batches(self, batch_size: int) -> Iterator[TokenBatch]:
         """Held-out documents (training ones, if none are held out); always the same, their latents at the
         posterior's mode."""
-        chosen = self._held_out(self.config.train.evaluate_images)
+        chosen = self._judged(self.config.train.evaluate_images)
         for start in range(0, len(chosen), batch_size):
             found = load_documents(self._reader_of(chosen), chosen[start : start + batch_size])
             found = replace(found, places=found.places + start)
@@ -112,7 +113,7 @@ class DocumentTrainingData(TrainingData):
 
     def held_out_documents(self, count: int) -> list[list[str | Tensor]]:
         """The beginnings of held-out documents that have an image, as far as a sequence has room for them."""
-        chosen = self._held_out(count)
+        chosen = self._judged(count)
         found = load_documents(self._reader_of(chosen), chosen)
         batch, rows = self._cut(found)
         assert self.tokenizer is not None, "documents have texts"
@@ -127,11 +128,6 @@ class DocumentTrainingData(TrainingData):
                 ]
             ] * (last >= 0)
         return prompts
-
-    def _held_out(self, count: int) -> np.ndarray:
-        if len(self.held_out):
-            return self.held_out[:count]
-        return self.train_indices[:: -(-len(self.train_indices) // count)]
 
     def _tokens(self, found: DocumentExamples, *, drawn: bool) -> DocumentTokens:
         """The documents with their images as tokens; `drawn`: latents are drawn, where they are drawn."""
@@ -233,6 +229,5 @@ def _tokenizer_of(config: RunConfig, source: DocumentSource, indices: np.ndarray
     """The one that the settings name, or one trained on the texts."""
     if config.text.tokenizer != "train":
         return open_tokenizer(config.text.tokenizer)
-    chosen = indices[:: -(-len(indices) // TOKENIZER_IMAGES)]
-    texts = (text for index in chosen.tolist() for text in source.texts(index))
+    texts = (text for index in spread(indices, TOKENIZER_IMAGES).tolist() for text in source.texts(index))
     return train_tokenizer(texts, config.text.vocab_size)

@@ -27,7 +27,7 @@ from causalfusion.data.document_source import DocumentSource
 from causalfusion.data.labels import fit_classes
 from causalfusion.data.loader import Loader, Samples, load_indices, split_holdout, stream
 from causalfusion.data.sizes import counts_of, groups_of, parts_of
-from causalfusion.data.source import ImageSource
+from causalfusion.data.source import ImageSource, spread
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.rng import derive_generator
@@ -130,14 +130,14 @@ class TrainingData:
     def _grid(self, codec: Codec) -> tuple[int, int] | None:
         return None if self.grids is None else (codec.grid_height, codec.grid_width)
 
+    def _judged(self, count: int) -> np.ndarray:
+        """At most so many held-out examples; evenly spread training ones, if none are held out."""
+        return self.held_out[:count] if len(self.held_out) else spread(self.train_indices, count)
+
     def evaluation_batches(self, batch_size: int) -> Iterator[TokenBatch]:
         """Held-out examples (training ones, if none are held out); always the same, their latents at the
         posterior's mode, with the first of their captions. They are numbered from 0."""
-        count = self.config.train.evaluate_images
-        if len(self.held_out):
-            chosen = self.held_out[:count]
-        else:
-            chosen = self.train_indices[:: -(-len(self.train_indices) // count)]
+        chosen = self._judged(self.config.train.evaluate_images)
         groups = groups_of(self.grids, chosen)
         parts = (g[start : start + batch_size] for g in groups for start in range(0, len(g), batch_size))
         for places in parts:

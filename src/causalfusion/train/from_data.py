@@ -12,7 +12,7 @@ from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer, train_tokeni
 from causalfusion.config import RunConfig
 from causalfusion.data.loader import load_indices
 from causalfusion.data.sizes import grids_of, groups_of
-from causalfusion.data.source import ImageSource, UnreadableImage
+from causalfusion.data.source import ImageSource, UnreadableImage, spread
 from causalfusion.errors import UserError
 
 _STATISTICS_IMAGES = 2048
@@ -61,7 +61,7 @@ def tokenizer_of(
         )
     if config.text.tokenizer != "train":
         return open_tokenizer(config.text.tokenizer)
-    chosen = train_indices[:: -(-len(train_indices) // TOKENIZER_IMAGES)]
+    chosen = spread(train_indices, TOKENIZER_IMAGES)
     if isinstance(source, LatentCache):
         captions = source.captions(chosen)
     else:
@@ -86,7 +86,7 @@ def measured(
     """The codec with scale and shift measured on (at most 2048 of) the training images, evenly spread."""
     if isinstance(source, LatentCache):
         return codec.with_statistics(*source.statistics(codec.config.latents))
-    chosen = train_indices[:: -(-len(train_indices) // _STATISTICS_IMAGES)]
+    chosen = spread(train_indices, _STATISTICS_IMAGES)
     fit = config.data.fit(codec.cell)
     batches = (
         load_indices(source, chosen[group[start : start + 64]], config.data, fit, grids).images.to(
