@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 
 import pytest
 
@@ -98,3 +99,23 @@ def test_at_another_size(command, tmp_path, capsys):
     assert run([*sized, "8x4"]) == 2
     assert "was measured with size '4x8', now it is '8x4'" in capsys.readouterr().err
     assert run([*sized, "9x8"]) == 2
+
+
+def test_refines_the_best_setting_confirms_it_and_makes_it_the_models_own(model, command, tmp_path, capsys):
+    assert run([*command, "--budget", "30s", "--rounds", "1", "--save"]) == 0
+    said = capsys.readouterr().out
+    assert "its images are made so from now on" in said and "other prompts and noise" in said
+    found = json.loads((tmp_path / "plan" / "plan.json").read_text())["settings"].values()
+    confirmed = [one for one in found if one["confirmed"] is not None]
+    assert 1 <= len(confirmed) <= 2, "the grid's best and what came of it"
+    best = min(confirmed, key=lambda one: one["confirmed"])["settings"]
+    own = tomllib.loads((planner_run.read_latest(model, lambda f: f)[1] / "sample.toml").read_text())
+    assert own["diffusion_steps"] == best["diffusion_steps"] and own["sampler"] == best["sampler"]
+    tried = [one["settings"] for one in found]
+    assert {"ddim", "dpm++", "unipc"} <= {one["sampler"] for one in tried}
+    assert len(found) == len({json.dumps(one) for one in tried})
+
+
+def test_by_accuracy_needs_something_that_can_tell(command, capsys):
+    assert run([*command, "--budget", "30s", "--by", "accuracy"]) == 2
+    assert "nothing tells what these images show" in capsys.readouterr().err

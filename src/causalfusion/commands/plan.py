@@ -15,15 +15,21 @@ app = App(name="plan", result_action="return_value")
 def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = ()) -> int:
     """Find the best sampling settings within a time budget.
 
-    Tries samplers, diffusion steps, AR steps and guidance scales, and draws quality against time per image.
-    The same command resumes after an interruption.
+    Tries samplers, diffusion steps, AR steps and guidance scales, then (--rounds) changes around the best,
+    and draws quality against time per image. The same command resumes after an interruption.
     """
     from causalfusion.planner.run import plan as make_plan
 
     best = make_plan(request)
     quality, time = f"Fréchet distance {best.frechet:.4g}", in_time(best.seconds_per_image)
+    if best.accuracy is not None:
+        quality += f", {best.accuracy:.1%} as asked"
+    if best.confirmed is not None:
+        quality += f" (other prompts and noise: {best.again(request.by)})"
     print(f"{request.out / 'plan.png'}, {request.out / 'plan.md'}")
     print(f"best within {request.budget}: {best.in_words()}: {quality}, {time} an image")
     size = f" --size {request.size}" if request.size else ""
+    if request.save:
+        print(f"{request.model}: its images are made so from now on")
     print(f"  causalfusion sample --model {request.model} {best.as_options()}{size}")
     return 0

@@ -14,10 +14,12 @@ import numpy as np
 
 from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.data import open_source
+from causalfusion.data.scene_captions import parse_caption
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.open import Extractor, open_extractor
 from causalfusion.evaluate.measures.frechet import gaussian_frechet_distance
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
+from causalfusion.evaluate.measures.scenes import matches, read_scene
 from causalfusion.evaluate.references.reference import reference_of
 from causalfusion.evaluate.samples.images import SourceImages
 from causalfusion.generate.output import uses_classes
@@ -35,13 +37,16 @@ class Judge:
     extractor: Extractor
     reference: GaussianStatistics
     """Statistics of the real images' features."""
+    reads_scenes: bool = False
+    """Images of captions are read by the oracle of the data set `shapes`."""
 
 
 @dataclass(frozen=True)
 class Quality:
     frechet: float
     accuracy: float | None
-    """The share of images whose predicted class is their own; None where model or judge has no classes."""
+    """The share of images whose predicted class is their own, or that show what their caption says; None
+    where nothing can tell."""
     seconds_per_image: float
     """Duration of generation alone."""
 
@@ -52,7 +57,8 @@ def open_judge(features: str, data: DataConfig, image_size: tuple[int, int], dev
     extractor = open_extractor(features, str(select_device(device)))
     source = open_source(data)
     images = SourceImages(source, image_size=image_size, count=min(len(source), REFERENCE_IMAGES))
-    return Judge(extractor, reference_of(images, extractor, BATCH).statistics)
+    statistics = reference_of(images, extractor, BATCH).statistics
+    return Judge(extractor, statistics, reads_scenes=source.name == "shapes")
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,16 @@ def measure_quality(
         judged = batch.labels is not None and features.logits is not None
         if batch.labels is not None and features.logits is not None:
             right += int((features.logits.argmax(1) == np.array(batch.labels)).sum())
+        elif prompts is not None and judge.reads_scenes:
+            judged = True
+            right += _as_said([prompts[i % len(prompts)] for i in indices], batch.pixels)
     assert whole is not None, "there are images"
     distance = gaussian_frechet_distance(whole, judge.reference)
     return Quality(distance, right / count if judged else None, seconds / count)
+
+
+def _as_said(prompts: Sequence[str], pixels: np.ndarray) -> int:
+    """The number of images (B, H, W, 3) that show exactly what their caption of `shapes` says."""
+    described = [parse_caption(prompt) for prompt in prompts]
+    pairs = zip(described, pixels, strict=True)
+    return sum(d is not None and matches(d, read_scene(image)).all for d, image in pairs)

@@ -17,7 +17,7 @@ from causalfusion.config.options import (
     require_at_least,
 )
 from causalfusion.config.sizes import parse_size
-from causalfusion.planner.sweep import Sweep, read_time
+from causalfusion.planner.sweep import Measure, Sweep, read_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,16 @@ class PlanRequest(ComputationOptions):
     cropped and scaled to it. Default: the model's."""
     batch_size: int = 64
     """Images generated together; the time per image is that of a batch divided by this."""
+    by: Measure = "frechet"
+    """What is best: the lowest Fréchet distance, or the largest share of images that are of their class or,
+    with captions of `shapes`, show what their caption says."""
+    rounds: int = 0
+    """After the grid, rounds of changes of one setting at a time around the best: solver and order, diffusion
+    steps and their division among AR steps, guidance scale and interval, sizes of AR steps, shift of levels.
+    The result is confirmed with other prompts and noise, beside the best of the grid."""
+    save: bool = False
+    """Make the best setting the model's own: what its images are made with unless the command line says
+    otherwise (sample.toml in its folder; for a run, in its last checkpoint)."""
     out: Path = Path("plan")
     """Folder for plan.json, plan.md and plan.png."""
     sweep: Annotated[Sweep, Settings] = field(default_factory=Sweep)
@@ -48,6 +58,7 @@ class PlanRequest(ComputationOptions):
             parse_size(self.size, "--size")
         require_at_least(2, self, "images")
         require_at_least(1, self, "batch_size")
+        require_at_least(0, self, "rounds")
 
     @property
     def budget_seconds(self) -> float:

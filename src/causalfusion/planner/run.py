@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from causalfusion.config import DataConfig, SampleConfig
-from causalfusion.config.serialize import read_record, to_dict
+from causalfusion.config.serialize import read_record, to_dict, to_toml
 from causalfusion.config.sizes import parse_size
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
@@ -24,9 +24,10 @@ from causalfusion.generate.settings import check_settings
 from causalfusion.machine.progress import ProgressLine
 from causalfusion.machine.runtime import compute_dtype, select_device, tune_allocator
 from causalfusion.planner.picture import save_picture
+from causalfusion.planner.refine import neighbours, refine
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import Tried, choose, frontier, in_time
-from causalfusion.saved.folder import read_latest
+from causalfusion.saved.folder import SAMPLING_FILE, read_latest
 
 BEYOND = 2.0
 """Settings that take up to so many times the budget are measured too: the frontier goes on beyond it."""
@@ -35,8 +36,8 @@ PROMPTS = 1000
 
 
 def plan(request: PlanRequest) -> Tried:
-    """The best setting within the budget. Writes `plan.json`, `plan.md` and `plan.png`; figures that are in
-    plan.json are not measured again."""
+    """The best setting within the budget. Writes `plan.json`, `plan.md` and `plan.png`, and the model's own
+    settings if so asked; figures that are in plan.json are not measured again."""
     device = select_device(request.device)
 
     def load(folder: Path) -> Pipeline:
@@ -47,26 +48,55 @@ def plan(request: PlanRequest) -> Tried:
     pipeline, folder = read_latest(request.model, load)
     if request.size:
         pipeline = pipeline.at(*parse_size(request.size, "--size"))
-    settings = request.sweep.settings(request.sample, pipeline.model.config, pipeline.codec.num_tokens)
+    model, diffusion = pipeline.model.config, pipeline.spec.diffusion
+    flow = diffusion.path != "ddpm"
+    settings = request.sweep.settings(request.sample, model, pipeline.codec.num_tokens, flow=flow)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
     for setting in settings:
-        check_settings(setting, pipeline.model.config, pipeline.spec.diffusion, pipeline.grid)
+        check_settings(setting, model, diffusion, pipeline.grid)
     data = data_config(request.reference, pipeline.image_size if request.size else 0)
     prompts = prompts_for(pipeline, data)
     judge = open_judge(request.features, data, pipeline.image_size, request.device)
     fingerprint = open_source(data).fingerprint()
     with in_use(request.out, "the plan"):
         known = _EarlierTrials.open(request, folder, str(device), fingerprint)
-        tried = _timed(pipeline, settings, prompts, request, known)
-        tried = _judged(pipeline, tried, judge, prompts, request, known)
-        best = choose(tried, request.budget_seconds)
+
+        def measure(settings: Sequence[SampleConfig]) -> list[Tried]:
+            timed = _timed(pipeline, settings, prompts, request, known)
+            return _judged(pipeline, timed, judge, prompts, request, known)
+
+        tried = measure(settings)
+        _check_measure(request, tried)
+        best, budget = choose(tried, request.budget_seconds, request.by), request.budget_seconds
+        if request.rounds:
+            tried = refine(
+                tried, budget, request.rounds, lambda s: list(neighbours(s, model, diffusion)), measure,
+                request.by,
+            )  # fmt: skip
+            others = prompts_for(pipeline, data, other=True)
+            contenders = list({id(one): one for one in (best, choose(tried, budget, request.by))}.values())
+            confirmed = [_confirmed(pipeline, one, judge, others, request, known) for one in contenders]
+            best = min(confirmed, key=lambda trial: trial.confirmed or 0.0)
+            tried = [next((c for c in confirmed if c.settings == t.settings), t) for t in tried]
         _write(request, tried)
+        if request.save:
+            write_whole(folder / SAMPLING_FILE, to_toml(best.settings))
     return best
 
 
-def prompts_for(pipeline: Pipeline, data: DataConfig) -> list[str] | None:
-    """Captions of the reference as prompts for a model that generates from text; None for other models."""
+def _check_measure(request: PlanRequest, tried: Sequence[Tried]) -> None:
+    """Raise UserError where images are to be chosen by what nothing here can tell."""
+    if request.by == "accuracy" and any(t.frechet is not None and t.accuracy is None for t in tried):
+        raise UserError(
+            "--by accuracy: nothing tells what these images show; expected --features with a classifier for "
+            "a model of classes, or --reference shapes:... for one of captions"
+        )
+
+
+def prompts_for(pipeline: Pipeline, data: DataConfig, *, other: bool = False) -> list[str] | None:
+    """Captions of the reference as prompts for a model that generates from text; None for other models.
+    `other`: of other images, where there are enough of them."""
     if pipeline.tokenizer is None or uses_classes(pipeline):
         return None
     source = open_source(data)
@@ -75,7 +105,8 @@ def prompts_for(pipeline: Pipeline, data: DataConfig) -> list[str] | None:
             f"the model makes images of texts, and {source.name} has no captions; expected a --reference "
             "with captions, such as shapes:test"
         )
-    some = range(0, len(source), max(1, len(source) // PROMPTS))
+    step = max(1, len(source) // PROMPTS)
+    some = range(step // 2 if other else 0, len(source), step)
     prompts = [source.read(index).captions[0] for index in some][:PROMPTS]
     check_prompts(pipeline, prompts)
     return prompts
@@ -201,16 +232,43 @@ def _judged(
     return done
 
 
+def _confirmed(
+    pipeline: Pipeline,
+    trial: Tried,
+    judge: Judge,
+    prompts: Sequence[str] | None,
+    request: PlanRequest,
+    known: _EarlierTrials,
+) -> Tried:
+    """A setting measured again, with these prompts and other noise."""
+    before = known.get(trial.settings)
+    if before is not None and before.confirmed is not None:
+        return before
+    found = measure_quality(
+        pipeline,
+        trial.settings,
+        judge,
+        request.images,
+        prompts=prompts,
+        seed=request.seed + 1,
+        batch_size=request.batch_size,
+    )
+    again = replace(trial, frechet=found.frechet, accuracy=found.accuracy).worse(request.by)
+    trial = replace(trial, confirmed=again)
+    known.add(trial)
+    return trial
+
+
 def _write(request: PlanRequest, tried: Sequence[Tried]) -> None:
     """Write the table `plan.md` and, where any setting was measured, the picture `plan.png`."""
-    best, size = frontier(tried), f" at {request.size}" if request.size else ""
+    best, size = frontier(tried, request.by), f" at {request.size}" if request.size else ""
     lines = [
         f"# Quality against time: {request.model}\n\n",
         f"Fréchet distance in the features `{request.features}` of {request.images} images against "
         f"{request.reference}{size}; time for each image in batches of {request.batch_size} on "
         f"{select_device(request.device)}. "
         "In bold: the frontier, of which nothing quicker is better.\n\n",
-        "| setting | time per image | Fréchet distance | read as its class |\n|---|---|---|---|\n",
+        "| setting | time per image | Fréchet distance | as asked |\n|---|---|---|---|\n",
     ]
     for trial in sorted(tried, key=lambda t: t.seconds_per_image):
         if trial.frechet is not None:
@@ -220,6 +278,9 @@ def _write(request: PlanRequest, tried: Sequence[Tried]) -> None:
             lines.append(
                 f"| {mark}{trial.in_words()}{mark} | {time_taken} | {trial.frechet:.4g} | {share} |\n"
             )
+    for trial in tried:
+        if trial.confirmed is not None:
+            lines.append(f"\nOther prompts and noise: {trial.in_words()}: {trial.again(request.by)}.\n")
     left_out = sum(trial.frechet is None for trial in tried)
     if left_out:
         lines.append(f"\nTimed but, being slower, not measured: {left_out}.\n")

@@ -6,17 +6,22 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Literal
 
 from causalfusion.config import ModelConfig, SampleConfig, SamplerName
 from causalfusion.errors import UserError, check
+from causalfusion.factorization import even_split
+
+Measure = Literal["frechet", "accuracy"]
+"""What a setting is judged by: the Fréchet distance, or the share of images that are what was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """The values to try, in every combination."""
 
-    samplers: Sequence[SamplerName] = ("ddim", "dpm++")
-    """Samplers to try."""
+    samplers: Sequence[SamplerName] = ()
+    """Samplers to try. Default: ddim and dpm++, or euler and dpm++ for flows."""
     diffusion_steps: Sequence[int] = (4, 8, 16, 32, 64)
     """Numbers of diffusion steps to try, each the total over all AR steps; for a per-token head, which alone
     runs in them, those in each AR step."""
@@ -27,29 +32,32 @@ class Sweep:
     """Guidance scales to try."""
 
     def __post_init__(self) -> None:
-        for name in ("samplers", "diffusion_steps", "ar_steps", "guidance_scales"):
+        for name in ("diffusion_steps", "ar_steps", "guidance_scales"):
             if not getattr(self, name):
                 raise UserError(f"--{name.replace('_', '-')} has no value; expected one or more")
 
-    def settings(self, base: SampleConfig, model: ModelConfig, num_tokens: int = 0) -> list[SampleConfig]:
+    def settings(
+        self, base: SampleConfig, model: ModelConfig, num_tokens: int = 0, *, flow: bool = False
+    ) -> list[SampleConfig]:
         """Every combination that is possible with this model, as changes of `base`, for images of
         `num_tokens`, by default those of its own grid. The diffusion steps are
         divided evenly among the AR steps, at least one in each; a per-token head has all in each."""
         found, ar_steps, num_tokens = [], self.ar_steps, num_tokens or model.num_tokens
         if model.head.ask == "previous":
             ar_steps, base = (num_tokens,), replace(base, order="raster")
-        combinations = product(self.samplers, self.diffusion_steps, ar_steps, self.guidance_scales)
+        samplers: Sequence[SamplerName] = self.samplers or ("euler" if flow else "ddim", "dpm++")
+        combinations = product(samplers, self.diffusion_steps, ar_steps, self.guidance_scales)
         for sampler, steps, num_ar_steps, scale in combinations:
             if num_ar_steps <= num_tokens and (model.per_token or steps >= num_ar_steps):
-                counts = _divided(steps, 1 if model.per_token else num_ar_steps)
+                counts = divided(steps, 1 if model.per_token else num_ar_steps)
                 changed = replace(base, sampler=sampler, num_ar_steps=num_ar_steps, diffusion_steps=counts)
                 found.append(replace(changed, guidance_scale=scale))
         return found
 
 
-def _divided(steps: int, num_ar_steps: int) -> list[int]:
+def divided(steps: int, num_ar_steps: int) -> list[int]:
     """Diffusion steps of each AR step, the larger first; one number where all are equal."""
-    counts = [steps // num_ar_steps + (k < steps % num_ar_steps) for k in range(num_ar_steps)]
+    counts = even_split(steps, num_ar_steps)
     return counts if len(set(counts)) > 1 else counts[:1]
 
 
@@ -61,17 +69,34 @@ class Tried:
     seconds_per_image: float
     frechet: float | None = None
     accuracy: float | None = None
+    """Share of images that are of their class, or show what their caption says; None where nothing can
+    tell."""
+    confirmed: float | None = None
+    """The measure again, with other prompts and other noise than the choice was made with."""
+
+    def worse(self, by: Measure) -> float:
+        """What is smaller for better images. Raises ValueError where it was not measured."""
+        value = self.frechet if by == "frechet" else self.accuracy
+        if value is None:
+            raise ValueError(f"{by} was not measured")
+        return value if by == "frechet" else -value
 
     def __post_init__(self) -> None:
         check(self.seconds_per_image > 0, "seconds_per_image", self.seconds_per_image, "a positive number")
         in_range = self.accuracy is None or 0 <= self.accuracy <= 1
         check(in_range, "accuracy", self.accuracy, "a share in [0, 1]")
 
+    def again(self, by: Measure) -> str:
+        """The confirmed measure in words."""
+        value = self.confirmed or 0.0
+        return f"Fréchet distance {value:.4g}" if by == "frechet" else f"{-value:.1%} as asked"
+
     def in_words(self) -> str:
         s = self.settings
         steps = ", ".join(map(str, s.diffusion_steps)) + " diffusion steps"
         each = " in each" if s.num_ar_steps > 1 and len(s.diffusion_steps) == 1 else ""
-        return f"{s.sampler}, S = {s.num_ar_steps}, {steps}{each}, guidance {s.guidance_scale:g}"
+        words = [s.sampler, f"S = {s.num_ar_steps}", steps + each, f"guidance {s.guidance_scale:g}"]
+        return ", ".join([*words, *(f"{name} {value}" for name, value in self._rarer())])
 
     def as_options(self) -> str:
         s = self.settings
@@ -79,23 +104,35 @@ class Tried:
         return (
             f"--sampler {s.sampler} --num-ar-steps {s.num_ar_steps} --diffusion-steps {steps} "
             f"--guidance-scale {s.guidance_scale:g}"
-        )
+        ) + "".join(f" --{name.replace(' ', '-')} {value}" for name, value in self._rarer())
+
+    def _rarer(self) -> list[tuple[str, str]]:
+        """(name, value) of the settings that only a refinement varies, where they are not the default."""
+        s, plain = self.settings, SampleConfig()
+        low, high = s.guidance_interval
+        values = {
+            "solver order": (s.solver_order != plain.solver_order, f"{s.solver_order}"),
+            "guidance interval": (s.guidance_interval != plain.guidance_interval, f"{low:g} {high:g}"),
+            "step sizes": (s.step_sizes != plain.step_sizes, s.step_sizes),
+            "level shift": (s.level_shift != plain.level_shift, f"{s.level_shift:.4g}"),
+        }
+        return [(name, value) for name, (differs, value) in values.items() if differs]
 
 
-def frontier(tried: Iterable[Tried]) -> list[Tried]:
+def frontier(tried: Iterable[Tried], by: Measure = "frechet") -> list[Tried]:
     """The settings to which no faster, or equally fast, one is superior, fastest first."""
     best: list[Tried] = []
     measured = [trial for trial in tried if trial.frechet is not None]
-    for trial in sorted(measured, key=lambda t: (t.seconds_per_image, t.frechet)):
-        if not best or (trial.frechet or 0.0) < (best[-1].frechet or 0.0):
+    for trial in sorted(measured, key=lambda t: (t.seconds_per_image, t.worse(by))):
+        if not best or trial.worse(by) < best[-1].worse(by):
             best.append(trial)
     return best
 
 
-def choose(tried: Iterable[Tried], budget: float) -> Tried:
+def choose(tried: Iterable[Tried], budget: float, by: Measure = "frechet") -> Tried:
     """The best setting within `budget` seconds per image. Raises UserError if all are slower."""
     tried = list(tried)
-    within = [trial for trial in frontier(tried) if trial.seconds_per_image <= budget]
+    within = [trial for trial in frontier(tried, by) if trial.seconds_per_image <= budget]
     if within:
         return within[-1]
     fastest = min(trial.seconds_per_image for trial in tried)
