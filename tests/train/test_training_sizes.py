@@ -191,12 +191,6 @@ def test_learned_positions_are_interpolated_for_larger_images(tiny_run):
     small = tiny_run("small", model={"position_embedding": "learnable"}, train={"images": 32})
     folder = train(small, device="cpu", show_progress=False)
     large = tiny_run(
-        "large", model={"position_embedding": "learnable"}, codec={"patch_size": 1},
-        data={"image_size": 8}, train={"init": str(folder), "images": 32},
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"image_in.weight"):  # tokens of other numbers are another model
-        train(large, device="cpu", show_progress=False)
-    large = tiny_run(
         "larger", model={"position_embedding": "learnable"}, data={"image_size": 16},
         train={"init": str(folder), "images": 32, "trainable": "embeddings_norms_biases", "class_dropout": 0},
     )  # fmt: skip
@@ -214,3 +208,24 @@ def test_learned_positions_are_interpolated_for_larger_images(tiny_run):
     assert any("attn" in name and name.endswith("weight") for name in frozen)
     assert not any(name.endswith(".fc1.weight") for name in changed)
     assert {"image_position", "image_in.weight", "image_in.bias", "image_out.weight"} <= changed
+
+
+def test_small_patches_after_large_ones_begin_with_all_but_the_layers_of_tokens(tiny_run):
+    folder = train(tiny_run("coarse", train={"images": 32}), device="cpu", show_progress=False)
+    fine = tiny_run("fine", codec={"patch_size": 1}, train={"init": str(folder), "images": 32, "lr": 1e-12})
+    with pytest.warns(UserWarning, match="layers into and out of them begin anew"):
+        after, spec = load_model(train(fine, device="cpu", show_progress=False))
+    before, _ = load_model(folder)
+    assert (spec.model.num_tokens, spec.model.token_dim) == (64, 1)
+    old, anew = (
+        dict(before.named_parameters()),
+        ("image_in.weight", "image_in.bias", "image_out.weight", "image_out.bias"),
+    )
+    for name, parameter in after.named_parameters():
+        same = parameter.shape == old[name].shape and torch.allclose(parameter, old[name], atol=1e-6)
+        assert same != (name.partition(".")[0] in ("image_in", "image_out")), name
+    other = tiny_run(
+        "wider", codec={"patch_size": 1}, model={"hidden_size": 64}, train={"init": str(folder), "images": 32}
+    )
+    with pytest.raises(UserError, match=r"hidden_size|shape|weight"), pytest.warns(UserWarning):
+        train(other, device="cpu", show_progress=False)

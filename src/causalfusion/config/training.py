@@ -23,7 +23,8 @@ class TrainConfig:
     """Seed of the initial weights, the order of the data and all noise."""
     init: str = ""
     """A model folder, a run, or a packaged model's name: start from its weights, and its tokenizer, instead
-    of random weights."""
+    of random weights. Under another codec.patch_size, the layers into and out of image tokens begin
+    anew: large patches first, small ones after them, is a way to train with less arithmetic."""
     trainable: Literal["all", "embeddings_norms_biases", "images"] = "all"
     """Weights that are trained: all; or, to go on from train.init at larger sizes (FiTv2), only the embedding
     of image tokens, tables of positions, norms, biases and the last layer; images: those that image tokens

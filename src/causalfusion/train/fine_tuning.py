@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor
 
 from causalfusion.config import ModelConfig, RunConfig
@@ -21,6 +23,8 @@ _FIRST_AND_LAST = (
     "head.modulation_out",
 )
 """The embedding of image tokens, and the last layer with its modulation."""
+_OF_TOKENS = ("image_in", "image_out", "head.token_in", "head.image_out")
+"""Layers with a row or a column for each number of an image token."""
 
 
 def for_grid(weights: dict[str, Tensor], of: ModelConfig, to: ModelConfig) -> dict[str, Tensor]:
@@ -32,6 +36,20 @@ def for_grid(weights: dict[str, Tensor], of: ModelConfig, to: ModelConfig) -> di
         if name in weights and before != after and len(weights[name]) == of.num_tokens:
             fitted[name] = resize_table(weights[name], before, after)
     return fitted
+
+
+def for_patches(
+    weights: dict[str, Tensor], of: ModelConfig, model: Transformer
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """(The weights of a model `of` patches of one size for a model of patches of another; the names of those
+    that begin anew, the layers of image tokens)."""
+    fresh = frozenset(name for name in model.state_dict() if name.rpartition(".")[0] in _OF_TOKENS)
+    warnings.warn(
+        f"train.init has image tokens of {of.token_dim} numbers, this model of {model.config.token_dim}: the "
+        "layers into and out of them begin anew",
+        stacklevel=2,
+    )
+    return {name: value for name, value in weights.items() if name not in fresh}, fresh
 
 
 def freeze_rest(model: Transformer, config: RunConfig) -> None:

@@ -20,7 +20,7 @@ from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_spec, load_weights
 from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
 from causalfusion.train.ema import EMA
-from causalfusion.train.fine_tuning import for_grid, freeze_rest
+from causalfusion.train.fine_tuning import for_grid, for_patches, freeze_rest
 from causalfusion.train.graft import for_drawing, fresh_of
 from causalfusion.train.optimizer import make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model
@@ -108,14 +108,17 @@ class TrainState:
 
     def begin_with(self, folder: Path) -> None:
         """Take over the weights that a model is used with: as the raw ones, and as their average. Learned
-        positions of another grid are interpolated; a language model's weights are those of text."""
-        before, config = load_spec(folder).model, self.config
+        positions of another grid are interpolated, layers of image tokens begin anew for patches of another
+        size; a language model's weights are those of text."""
+        spec, config = load_spec(folder), self.config
+        before = spec.model
         weights = {name: value.float() for name, value in load_weights(folder).items()}
         weights = for_grid(weights, before, config.model)
         fresh: frozenset[str] = frozenset()
         if before.text_only:
-            weights = for_drawing(weights, config)
-            fresh = fresh_of(self.model)
+            weights, fresh = for_drawing(weights, config), fresh_of(self.model)
+        elif spec.codec.patch_size != config.codec.patch_size:
+            weights, fresh = for_patches(weights, before, self.model)
         load_shares(self.model, weights, str(folder), fresh - weights.keys())
         self.ema.restart()
 
