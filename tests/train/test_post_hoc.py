@@ -206,7 +206,7 @@ def test_wrong_requests_are_refused_in_one_line(tiny_run, tmp_path, capsys, quic
     assert f"{last.name} cannot be read" in refusal(f"ema {run} --width 0.1 --out {out}", capsys)
     stored = load_file(run / "ema_snapshots" / "000000000032.safetensors")
     stored.pop(next(iter(stored)))
-    save_file(stored, last, {"images_seen": "48", "updates": "3"})
+    save_file(stored, last, {"about": '{"images_seen": 48, "updates": 3}'})
     assert "does not fit the model" in refusal(f"ema {run} --width 0.1 --out {out}", capsys)
     last.write_bytes(content)
     assert not out.exists()

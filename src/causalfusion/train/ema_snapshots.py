@@ -7,6 +7,7 @@ rounding is 2.1e-4 of the weights; that of bfloat16 is eight times as much (`pyt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from causalfusion.train.sharding import shard_like
 FOLDER = "ema_snapshots"
 ROUNDING = 2.1e-4
 """Of float16, relative to the norm of weights."""
+_ABOUT = "about"
+"""The entry of a file's metadata with its moment, as JSON."""
 REMEDY = "delete it to go without it"
 
 
@@ -61,7 +64,9 @@ def key_of(width: float, name: str) -> str:
 def write_ema_snapshot(run: Path, images_seen: int, updates: int, averages: Mapping[str, Tensor]) -> None:
     """Store whole averages atomically. Raises UserError where that fails."""
     tensors = {key: _in_half(value) for key, value in averages.items()}
-    content = save(tensors, {"images_seen": str(images_seen), "updates": str(updates)})
+    about = {"images_seen": images_seen, "updates": updates}
+    # One entry: several are written in no certain order, and a snapshot is to be the same to the bit.
+    content = save(tensors, {_ABOUT: json.dumps(about)})
     file = run / FOLDER / f"{images_seen:012d}.safetensors"
     try:
         write_whole(file, content)
@@ -124,12 +129,12 @@ def read_snapshots(run: Path) -> list[EMASnapshot]:
 def _read(file: Path) -> EMASnapshot:
     try:
         with safe_open(file, framework="pt") as opened:
-            about, shapes = opened.metadata() or {}, {}
+            about, shapes = json.loads((opened.metadata() or {})[_ABOUT]), {}
             for key in opened.keys():  # noqa: SIM118 (not a dict)
                 shapes[key] = tuple(opened.get_slice(key).get_shape())
         snapshot = EMASnapshot(file, int(about["images_seen"]), int(about["updates"]), shapes)
         sound = snapshot.updates >= 1 and all(width > 0 for width in snapshot.widths)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"EMA snapshot {file} cannot be read ({error}); {REMEDY}") from error
     if not sound or not shapes:
         raise UserError(f"EMA snapshot {file} holds no averages; {REMEDY}")
