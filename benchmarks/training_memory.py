@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.config.recipes import load_layer
 from causalfusion.diffusion.process import make_process
-from causalfusion.estimate.memory import STATE_BYTES
+from causalfusion.estimate.optimizer import STATE_BYTES
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer, count_parameters

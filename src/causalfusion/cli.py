@@ -34,6 +34,7 @@ COMMANDS = (
     "complete",
     "encode",
     "convert",
+    "ema",
     "codec",
     "tokenizer",
     "doctor",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from causalfusion.errors import check, check_finite
@@ -14,7 +14,16 @@ _AT_LEAST_1 = (
 _AT_LEAST_0 = (
     "warmup_images", "length_multiple", "checkpoint_every", "evaluate_every", "sample_every", "weight_decay",
     "epochs", "minutes", "micro_batch", "checkpoint_minutes", "sample_minutes",
+    "ema_snapshot_images",
 )  # fmt: skip
+WIDEST, NARROWEST = 0.28, 0.005
+"""Relative widths of averages; 0.289 is that of the mean over the whole training."""
+
+
+def check_width(width: float, name: str) -> None:
+    """Raises UserError for a relative width out of range."""
+    fits = NARROWEST <= width <= WIDEST
+    check(fits, name, width, f"a relative width from {NARROWEST} to {WIDEST} (0.05 to 0.15 are usual)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +56,11 @@ class TrainConfig:
     grad_accumulation: int = 1
     """Least number of micro-batches per optimizer step; each holds batch_size / (grad_accumulation *
     processes) images."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: the matrices of attention and feed-forward layers are updated by Muon (momentum 0.95,
+    orthogonalised, scaled as AdamW's updates are, so that `lr` suits both), all other weights by AdamW."""
     lr: float = 1e-4
-    """Learning rate (AdamW)."""
+    """Learning rate, of AdamW and of Muon."""
     lr_schedule: Literal["constant", "cosine", "wsd"] = "constant"
     """After the warm-up: constant (the paper); a cosine to zero at the end of the run; or constant, then
     falling linearly to zero over the last part of the run (warm-up, stable, decay)."""
@@ -63,7 +75,7 @@ class TrainConfig:
     eps: float = 1e-15
     """AdamW's constant in the denominator."""
     weight_decay: float = 0.0
-    """AdamW's weight decay."""
+    """Weight decay, of AdamW and of Muon."""
     max_grad_norm: float = 1.0
     """Gradients of a larger norm are scaled down to it."""
     ema_decay: float = 0.9999
@@ -72,6 +84,11 @@ class TrainConfig:
     """`warmup`: after n updates the decay is at most (1 + n) / (10 + n), so that the average forgets the
     random initial weights in runs of any length. `constant` (the released code): the same decay from the
     start; for about 5 / (1 - ema_decay) train steps, much of the average is still random."""
+    ema_widths: list[float] = field(default_factory=list)
+    """Relative widths of further averages, such as 0.05 0.1, each 4 bytes per parameter, of which snapshots
+    are kept: `causalfusion ema` makes an average of any width of them after training (2312.02696)."""
+    ema_snapshot_images: int = 0
+    """Images between these snapshots, such as a hundredth of `images`; there is one more at the end."""
     class_dropout: float = 0.1
     """Probability that an image's class is replaced by the null class, for guidance."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
@@ -128,9 +145,22 @@ class TrainConfig:
             check(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a positive number")
         for name in ("beta1", "beta2", "ema_decay", "class_dropout"):
             check(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "a number in [0, 1)")
+        self._check_widths()
         fits = self.replicas == 1 or self.parallel != "ddp"
         expected = "1, for train.parallel ddp, which replicates everything"
         check(fits, "train.replicas", self.replicas, expected)
         fits = self.batch_size % self.grad_accumulation == 0
         expected = f"a divisor of batch_size {self.batch_size}"
         check(fits, "train.grad_accumulation", self.grad_accumulation, expected)
+
+    def _check_widths(self) -> None:
+        for width in self.ema_widths:
+            check_width(width, "train.ema_widths")
+        different = len(set(self.ema_widths)) == len(self.ema_widths)
+        check(different, "train.ema_widths", self.ema_widths, "different widths")
+        fits = self.ema_snapshot_images > 0 or not self.ema_widths
+        expected = "images between snapshots, for train.ema_widths: a hundredth of train.images, for example"
+        check(fits, "train.ema_snapshot_images", self.ema_snapshot_images, expected)
+        fits = len(self.ema_widths) > 0 or not self.ema_snapshot_images
+        expected = "0, without train.ema_widths, of which there would be snapshots"
+        check(fits, "train.ema_snapshot_images", self.ema_snapshot_images, expected)

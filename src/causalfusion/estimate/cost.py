@@ -15,7 +15,6 @@ from causalfusion.errors import UserError
 from causalfusion.estimate.devices import USABLE, Device
 from causalfusion.estimate.memory import (
     CHECKPOINT_EVERY,
-    STATE_BYTES,
     Memory,
     activation_bytes,
     largest_split,
@@ -23,11 +22,9 @@ from causalfusion.estimate.memory import (
     parameters_of,
     state_bytes,
 )
+from causalfusion.estimate.optimizer import bytes_per_parameter, muon_flops, traffic_per_parameter
 from causalfusion.model.arithmetic import Flops, expected_train_flops, form_of, sequence_length
 from causalfusion.model.split_facts import expected_facts
-
-OPTIMIZER_BYTES = 60
-"""Bytes read and written per parameter and step: clipping (16), AdamW (28), EMA (12), zeroing (4)."""
 
 LAUNCH_SECONDS = 5e-4
 """Least time of a block's forward and backward pass on a GPU: about 60 kernel launches. Not measured."""
@@ -94,7 +91,8 @@ def estimate(
     arithmetic = train.batch_size / count * of_image.needed * (1 + recomputed) / (device.rate * device.share)
     if device.is_gpu:
         arithmetic = max(arithmetic, accumulation * model.depth * LAUNCH_SECONDS)
-    step_seconds = arithmetic + OPTIMIZER_BYTES * parameters / shards / device.bandwidth
+    arithmetic += muon_flops(config) / (device.rate * device.share)
+    step_seconds = arithmetic + traffic_per_parameter(train) * parameters / shards / device.bandwidth
     memory = _memory(config, device, micro_batch, shards, text_tokens)
     cost = Cost(
         device=device,
@@ -182,7 +180,7 @@ def shares_state(train: TrainConfig, *, on_gpu: bool, memory: float, count: int,
         return False
     if train.parallel != "auto":
         return train.parallel == "fsdp"
-    return train.replicas > 1 or (on_gpu and STATE_BYTES * parameters > memory / 4)
+    return train.replicas > 1 or (on_gpu and bytes_per_parameter(train) * parameters > memory / 4)
 
 
 def _sharded_over(train: TrainConfig, device: Device, count: int, parameters: int) -> int:

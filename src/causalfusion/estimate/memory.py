@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from causalfusion.config import ModelConfig, RunConfig
-from causalfusion.machine.skeleton import skeleton
+from causalfusion.estimate.optimizer import (
+    MOMENT_BYTES,
+    bytes_per_parameter,
+    frozen_of,
+    muon_shapes,
+    skeleton_of,
+)
 from causalfusion.model.arithmetic import Pairs, form_of, sequence_length, visible_pairs
 from causalfusion.model.block_cost import BlockCost, image_cost
 from causalfusion.model.encoder import encoder_config
 from causalfusion.model.head_cost import HeadCost
-from causalfusion.model.parts import is_of_text
 from causalfusion.model.split_facts import SplitFacts, split_facts
-from causalfusion.model.transformer import Transformer, count_parameters
+from causalfusion.model.transformer import count_parameters
 
-STATE_BYTES = 20
-"""Bytes per parameter: float32 weight, gradient, two moments and average."""
 CHECKPOINT_EVERY = {"none": 0, "selective": 2, "full": 1}
 """One block in this many is recomputed in the backward pass; 0: none."""
 
@@ -45,29 +47,18 @@ FROZEN_BYTES = 4
 """Bytes per parameter that is not trained: it is its own average."""
 
 
-@lru_cache(maxsize=8)
-def _skeleton_of(config: ModelConfig) -> Transformer:
-    with skeleton():
-        return Transformer(config)
-
-
-def frozen_of(config: ModelConfig) -> int:
-    """Number of the text's parameters."""
-    named = _skeleton_of(config).named_parameters()
-    return sum(parameter.numel() for name, parameter in named if is_of_text(name))
-
-
 def parameters_of(config: ModelConfig) -> tuple[int, int]:
     """(number of trainable parameters of the model, of one block)."""
-    model = _skeleton_of(config)
+    model = skeleton_of(config)
     return count_parameters(model), count_parameters(model.blocks[0])
 
 
 def state_bytes(config: RunConfig, sharded_over: int) -> float:
     """Bytes of the training state on one device, if it is sharded over this many; 1: not sharded."""
     in_all, in_block = parameters_of(config.model)
-    frozen = frozen_of(config.model) if config.train.trainable == "images" else 0
-    state = float(STATE_BYTES * (in_all - frozen) + FROZEN_BYTES * frozen)
+    frozen, by_muon = frozen_of(config), sum(map(math.prod, muon_shapes(config)))
+    state = float(bytes_per_parameter(config.train) * (in_all - frozen) + FROZEN_BYTES * frozen)
+    state -= MOMENT_BYTES * by_muon
     if sharded_over == 1:
         return state
     gathered = 4 if config.train.precision == "float32" else 2  # plus a float32 gradient, below

@@ -12,6 +12,7 @@ from causalfusion.config import RunConfig
 from causalfusion.config.recipes import paper_size
 from causalfusion.estimate.cost import Cost, estimate
 from causalfusion.estimate.devices import USABLE, unmeasured_device
+from causalfusion.estimate.optimizer import snapshots_of
 from causalfusion.machine.progress import duration
 from causalfusion.model.arithmetic import Flops
 
@@ -46,6 +47,8 @@ def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> 
             f"{_gb(memory.activations)} activations of {cost.micro_batch} {of}s at once",
         ),
     ]
+    if train.ema_widths:
+        rows.append(("disk", _snapshots(config)))
     if not cost.fits:
         rows.append(("does not fit", remedy(cost)))
     return rows + [("assumed", note) for note in assumptions]
@@ -62,7 +65,19 @@ def announce(config: RunConfig, world_size: int, device: torch.device) -> list[s
     memory = f"about {_gb(cost.memory.total)} of {_gb(this.memory)} of memory for each process"
     if cost.micro_batch < config.train.batch_size // world_size:
         memory += f", {cost.micro_batch} {of}s at once"
-    return [f"{_two(cost.of_image)} {_a(of)}; {memory}"]
+    lines = [f"{_two(cost.of_image)} {_a(of)}; {memory}"]
+    return lines + [f"on disk: {_snapshots(config)}"] * bool(config.train.ema_widths)
+
+
+def _snapshots(config: RunConfig) -> str:
+    """The disk space of EMA snapshots, in words."""
+    (number, size), train = snapshots_of(config), config.train
+    widths = " ".join(f"{width:g}" for width in train.ema_widths)
+    every = f"every {train.ema_snapshot_images:,} images"
+    in_all = f"{_si(number * size)}B for {number:,}"
+    if train.minutes:  # which ends the run before its images are reached
+        in_all = "as many as the time allows"
+    return f"EMA snapshots of widths {widths}, {_si(size)}B {every}; {in_all}"
 
 
 def _a(noun: str) -> str:

@@ -35,7 +35,7 @@ from causalfusion.interop.reference_training import (
 from causalfusion.model.attention import AttentionBackend
 from causalfusion.model.transformer import Transformer
 from causalfusion.train.ema import EMA
-from causalfusion.train.optimizer import make_optimizer
+from causalfusion.train.optimizer import AnyOptimizer, make_optimizer
 
 GRADIENT_NOISE = 6e-6
 """Error of float32 gradients, relative to the largest of their tensor, measured in the reference against
@@ -148,9 +148,7 @@ def _optimize(
     return Outcome(model, averages, torch.stack(losses), torch.stack(norms), sorted(doubtful))
 
 
-def _doubtful_signs(
-    model: Transformer, optimizer: torch.optim.Optimizer, train_step: int
-) -> list[DoubtfulSign]:
+def _doubtful_signs(model: Transformer, optimizer: AnyOptimizer, train_step: int) -> list[DoubtfulSign]:
     """Elements whose first nonzero gradient is in this step, and is below the noise."""
     found = []
     for name, parameter in model.named_parameters():

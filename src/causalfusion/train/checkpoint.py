@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -37,12 +36,15 @@ from causalfusion.saved.folder import (
     save_model,
 )
 from causalfusion.train.ema import EMA
-from causalfusion.train.optimizer import load_optimizer
+from causalfusion.train.ema_snapshots import WidthAverages
+from causalfusion.train.optimizer import AnyOptimizer, load_optimizer
 from causalfusion.train.sharding import shard_like
 from causalfusion.train.soundness import check_tensors
+from causalfusion.weight_files import read_weights
 
 _HIDDEN = ".partial-"
 OPTIMIZER_FILE, SHARDED_FOLDER, DATA_FILE = "optimizer.safetensors", "sharded", "data.json"
+WIDTHS_FILE = "ema_widths.safetensors"
 REMEDY = "delete the checkpoint {} to resume from the one before"
 
 
@@ -58,6 +60,11 @@ class Progress:
     """Training time so far, over all sittings; without evaluations, grids and checkpoints."""
     pending_losses: tuple[tuple[float, float], ...] = ()
     """Image and text losses of the steps since the last log line."""
+
+    @property
+    def updates(self) -> int:
+        """Train steps that changed the weights."""
+        return self.train_step - self.skipped_steps
 
     def __post_init__(self) -> None:
         for name in ("images_seen", "train_step", "skipped_steps", "skipped_in_a_row", "seconds"):
@@ -93,6 +100,8 @@ class Snapshot:
     """The run's settings of generation, TOML: what its grids are drawn with."""
     ema: dict[str, Tensor] = field(default_factory=dict)
     raw: dict[str, Tensor] = field(default_factory=dict)
+    widths: dict[str, Tensor] = field(default_factory=dict)
+    """Averages of several widths, where the run has some."""
     optimizer: dict[str, Tensor] | None = None
     """None: every process writes its share."""
 
@@ -122,6 +131,8 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
     state = temporary / "state"
     if snapshot.optimizer is not None:
         save_file(snapshot.optimizer, state / OPTIMIZER_FILE)
+    if snapshot.widths:
+        save_file(snapshot.widths, state / WIDTHS_FILE)
     (state / "run.json").write_text(json.dumps(snapshot.run_config, indent=2))
     (state / "progress.json").write_text(json.dumps(vars(snapshot.progress)))
     (state / DATA_FILE).write_text(json.dumps(vars(snapshot.data), indent=2))
@@ -178,7 +189,13 @@ def read_progress(folder: Path) -> Progress:
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, *, with_text: bool
+    folder: Path,
+    model: nn.Module,
+    ema: EMA,
+    widths: WidthAverages,
+    optimizer: AnyOptimizer,
+    *,
+    with_text: bool,
 ) -> Progress:
     """Put weights, EMA and optimizer back as they were; of a sharded model, this process's share of them.
 
@@ -190,6 +207,8 @@ def load_checkpoint(
         raw, averages = load_weights(folder, "raw"), load_weights(folder, "ema")
         check_tensors(raw, model.state_dict(), str(folder / "raw.safetensors"))
         check_tensors(averages, ema.state_dict(), str(folder / "model.safetensors"))
+        of_widths = read_weights(state / WIDTHS_FILE) if widths.averages else {}
+        check_tensors(of_widths, widths.state_dict(), str(state / WIDTHS_FILE))
         # Earlier versions wrote no state of parameters that no step had touched.
         earlier = not (state / DATA_FILE).is_file()
         gaps = earlier and (with_text or progress.train_step == progress.skipped_steps)
@@ -203,6 +222,7 @@ def load_checkpoint(
         ) from error
     load_shares(model, raw, str(folder / "raw.safetensors"))
     ema.load_state_dict(averages)
+    widths.load_state_dict(of_widths)
     return progress
 
 

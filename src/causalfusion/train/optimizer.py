@@ -1,4 +1,5 @@
-"""AdamW as in PAPER section 4, its state on disk, and the learning rate as a function of the images seen."""
+"""AdamW as in PAPER section 4, or Muon beside it, their state on disk, and the learning rate as a function of
+the images seen."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import math
 import warnings
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,54 +16,113 @@ from torch import Tensor, nn
 
 from causalfusion.config import TrainConfig
 from causalfusion.errors import UserError
+from causalfusion.machine.runtime import compute_dtype
+from causalfusion.train.muon import Muon
 from causalfusion.train.sharding import local_part, shard_like
 from causalfusion.train.share_file import ShareReader
 from causalfusion.train.soundness import check_layout, first_not_finite
 
-_FIELDS = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state of a parameter."""
+_ADAMW, _MUON = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+"""The state of a parameter."""
+
+
+class AdamWWithMuon:
+    """AdamW and Muon, each on its own parameters, with the interface of one optimizer."""
+
+    def __init__(self, adamw: torch.optim.AdamW, muon: Muon) -> None:
+        muon.state = adamw.state
+        self.state, self.defaults = adamw.state, adamw.defaults
+        self.parts = (adamw, muon)
+        self.param_groups = [*adamw.param_groups, *muon.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+
+AnyOptimizer = torch.optim.Optimizer | AdamWWithMuon
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], config: TrainConfig, of_text: Container[nn.Parameter] = ()
-) -> torch.optim.AdamW:
-    """Fused AdamW; the learning rate is set before every step (`set_rate`). Parameters `of_text` have one of
-    their own."""
+    parameters: Iterable[nn.Parameter],
+    config: TrainConfig,
+    of_text: Container[nn.Parameter] = (),
+    hidden: Container[nn.Parameter] = (),
+) -> AnyOptimizer:
+    """Fused AdamW; with `train.optimizer` muon, Muon for the matrices in `hidden`. The learning rate is set
+    before every step (`set_rate`). Parameters `of_text` have one of their own. Raises UserError for a Muon
+    without matrices."""
     trained = [p for p in parameters if p.requires_grad]
-    parts = ([p for p in trained if p not in of_text], [p for p in trained if p in of_text])
-    factors = (1.0, config.text_lr_factor)
-    return torch.optim.AdamW(
-        [{"params": part, "factor": factor} for part, factor in zip(parts, factors, strict=True) if part],
+    matrices = hidden if config.optimizer == "muon" else ()
+    adamw = torch.optim.AdamW(
+        _groups([p for p in trained if p not in matrices], config, of_text),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
+    if config.optimizer == "adamw":
+        return adamw
+    by_muon = [p for p in trained if p in matrices]
+    if not by_muon:
+        raise UserError(
+            f"train.optimizer is muon, and with train.trainable {config.trainable} no matrix inside a block "
+            "is trained; expected adamw"
+        )
+    groups = _groups(by_muon, config, of_text)
+    muon = Muon(groups, config.lr, config.weight_decay, compute_dtype(config.precision))
+    return AdamWWithMuon(adamw, muon)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def _groups(
+    parameters: list[nn.Parameter], config: TrainConfig, of_text: Container[nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Those of images, then those of text, as far as there are any."""
+    parts = ([p for p in parameters if p not in of_text], [p for p in parameters if p in of_text])
+    factors = (1.0, config.text_lr_factor)
+    return [{"params": part, "factor": factor} for part, factor in zip(parts, factors, strict=True) if part]
+
+
+def set_rate(optimizer: AnyOptimizer, rate: float) -> None:
     """Give all parameters their learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _fields(optimizer: AnyOptimizer) -> dict[Tensor, tuple[str, ...]]:
+    """The names of each parameter's state."""
+    return {
+        parameter: _MUON if "momentum" in group else _ADAMW
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def _at_first(parameter: nn.Parameter, fields: Iterable[str]) -> dict[str, Tensor]:
+    """The state that no step has touched yet: zeros."""
+    return {
+        field: torch.zeros(()) if field == "step" else torch.zeros_like(parameter.detach())
+        for field in fields
+    }
+
+
+def optimizer_tensors(model: nn.Module, optimizer: AnyOptimizer) -> dict[str, Tensor]:
     """The moments and step counts by `parameter/field`, laid out as the parameters are: of every parameter
-    that is trained. One that no step has touched yet has zeros, as the optimizer would begin with."""
-    tensors = {}
+    that is trained."""
+    tensors, fields = {}, _fields(optimizer)
     for name, parameter in _trained(model):
-        state = optimizer.state.get(parameter) or {
-            "step": torch.zeros(()),
-            "exp_avg": torch.zeros_like(parameter.detach()),
-            "exp_avg_sq": torch.zeros_like(parameter.detach()),
-        }
+        state = optimizer.state.get(parameter) or _at_first(parameter, fields[parameter])
         tensors |= {f"{name}/{field}": torch.as_tensor(value) for field, value in state.items()}
     return tensors
 
 
 def load_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, file: Path, folder: Path, *, gaps: bool
+    model: nn.Module, optimizer: AnyOptimizer, file: Path, folder: Path, *, gaps: bool
 ) -> None:
     """Put the state back from a file of whole tensors, or from a folder of shares if there is one.
 
@@ -69,10 +130,12 @@ def load_optimizer(
     Raises UserError for a state that is not that of this model's parameters, or not finite.
     """
     named = dict(_trained(model))
-    expected: dict[str, Tensor] = {}
+    expected, fields = dict[str, Tensor](), _fields(optimizer)
     for name, parameter in named.items():
-        expected |= {f"{name}/{field}": parameter.detach() for field in _FIELDS[1:]}
-        expected[f"{name}/step"] = torch.zeros(())
+        expected |= {
+            f"{name}/{field}": torch.zeros(()) if field == "step" else parameter.detach()
+            for field in fields[parameter]
+        }
     if folder.is_dir():
         tensors, where = load_sharded(expected, folder, gaps=gaps), folder
     else:

@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "train.evaluate_every",
     "train.evaluate_images",
     "train.sample_every",
+    "train.ema_snapshot_images",
     "train.max_skipped_steps",
     "sample",
 )

@@ -12,6 +12,7 @@ from causalfusion.errors import STOPPED, TrainingStopped
 from causalfusion.machine.processes import World, join_world
 from causalfusion.machine.progress import tell
 from causalfusion.saved.folder import checkpoints_of
+from causalfusion.train.ema_snapshots import remove_later_snapshots
 from causalfusion.train.opening import OpenRun, open_run
 from causalfusion.train.reports import Reports
 from causalfusion.train.stopping import StopRequest, run_in_use
@@ -58,6 +59,8 @@ class TrainingLoop:
     def go(self, folder: Path, *, show: bool) -> None:
         """Train until the end, or until a signal; the run is saved then."""
         folder.mkdir(parents=True, exist_ok=True)
+        if self.world.is_main:
+            remove_later_snapshots(folder, self.trainer.progress.images_seen)
         reports = Reports(self.run, folder, self.world, show=show)
         upkeep = Upkeep(self.run, folder, self.world, reports)
         try:

@@ -15,11 +15,12 @@ from causalfusion.config.serialize import to_dict, to_toml
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
-from causalfusion.model.parts import is_of_text
+from causalfusion.model.parts import is_hidden_matrix, is_of_text
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_spec, load_weights
 from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
 from causalfusion.train.ema import EMA
+from causalfusion.train.ema_snapshots import WidthAverages, write_ema_snapshot
 from causalfusion.train.fine_tuning import for_grid, for_patches, freeze_rest
 from causalfusion.train.graft import for_drawing, fresh_of
 from causalfusion.train.optimizer import make_optimizer, optimizer_tensors
@@ -43,10 +44,11 @@ class TrainState:
         self.sharded = is_sharded(self.model)
         freeze_rest(self.model, config)
         self.ema = EMA(self.model.named_parameters())
-        of_text = {p for name, p in self.model.named_parameters() if is_of_text(name)}
-        self.optimizer = make_optimizer(
-            self.model.parameters(), config.train, of_text if tokenizer is not None else ()
-        )
+        named = dict(self.model.named_parameters())
+        self.widths = WidthAverages(named.items(), config.train.ema_widths)
+        of_text = {p for name, p in named.items() if is_of_text(name) and tokenizer is not None}
+        hidden = {p for name, p in named.items() if is_hidden_matrix(name, p)}
+        self.optimizer = make_optimizer(named.values(), config.train, of_text, hidden)
         self.progress = Progress()
         self.saver: Saver | None = None
 
@@ -91,6 +93,7 @@ class TrainState:
             to_toml(self.config.sample),
             ema=gather(self.ema.state_dict(), world, copy=background),
             raw=gather(self.model.state_dict(), world, copy=background),
+            widths=gather(self.widths.state_dict(), world, copy=background),
             optimizer=None if self.sharded else gather(state, world, copy=background),
         )
         healthy = not self.progress.skipped_in_a_row
@@ -124,8 +127,19 @@ class TrainState:
 
     def restore(self, checkpoint: Path) -> None:
         self.progress = load_checkpoint(
-            checkpoint, self.model, self.ema, self.optimizer, with_text=self.tokenizer is not None
+            checkpoint,
+            self.model,
+            self.ema,
+            self.widths,
+            self.optimizer,
+            with_text=self.tokenizer is not None,
         )
+
+    def save_ema_snapshot(self, run: Path) -> None:
+        """Store the averages of several widths, by all processes together."""
+        averages, progress = gather(self.widths.state_dict(), self.world, copy=False), self.progress
+        if self.world.is_main and progress.updates:
+            write_ema_snapshot(run, progress.images_seen, progress.updates, averages)
 
     def last_saved(self) -> str:
         """By all processes together."""
@@ -136,5 +150,6 @@ class TrainState:
     def first_not_finite_name(self) -> str:
         """Name of a weight, average or moment that is not finite on this process; empty where all are."""
         state = optimizer_tensors(self.model, self.optimizer)
-        averages = {f"the average of {name}": value for name, value in self.ema.state_dict().items()}
+        both = self.ema.state_dict() | self.widths.state_dict()
+        averages = {f"the average of {name}": value for name, value in both.items()}
         return first_not_finite([*self.model.state_dict().items(), *averages.items(), *state.items()])

@@ -97,7 +97,8 @@ class Trainer(TrainState):
         if finite:
             set_rate(self.optimizer, rate)
             self.optimizer.step()
-            self.ema.update(ema_decay(train, progress.train_step - progress.skipped_steps))
+            self.ema.update(ema_decay(train, progress.updates))
+            self.widths.update(progress.updates + 1)
         self.progress = replace(
             progress,
             images_seen=progress.images_seen + train.batch_size,

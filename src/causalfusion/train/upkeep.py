@@ -1,4 +1,5 @@
-"""The work between train steps: the loss of held-out images, a grid of samples, a checkpoint."""
+"""The work between train steps: the loss of held-out images, a grid of samples, a snapshot of averages, a
+checkpoint."""
 
 from __future__ import annotations
 
@@ -44,6 +45,8 @@ class Upkeep:
                 self.evaluate()
             if _every(train.sample_every, progress.train_step) or due & Due.GRID:
                 self.sample()
+            if self._snapshot_due():
+                self.run.trainer.save_ema_snapshot(self.folder)
             by_steps = _every(train.checkpoint_every, progress.train_step)
             self.save_due |= by_steps or bool(due & Due.CHECKPOINT)
             if self.save_due and not progress.skipped_in_a_row:  # later, if the run recovers
@@ -56,6 +59,8 @@ class Upkeep:
             self.evaluate()
             if train.sample_every or (train.sample_minutes and time.monotonic() - self.begun > 60):
                 self.sample()
+            if train.ema_widths:
+                self.run.trainer.save_ema_snapshot(self.folder)
         self.save()
         self.run.trainer.finish_saving()
 
@@ -90,6 +95,12 @@ class Upkeep:
     def _takes_part(self) -> bool:
         """This process computes where only the main one is needed: of a sharded model, all have to."""
         return self.world.is_main or self.run.trainer.sharded
+
+    def _snapshot_due(self) -> bool:
+        """The last train step reached a multiple of train.ema_snapshot_images."""
+        train, seen = self.run.config.train, self.run.trainer.progress.images_seen
+        every = train.ema_snapshot_images
+        return every > 0 and seen // every > (seen - train.batch_size) // every
 
     def save(self) -> None:
         """Save the run, unless it is saved."""
