@@ -10,7 +10,6 @@ from typing import Literal
 
 from causalfusion.config import ModelConfig, SampleConfig, SamplerName
 from causalfusion.errors import UserError, check
-from causalfusion.factorization import even_split
 
 Measure = Literal["frechet", "accuracy"]
 """What a setting is judged by: the Fréchet distance, or the share of images that are what was asked for."""
@@ -57,7 +56,7 @@ class Sweep:
 
 def divided(steps: int, num_ar_steps: int) -> list[int]:
     """Diffusion steps of each AR step, the larger first; one number where all are equal."""
-    counts = even_split(steps, num_ar_steps)
+    counts = [steps // num_ar_steps + (k < steps % num_ar_steps) for k in range(num_ar_steps)]
     return counts if len(set(counts)) > 1 else counts[:1]
 
 
