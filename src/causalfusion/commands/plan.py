@@ -25,5 +25,5 @@ def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = (
     print(f"{request.out / 'plan.png'}, {request.out / 'plan.md'}")
     print(f"best within {request.budget}: {best.in_words()}: {quality}, {time} an image")
     size = f" --size {request.size}" if request.size else ""
-    print(f"  causalfusion sample --model {request.model} {best.as_options()}{size}")
+    print(f"  causalfusion sample --model {best.model or request.model} {best.as_options()}{size}")
     return 0

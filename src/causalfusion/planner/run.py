@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from causalfusion.config import DataConfig, SampleConfig
-from causalfusion.config.serialize import read_record, to_dict
+from causalfusion.config.serialize import from_dict, read_object, to_dict
 from causalfusion.config.sizes import parse_size
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
@@ -26,7 +26,7 @@ from causalfusion.machine.runtime import compute_dtype, select_device, tune_allo
 from causalfusion.planner.picture import save_picture
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import Tried, choose, frontier, in_time
-from causalfusion.saved.folder import read_latest
+from causalfusion.saved.folder import read_latest, read_sampling
 
 BEYOND = 2.0
 """Settings that take up to so many times the budget are measured too: the frontier goes on beyond it."""
@@ -44,25 +44,58 @@ def plan(request: PlanRequest) -> Tried:
         return Pipeline.load(folder, device=device, autocast_dtype=dtype, autoencoder=request.autoencoder)
 
     tune_allocator()
-    pipeline, folder = read_latest(request.model, load)
-    if request.size:
-        pipeline = pipeline.at(*parse_size(request.size, "--size"))
-    settings = request.sweep.settings(request.sample, pipeline.model.config, pipeline.codec.num_tokens)
-    if not settings:
-        raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
-    for setting in settings:
-        check_settings(setting, pipeline.model.config, pipeline.spec.diffusion, pipeline.grid)
+    candidates = [_candidate(request, *read_latest(request.model, load))]
+    pipeline = candidates[0].pipeline
+    for name in request.also:
+        candidates.append(_candidate(request, *read_latest(name, load), str(name)))
+        if candidates[-1].pipeline.image_size != pipeline.image_size:
+            raise UserError(f"--also {name} makes images of another size than {request.model}")
     data = data_config(request.reference, pipeline.image_size if request.size else 0)
-    prompts = prompts_for(pipeline, data)
+    prompts = [prompts_for(each.pipeline, data) for each in candidates]
     judge = open_judge(request.features, data, pipeline.image_size, request.device)
     fingerprint = open_source(data).fingerprint()
+    tried: list[Tried] = []
     with in_use(request.out, "the plan"):
-        known = _EarlierTrials.open(request, folder, str(device), fingerprint)
-        tried = _timed(pipeline, settings, prompts, request, known)
-        tried = _judged(pipeline, tried, judge, prompts, request, known)
+        known = _EarlierTrials.open(request, candidates[0].folder, str(device), fingerprint)
+        for each, texts in zip(candidates, prompts, strict=True):
+            timed = _timed(each, texts, request, known)
+            tried += _judged(each, timed, judge, texts, request, known)
         best = choose(tried, request.budget_seconds)
         _write(request, tried)
     return best
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A model with the settings to try with it."""
+
+    pipeline: Pipeline
+    folder: Path
+    settings: list[SampleConfig]
+    name: str = ""
+    """A further model, as it was given; empty: the one that is planned for."""
+
+    def key(self, settings: SampleConfig) -> str:
+        """The name of one of its settings in `plan.json`; that of a further model has its weights in it."""
+        own = [sha256_of(self.folder / "model.safetensors")] if self.name else []
+        return hash_of([to_dict(settings), *own])
+
+
+def _candidate(request: PlanRequest, pipeline: Pipeline, folder: Path, name: str = "") -> _Candidate:
+    """Raises UserError for settings that the model does not have."""
+    if request.size:
+        pipeline = pipeline.at(*parse_size(request.size, "--size"))
+    model, num_tokens = pipeline.model.config, pipeline.codec.num_tokens
+    if name:
+        own = read_sampling(folder) or pipeline.default_sampling
+        settings = request.sweep.settings_of_other(own, num_tokens)
+    else:
+        settings = request.sweep.settings(request.sample, model, num_tokens)
+    if not settings:
+        raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
+    for setting in settings:
+        check_settings(setting, model, pipeline.spec.diffusion, pipeline.grid)
+    return _Candidate(pipeline, folder, settings, name)
 
 
 def prompts_for(pipeline: Pipeline, data: DataConfig) -> list[str] | None:
@@ -121,7 +154,7 @@ class _EarlierTrials:
         if not path.exists():
             return cls(path, facts, {})
         try:
-            before = read_record(_PlanFile, path, "plan")
+            before = _read_plan(path)
         except UserError as error:
             raise UserError(f"{error}; delete it, or give another --out") from None
         said = {**dict.fromkeys(_LATER), "size": "", **before.facts}
@@ -133,32 +166,48 @@ class _EarlierTrials:
             )
         return cls(path, facts, before.settings)
 
-    def get(self, settings: SampleConfig) -> Tried | None:
-        return self.found.get(hash_of([to_dict(settings)]))
+    def get(self, key: str) -> Tried | None:
+        return self.found.get(key)
 
-    def add(self, tried: Tried) -> None:
-        self.found[hash_of([to_dict(tried.settings)])] = tried
+    def add(self, key: str, tried: Tried) -> None:
+        self.found[key] = tried
         values = {"facts": self.facts, "settings": {key: to_dict(trial) for key, trial in self.found.items()}}
         write_whole(self.path, json.dumps(values, indent=1) + "\n")
 
 
+def _read_plan(path: Path) -> _PlanFile:
+    """Raises UserError for a file that is damaged."""
+    values = read_object(path, "plan")
+    settings = values.get("settings")
+    for trial in settings.values() if isinstance(settings, dict) else ():
+        if isinstance(trial, dict):
+            trial.setdefault("model", "")  # which the files of earlier versions lack
+    try:
+        return from_dict(_PlanFile, values, complete=True)
+    except UserError as error:
+        raise UserError(f"plan: {path}: {error}") from None
+
+
 def _timed(
-    pipeline: Pipeline,
-    settings: Sequence[SampleConfig],
+    candidate: _Candidate,
     prompts: Sequence[str] | None,
     request: PlanRequest,
     known: _EarlierTrials,
 ) -> list[Tried]:
     """Each setting with the seconds that an image takes in a full batch: the shorter of two measurements, as
     the first also warms up."""
-    line, found = ProgressLine(len(settings), 0, what="settings"), []
-    for place, setting in enumerate(settings):
-        trial = known.get(setting)
+    line, found = ProgressLine(len(candidate.settings), 0, what="settings"), []
+    for place, setting in enumerate(candidate.settings):
+        key = candidate.key(setting)
+        trial = known.get(key)
         if trial is None:
             line.show(place, "timing")
-            seconds = min(_seconds(pipeline, setting, prompts, request.batch_size) for _ in range(2))
+            seconds = min(
+                _seconds(candidate.pipeline, setting, prompts, request.batch_size) for _ in range(2)
+            )
             trial = Tried(settings=setting, seconds_per_image=seconds)
-            known.add(trial)
+            known.add(key, trial)
+        trial = replace(trial, model=candidate.name)
         found.append(trial)
     line.close()
     return found
@@ -172,7 +221,7 @@ def _seconds(
 
 
 def _judged(
-    pipeline: Pipeline,
+    candidate: _Candidate,
     tried: Sequence[Tried],
     judge: Judge,
     prompts: Sequence[str] | None,
@@ -186,7 +235,7 @@ def _judged(
         if trial in affordable and trial.frechet is None:
             line.show(len(done), trial.in_words())
             found = measure_quality(
-                pipeline,
+                candidate.pipeline,
                 trial.settings,
                 judge,
                 request.images,
@@ -195,7 +244,7 @@ def _judged(
                 batch_size=request.batch_size,
             )
             trial = replace(trial, frechet=found.frechet, accuracy=found.accuracy)
-            known.add(trial)
+            known.add(candidate.key(trial.settings), trial)
         done.append(trial)
     line.close()
     return done
@@ -204,8 +253,9 @@ def _judged(
 def _write(request: PlanRequest, tried: Sequence[Tried]) -> None:
     """Write the table `plan.md` and, where any setting was measured, the picture `plan.png`."""
     best, size = frontier(tried), f" at {request.size}" if request.size else ""
+    also = "".join(f", {name}" for name in request.also)
     lines = [
-        f"# Quality against time: {request.model}\n\n",
+        f"# Quality against time: {request.model}{also}\n\n",
         f"Fréchet distance in the features `{request.features}` of {request.images} images against "
         f"{request.reference}{size}; time for each image in batches of {request.batch_size} on "
         f"{select_device(request.device)}. "

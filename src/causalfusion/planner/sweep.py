@@ -31,6 +31,10 @@ class Sweep:
             if not getattr(self, name):
                 raise UserError(f"--{name.replace('_', '-')} has no value; expected one or more")
 
+    def settings_of_other(self, own: SampleConfig, num_tokens: int) -> list[SampleConfig]:
+        """A further model's own settings with every number of AR steps that images of `num_tokens` have."""
+        return [replace(own, num_ar_steps=count) for count in self.ar_steps if count <= num_tokens]
+
     def settings(self, base: SampleConfig, model: ModelConfig, num_tokens: int = 0) -> list[SampleConfig]:
         """Every combination that is possible with this model, as changes of `base`, for images of
         `num_tokens`, by default those of its own grid. The diffusion steps are
@@ -59,6 +63,8 @@ class Tried:
 
     settings: SampleConfig
     seconds_per_image: float
+    model: str = ""
+    """A further model, as it was given; empty: the one that is planned for."""
     frechet: float | None = None
     accuracy: float | None = None
 
@@ -69,13 +75,16 @@ class Tried:
 
     def in_words(self) -> str:
         s = self.settings
-        steps = ", ".join(map(str, s.diffusion_steps)) + " diffusion steps"
+        steps = ", ".join(map(str, s.diffusion_steps)) + " diffusion step" + "s" * (s.diffusion_steps != [1])
         each = " in each" if s.num_ar_steps > 1 and len(s.diffusion_steps) == 1 else ""
-        return f"{s.sampler}, S = {s.num_ar_steps}, {steps}{each}, guidance {s.guidance_scale:g}"
+        model = f"{self.model}: " if self.model else ""
+        return f"{model}{s.sampler}, S = {s.num_ar_steps}, {steps}{each}, guidance {s.guidance_scale:g}"
 
     def as_options(self) -> str:
         s = self.settings
         steps = " ".join(map(str, s.diffusion_steps))
+        if self.model:  # the rest is in its own folder
+            return f"--num-ar-steps {s.num_ar_steps}"
         return (
             f"--sampler {s.sampler} --num-ar-steps {s.num_ar_steps} --diffusion-steps {steps} "
             f"--guidance-scale {s.guidance_scale:g}"

@@ -30,7 +30,7 @@ from causalfusion.config import (
     SampleConfig,
     TextConfig,
 )
-from causalfusion.config.serialize import from_dict, read_json, to_dict, to_toml
+from causalfusion.config.serialize import from_dict, parse_toml, read_json, to_dict, to_toml
 from causalfusion.errors import UserError
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer
@@ -192,7 +192,7 @@ def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Co
                 f"model takes {takes}; it is damaged"
             )
         return codec
-    place = autoencoder or _autoencoder_place(folder, spec.codec.autoencoder)
+    place = autoencoder or autoencoder_place(folder, spec.codec.autoencoder)
     try:
         codec = open_codec(replace(spec.codec, autoencoder=place), image_shape=None)
     except UserError as error:
@@ -214,7 +214,7 @@ def _token_sizes(of: Codec | ModelConfig) -> tuple[int, int, int]:
     return of.grid_height, of.grid_width, of.token_dim
 
 
-def _autoencoder_place(folder: Path, recorded: str) -> str:
+def autoencoder_place(folder: Path, recorded: str) -> str:
     """The autoencoder's path: in the model's folder, else as recorded, relative to that folder or to the
     current one."""
     for place in (folder / AUTOENCODER_FOLDER, folder / recorded):
@@ -274,6 +274,14 @@ def load_parts(
     model, spec = load_model(folder, name, device)
     codec = open_model_codec(folder, spec, autoencoder).to(device)
     return model, spec, codec, load_tokenizer(folder, spec)
+
+
+def read_sampling(folder: Path) -> SampleConfig | None:
+    """The recommended sampling in a model folder; None where there is none. Raises UserError."""
+    path = folder / SAMPLING_FILE
+    if not path.is_file():
+        return None
+    return from_dict(SampleConfig, parse_toml(path.read_bytes(), str(path)), f"{path}: ")
 
 
 def checkpoints_of(run: Path) -> list[Path]:
