@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from causalfusion.cli import run
+from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import (
     DiffusionConfig,
     DistillConfig,
@@ -18,15 +19,18 @@ from causalfusion.config import (
     ModelConfig,
     RunConfig,
     SampleConfig,
+    TextConfig,
 )
 from causalfusion.config.serialize import from_dict, parse_toml
 from causalfusion.diffusion.process import make_process
 from causalfusion.diffusion.segments import Segments, few_steps
 from causalfusion.generate.guidance import Guidance
+from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.predictions import Predictions
 from causalfusion.saved.folder import checkpoints_of, latest_model, load_spec
 from causalfusion.train.batch import TokenBatch
 from causalfusion.train.distillation import DistillationObjective
+from causalfusion.train.log import read_log
 
 MODEL = ModelConfig(hidden_size=32, depth=2, num_heads=2, num_class_tokens=2, num_classes=4, token_dim=3,
                     grid_height=4, grid_width=4)  # fmt: skip
@@ -269,3 +273,51 @@ def test_a_model_with_a_head_of_its_tokens_is_refused(tmp_path, capsys):
     assert run(["train", "--config", "digits", *SMALL, *per_token, *FEW, "--out", str(out)]) == 0
     assert run(["distill", str(out), "--steps", "1", "--out", str(tmp_path / "fast")]) == 2
     assert "whose noised tokens go through the transformer" in capsys.readouterr().err
+
+
+def test_a_student_of_text_keeps_its_text_loss_and_any_number_of_ar_steps(tmp_path, capsys):
+    out, length = tmp_path / "fast", ["--train.images", "64", "--train.batch-size", "16"]
+    options = ["--data.source", "shapes", "--steps", "1", "--teacher-steps", "4", "--train.log-every", "1"]
+    assert run(["distill", "shapes", *options, *length, "--out", str(out)]) == 0
+    records = [record for record in read_log(out / "log.jsonl") if record["kind"] == "train"]
+    assert len(records) == 4 and all(0 < r["text_loss"] < 2 and 0 < r["image_loss"] < 0.1 for r in records)
+    settings = json.loads((latest_model(out) / "state" / "run.json").read_text())
+    assert settings["distill"]["guidance_scale"] == 3 and settings["text"]["loss_coefficient"] == 0.05
+    pipeline = Pipeline.load(latest_model(out))
+    for count in (1, 2, 4, 8):
+        sample = replace(few_steps(pipeline.process, 1), num_ar_steps=count)
+        assert pipeline.generate(config=sample, prompts=["a red star"]).shape == (1, 3, 32, 32)
+
+
+def test_guidance_leads_away_from_an_empty_caption():
+    """With the image first there is no condition, and nothing that follows it is read."""
+    config = RunConfig(
+        model=replace(MODEL, num_class_tokens=0, vocab_size=20, max_text_tokens=16),
+        text=TextConfig(tokenizer="given", caption_first=0.5, image_first=0.5, caption_dropout=0.0),
+        distill=DistillConfig(teacher="given", steps=1),
+    )
+    process = make_process(config.diffusion)
+    markers = Markers(text=0, text_end=1, image=2, image_end=3, end=4)
+    objective = DistillationObjective(
+        config,
+        process,
+        markers,
+        teacher=nn.Identity(),
+        guidance=Guidance(3.0),
+        segments=Segments.of(process, 1, 4),
+    )
+    captions = tuple([7, 8, 9] for _ in range(12))
+    batch = TokenBatch(torch.zeros(12, 16, 3), torch.zeros(12, dtype=torch.int64), torch.arange(12), captions)
+    piece = objective.arrange(batch, objective.draw(batch, seed=0, split_index=0))
+    assert (
+        piece.layout is not None
+        and piece.unconditional is not None
+        and set(piece.text)
+        == {
+            "caption_first",
+            "image_first",
+        }
+    )
+    found = piece.unconditional.layout
+    assert found is not None and not found.read and piece.layout.read
+    assert (piece.layout.text_ids == 8).any(1).all() and not (found.text_ids == 8).any()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -26,9 +26,6 @@ class DistillConfig:
     is consistency distillation; with n, the target is the teacher's whole way."""
     guidance_scale: float = 1.0
     """Guidance scale of the teacher, which the student has inside: it is sampled without guidance."""
-    loss: Literal["squared", "huber"] = "squared"
-    """Error of the clean tokens: its square, or sqrt(square + c²) - c of a token's root mean square, with
-    c = 0.1."""
     teacher_hash: Annotated[str, Parameter(parse=False)] = ""
     """SHA-256 of the teacher's weights, filled in when a run begins."""
 

@@ -26,7 +26,8 @@ from causalfusion.machine.runtime import compute_dtype, select_device, tune_allo
 from causalfusion.planner.picture import save_picture
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import Tried, choose, frontier, in_time
-from causalfusion.saved.folder import read_latest, read_sampling
+from causalfusion.saved.folder import read_latest
+from causalfusion.saved.sampling import read_sampling
 
 BEYOND = 2.0
 """Settings that take up to so many times the budget are measured too: the frontier goes on beyond it."""

@@ -30,7 +30,7 @@ from causalfusion.config import (
     SampleConfig,
     TextConfig,
 )
-from causalfusion.config.serialize import from_dict, parse_toml, read_json, to_dict, to_toml
+from causalfusion.config.serialize import from_dict, read_json, to_dict, to_toml
 from causalfusion.errors import UserError
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer
@@ -274,14 +274,6 @@ def load_parts(
     model, spec = load_model(folder, name, device)
     codec = open_model_codec(folder, spec, autoencoder).to(device)
     return model, spec, codec, load_tokenizer(folder, spec)
-
-
-def read_sampling(folder: Path) -> SampleConfig | None:
-    """The recommended sampling in a model folder; None where there is none. Raises UserError."""
-    path = folder / SAMPLING_FILE
-    if not path.is_file():
-        return None
-    return from_dict(SampleConfig, parse_toml(path.read_bytes(), str(path)), f"{path}: ")
 
 
 def checkpoints_of(run: Path) -> list[Path]:

@@ -28,12 +28,11 @@ from causalfusion.train.batch import TokenBatch
 from causalfusion.train.draws import Draws
 from causalfusion.train.step import Objective
 
-HUBER = 0.03
-"""Root mean square of a token's error above which it counts by itself rather than by its square."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationObjective(Objective):
+    """The errors of a student against its teacher's guided flow, evenly weighted over levels."""
+
     teacher: nn.Module
     guidance: Guidance
     segments: Segments
@@ -49,14 +48,13 @@ class DistillationObjective(Objective):
         return replace(piece, unconditional=super().arrange(batch, _without_condition(draws), read=False))
 
     def errors(self, model: nn.Module, piece: Arranged, num_text: int = 0) -> Errors:
+        """Squared errors of the clean tokens, and those of text."""
+        if not piece.num_images:
+            return super().errors(model, piece, num_text)
         noised = piece.noised_from(0, self.process)
         target = self.target(model, piece, noised)
         found, text = self.predict(model, piece, noised, num_text)
-        squared = (self._clean(found, noised) - target).square()
-        if self.config.distill.loss == "squared":
-            return Errors(squared, text)
-        of_token = (squared.mean(-1, keepdim=True) + HUBER**2).sqrt() - HUBER
-        return Errors(of_token.expand_as(squared), text)
+        return Errors((self._clean(found, noised) - target).square(), text)
 
     def weight(self, levels: Tensor) -> Tensor:
         return torch.ones(levels.shape, device=levels.device)

@@ -24,14 +24,14 @@ from causalfusion.saved.folder import (
     autoencoder_place,
     load_spec,
     read_latest,
-    read_sampling,
 )
+from causalfusion.saved.sampling import read_sampling
 from causalfusion.train.resume import stored_settings
 
 IMAGES = 64_000
 RATE = 0.128
 """Learning rate times the model's width, where the teacher's own is not known."""
-_OF_RUN = ("batch_size", "lr", "eps", "precision")
+_OF_RUN = ("batch_size", "lr", "eps")
 """Settings of the teacher's training that its student's has too."""
 
 
@@ -40,11 +40,11 @@ def settings_beneath(teacher: str) -> dict[str, Any]:
     folder and, of a run's model, from its training. Raises UserError where there is no model."""
     spec, sampling, run = read_latest(Path(teacher), _read)[0]
     rate = min(RATE / spec.model.hidden_size, 1e-3)
-    train = {"images": IMAGES, "lr": rate, "eps": 1e-8, "precision": "auto"}
+    train = {"images": IMAGES, "batch_size": 32, "lr": rate, "eps": 1e-8, "precision": "auto"}
     train |= {name: value for name, value in run.get("train", {}).items() if name in _OF_RUN}
     train |= {
         "lr_schedule": "cosine",
-        "warmup_images": 50 * train.get("batch_size", 32),
+        "warmup_images": 50 * train["batch_size"],
         "ema_decay": 0.99,
         "class_dropout": 0.0,
         "sample_minutes": 0.0,

@@ -104,7 +104,6 @@ USED: dict[str, tuple[Use, ...]] = {
     "distill.teacher_steps": (TEACHER,),
     "distill.ahead": (TEACHER,),
     "distill.guidance_scale": (TEACHER,),
-    "distill.loss": (TEACHER,),
 }
 """All conditions of a setting have to hold. Not listed: settings that a longer list or a duration overrides,
 as their help says (`sizes`, `given_order`, `epochs`), and those that their configuration itself refuses
