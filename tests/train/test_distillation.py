@@ -227,6 +227,14 @@ def test_a_resumed_distillation_is_the_same(command, tmp_path, teacher):
         assert all(one[key].equal(two[key]) for key in one)
 
 
+def test_a_student_can_be_a_teacher_without_guidance(command, tmp_path, capsys):
+    """It never saw an image without its class."""
+    assert run(command("four", "--steps", "4", images=32)) == 0
+    assert run(command("one", "--steps", "1", model=tmp_path / "four", images=32)) == 0
+    assert run(command("two", "--steps", "2", "--guidance-scale", "2", model=tmp_path / "four")) == 2
+    assert "expected --guidance-scale 1, not 2" in capsys.readouterr().err
+
+
 def test_another_teacher_is_refused(command, tmp_path, teacher, capsys):
     assert run(command("fast", "--steps", "1")) == 0
     other = tmp_path / "other"

@@ -83,6 +83,12 @@ def student_of(config: RunConfig) -> RunConfig:
     distilled."""
     spec, folder = read_latest(Path(config.distill.teacher), load_spec)
     _refuse(spec.model, spec.text.image_context, folder)
+    never = spec.text.caption_dropout == 0 if spec.model.vocab_size else spec.class_dropout == 0
+    if never and config.distill.guidance_scale != 1:
+        raise UserError(
+            f"{folder} never saw an image without its condition, which guidance leads away from; expected "
+            f"--guidance-scale 1, not {config.distill.guidance_scale:g}"
+        )
     codec = replace(spec.codec, normalization="given")
     if codec.autoencoder:
         codec = replace(codec, autoencoder=autoencoder_place(folder, codec.autoencoder))
