@@ -23,14 +23,14 @@ import numpy as np
 
 from causalfusion.cli import run as command
 from causalfusion.config import SampleConfig, WriteConfig
-from causalfusion.evaluate.measures.intervals import mean_interval
+from causalfusion.evaluate.measures.intervals import share_interval
 from causalfusion.evaluate.quality import generate_batch
 from causalfusion.evaluate.text_image import (
     by_number_of_objects,
     measure_caption_truth,
     measure_text_to_image,
 )
-from causalfusion.files import write_whole
+from causalfusion.files import sha256_of, write_whole
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.progress import tell
 from causalfusion.saved.folder import latest_model
@@ -59,15 +59,18 @@ def sampling_of(folder: Path, num_ar_steps: int, diffusion_steps: int = 0) -> Sa
 
 
 def measure(
-    models: dict[str, tuple[Path, int]], ar_steps: Sequence[int], count: int, known: dict[str, Any]
+    models: dict[str, tuple[Path, int]], ar_steps: Sequence[int], count: int, file: Path
 ) -> dict[str, Any]:
-    """Figures by model, for those that are not known; (folder, diffusion steps or 0 for its own) each."""
+    """Figures by model, (folder, diffusion steps or 0 for its own) each; those in the file are not measured
+    again."""
     figures = {}
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for name, (folder, steps) in models.items():
-        key = f"{name}, {folder.name}, {count}"
+        key = f"{name}, {sha256_of(folder / 'model.safetensors')}, S {list(ar_steps)}, {count} scenes"
         if key not in known:
             tell(f"measuring {name}")
             known[key] = _figures(Pipeline.load(folder), folder, steps, ar_steps, count)
+            write_whole(file, json.dumps(known, indent=1) + "\n")
         figures[name] = known[key]
     return figures
 
@@ -83,15 +86,16 @@ def _figures(
             sample = sampling_of(folder, number, steps)
             share = measure_text_to_image(pipeline, data[kind], count, sample)[0]["all"]
             found.setdefault(f"S{number}", {})[kind] = with_interval(share, count)
-        share = measure_caption_truth(pipeline, data[kind], count, WriteConfig())[0]["all"]
-        found["captions"][kind] = with_interval(share, count)
+        if not steps:  # captions have no diffusion steps
+            share = measure_caption_truth(pipeline, data[kind], count, WriteConfig())[0]["all"]
+            found["captions"][kind] = with_interval(share, count)
     return found
 
 
 def with_interval(share: float, count: int) -> tuple[float, float, float]:
-    """(share, low, high) of so many successes or failures."""
-    right = np.arange(count) < round(share * count)
-    return (share, *mean_interval(right.astype(float)))
+    """(share, low, high) of `count` images."""
+    low, high = share_interval(np.arange(count) < round(share * count))
+    return share, low, high
 
 
 def images_a_second(models: dict[str, tuple[Path, int]], ar_steps: Sequence[int]) -> dict[str, Any]:
@@ -116,8 +120,9 @@ def table(figures: dict[str, Any], speed: dict[str, Any], ar_steps: Sequence[int
             lines.append(f"| {name} | {number} | {shares} | {speed[name][f'S{number}']:.0f} |\n")
     lines.append("\n| captions that are true | one object | two objects |\n|---|---|---|\n")
     for name, found in figures.items():
-        shares = " | ".join(in_words(found["captions"][kind]) for kind in KINDS)
-        lines.append(f"| {name} | {shares} |\n")
+        if found["captions"]:
+            shares = " | ".join(in_words(found["captions"][kind]) for kind in KINDS)
+            lines.append(f"| {name} | {shares} |\n")
     return "".join(lines)
 
 
@@ -141,14 +146,14 @@ def main() -> None:
     if "--data.source" not in options:
         options += ["--data.source", "shapes"]
     teacher = latest_model(Path(arguments.model))
-    models = {"teacher": (teacher, 0)} | {f"teacher, {k} steps": (teacher, k) for k in arguments.steps}
+    models = {"teacher": (teacher, 0)} | {
+        f"teacher, {k} step{'s' * (k > 1)}": (teacher, k) for k in arguments.steps
+    }
     for k in arguments.steps:
         student = distil(arguments.model, arguments.out, k, arguments.images, options)
         models[f"student, K = {k}"] = (student, 0)
     file = arguments.out / "few_steps.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    figures = measure(models, arguments.ar_steps, arguments.count, known)
-    write_whole(file, json.dumps(known, indent=1) + "\n")
+    figures = measure(models, arguments.ar_steps, arguments.count, file)
     text = table(figures, images_a_second(models, arguments.ar_steps), arguments.ar_steps)
     write_whole(arguments.out / "few_steps.md", text)
     print(text)
