@@ -28,6 +28,7 @@ from causalfusion.vocabulary.unused import refuse_unused
 
 COMMANDS = (
     "train",
+    "distill",
     "sample",
     "edit",
     "caption",
@@ -157,12 +158,32 @@ def beneath(line: Line) -> tuple[list[str], dict[str, Any]]:
         return [], {}
     names = line.given.get("--config", [])
     layers = layers_for(command, names)
+    if command.name == "distill":
+        return names, merge([teacher_settings(line, layers), layers])
     preset = evaluation_preset(line, layers)
     reads = "--samples" in line.given or "samples" in layers
     own = [] if preset or reads else model_settings(line, layers)
     if own or preset:
         layers = merge([layers_for(command, [*own, *preset]), layers])
     return [*own, *preset, *names], layers
+
+
+def teacher_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a distillation has from its teacher. Raises UserError without a teacher, or without
+    data, which a model that is no training run does not name."""
+    from causalfusion.train.teacher import settings_beneath
+
+    teacher = line.value("--teacher") or layers.get("teacher")
+    if not teacher:
+        raise UserError("distill needs a model: causalfusion distill RUN --steps 1 --out models/fast")
+    beneath = settings_beneath(teacher)
+    given = {name.removeprefix("--") for name in line.given} | flat(merge([beneath, layers])).keys()
+    if not {"data.path", "data.cache", "data.source"} & given:
+        raise UserError(
+            f"{teacher} does not say on what it was trained; give its data, such as --data.path PATH or "
+            "--data.source shapes"
+        )
+    return beneath
 
 
 def model_settings(line: Line, layers: dict[str, Any]) -> list[str]:

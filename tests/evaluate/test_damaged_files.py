@@ -21,7 +21,7 @@ from causalfusion.evaluate.measures.figure import Figure
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
 from causalfusion.evaluate.references.reference_file import ReferenceFile, read_reference, write_reference
 from causalfusion.evaluate.samples.sample_set import SampleSet, open_for_writing, write_part
-from causalfusion.planner.run import _EarlierTrials
+from causalfusion.planner.earlier import EarlierTrials
 from causalfusion.planner.sweep import Tried
 from causalfusion.study.measure import _read
 
@@ -137,10 +137,10 @@ class OfPlan(Format):
         size="",
     )
 
-    def open(self) -> _EarlierTrials:
+    def open(self) -> EarlierTrials:
         self.request.out = self.folder
         (self.folder / "model.safetensors").write_bytes(b"weights")
-        return _EarlierTrials.open(self.request, self.folder, "cpu", "r")
+        return EarlierTrials.open(self.request, self.folder, "cpu", "r")
 
     def content(self) -> Any:
         self.open().add(Tried(settings=SampleConfig(), seconds_per_image=0.1, frechet=2.0, accuracy=0.5))

@@ -119,3 +119,27 @@ def test_refines_the_best_setting_confirms_it_and_makes_it_the_models_own(model,
 def test_by_accuracy_needs_something_that_can_tell(command, capsys):
     assert run([*command, "--budget", "30s", "--by", "accuracy"]) == 2
     assert "nothing tells what these images show" in capsys.readouterr().err
+
+
+def test_further_models_are_measured_as_their_own_folder_says(command, model, tmp_path, capsys, monkeypatch):
+    student = tmp_path / "student"
+    made = ["distill", str(model), "--steps", "1", "--train.images", "32", "--out", str(student)]
+    assert run(made) == 0
+    assert run([*command, "--budget", "30s"]) == 0
+    planner = monkeypatch.setattr
+    times = iter([1e-5] * 8)
+    planner(planner_run, "_seconds", lambda *_: next(times))
+    capsys.readouterr()
+    assert run([*command, "--also", str(student), "--budget", "30us"]) == 0
+    assert f"causalfusion sample --model {student} --num-ar-steps" in capsys.readouterr().out
+    table = (tmp_path / "plan" / "plan.md").read_text()
+    rows = re.findall(
+        rf"^\| .*{re.escape(str(student))}: dpm\+\+, S = (\d), 1 diffusion step[ ,]", table, re.M
+    )
+    assert sorted(rows) == ["1", "2"] and len(re.findall(r"^\| .*ddim", table, re.M)) == 4
+    assert len(list(times)) == 4, "the model's own settings are not timed again"
+
+
+def test_a_further_model_of_another_size_is_refused(command, capsys):
+    assert run([*command, "--also", "shapes", "--budget", "30s"]) == 2
+    assert "makes images of another size" in capsys.readouterr().err

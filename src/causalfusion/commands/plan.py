@@ -30,6 +30,6 @@ def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = (
     print(f"best within {request.budget}: {best.in_words()}: {quality}, {time} an image")
     size = f" --size {request.size}" if request.size else ""
     if request.save:
-        print(f"{request.model}: its images are made so from now on")
-    print(f"  causalfusion sample --model {request.model} {best.as_options()}{size}")
+        print(f"{best.model or request.model}: its images are made so from now on")
+    print(f"  causalfusion sample --model {best.model or request.model} {best.as_options()}{size}")
     return 0

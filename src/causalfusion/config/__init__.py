@@ -1,6 +1,7 @@
 """All settings: frozen dataclasses that validate themselves; recipes; conversion to JSON and back."""
 
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
+from causalfusion.config.distillation import DistillConfig
 from causalfusion.config.generation import OrderName, SampleConfig, SamplerName
 from causalfusion.config.grafting import ImageWeightsConfig, LoraConfig
 from causalfusion.config.language import NUM_MARKERS, LanguageConfig, ScalingConfig
@@ -27,9 +28,9 @@ from causalfusion.config.training import TrainConfig
 
 __all__ = [
     "NUM_MARKERS",
-    "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "EncoderConfig", "FactorizationConfig",
-    "HeadConfig", "ImageWeightsConfig", "LanguageConfig", "LoraConfig", "ModelConfig", "NormConfig",
-    "OrderName", "PredictionType", "QKNormConfig", "RopeConfig", "RopeExtrapolation", "RunConfig",
-    "SampleConfig", "SamplerName", "ScalingConfig", "SourceName", "SplitName", "TextConfig", "TrainConfig",
-    "WriteConfig",
+    "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "DistillConfig", "EncoderConfig",
+    "FactorizationConfig", "HeadConfig", "ImageWeightsConfig", "LanguageConfig", "LoraConfig", "ModelConfig",
+    "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig", "RopeExtrapolation",
+    "RunConfig", "SampleConfig", "SamplerName", "ScalingConfig", "SourceName", "SplitName", "TextConfig",
+    "TrainConfig", "WriteConfig",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from math import inf
 from typing import Literal
 
 from causalfusion.config.diffusion import DiffusionConfig
+from causalfusion.config.distillation import DistillConfig
 from causalfusion.config.generation import OrderName, SampleConfig
 from causalfusion.config.model import ModelConfig
 from causalfusion.config.sizes import MAX_SIDE, Fit, parse_size, size_text
@@ -244,6 +245,7 @@ class RunConfig:
     factorization: FactorizationConfig = field(default_factory=FactorizationConfig)
     text: TextConfig = field(default_factory=TextConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Settings of the sample grids during training."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causalfusion.config import DiffusionConfig, PredictionType, SampleConfig, SamplerName
 from causalfusion.diffusion.chain import ddim, ddpm
-from causalfusion.diffusion.levels import draw_unit_levels
+from causalfusion.diffusion.levels import divided, draw_unit_levels
 from causalfusion.diffusion.multistep import multistep_ddpm
 from causalfusion.diffusion.process import NoisedTokens, Process
 from causalfusion.diffusion.samplers import Sampler
@@ -110,6 +110,10 @@ class DDPM(Process):
     def _refuse_respacing(self, config: SampleConfig) -> None:
         if config.respacing:
             raise UserError(f"sample.respacing is for ddpm and ddim; {config.sampler} spaces its own steps")
+
+    def subdivided(self, sampler: Sampler, points: int) -> Tensor:
+        starts = torch.tensor([-1, *sampler.timesteps[::-1]], dtype=torch.float64)  # -1: clean data
+        return divided(starts, points).round().long()
 
     def num_steps(self, config: SampleConfig) -> list[int]:
         if config.respacing:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from causalfusion.config import PredictionType, SampleConfig, SamplerName
 from causalfusion.diffusion.flow_samplers import euler, heun
-from causalfusion.diffusion.levels import draw_unit_levels, fit, shift_levels
+from causalfusion.diffusion.levels import divided, draw_unit_levels, fit, shift_levels
 from causalfusion.diffusion.multistep import MultistepSampler
 from causalfusion.diffusion.process import Process
 from causalfusion.diffusion.samplers import Sampler
@@ -141,6 +141,9 @@ class Flow(Process):
         functions = (self.signal, self.noise_scale, self.signal_slope, self.noise_slope)
         alpha, sigma, signal_slope, noise_slope = (float(f(at, at)) for f in functions)
         return alpha, sigma, signal_slope, noise_slope
+
+    def subdivided(self, sampler: Sampler, points: int) -> Tensor:
+        return divided(torch.tensor([0.0, *sampler.shares[::-1]], dtype=torch.float64), points).float()
 
     def num_steps(self, config: SampleConfig) -> list[int]:
         return list(config.diffusion_steps)

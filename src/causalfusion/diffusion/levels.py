@@ -25,6 +25,13 @@ def shift_levels(levels: Tensor, shift: float) -> Tensor:
     return levels if shift == 1 else shift * levels / (1 + (shift - 1) * levels)
 
 
+def divided(ends: Tensor, points: int) -> Tensor:
+    """(n * points,) of increasing numbers (n + 1,): each of them but the first, and what divides the distance
+    to the one before it evenly."""
+    shares = torch.arange(1, points + 1, dtype=ends.dtype) / points
+    return (ends[:-1, None] + torch.diff(ends)[:, None] * shares).flatten()
+
+
 def fit(values: Tensor, like: Tensor) -> Tensor:
     """One value per level, shaped to multiply `like`, on its device and in its dtype."""
     values = values.to(like.device, like.dtype)

@@ -174,6 +174,11 @@ class Process(ABC):
         this path does not have."""
 
     @abstractmethod
+    def subdivided(self, sampler: Sampler, points: int) -> Tensor:
+        """(steps * points,) the levels at which a sampler asks the model, and between each and the next
+        cleaner one, or clean data, further ones evenly spread; cleanest first."""
+
+    @abstractmethod
     def num_steps(self, config: SampleConfig) -> list[int]:
         """Diffusion steps: one number for all AR steps, or one for each. Raises UserError."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,9 @@ from causalfusion.planner.sweep import Measure, Sweep, read_time
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest(ComputationOptions):
     model: Model = DEFAULT_MODEL
+    also: Sequence[Path] = ()
+    """Further models, such as students of few steps (causalfusion distill): each as its own sample.toml says,
+    with every number of AR steps that is tried."""
     budget: str
     """Time per image on this machine, such as 200ms, 0.5s or 2min."""
     reference: str

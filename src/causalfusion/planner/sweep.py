@@ -35,6 +35,10 @@ class Sweep:
             if not getattr(self, name):
                 raise UserError(f"--{name.replace('_', '-')} has no value; expected one or more")
 
+    def settings_of_other(self, own: SampleConfig, num_tokens: int) -> list[SampleConfig]:
+        """A further model's own settings with every number of AR steps that images of `num_tokens` have."""
+        return [replace(own, num_ar_steps=count) for count in self.ar_steps if count <= num_tokens]
+
     def settings(
         self, base: SampleConfig, model: ModelConfig, num_tokens: int = 0, *, flow: bool = False
     ) -> list[SampleConfig]:
@@ -66,6 +70,8 @@ class Tried:
 
     settings: SampleConfig
     seconds_per_image: float
+    model: str = ""
+    """A further model, as it was given; empty: the one that is planned for."""
     frechet: float | None = None
     accuracy: float | None = None
     """Share of images that are of their class, or show what their caption says; None where nothing can
@@ -92,14 +98,17 @@ class Tried:
 
     def in_words(self) -> str:
         s = self.settings
-        steps = ", ".join(map(str, s.diffusion_steps)) + " diffusion steps"
+        steps = ", ".join(map(str, s.diffusion_steps)) + " diffusion step" + "s" * (s.diffusion_steps != [1])
         each = " in each" if s.num_ar_steps > 1 and len(s.diffusion_steps) == 1 else ""
         words = [s.sampler, f"S = {s.num_ar_steps}", steps + each, f"guidance {s.guidance_scale:g}"]
-        return ", ".join([*words, *(f"{name} {value}" for name, value in self._rarer())])
+        model = f"{self.model}: " if self.model else ""
+        return model + ", ".join([*words, *(f"{name} {value}" for name, value in self._rarer())])
 
     def as_options(self) -> str:
         s = self.settings
         steps = " ".join(map(str, s.diffusion_steps))
+        if self.model:  # the rest is in its own folder
+            return f"--num-ar-steps {s.num_ar_steps}"
         return (
             f"--sampler {s.sampler} --num-ar-steps {s.num_ar_steps} --diffusion-steps {steps} "
             f"--guidance-scale {s.guidance_scale:g}"

@@ -192,7 +192,7 @@ def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Co
                 f"model takes {takes}; it is damaged"
             )
         return codec
-    place = autoencoder or _autoencoder_place(folder, spec.codec.autoencoder)
+    place = autoencoder or autoencoder_place(folder, spec.codec.autoencoder)
     try:
         codec = open_codec(replace(spec.codec, autoencoder=place), image_shape=None)
     except UserError as error:
@@ -214,7 +214,7 @@ def _token_sizes(of: Codec | ModelConfig) -> tuple[int, int, int]:
     return of.grid_height, of.grid_width, of.token_dim
 
 
-def _autoencoder_place(folder: Path, recorded: str) -> str:
+def autoencoder_place(folder: Path, recorded: str) -> str:
     """The autoencoder's path: in the model's folder, else as recorded, relative to that folder or to the
     current one."""
     for place in (folder / AUTOENCODER_FOLDER, folder / recorded):

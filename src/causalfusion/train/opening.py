@@ -27,6 +27,7 @@ from causalfusion.train.resume import (
     stored_settings,
     with_earlier_behaviour,
 )
+from causalfusion.train.teacher import check_student, with_teacher
 from causalfusion.train.trainer import Trainer
 
 
@@ -52,18 +53,20 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     checkpoints = checkpoints_of(Path(config.out))
     last = checkpoints[-1] if checkpoints else None
     # A run that has begun no longer needs what it began with.
-    begin_with = latest_model(Path(config.train.init)) if config.train.init and last is None else None
+    init = config.train.init or config.distill.teacher  # a student begins as its teacher
+    begin_with = latest_model(Path(init)) if init and last is None else None
     source = last or begin_with
     if config.text.tokenizer == "init" and source is None:
         raise UserError("text.tokenizer is init; expected train.init too, the model whose tokenizer it is")
     if source is not None:
         config = grafted(config, load_spec(source).model)
-    config = _with_precision(config, last, world)
+    config = with_teacher(_with_precision(config, last, world), last)
     if last is not None:
         config = _as_begun(config, last)
     open_data = open_document_data if config.data.has_documents else open_training_data
     data = open_data(config, world, _tokenizer(config, source, resumed=last is not None))
     config = data.config
+    check_student(config, data.class_names)
     record = facts_of(data) if last is None else check_same_run(config, last, data)
     if config.train.sample_every or config.train.sample_minutes:
         sizes, cell = data.frequent_sizes(SIZES), data.codec.cell

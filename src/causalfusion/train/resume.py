@@ -49,7 +49,7 @@ MAY_CHANGE = (
 """Settings that a resumed run may change. Where the learning rate falls towards the end of the run,
 train.images and train.minutes change later rates."""
 
-MAY_MOVE = ("data.cache", "codec.autoencoder", "text.tokenizer")
+MAY_MOVE = ("data.cache", "codec.autoencoder", "text.tokenizer", "distill.teacher")
 """Settings that say where something lies: it may lie elsewhere, if its contents are the same."""
 
 COMPARED_IMAGES = 2000

@@ -26,9 +26,9 @@ from causalfusion.documents import (
     pack_asking_documents,
     pack_documents,
 )
-from causalfusion.factorization import Plan, loss_weights
+from causalfusion.factorization import loss_weights
 from causalfusion.losses import text_cross_entropy, weighted_mean
-from causalfusion.rows import Packing, arrange_rows, pack_asking_rows, pack_rows
+from causalfusion.rows import arrange_rows, pack_asking_rows, pack_rows
 from causalfusion.sequence import (
     Denoising,
     PackedSequence,
@@ -38,89 +38,9 @@ from causalfusion.sequence import (
     pack_training,
 )
 from causalfusion.train.arrange import documents_of, used_images
+from causalfusion.train.arranged import Arranged, Errors
 from causalfusion.train.batch import TokenBatch
 from causalfusion.train.draws import Draws, draw, draws_together
-
-
-@dataclass(frozen=True)
-class Arranged:
-    """A (micro-)batch with its draws: what stands in its documents, and where."""
-
-    tokens: Tensor
-    """(N, L, P) the images that are used, clean, raster order."""
-    labels: Tensor
-    """(documents,) int64, the null label where the class was dropped."""
-    plan: Plan
-    levels: Tensor
-    noise: Tensor
-    """The draws of the N images, as in `Draws`."""
-    text: tuple[str, ...] = ()
-    """The arrangement of each document's first example; empty in a run without text."""
-    layout: Layout | None = None
-    """None in a run without text."""
-    rows: Packing | None = None
-    """Where the images stand, if several share a row."""
-
-    @property
-    def num_images(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def num_text(self) -> int:
-        """Text tokens of the longest document."""
-        return 0 if self.layout is None else self.layout.text_ids.shape[1]
-
-    @property
-    def num_text_targets(self) -> int:
-        """Text tokens that are to be predicted."""
-        if self.layout is None or not self.layout.read:
-            return 0
-        return int((self.layout.text_targets != NO_TARGET).sum())
-
-    def to(self, device: torch.device) -> Arranged:
-        tokens, labels, levels, noise = (
-            tensor.to(device) for tensor in (self.tokens, self.labels, self.levels, self.noise)
-        )
-        return replace(
-            self,
-            tokens=tokens,
-            labels=labels,
-            levels=levels,
-            noise=noise,
-            plan=self.plan.to(device),
-            layout=None if self.layout is None else self.layout.to(device),
-            rows=None if self.rows is None else self.rows.to(device),
-        )
-
-    def clean(self) -> Tensor:
-        """(N, L, P) the images in the plan's order."""
-        return self.tokens.gather(1, self.plan.order[:, :, None].expand_as(self.tokens))
-
-    def noised_from(self, first: int, process: Process) -> NoisedTokens:
-        """(N, R*m, P) the tokens from the plan's `first` on, in its order, one noised copy of the image
-        behind another."""
-        copies = self.noise.shape[1]
-        index = self.plan.order[:, None, first:, None].expand(-1, copies, -1, self.tokens.shape[2])
-        noise = self.noise.gather(2, index).flatten(1, 2)
-        clean = self.clean()[:, first:].repeat(1, copies, 1)
-        return process.noise(clean, noise, self.levels_from(first))
-
-    def levels_from(self, first: int) -> Tensor:
-        """(N, 1 or R*m) the noise levels of the tokens from the plan's `first` on."""
-        if not first or self.levels.shape[1] == 1:
-            return self.levels
-        return self.levels.unflatten(1, (self.noise.shape[1], -1))[:, :, first:].flatten(1)
-
-
-@dataclass(frozen=True)
-class Errors:
-    """A model's errors, not yet weighted."""
-
-    image: Tensor
-    """(N, R*m, P) squared errors, in the plan's order; m = L but in a bidirectional context, where only asked
-    tokens have one."""
-    text: Tensor
-    """(documents, n) cross-entropies, 0 where there is no target; n = 0 in a run without text."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +79,9 @@ class Objective:
         draws = of(indices or [0], batch.grid)
         return draws if indices else draws.images(slice(0))  # documents without any image
 
-    def arrange(self, batch: TokenBatch, draws: Draws) -> Arranged:
-        """The documents of a batch; its tensors stay where they are."""
+    def arrange(self, batch: TokenBatch, draws: Draws, *, read: bool | None = None) -> Arranged:
+        """The documents of a batch; its tensors stay where they are. `read`: whether its texts are predicted,
+        by default as the settings say."""
         dropped, null = draws.drop_class.to(batch.labels.device), self.config.model.null_label
         if self.markers is None:
             labels = torch.where(dropped, null, batch.labels)
@@ -191,7 +112,7 @@ class Objective:
                 self.markers,
                 self._ar_steps(images, len(kept)),
                 ended=whole,
-                read=self.config.reads_text,
+                read=self.config.reads_text if read is None else read,
             ),
         )
 
@@ -211,20 +132,25 @@ class Objective:
         """The errors of a model on arranged documents, all on the model's device; rows of text are filled up
         to `num_text` tokens at least."""
         noised = piece.noised_from(self.first_asked(piece), self.process)
+        found, text = self.predict(model, piece, noised, num_text)
+        return Errors(self.process.errors(found, noised), text)
+
+    def predict(
+        self, model: nn.Module, piece: Arranged, noised: NoisedTokens, num_text: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """(what the model predicts of the noised tokens, by image as they are; the errors of text as in
+        `Errors`)."""
         layout = None if piece.layout is None else piece.layout.filled(num_text)
         sequence = self.pack(replace(piece, layout=layout), noised)
         predictions = model(sequence, backend=self.config.train.attention)
+        image = predictions.image
         if layout is None:
-            found = predictions.image
-            if piece.rows is not None:
-                found = piece.rows.of_images(found, self._copies)
-            image = self.process.errors(found, noised)
-            return Errors(image, image.new_zeros(0, 0))
-        of_image = self._images_of(predictions.image, noised.noised.shape[1], layout)
-        image = self.process.errors(of_image[layout.place_of_image], noised)
+            found = image if piece.rows is None else piece.rows.of_images(image, self._copies)
+            return found, torch.zeros(0, 0, device=found.device)
+        found = self._images_of(image, noised.noised.shape[1], layout)[layout.place_of_image]
         if not layout.read:
-            return Errors(image, image.new_zeros(layout.text_ids.shape))
-        return Errors(image, text_cross_entropy(predictions.text, layout.text_targets, NO_TARGET))
+            return found, torch.zeros(layout.text_ids.shape, device=found.device)
+        return found, text_cross_entropy(predictions.text, layout.text_targets, NO_TARGET)
 
     def pack(self, piece: Arranged, noised: NoisedTokens) -> PackedSequence:
         """The training sequence: each image alone where there is no text, else documents."""
@@ -296,13 +222,17 @@ class Objective:
         copies, count = self._copies, layout.image_row.shape[1]
         return predictions.unflatten(1, (copies, count, -1)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
+    def weight(self, levels: Tensor) -> Tensor:
+        """The weight of an image's error at each level."""
+        return self.process.weight(levels)
+
     def image_loss(self, errors: Tensor, piece: Arranged) -> Tensor:
         """The mean of the squared errors (N, R*m, P) under the weights of AR steps and noise levels; 0
         without an image."""
         if not len(errors):
             return errors.sum()
         first = self.first_asked(piece)
-        weighted = errors * self.process.weight(piece.levels_from(first))[:, :, None]
+        weighted = errors * self.weight(piece.levels_from(first))[:, :, None]
         plan = piece.plan
         of_tokens = loss_weights(plan.ar_step, self.config.factorization, plan.lengths)
         return weighted_mean(weighted, of_tokens[:, first:])

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
-from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.rng import derive_seed
+from causalfusion.train.arranged import Arranged
 from causalfusion.train.batch import TokenBatch
+from causalfusion.train.distillation import make_objective
 from causalfusion.train.ema import ema_decay
 from causalfusion.train.optimizer import learning_rate, set_rate
 from causalfusion.train.parallel import data_parallel, gradient_sync
 from causalfusion.train.sharding import UnusedParameters, whole
 from causalfusion.train.state import LOWER_RATE, TrainState
-from causalfusion.train.step import Arranged, Objective
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,7 @@ class Trainer(TrainState):
 
     def __init__(self, config: RunConfig, world: World, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(config, world, tokenizer)
-        self.objective = Objective(
-            config,
-            make_process(config.diffusion),
-            markers=None if tokenizer is None else tokenizer.markers,
-            length_multiple=config.train.length_multiple or (64 if world.device.type == "cuda" else 1),
-        )
+        self.objective = make_objective(config, world, None if tokenizer is None else tokenizer.markers)
         # Without an image in it, a batch leaves the image's parameters without a gradient.
         some_unused = tokenizer is not None and (config.text.text_only > 0 or config.data.has_documents)
         self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)

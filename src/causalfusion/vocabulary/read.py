@@ -28,7 +28,9 @@ TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 DEFAULT_BATCH = 128
 
 
-PATHS = ("--out", "--model", "--mask", "--samples", "--reference", "--prompts-file", "--classes-file")
+PATHS = (
+    "--out", "--model", "--teacher", "--mask", "--samples", "--reference", "--prompts-file", "--classes-file",
+)  # fmt: skip
 
 
 @dataclass
@@ -206,6 +208,8 @@ def _place_positional(line: Line) -> None:
             raise UserError(f"{line.positional[0]!r} and {option} are both given; expected one of them")
         if option == "--data.path":
             _refuse_recipe(line)
+        if option == "--teacher" and len(line.positional) > 1:
+            raise UserError(f"unexpected {line.positional[1]!r}; {command.name} takes one model")
         line.given[option], line.positional = line.positional, []
     elif old is not None:
         values, line.positional = line.positional, []

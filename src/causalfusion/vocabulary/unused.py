@@ -40,6 +40,7 @@ SDE, SOLVER = Use("sample.sampler", ("sde", "sde_heun")), Use("sample.sampler", 
 BOUNDED = Use("diffusion.beta_schedule", ("linear", "scaled_linear", "sigmoid"))
 IN_CONTEXT = Use("data.source", ("in_context",))
 IMAGES = Use("data.source", ("digits", "shapes", "folder", "webdataset", "jsonl", "npz"))
+TEACHER = Use("distill.teacher", unless="")
 TEXT, GUIDANCE = Use("text.tokenizer", unless=""), Use("sample.guidance_scale", unless=1.0)
 NORMAL, WEIGHTED = (
     Use("diffusion.level_distribution", ("logit_normal",)),
@@ -99,6 +100,10 @@ USED: dict[str, tuple[Use, ...]] = {
     "train.trainable": (Use("train.init", unless=""),),
     "train.class_dropout": (Use("model.num_class_tokens", unless=0),),
     "train.evaluate_images": (Use("train.evaluate_every", unless=0),),
+    "distill.steps": (TEACHER,),
+    "distill.teacher_steps": (TEACHER,),
+    "distill.ahead": (TEACHER,),
+    "distill.guidance_scale": (TEACHER,),
 }
 """All conditions of a setting have to hold. Not listed: settings that a longer list or a duration overrides,
 as their help says (`sizes`, `given_order`, `epochs`), and those that their configuration itself refuses

@@ -15,6 +15,7 @@ OLD_POSITIONAL = {"doctor": "--model", "plan": "--model", "estimate": "--config"
 """Options, by command, whose values earlier versions took without the option's name."""
 POSITIONAL = {
     "train": "--data.path",
+    "distill": "--teacher",
     "encode": "--data.path",
     "tokenizer train": "--data.path",
     "codec train": "--data.path",

@@ -1,0 +1,73 @@
+"""A model that the planner measures, with its settings and its prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from causalfusion.config import DataConfig, SampleConfig
+from causalfusion.config.serialize import to_dict
+from causalfusion.config.sizes import parse_size
+from causalfusion.data import open_source
+from causalfusion.errors import UserError
+from causalfusion.files import hash_of, sha256_of
+from causalfusion.generate.output import check_prompts, uses_classes
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.settings import check_settings
+from causalfusion.planner.request import PlanRequest
+from causalfusion.saved.sampling import read_sampling
+
+PROMPTS = 1000
+"""Largest number of captions of the reference that serve as prompts."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model with the settings to try with it."""
+
+    pipeline: Pipeline
+    folder: Path
+    settings: list[SampleConfig]
+    name: str = ""
+    """A further model, as it was given; empty: the one that is planned for."""
+
+    def key(self, settings: SampleConfig) -> str:
+        """The name of one of its settings in `plan.json`; that of a further model has its weights in it."""
+        own = [sha256_of(self.folder / "model.safetensors")] if self.name else []
+        return hash_of([to_dict(settings), *own])
+
+
+def open_candidate(request: PlanRequest, pipeline: Pipeline, folder: Path, name: str = "") -> Candidate:
+    """Raises UserError for settings that the model does not have."""
+    if request.size:
+        pipeline = pipeline.at(*parse_size(request.size, "--size"))
+    model, num_tokens = pipeline.model.config, pipeline.codec.num_tokens
+    if name:
+        own = read_sampling(folder) or pipeline.default_sampling
+        settings = request.sweep.settings_of_other(own, num_tokens)
+    else:
+        flow = pipeline.spec.diffusion.path != "ddpm"
+        settings = request.sweep.settings(request.sample, model, num_tokens, flow=flow)
+    if not settings:
+        raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
+    for setting in settings:
+        check_settings(setting, model, pipeline.spec.diffusion, pipeline.grid)
+    return Candidate(pipeline, folder, settings, name)
+
+
+def prompts_for(pipeline: Pipeline, data: DataConfig, *, other: bool = False) -> list[str] | None:
+    """Captions of the reference as prompts for a model that generates from text; None for other models.
+    `other`: of other images, where there are enough of them."""
+    if pipeline.tokenizer is None or uses_classes(pipeline):
+        return None
+    source = open_source(data)
+    if not source.has_captions:
+        raise UserError(
+            f"the model makes images of texts, and {source.name} has no captions; expected a --reference "
+            "with captions, such as shapes:test"
+        )
+    step = max(1, len(source) // PROMPTS)
+    some = range(step // 2 if other else 0, len(source), step)
+    prompts = [source.read(index).captions[0] for index in some][:PROMPTS]
+    check_prompts(pipeline, prompts)
+    return prompts
