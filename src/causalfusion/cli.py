@@ -34,6 +34,7 @@ COMMANDS = (
     "complete",
     "encode",
     "convert",
+    "publish",
     "codec",
     "tokenizer",
     "doctor",

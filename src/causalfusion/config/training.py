@@ -22,8 +22,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, the order of the data and all noise."""
     init: str = ""
-    """A model folder, a run, or a packaged model's name: start from its weights, and its tokenizer, instead
-    of random weights."""
+    """A model folder, a run, a packaged model's name, or a name on the hub (user/model): start from its
+    weights, and its tokenizer, instead of random weights."""
     trainable: Literal["all", "embeddings_norms_biases", "images"] = "all"
     """Weights that are trained: all; or, to go on from train.init at larger sizes (FiTv2), only the embedding
     of image tokens, tables of positions, norms, biases and the last layer; images: those that image tokens
