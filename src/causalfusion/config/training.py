@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from causalfusion.errors import check, check_finite
 
+LoggerName = Literal["tensorboard", "wandb", "trackio"]
 _AT_LEAST_1 = (
     "images", "batch_size", "grad_accumulation", "max_skipped_steps", "log_every", "keep_checkpoints",
     "evaluate_images", "replicas",
@@ -97,6 +98,10 @@ class TrainConfig:
     """Stop after this many consecutive steps whose loss or gradient is not finite."""
     log_every: int = 20
     """Train steps between records in log.jsonl."""
+    log_to: list[LoggerName] = field(default_factory=lambda: ["tensorboard"])
+    """Tools that get the records too, with sample grids and charts of the loss: event files in the run's
+    folder (tensorboard), Weights & Biases (wandb) or trackio, by their usual variables, such as
+    WANDB_PROJECT and WANDB_MODE. A run that goes on is the same run there."""
     checkpoint_every: int = 1000
     """Train steps between checkpoints; 0: by time only."""
     checkpoint_minutes: float = 10.0
