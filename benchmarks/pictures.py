@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from causalfusion.show.charts import axes_of
+from causalfusion.pictures.charts import axes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -36,6 +36,7 @@ COMMANDS = (
     "encode",
     "convert",
     "ema",
+    "publish",
     "codec",
     "tokenizer",
     "doctor",

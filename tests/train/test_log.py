@@ -43,7 +43,7 @@ def test_no_line_holds_what_is_no_json(run_log, tmp_path):
     (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
     values = json.loads(line, parse_constant=lambda name: pytest.fail(name))
     assert values == record(8, loss=None, grad_norm=None, parts=[1.0, None], n=3)
-    assert [name for name, _ in log._board.scalars] == ["train/parts/00", "train/n"]
+    assert [name for name, _ in log._loggers[0]._board.scalars] == ["train/parts/00", "train/n"]
 
 
 def test_infinities_of_an_earlier_version_are_read_and_replaced(run_log, tmp_path):

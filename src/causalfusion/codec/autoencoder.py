@@ -166,7 +166,7 @@ def _from_hub(name: str) -> Any:
     from huggingface_hub import HfApi
 
     try:
-        return _from_pretrained(name, local=True)
+        return _from_pretrained(name, local=True, pickles=False)
     except UserError:
         raise
     except Exception:  # not in the local cache
@@ -174,7 +174,7 @@ def _from_hub(name: str) -> Any:
     try:
         # A single request first: loading would retry for minutes without a network.
         HfApi().model_info(name, timeout=20)
-        return _from_pretrained(name, local=False)
+        return _from_pretrained(name, local=False, pickles=False)
     except UserError:
         raise
     except Exception as error:  # no network, no such repository, no access, no such file
@@ -197,7 +197,8 @@ def _class_named(kind: object, name: str) -> Any:
         ) from None
 
 
-def _from_pretrained(name: str, *, local: bool) -> Any:
+def _from_pretrained(name: str, *, local: bool, pickles: bool = True) -> Any:
+    """`pickles`: read pickled weights where there are no others, which only a user's own folder may hold."""
     kind = _kl_class().load_config(name, local_files_only=local).get("_class_name")
     cls = _class_named(kind, name)
     autoencoder, loaded = cls.from_pretrained(
@@ -206,6 +207,7 @@ def _from_pretrained(name: str, *, local: bool) -> Any:
         low_cpu_mem_usage=False,
         output_loading_info=True,
         torch_dtype=torch.float32,
+        use_safetensors=None if pickles else True,
     )
     # Diffusers would only warn, and continue with random weights.
     for word, keys in (("lacks", loaded["missing_keys"]), ("has the unexpected", loaded["unexpected_keys"])):

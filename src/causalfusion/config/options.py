@@ -17,7 +17,10 @@ DEFAULT_MODEL = Path("shapes")
 
 Model = Annotated[
     Path,
-    Parameter(help="A model folder, a training run (its last checkpoint), or the name of a packaged model."),
+    Parameter(
+        help="A model folder, a training run (its last checkpoint), the name of a packaged model, or a name "
+        "on the hub: user/model, user/model@revision."
+    ),
 ]
 Weights = Annotated[
     Literal["ema", "raw"],

@@ -20,7 +20,9 @@ from causalfusion.config.text import TextConfig
 from causalfusion.config.training import TrainConfig
 from causalfusion.errors import check, check_finite
 
-SourceName = Literal["digits", "shapes", "folder", "webdataset", "jsonl", "npz", "documents", "in_context"]
+SourceName = Literal[
+    "digits", "shapes", "folder", "webdataset", "jsonl", "npz", "parquet", "documents", "in_context"
+]  # fmt: skip
 SplitName = Literal["train", "validation", "test", "compositional"]
 TaskName = Literal["pairs", "words", "both"]
 
@@ -33,8 +35,14 @@ class DataConfig:
     """Source of the images; `documents` (a .jsonl file of interleaved texts and images, or a folder of such
     files) and `in_context` (few-shot documents that are made up) are sources of documents."""
     path: str = ""
-    """Folder, shard pattern (`shards/*.tar`), .jsonl or .npz file; not used by `digits`, `shapes` and
-    `in_context`."""
+    """Folder, pattern (`shards/*.tar`, `data/train-*.parquet`), .jsonl or .npz file; not used by `digits`,
+    `shapes` and `in_context`."""
+    image_column: str = ""
+    """Column of a `parquet` data set with the pictures. Empty: image, img, ..., or the only one of bytes."""
+    label_column: str = ""
+    """Its column with the class, a number or a name. Empty: label, ..., if there is one."""
+    caption_column: str = ""
+    """Its column with captions, texts or lists of texts. Empty: caption, text, ..., if there is one."""
     image_suffix: str = ""
     """Suffix, such as `png` or `seg.png`, of the images to use in shards whose keys have several images."""
     split: SplitName = "train"

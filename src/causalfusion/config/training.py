@@ -7,6 +7,7 @@ from typing import Literal
 
 from causalfusion.errors import check, check_finite
 
+LoggerName = Literal["tensorboard", "wandb", "trackio"]
 _AT_LEAST_1 = (
     "images", "batch_size", "grad_accumulation", "max_skipped_steps", "log_every", "keep_checkpoints",
     "evaluate_images", "replicas",
@@ -31,9 +32,10 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, the order of the data and all noise."""
     init: str = ""
-    """A model folder, a run, or a packaged model's name: start from its weights, and its tokenizer, instead
-    of random weights. Under another codec.patch_size, the layers into and out of image tokens begin
-    anew: large patches first, small ones after them, is a way to train with less arithmetic."""
+    """A model folder, a run, a packaged model's name, or a name on the hub (user/model): start from its
+    weights, and its tokenizer, instead of random weights. Under another codec.patch_size, the layers into and
+    out of image tokens begin anew: large patches first, small ones after them, is a way to train with less
+    arithmetic."""
     trainable: Literal["all", "embeddings_norms_biases", "images"] = "all"
     """Weights that are trained: all; or, to go on from train.init at larger sizes (FiTv2), only the embedding
     of image tokens, tables of positions, norms, biases and the last layer; images: those that image tokens
@@ -115,6 +117,10 @@ class TrainConfig:
     """Stop after this many consecutive steps whose loss or gradient is not finite."""
     log_every: int = 20
     """Train steps between records in log.jsonl."""
+    log_to: list[LoggerName] = field(default_factory=lambda: ["tensorboard"])
+    """Tools that get the records too, with sample grids and charts of the loss: event files in the run's
+    folder (tensorboard), Weights & Biases (wandb) or trackio, by their usual variables, such as
+    WANDB_PROJECT and WANDB_MODE. A run that goes on is the same run there."""
     checkpoint_every: int = 1000
     """Train steps between checkpoints; 0: by time only."""
     checkpoint_minutes: float = 10.0

@@ -61,6 +61,11 @@ def _open(config: DataConfig) -> ImageSource:
         from causalfusion.data.jsonl import JsonlImages
 
         return JsonlImages(path)
+    if config.source == "parquet":
+        from causalfusion.data.parquet import Columns, ParquetImages
+
+        columns = Columns(config.image_column, config.label_column, config.caption_column)
+        return ParquetImages(path, columns)
     from causalfusion.data.npz import NpzImages
 
     return NpzImages(path)

@@ -11,12 +11,13 @@ from typing import Literal
 
 from causalfusion.config import SourceName
 from causalfusion.data.names import find_path, is_hidden, is_image
+from causalfusion.data.parquet import holds_parquet
 from causalfusion.data.shards import PACKED, UNSUPPORTED
 from causalfusion.errors import UserError, printable
 
 EXPECTED = (
     "expected a folder of images or of class folders, shards (*.tar, *.tar.gz), a .jsonl file, an .npz file, "
-    "or a folder written by causalfusion encode"
+    "parquet files, or a folder written by causalfusion encode"
 )
 SHARD_SUFFIXES = (".tar", *PACKED, *UNSUPPORTED)
 """Endings of archives that may hold images; `find_shards` refuses those that cannot be read."""
@@ -44,6 +45,8 @@ def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
         return "documents" if _has_documents(place) else "jsonl"
     if lowered.endswith(".npz") and is_file:
         return "npz"
+    if lowered.endswith(".parquet") and (is_file or glob.glob(str(place))):
+        return "parquet"
     if not place.exists():
         what = "matches no file" if any(sign in path for sign in "*?[{") else "does not exist"
         raise UserError(f"{shown} {what}; {EXPECTED}")
@@ -104,6 +107,8 @@ def _in_folder(folder: Path, shown: str) -> SourceName | Literal["cache"]:
         return "webdataset"
     if image is not None:
         return "folder"
+    if holds_parquet(folder):
+        return "parquet"
     lists = sorted(name for name in names if name.lower().endswith((".jsonl", ".npz")))
     if lists:
         raise UserError(

@@ -29,8 +29,9 @@ from causalfusion.errors import UserError
 from causalfusion.evaluate.digits_judge import DigitsJudge, nearest_distance
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.regions import region_mask
+from causalfusion.pictures.charts import save_loss_map
 from causalfusion.pictures.compose import Edit, below, beside, edit_sheet, framed, to_image_grid
-from causalfusion.show.charts import save_loss_curve, save_loss_map
+from causalfusion.show.charts import save_loss_curve
 from causalfusion.show.process import ProcessRecorder
 from causalfusion.train.log import read_log
 from causalfusion.train.run import train

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from causalfusion.pictures.charts import axes_of
 from causalfusion.planner.sweep import Tried, in_time
-from causalfusion.show.charts import axes_of
 
 _COLORS = ("#2f6db5", "#3aa76d", "#8a5fbf", "#c2504f")
 _MARKS = "os^Dv"

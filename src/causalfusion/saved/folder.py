@@ -35,6 +35,7 @@ from causalfusion.errors import UserError
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.earlier_formats import EARLIER, bring_forward
+from causalfusion.saved.hub import model_of_hub
 from causalfusion.saved.replace import replace_folder
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
 
@@ -286,24 +287,24 @@ def checkpoints_of(run: Path) -> list[Path]:
 def packaged_models() -> dict[str, Path]:
     """The models that come with this package, by name."""
     folder = Path(str(resources.files("causalfusion") / "models"))
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {path.name: path for path in found if (path / "config.json").is_file()}
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
 
 
 def latest_model(path: Path) -> Path:
-    """The model folder that a path means: itself, the last checkpoint of a run folder, or the packaged model
-    of this name. A model on disk takes precedence over a packaged one. Raises UserError if there is none."""
+    """The model folder that a path means: itself, the last checkpoint of a run folder, the packaged model of
+    this name, or that of the hub. What is on disk takes precedence. Raises UserError if there is none."""
     if (path / "config.json").is_file():
         return path
     found = checkpoints_of(path)
     if found:
         return found[-1]
     packaged = packaged_models()
-    if str(path) in packaged:
-        return packaged[str(path)]
+    elsewhere = packaged.get(str(path)) or model_of_hub(path)
+    if elsewhere is not None:
+        return elsewhere
     raise UserError(
-        f"{path} holds no model: expected a folder with config.json, a run with checkpoints, or the name of "
-        f"a packaged model ({', '.join(packaged) or 'there is none in this installation'})"
+        f"{path} holds no model: expected a folder with config.json, a run with checkpoints, a name on the "
+        f"hub (user/model), or one of the package ({', '.join(packaged) or 'it has none'})"
     )
 
 

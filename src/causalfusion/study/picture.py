@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from causalfusion.show.charts import axes_of
+from causalfusion.pictures.charts import axes_of
 from causalfusion.study.recipe import Study, entry
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from causalfusion.generate.guidance import guidance_of_steps
 from causalfusion.generate.settings import diffusion_steps, step_sizes
 from causalfusion.model.arithmetic import expected_train_flops
 from causalfusion.model.generation_arithmetic import generation_flops
+from causalfusion.pictures.charts import axes_of
 from causalfusion.saved.folder import checkpoints_of, load_spec
-from causalfusion.show.charts import axes_of
 from causalfusion.study.grid import Job
 from causalfusion.study.measure import read_budgets, read_figures
 from causalfusion.study.recipe import Study, StudyData

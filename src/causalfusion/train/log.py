@@ -1,4 +1,4 @@
-"""The log of a run: a JSON line and TensorBoard scalars per record.
+"""The log of a run: a JSON line per record, and the same numbers and pictures for other tools' charts.
 
 `log.jsonl` belongs to the checkpoint that a run resumes from: later records are cut off, so that the file
 of a resumed run is that of an uninterrupted one.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from causalfusion.files import write_whole
+from causalfusion.train.loggers import Logger, open_loggers
 
 _NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "train": {"loss": (int, float, type(None))},
@@ -26,14 +27,18 @@ class RunLog:
     """The log of a run that goes on from `images_seen` images. What cannot be written does not end the run by
     itself: `failure` says what to tell the user, and nothing more is written."""
 
-    def __init__(self, run: Path, images_seen: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self.path, self.board_path = run / "log.jsonl", run / "tensorboard"
+    def __init__(
+        self,
+        run: Path,
+        images_seen: int,
+        log_to: Sequence[str] = ("tensorboard",),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = run / "log.jsonl"
         self.failure = ""
         self._keep_until(images_seen)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self.board_path), purge_step=images_seen + 1)
+        self._loggers = open_loggers(log_to, run, images_seen, settings or {})
 
     def _keep_until(self, images_seen: int) -> None:
         if not self.path.exists():
@@ -45,23 +50,54 @@ class RunLog:
         if self.failure:
             return
         record = {"kind": kind, "images_seen": images_seen, **values}
-        writing = self.path
         try:
             self._file.write(_line(record))
             self._file.flush()
-            writing = self.board_path
-            for name, value in _scalars(values, kind):
-                self._board.add_scalar(name, value, images_seen)
         except OSError as error:
-            self.failure = f"{writing} could not be written ({error.strerror or error})"
+            self.failure = _not_written(self.path, error)
+        numbers = dict(_scalars(values, kind))
+        self._tell(lambda logger: logger.scalars(numbers, images_seen))
+
+    @property
+    def shows_pictures(self) -> bool:
+        return bool(self._loggers)
+
+    def picture(self, name: str, file: Path, images_seen: int) -> None:
+        """Show a picture in the tools that the run logs to."""
+        self._tell(lambda logger: logger.picture(name, file, images_seen))
+
+    def _tell(self, what: Callable[[Logger], object]) -> None:
+        """Files that cannot be written are a failure; another tool that fails is left out from then on, and
+        the run goes on."""
+        for logger in [] if self.failure else list(self._loggers):
+            try:
+                what(logger)
+            except Exception as error:
+                if isinstance(error, OSError) and isinstance(logger.where, Path):
+                    self.failure = _not_written(logger.where, error)
+                    return
+                self._loggers.remove(logger)
+                warnings.warn(
+                    f"{logger.where} takes no more records ({' '.join(str(error).split())[:200]}); the run "
+                    f"goes on without it, and {self.path} has them all",
+                    stacklevel=2,
+                )
 
     def close(self) -> None:
         """Raises nothing: after a failure, what is left in the buffers cannot be written either."""
-        for writing, part in ((self.path, self._file), (self.board_path, self._board)):
+        try:
+            self._file.close()
+        except OSError as error:
+            self.failure = self.failure or _not_written(self.path, error)
+        for logger in self._loggers:
             try:
-                part.close()
-            except OSError as error:
-                self.failure = self.failure or f"{writing} could not be written ({error.strerror or error})"
+                logger.close()
+            except Exception as error:
+                self.failure = self.failure or _not_written(logger.where, error)
+
+
+def _not_written(where: Path | str, error: Exception) -> str:
+    return f"{where} could not be written ({getattr(error, 'strerror', None) or error})"
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from causalfusion.train.checkpoint import DataRecord
 from causalfusion.train.document_feed import open_document_data
 from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.grids import SIZES
+from causalfusion.train.loggers import check_installed
 from causalfusion.train.parallel import fit_to_memory
 from causalfusion.train.resume import (
     check_same_run,
@@ -50,6 +51,7 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     `train.init`. Raises UserError, one line, for what would fail later."""
     if config.train.attention == "flex" and world.device.type == "cpu":
         raise UserError("train.attention is flex, which has no backward on the CPU; expected auto there")
+    check_installed(config.train.log_to)
     checkpoints = checkpoints_of(Path(config.out))
     last = checkpoints[-1] if checkpoints else None
     # A run that has begun no longer needs what it began with.

@@ -7,10 +7,12 @@ from dataclasses import replace
 from math import nan
 from pathlib import Path
 
+from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import compute_dtype, measure_gemm_rate
 from causalfusion.model.arithmetic import train_step_flops
+from causalfusion.pictures.charts import save_loss_map
 from causalfusion.train.clock import Clock
 from causalfusion.train.display import Display, beginning
 from causalfusion.train.log import RunLog
@@ -31,7 +33,10 @@ class Reports:
         for line in beginning(folder, run.data, trainer.model, world, seen):
             self.display.say(line)
         self.clock = Clock()
-        self.log = RunLog(folder, seen) if world.is_main else None
+        self.folder = folder
+        self.log = None
+        if world.is_main:
+            self.log = RunLog(folder, seen, config.train.log_to, flat(to_dict(config)))
 
     @property
     def failed(self) -> bool:
@@ -89,8 +94,20 @@ class Reports:
         self.log.write("train", progress.images_seen, record)
 
     def evaluation(self, found: LossMap) -> None:
+        """The loss of held-out images, as numbers and as a chart."""
+        if self.log is None:
+            return
+        seen, record = self.run.trainer.progress.images_seen, found.record()
+        self.log.write("evaluation", seen, record)
+        if self.log.shows_pictures and not self.log.failure:
+            chart = self.folder / "loss_map.png"
+            save_loss_map(record, chart)
+            self.log.picture("loss_map", chart, seen)
+
+    def samples(self, file: Path) -> None:
+        """A grid of samples."""
         if self.log is not None:
-            self.log.write("evaluation", self.run.trainer.progress.images_seen, found.record())
+            self.log.picture("samples", file, self.run.trainer.progress.images_seen)
 
     def close(self) -> None:
         self.display.line.close()

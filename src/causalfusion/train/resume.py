@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "train.activation_checkpointing",
     "train.async_checkpoint",
     "train.log_every",
+    "train.log_to",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",

@@ -87,6 +87,7 @@ class Upkeep:
                 of_sizes = [pipeline.at(*size) for size in data.frequent_sizes(SIZES)] or [pipeline]
                 to_file = file if self.world.is_main else None
                 save_grid(of_sizes, self.run.config.sample, captions, documents, to_file)
+            self.reports.samples(file)
             self.reports.display.say(f"samples: {file}")
         self.grids.done(begin)
         self.world.barrier()

@@ -1,0 +1,245 @@
+"""A model or run as a folder to publish: complete in itself, with a page that tells what is known of it.
+
+No path of this machine goes along: of data, runs and models only the last part of their names is told.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from causalfusion.config import RunConfig
+from causalfusion.config.serialize import flat, read_object, to_dict
+from causalfusion.errors import UserError
+from causalfusion.evaluate.cards.card import FILE_NAME as CARD_FILE
+from causalfusion.evaluate.cards.card import Card, load_card, uncertainty
+from causalfusion.evaluate.measures.figure import format_value
+from causalfusion.evaluate.run import GRID_FILE
+from causalfusion.files import sha256_of, write_whole
+from causalfusion.interop.bundle import COPIED, bundle_model
+from causalfusion.saved.folder import (
+    AUTOENCODER_FOLDER,
+    latest_model,
+    load_spec,
+    load_tokenizer,
+    load_weights,
+    replace_model,
+)
+from causalfusion.saved.hub import hub_name, parse_hub_name, upload_model
+from causalfusion.saved.model_card import CardFacts, CardFigure, makers_notes, model_card
+from causalfusion.train.resume import stored_settings
+from causalfusion.weight_files import read_shapes
+
+RECIPE_FILE = "training.toml"
+_PATHS = ("data.path", "data.cache", "data.class_words", "codec.autoencoder", "train.init", "text.tokenizer")
+_NOT_TOLD = ("out", *_PATHS)
+_FROM_DATA = (
+    "model.num_classes", "model.token_dim", "model.vocab_size", "model.grid_height", "model.grid_width",
+    "codec.image_height", "codec.image_width", "codec.image_channels", "codec.latent_channels",
+    "codec.downsample", "codec.max_area",
+)  # fmt: skip
+"""Settings that a run fills in from its data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What is published of a model besides its weights."""
+
+    license: str = ""
+    autoencoder: str = ""
+    """The autoencoder's place, if it is neither in the model's folder nor where it was in training."""
+    cards: Sequence[Path] = ()
+    """Result cards besides those in the run."""
+    pictures: Sequence[Path] = ()
+    """Pictures besides the run's latest samples."""
+
+
+def write_publication(model: Path, out: Path, name: str, asked: Publication) -> list[str]:
+    """Write the folder to publish of a model that users will load by `name`; lines about what is in it, and
+    what is not. Raises UserError."""
+    source = latest_model(model)
+    run = source.parents[1] if source.parent.name == "checkpoints" else None
+    notes = _write_model(source, out, asked.autoencoder)
+    cards, left_out = _cards(source, run, asked.cards)
+    if left_out:
+        notes.append(f"{left_out} result cards in {run} are of other weights, and left out")
+    facts = CardFacts(
+        parameters=_count_parameters(source),
+        license=asked.license,
+        figures=[figure for _, card in cards for figure in _figures_of(card)],
+        data=_data_facts(source),
+        recipe=_write_recipe(source, out),
+        pictures=_copy_pictures(run, cards, asked.pictures, out),
+        own_text=_own_text(source),
+    )
+    for number, (_, card) in enumerate(cards):
+        write_whole(out / "figures" / f"{number:02d}.json", _without_paths(card).to_json())
+    write_whole(out / "README.md", model_card(name, load_spec(out), facts))
+    notes.append(f"{len(facts.figures)} figures, {len(facts.pictures)} pictures" + _named(facts.recipe))
+    if not asked.license:
+        notes.append("no licence is stated, so nobody may use it: --license NAME, such as apache-2.0")
+    return notes
+
+
+def publish_model(model: Path, to: str, out: Path, asked: Publication, *, private: bool) -> list[str]:
+    """Write the folder `out` and upload it to a repository of the hub. Raises UserError."""
+    name = hub_name(to)
+    notes = write_publication(model, out, to, asked)
+    return [*notes, upload_model(out, name, private=private)]
+
+
+def _named(recipe: str) -> str:
+    return f", settings of its training in {recipe}" if recipe else ""
+
+
+def _write_model(source: Path, out: Path, autoencoder: str) -> list[str]:
+    """Write the model's folder, with an autoencoder that others could not find."""
+    spec = load_spec(source)
+    place = autoencoder or spec.codec.autoencoder
+    on_hub = parse_hub_name(place) is not None and not _is_here(source, place)
+    if spec.model.text_only or (on_hub and not autoencoder):
+        replace_model(out, spec, load_weights(source), tokenizer=load_tokenizer(source, spec))
+        for file in COPIED:
+            if (source / file).is_file():
+                shutil.copyfile(source / file, out / file)
+        return [f"the autoencoder {place} is not inside: users get it from the hub"] if on_hub else []
+    bundle_model(source, out, autoencoder)
+    return ["the autoencoder is inside"] if place else []
+
+
+def _is_here(source: Path, place: str) -> bool:
+    places = (source / AUTOENCODER_FOLDER, source / place, Path(place).expanduser())
+    return any(path.exists() for path in places)
+
+
+def _count_parameters(source: Path) -> int:
+    return sum(math.prod(shape) for shape in read_shapes(source / "model.safetensors").values())
+
+
+def _own_text(source: Path) -> str:
+    file = source / "README.md"
+    return makers_notes(file.read_text(encoding="utf-8")) if file.is_file() else ""
+
+
+def _cards(source: Path, run: Path | None, given: Sequence[Path]) -> tuple[list[tuple[Path, Card]], int]:
+    """(the result cards of these weights with their files, the number of those in the run that are of other
+    weights). Raises UserError for a given card of other weights."""
+    weights = sha256_of(source / "model.safetensors")
+    found = [(path, load_card(path)) for path in given]
+    for path, card in found:
+        measured = card.samples.get("checkpoint_sha256", weights)
+        if measured != weights:
+            raise UserError(
+                f"{path} is a card of other weights ({str(measured)[:16]}, those of {source} are "
+                f"{weights[:16]}); evaluate this model, or leave the card out"
+            )
+    if run is None:
+        return found, 0
+    files = [f for f in sorted(run.rglob(CARD_FILE)) if "checkpoints" not in f.relative_to(run).parts]
+    within = [(file, load_card(file)) for file in files if file not in [path for path, _ in found]]
+    own = [(f, card) for f, card in within if card.samples.get("checkpoint_sha256") == weights]
+    return [*found, *own], len(within) - len(own)
+
+
+def _figures_of(card: Card) -> list[CardFigure]:
+    references = {str(r["features"]): str(r["name"]) for r in card.references}
+    return [
+        CardFigure(
+            name=name,
+            value=format_value(figure.value),
+            uncertainty=uncertainty(figure),
+            count=figure.count,
+            of=", ".join(filter(None, [_against(references.get(figure.features, "")), _sampling(card)])),
+        )
+        for name, figure in card.figures.items()
+    ]
+
+
+def _against(reference: str) -> str:
+    return f"against {Path(reference).name}" if reference else ""
+
+
+def _sampling(card: Card) -> str:
+    """The settings of sampling that figures depend on most, in words."""
+    sample = card.samples.get("sample")
+    if not isinstance(sample, dict):
+        return ""
+    steps = sample.get("diffusion_steps")
+    steps = "+".join(map(str, steps)) if isinstance(steps, list) else steps
+    return (
+        f"S = {sample.get('num_ar_steps')}, {sample.get('sampler')} {steps} steps, "
+        f"guidance {sample.get('guidance_scale')}"
+    )
+
+
+def _without_paths(card: Card) -> Card:
+    """The card with the last parts of paths alone."""
+    samples = {k: Path(v).name if k in ("model", "name") else v for k, v in card.samples.items()}
+    references = [{**r, "name": Path(str(r["name"])).name} for r in card.references]
+    return replace(card, samples=samples, references=references)
+
+
+def _data_facts(source: Path) -> dict[str, str]:
+    """Facts about the data of a checkpoint's training; empty where they are unknown."""
+    file = source / "state" / "data.json"
+    if not file.is_file():
+        return {}
+    kept, settings = read_object(file, "training state"), flat(stored_settings(source))
+    where = settings.get("data.cache") or settings.get("data.path") or ""
+    facts = {
+        "source": " ".join(filter(None, [str(settings.get("data.source", "")), Path(where).name])),
+        "images": f"{kept.get('images', 0):,}",
+        "fingerprint": str(kept.get("fingerprint", ""))[:16],
+        "seed": str(settings.get("train.seed", "")),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _write_recipe(source: Path, out: Path) -> str:
+    """Write the settings of a checkpoint's training that are not the defaults, as a file for --config;
+    returns its name, or nothing for a model without its training."""
+    if not (source / "state" / "run.json").is_file():
+        return ""
+    defaults, settings = flat(to_dict(RunConfig())), flat(stored_settings(source))
+    lines = [
+        f"{name} = {json.dumps(value)}"
+        for name, value in settings.items()
+        if value is not None and value != defaults.get(name) and name not in (*_NOT_TOLD, *_FROM_DATA)
+    ]
+    left_out = [name for name in _PATHS if settings.get(name)]
+    head = "# The settings of the model's training that are not the defaults.\n"
+    if left_out:
+        head += f"# Left out, as they are paths of the machine that trained it: {', '.join(left_out)}.\n"
+    write_whole(out / RECIPE_FILE, head + "\n".join(lines) + "\n")
+    return RECIPE_FILE
+
+
+def _copy_pictures(
+    run: Path | None, cards: list[tuple[Path, Card]], given: Sequence[Path], out: Path
+) -> list[tuple[str, str]]:
+    """Copy the run's latest samples, the grids of evaluations and those that are given; (description, file)
+    of each. Raises UserError for a given file that is no picture."""
+    found: list[tuple[str, Path]] = []
+    grids = sorted((run / "samples").glob("*.png")) if run is not None else []
+    if grids:
+        seen = int(grids[-1].stem) if grids[-1].stem.isdecimal() else 0
+        found.append((f"Samples during training, after {seen:,} images", grids[-1]))
+    for path, card in cards:
+        grid = (path if path.is_dir() else path.parent) / GRID_FILE
+        if grid.is_file():
+            found.append((f"Samples of the evaluation, {_sampling(card)}".rstrip(", "), grid))
+    for path in given:
+        if not path.is_file() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise UserError(f"--pictures {path} is no picture; expected .png, .jpg or .webp files")
+        found.append((path.stem, path))
+    copied = []
+    for number, (description, path) in enumerate(found):
+        name = f"pictures/{number:02d}{path.suffix.lower()}"
+        (out / "pictures").mkdir(exist_ok=True)
+        shutil.copyfile(path, out / name)
+        copied.append((description, name))
+    return copied

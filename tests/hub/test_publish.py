@@ -1,0 +1,153 @@
+"""What is published of a run: a model that is complete in itself, and a page with what is known of it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from local_hub import LocalHub
+from PIL import Image
+
+from causalfusion import Pipeline, RunConfig, SampleConfig, cli
+from causalfusion.codec.autoencoder import fingerprint, save_autoencoder
+from causalfusion.config import CodecConfig, ModelConfig
+from causalfusion.config.recipes import load_config
+from causalfusion.config.serialize import flat, to_dict
+from causalfusion.evaluate.cards.card import Card
+from causalfusion.evaluate.measures.figure import Figure
+from causalfusion.files import sha256_of
+from causalfusion.interop.publish import Publication, write_publication
+from causalfusion.model.transformer import Transformer
+from causalfusion.saved.folder import ModelSpec, latest_model, replace_model
+from causalfusion.train.run import train
+
+
+def card_of(weights: str) -> Card:
+    figure = Figure(
+        quantity="frechet", value=3.25, count=2000, features="pixels:8", features_fingerprint="f",
+        reference="r", low=2.0, high=4.0,
+    )  # fmt: skip
+    samples = {
+        "name": "/home/me/run", "model": "/home/me/run/checkpoints/1", "count": 2000, "hash": "h",
+        "checkpoint_sha256": weights,
+        "sample": {"sampler": "ddim", "num_ar_steps": 4, "diffusion_steps": [20], "guidance_scale": 2.0},
+    }  # fmt: skip
+    reference = {
+        "name": "/home/me/digits", "features": "pixels:8", "fingerprint": "r", "statistics_hash": "s",
+        "mean_norm": 1.0, "covariance_trace": 2.0,
+    }  # fmt: skip
+    features = [{"name": "pixels:8", "fingerprint": "f"}]
+    return Card(figures={figure.name: figure}, samples=samples, references=[reference], features=features)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on digits, with a grid of samples, a card of its last checkpoint and one of an earlier one."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    config = load_config(
+        train={"images": 32, "batch_size": 16, "lr": 3e-4, "evaluate_images": 16},
+        model={"hidden_size": 32, "depth": 2, "num_heads": 2, "num_class_tokens": 2},
+        codec={"patch_size": 2}, data={"flip": False}, out=str(out),
+    )  # fmt: skip
+    folder = train(config, device="cpu", show_progress=False)
+    (out / "samples").mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(out / "samples" / "000000000032.png")
+    card_of(sha256_of(folder / "model.safetensors")).save(out / "evaluation" / "card.json")
+    card_of("of an earlier checkpoint").save(out / "before" / "card.json")
+    Image.new("RGB", (8, 8)).save(out / "evaluation" / "grid.png")
+    return out
+
+
+def test_the_page_tells_what_is_known(hub: LocalHub, run: Path, capsys):
+    assert cli.run(["publish", str(run), "--to", "me/digits", "--license", "mit"]) == 0
+    told = capsys.readouterr().out
+    assert "1 result cards" in told and "of other weights" in told
+    files = hub.files("me/digits")
+    assert files.keys() == {
+        "README.md", "config.json", "model.safetensors", "sample.toml", "training.toml", "figures/00.json",
+        "pictures/00.png", "pictures/01.png",
+    }  # fmt: skip
+    page = files["README.md"].decode()
+    assert "| frechet_pixels8_2k | 3.25 | 2 .. 4 | 2,000 | against digits, S = 4, ddim 20 steps" in page
+    assert "![Samples during training, after 32 images](pictures/00.png)" in page
+    assert "| source | digits |" in page and "| images | 1,797 |" in page
+    assert not any(str(run.parent).encode() in content for content in files.values())
+    assert b"/home/me" not in b"".join(files.values())
+    assert json.loads(files["figures/00.json"])["samples"]["model"] == "1"
+
+
+def test_the_settings_of_the_training_begin_the_same_training(run: Path, tmp_path: Path):
+    write_publication(run, tmp_path / "model", "me/digits", Publication())
+    settings = tmp_path / "model" / "training.toml"
+    given = flat(tomllib.loads(settings.read_text()))
+    assert given["train.lr"] == 3e-4 and "model.num_classes" not in given and "out" not in given
+    asked = load_config(str(settings), out="x")
+    assert isinstance(asked, RunConfig)
+    begun = json.loads((latest_model(run) / "state" / "run.json").read_text())
+    from_data = ("model.", "codec.")
+    for name, value in flat(to_dict(asked)).items():
+        if not name.startswith(from_data) and name != "out":
+            assert flat(begun)[name] == value, name
+
+
+def test_a_card_of_other_weights_is_refused(run: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="is a card of other weights"):
+        asked = Publication(cards=[run / "before"])
+        write_publication(run, tmp_path / "model", "me/x", asked)
+    with pytest.raises(ValueError, match="is no picture"):
+        write_publication(run, tmp_path / "model", "me/x", Publication(pictures=[run / "log.jsonl"]))
+
+
+def test_notes_of_the_makers_stay_through_several_publications(tmp_path: Path):
+    write_publication(Path("shapes"), tmp_path / "one", "me/one", Publication())
+    write_publication(tmp_path / "one", tmp_path / "two", "me/two", Publication())
+    first, second = [(tmp_path / name / "README.md").read_text() for name in ("one", "two")]
+    assert second == first.replace("me/one", "me/two").replace("# one", "# two")
+    assert "### Edits" in second
+
+
+def latent_model(folder: Path, place: str, autoencoder=None) -> Path:
+    """A small model of the latents of an autoencoder at `place`."""
+    codec = CodecConfig(
+        autoencoder=place, patch_size=2, image_height=8, image_width=8, image_channels=3, latent_channels=2,
+        downsample=1,
+    )  # fmt: skip
+    config = ModelConfig(
+        hidden_size=32, depth=2, num_heads=2, num_class_tokens=2, num_classes=2, token_dim=8, grid_height=4,
+        grid_width=4,
+    )  # fmt: skip
+    spec = ModelSpec(model=config, codec=codec)
+    if autoencoder is not None:
+        spec = replace(spec, autoencoder_fingerprint=fingerprint(autoencoder))
+    replace_model(folder, spec, Transformer(config).state_dict())
+    return folder
+
+
+def test_an_autoencoder_goes_along_or_is_told(hub: LocalHub, tmp_path: Path, capsys):
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
+        block_out_channels=(8,), latent_channels=2, norm_num_groups=4, sample_size=8,
+    )  # fmt: skip
+    save_autoencoder(autoencoder, tmp_path / "vae")
+    model = latent_model(tmp_path / "model", str(tmp_path / "vae"), autoencoder)
+    assert cli.run(["publish", str(model), "--to", "me/latent"]) == 0
+    assert "the autoencoder is inside" in capsys.readouterr().out
+    assert str(tmp_path).encode() not in hub.files("me/latent")["config.json"]
+    quick = SampleConfig(diffusion_steps=[2])
+    images = Pipeline.load(model).generate([1], quick)
+    torch.testing.assert_close(Pipeline.load("me/latent").generate([1], quick), images, atol=1e-4, rtol=0)
+
+    named = latent_model(tmp_path / "named", "someone/vae")
+    assert cli.run(["publish", str(named), "--to", "me/named"]) == 0
+    assert "the autoencoder someone/vae is not inside" in capsys.readouterr().out
+    assert "`someone/vae`, which is fetched from the hub" in hub.files("me/named")["README.md"].decode()
+
+    gone = latent_model(tmp_path / "gone", str(tmp_path / "nowhere"))
+    assert cli.run(["publish", str(gone), "--to", "me/gone"]) == 2
+    assert "give its place as --autoencoder PATH" in capsys.readouterr().err
