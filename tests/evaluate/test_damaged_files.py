@@ -143,12 +143,13 @@ class OfPlan(Format):
         return EarlierTrials.open(self.request, self.folder, "cpu", "r")
 
     def content(self) -> Any:
-        self.open().add(Tried(settings=SampleConfig(), seconds_per_image=0.1, frechet=2.0, accuracy=0.5))
+        tried = Tried(settings=SampleConfig(), seconds_per_image=0.1, frechet=2.0, accuracy=0.5)
+        self.open().add("a setting", tried)
         return json.loads((self.folder / "plan.json").read_text())
 
     def read(self, content: Any) -> None:
         (self.folder / "plan.json").write_text(json.dumps(content))
-        found = self.open().get(SampleConfig())
+        found = self.open().get("a setting")
         assert found is None or (found.seconds_per_image > 0 and len(found.in_words()) > 9)
 
 
