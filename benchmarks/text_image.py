@@ -3,8 +3,9 @@
     evaluate MODEL      text→image, captions and edits of a trained model, by number of objects
     compare             CausalFusion against Transfusion: same data, size, steps and seeds (PAPER section 7)
     coefficient         the coefficient of the text loss, by experiment
-    ship RUN            train the recipes `shapes` and, from its weights, `shapes-finish` in that folder,
-                        unless that is done, and make the model the package's own: float16, figures, card
+    ship RUN            train the recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights
+                        of the one before, the last in that folder, unless that is done, and make the model
+                        the package's own: float16, figures, card
 
 All of them resume: what is trained or measured already is not done again.
 """
@@ -36,7 +37,11 @@ from causalfusion.train.run import train
 
 METHODS = {"CausalFusion": "shapes", "Transfusion": "transfusion"}
 CANDIDATES = 8
-TRAINED_HERE = "The recipe `shapes`, then `shapes-finish` from its averaged weights."
+STAGES = ("shapes", "shapes-finish", "shapes-fine")
+"""Recipes of the packaged model, each from the averaged weights of the one before."""
+TRAINED_HERE = (
+    "The recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights of the one before."
+)
 PACKAGED = Path("src/causalfusion/models/shapes")
 
 
@@ -155,17 +160,16 @@ def coefficient(out: Path, images: int, values: Sequence[float], overrides: dict
 def ship(run: Path, out: Path, settings: Settings, overrides: dict[str, Any], training: str) -> None:
     """The run's last model in float16 at `out`, measured as it is shipped, with a card."""
     if not checkpoints_of(run) or training == TRAINED_HERE:
-        first = run.with_name(f"{run.name}-first")
-        train_recipe("shapes", first, overrides)
-        train_recipe("shapes-finish", run, overrides, {"train": {"init": str(first)}})
+        before = ""
+        for recipe in STAGES:
+            folder = run if recipe == STAGES[-1] else run.with_name(f"{run.name}-{recipe}")
+            train_recipe(recipe, folder, overrides, {"train": {"init": before}})
+            before = str(folder)
     folder = latest_model(run)
     model, spec = load_model(folder)
     weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    replace_model(out, spec, weights, tokenizer=load_tokenizer(folder, spec))
-    (out / "sample.toml").write_text(
-        "# How this model is sampled unless the command line says otherwise.\n"
-        f'sampler = "dpm++"\ndiffusion_steps = [20]\nguidance_scale = {settings.guidance_scale}\n'
-    )
+    own = sampling(1, settings.guidance_scale)
+    replace_model(out, spec, weights, tokenizer=load_tokenizer(folder, spec), sampling=own)
     figures = evaluate(out, settings)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_card(out, spec, figures, training)
