@@ -215,3 +215,14 @@ def test_the_usual_variables(hub: LocalHub, tmp_path: Path):
 )
 def test_names(text: str, name: HubName | None):
     assert parse_hub_name(text) == name
+
+
+@pytest.mark.parametrize("mistyped", ["runs/typo", "models/typo", "here/typo"])
+def test_a_mistyped_path_asks_no_hub(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistyped
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("causalfusion.saved.hub.fetched_once", lambda name: pytest.fail(f"asked for {name}"))
+    with pytest.raises(UserError, match="holds no model"):
+        latest_model(Path(mistyped))

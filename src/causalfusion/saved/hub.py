@@ -37,6 +37,8 @@ PUBLISHED_BESIDE = ("figures/*", "pictures/*", "training.toml")
 """Further files that a model is published with: for its page, not for its use."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\S+))?")
+_FOLDERS = ("runs", "models")
+"""Names under which our own commands put models: no user of the hub is meant by them."""
 _FORM = "expected user/model or user/model@revision"
 
 
@@ -64,8 +66,11 @@ def parse_hub_name(text: str, revision: str | None = None) -> HubName | None:
 
 def model_of_hub(path: Path) -> Path | None:
     """The folder of the model of the hub that a path's text names; None for a path of another form, and for
-    one that exists: what is here takes precedence. Raises UserError if the hub does not give it."""
-    name = None if path.exists() else parse_hub_name(str(path))
+    one into a folder that exists: what is here takes precedence, and a mistyped path asks no hub. Raises
+    UserError if the hub does not give it."""
+    first = Path(*path.parts[:1])
+    local = path.exists() or first.is_dir() or str(first) in _FOLDERS
+    name = None if local else parse_hub_name(str(path))
     return None if name is None else fetched_once(name)
 
 
