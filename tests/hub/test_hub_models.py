@@ -218,9 +218,7 @@ def test_names(text: str, name: HubName | None):
 
 
 @pytest.mark.parametrize("mistyped", ["runs/typo", "models/typo", "here/typo"])
-def test_a_mistyped_path_asks_no_hub(
-    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistyped
-):
+def test_a_mistyped_path_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistyped: str):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     monkeypatch.setattr("causalfusion.saved.hub.fetched_once", lambda name: pytest.fail(f"asked for {name}"))
