@@ -18,8 +18,10 @@ class SampleConfig:
 
     num_ar_steps: int = 1
     """Number of AR steps, S: 1 is plain diffusion, L (or 0) is next-token prediction."""
-    step_sizes: Literal["even", "random", "cosine", "masked_cosine"] = "even"
-    """Division of the L tokens among the S AR steps; masked_cosine: a cosine as MAR and MaskGIT round it."""
+    step_sizes: Literal["even", "random", "cosine", "falling", "masked_cosine"] = "even"
+    """Division of the L tokens among the S AR steps. cosine: growing, after MaskGIT; falling: the same
+    backwards, so that the first AR step, which decides on the whole, has many tokens; masked_cosine: a cosine
+    as MAR and MaskGIT round it."""
     sizes: list[int] = field(default_factory=list)
     """Number of tokens in each AR step, with sum L; overrides `num_ar_steps` and `step_sizes`."""
     order: OrderName = "random"

@@ -39,6 +39,8 @@ def step_sizes(config: SampleConfig, num_tokens: int, seed: int) -> list[int]:
         return even_split(num_tokens, parts)
     if config.step_sizes == "cosine":
         return cosine_split(num_tokens, parts)
+    if config.step_sizes == "falling":
+        return cosine_split(num_tokens, parts)[::-1]
     if config.step_sizes == "masked_cosine":
         return masked_cosine_split(num_tokens, parts)
     return random_composition(num_tokens, parts, derive_generator(seed, "step_sizes"))

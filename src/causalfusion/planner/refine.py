@@ -48,6 +48,7 @@ def neighbours(
     if num_ar_steps > 1 and not settings.sizes and model.head.ask == "mask":
         yield replace(settings, step_sizes="even")
         yield replace(settings, step_sizes="cosine")
+        yield replace(settings, step_sizes="falling")
     if diffusion.path == "rectified_flow":
         for factor in _FACTORS:
             yield replace(settings, level_shift=settings.level_shift * factor)
