@@ -11,6 +11,7 @@ from typing import Literal
 
 from causalfusion.config import SourceName
 from causalfusion.data.hugging_face import saved_to_disk
+from causalfusion.data.latent_files import is_foreign
 from causalfusion.data.names import find_path, is_hidden, is_image
 from causalfusion.data.parquet import holds_parquet
 from causalfusion.data.remote import is_url
@@ -29,7 +30,7 @@ _MAX_ENTRIES = 20_000
 
 def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
     """The kind of data at a path, or at several (a shell's expansion of shards/*.tar); cheap. `cache` is a
-    folder written by `causalfusion encode`. Raises UserError for anything else."""
+    folder of latents, written by `causalfusion encode` or by others. Raises UserError for anything else."""
     if not isinstance(path, str):
         if len(path) > 1:
             combine_paths(path)
@@ -120,6 +121,8 @@ def _in_folder(folder: Path, shown: str) -> SourceName | Literal["cache"]:
         return "webdataset"
     if image is not None:
         return "folder"
+    if is_foreign(folder):
+        return "cache"
     if saved_to_disk(folder):
         return "datasets"
     if holds_parquet(folder):

@@ -64,10 +64,8 @@ def _folder(url: str) -> Path:
 
 def _system(url: str) -> tuple[Any, str]:
     """fsspec's file system of a URL, and the place in it."""
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise UserError(f"{printable(url)} is read with the package fsspec; pip install fsspec") from None
+    from fsspec.core import url_to_fs
+
     try:
         return url_to_fs(url)
     except ImportError as error:
