@@ -52,6 +52,17 @@ def open_autoencoder(path: str) -> OpenedAutoencoder:
         network = _from_hub(path)
     else:
         raise UserError(f"the autoencoder {path} does not exist; give codec.autoencoder: {_EXPECTED}")
+    return opened_network(network, path)
+
+
+def opened_network(network: Any, path: str) -> OpenedAutoencoder:
+    """An autoencoder of one of the known classes with its sizes; `path`: its name in messages. Raises
+    UserError."""
+    if type(network).__name__ not in _KINDS:
+        raise UserError(
+            f"the autoencoder {path} is of the class {type(network).__name__}; expected one of "
+            f"{', '.join(_KINDS)}"
+        )
     network.eval().requires_grad_(False)
     writes = getattr(network.config, "out_channels", None)
     if writes is not None and network.config.in_channels != writes:
