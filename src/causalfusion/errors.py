@@ -32,6 +32,12 @@ class TrainingStopped(Exception):
         )
 
 
+def brief(error: Exception) -> str:
+    """The first line of another library's error, shortened to 160 characters."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 160 else line[:157] + "..."
+
+
 def check(ok: bool, name: str, value: object, expected: str) -> None:
     """Raises UserError, "NAME is VALUE; expected ...", unless `ok`."""
     if not ok:

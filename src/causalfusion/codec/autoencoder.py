@@ -18,7 +18,7 @@ import torch
 
 from causalfusion.codec.codec import Autoencoder
 from causalfusion.codec.deterministic import DeterministicAutoencoder
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, brief
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.weight_files import read_pickle
 
@@ -52,6 +52,17 @@ def open_autoencoder(path: str) -> OpenedAutoencoder:
         network = _from_hub(path)
     else:
         raise UserError(f"the autoencoder {path} does not exist; give codec.autoencoder: {_EXPECTED}")
+    return opened_network(network, path)
+
+
+def opened_network(network: Any, path: str) -> OpenedAutoencoder:
+    """An autoencoder of one of the known classes with its sizes; `path`: its name in messages. Raises
+    UserError."""
+    if type(network).__name__ not in _KINDS:
+        raise UserError(
+            f"the autoencoder {path} is of the class {type(network).__name__}; expected one of "
+            f"{', '.join(_KINDS)}"
+        )
     network.eval().requires_grad_(False)
     writes = getattr(network.config, "out_channels", None)
     if writes is not None and network.config.in_channels != writes:
@@ -158,7 +169,7 @@ def _from_folder(folder: Path) -> Any:
         raise
     except Exception as error:  # diffusers, safetensors and json raise many kinds
         raise UserError(
-            f"the autoencoder in {folder} cannot be read ({_brief(error)}); it is damaged or incomplete"
+            f"the autoencoder in {folder} cannot be read ({brief(error)}); it is damaged or incomplete"
         ) from error
 
 
@@ -180,7 +191,7 @@ def _from_hub(name: str) -> Any:
     except Exception as error:  # no network, no such repository, no access, no such file
         raise UserError(
             f"the autoencoder {name} is neither a folder nor a file here, and the hub does not give it "
-            f"({_brief(error)}); expected {_EXPECTED}"
+            f"({brief(error)}); expected {_EXPECTED}"
         ) from error
 
 
@@ -193,7 +204,7 @@ def _class_named(kind: object, name: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"the autoencoder {name} is of the class {kind}, which the installed diffusers lacks "
-            f"({_brief(error)}); install a newer one"
+            f"({brief(error)}); install a newer one"
         ) from None
 
 
@@ -232,7 +243,7 @@ def _from_checkpoint(file: Path) -> Any:
         autoencoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the weights in {file} do not fit together ({_brief(error)}); not a KL autoencoder's"
+            f"the weights in {file} do not fit together ({brief(error)}); not a KL autoencoder's"
         ) from error
     return autoencoder
 
@@ -246,10 +257,4 @@ def _read_file(file: Path) -> Any:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read ({_brief(error)}); it is damaged or cut short") from error
-
-
-def _brief(error: Exception) -> str:
-    """The first line of an error, shortened to 160 characters."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if len(line) <= 160 else line[:157] + "..."
+        raise UserError(f"{file} cannot be read ({brief(error)}); it is damaged or cut short") from error

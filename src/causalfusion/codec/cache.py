@@ -35,9 +35,11 @@ from causalfusion.codec.codec import Codec, open_codec
 from causalfusion.codec.contents import require_same_data
 from causalfusion.codec.manifest import CAPTIONS, SIZES, check_arrays, read_manifest
 from causalfusion.config import CodecConfig, DataConfig
+from causalfusion.config.sizes import size_text
 from causalfusion.data import open_source
 from causalfusion.data.captions import draw_caption
 from causalfusion.data.labels import Classes
+from causalfusion.data.latent_files import is_foreign
 from causalfusion.data.lines import LineFile
 from causalfusion.errors import UserError, printable
 from causalfusion.files import map_array
@@ -174,10 +176,14 @@ def _captions_of_line(line: bytes) -> tuple[str, ...]:
 
 
 def open_cache(path: str) -> LatentCache:
-    """The cache in a folder written by `causalfusion encode`. Raises UserError if it is unfinished, or a file
-    is missing, damaged or of another size than the manifest says."""
+    """The cache in a folder written by `causalfusion encode`, or by others (`codec/foreign.py`). Raises
+    UserError if it is unfinished, or a file is missing, damaged or of another size than the manifest says."""
     folder = Path(path)
     file = folder / "manifest.json"
+    if not file.is_file() and is_foreign(folder):
+        from causalfusion.codec.foreign import ForeignCache  # is a cache itself
+
+        return ForeignCache(folder)
     if not file.is_file():
         unfinished = any(folder.glob("[0-9]*.json"))
         what = "is not finished" if unfinished else "is not a cache"
@@ -203,13 +209,15 @@ def open_cache(path: str) -> LatentCache:
 
 def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Codec:
     """The codec of these settings, for the cache's images. Raises UserError for a cache that does not hold
-    what the settings ask for.
+    what the settings ask for. A cache of others does not say what it was made of: its shapes are compared.
 
     A cache that holds more is accepted: mean and deviation include the mode, and mirror images may stay
     unused; raw latents do not depend on the patch size. The data are compared with those that were encoded
     if they are available: built-in, or at a path that is given and exists.
     """
     kept = cache.manifest
+    if kept["format"] is None:
+        return _check_foreign(cache, codec, data)
     require_same(cache, "codec (pixels or autoencoder)", kept["kind"], codec.kind)
     if codec.kind == "autoencoder":
         require_same(cache, "codec.latents", kept["latents"], codec.latents, fits=cache.has_deviations)
@@ -231,6 +239,22 @@ def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Cod
     if opened.autoencoder is not None:
         weights = opened.autoencoder_fingerprint
         require_same(cache, "codec.autoencoder (hash of the weights)", kept["autoencoder"], weights)
+    return opened
+
+
+def _check_foreign(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Codec:
+    """`check_cache` of a cache of others."""
+    if codec.kind == "pixels":
+        raise UserError(
+            f"{cache.folder} holds latents of an autoencoder; give the one that encoded them: "
+            "--codec.autoencoder"
+        )
+    require_same(cache, "codec.latents", "sample", codec.latents, fits=cache.has_deviations)
+    require_same(cache, "data.flip", cache.manifest["flip"], data.flip, fits=not data.flip)
+    opened = open_codec(codec, image_shape=None, latent_shape=tuple(cache.manifest["latent_shape"]))
+    height, width = opened.config.image_height, opened.config.image_width
+    fits = data.image_size == 0 or data.image_size in (height, size_text(height, width))
+    require_same(cache, "data.image_size", size_text(height, width), data.image_size, fits=fits)
     return opened
 
 

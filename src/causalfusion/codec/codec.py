@@ -190,10 +190,15 @@ class Codec:
         return Codec(config, self.autoencoder, self.only_size).to(self.device)
 
 
-def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None) -> Codec:
-    """The codec of these settings for images of `image_shape` (C, H, W), or of the size in `config` if that
-    is None, or of the default one of `max_area`. Raises UserError for images that do not fit the autoencoder
-    or the patch size."""
+def open_codec(
+    config: CodecConfig,
+    *,
+    image_shape: tuple[int, int, int] | None,
+    latent_shape: tuple[int, int, int] | None = None,
+) -> Codec:
+    """The codec of these settings for images of `image_shape` (C, H, W), or of an autoencoder's
+    `latent_shape` (c, h, w), or, if both are None, of the size in `config`, or of the default one of
+    `max_area`. Raises UserError for images or latents that do not fit the autoencoder or the patch size."""
     if image_shape is not None:
         channels, height, width = image_shape
         config = replace(config, image_channels=channels, image_height=height, image_width=width)
@@ -213,6 +218,8 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
                 f"the images have {config.image_channels} channels; the autoencoder "
                 f"{config.autoencoder} takes {opened.image_channels}: give another codec.autoencoder, or none"
             )
+        if latent_shape is not None:
+            config = _with_latents(config, latent_shape, opened.latent_channels, opened.downsample)
         config = replace(
             config,
             latent_channels=opened.latent_channels,
@@ -225,6 +232,19 @@ def open_codec(config: CodecConfig, *, image_shape: tuple[int, int, int] | None)
     check_size(config)
     _check_image_size(config, only_size)
     return Codec(config, autoencoder, only_size)
+
+
+def _with_latents(
+    config: CodecConfig, shape: tuple[int, int, int], channels: int, downsample: int
+) -> CodecConfig:
+    """The settings for images with latents of this shape. Raises UserError unless the autoencoder has as many
+    channels."""
+    if shape[0] != channels:
+        raise UserError(
+            f"the latents have {shape[0]} channels, those of the autoencoder {config.autoencoder} have "
+            f"{channels}; give the autoencoder that encoded them as codec.autoencoder"
+        )
+    return replace(config, image_height=shape[1] * downsample, image_width=shape[2] * downsample)
 
 
 def _check_image_size(config: CodecConfig, only: tuple[int, int] | None) -> None:

@@ -21,7 +21,8 @@ from causalfusion.config.training import TrainConfig
 from causalfusion.errors import check, check_finite
 
 SourceName = Literal[
-    "digits", "shapes", "folder", "webdataset", "jsonl", "npz", "parquet", "documents", "in_context"
+    "digits", "shapes", "folder", "webdataset", "jsonl", "npz", "parquet", "datasets", "documents",
+    "in_context",
 ]  # fmt: skip
 SplitName = Literal["train", "validation", "test", "compositional"]
 TaskName = Literal["pairs", "words", "both"]
@@ -35,10 +36,17 @@ class DataConfig:
     """Source of the images; `documents` (a .jsonl file of interleaved texts and images, or a folder of such
     files) and `in_context` (few-shot documents that are made up) are sources of documents."""
     path: str = ""
-    """Folder, pattern (`shards/*.tar`, `data/train-*.parquet`), .jsonl or .npz file; not used by `digits`,
-    `shapes` and `in_context`."""
+    """Folder, pattern (`shards/*.tar`, `data/train-*.parquet`), .jsonl or .npz file; of shards, .npz and
+    parquet files also a URL; of `datasets`, its name on the hub (user/name, user/name@revision), or a folder.
+    Not used by `digits`, `shapes` and `in_context`."""
+    subset: str = ""
+    """Configuration of a data set of the source `datasets`, where it has several."""
+    streaming: bool = False
+    """Source `datasets`: read the data set once, as a stream, and keep its encoded pictures alone, in the
+    user's cache folder; off: it is downloaded as it is, and read where it lies."""
     image_column: str = ""
-    """Column of a `parquet` data set with the pictures. Empty: image, img, ..., or the only one of bytes."""
+    """Column of a `parquet` or `datasets` data set with the pictures. Empty: image, img, ..., or the only one
+    of bytes."""
     label_column: str = ""
     """Its column with the class, a number or a name. Empty: label, ..., if there is one."""
     caption_column: str = ""
@@ -46,8 +54,8 @@ class DataConfig:
     image_suffix: str = ""
     """Suffix, such as `png` or `seg.png`, of the images to use in shards whose keys have several images."""
     split: SplitName = "train"
-    """Split of `shapes` or `in_context`; `compositional` (of shapes) holds only shape-colour pairs that never
-    occur in `train`."""
+    """Split of `shapes`, `in_context` or `datasets`; `compositional` (shapes): only shape-colour pairs that
+    never occur in `train`."""
     task: TaskName = "both"
     """Documents of `in_context`: `pairs` of images, the second of each the first under a transformation that
     nothing names; captions with `words` that mean something in their document alone, each before its image;

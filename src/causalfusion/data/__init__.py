@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 from causalfusion.config import DataConfig
+from causalfusion.data.columns import Columns
 from causalfusion.data.document_source import DocumentSource
 from causalfusion.data.guess import combine_paths, guess_source
 from causalfusion.data.names import find_path
+from causalfusion.data.remote import fetched, is_url
 from causalfusion.data.source import Example, ImageSource, UnreadableImage
 from causalfusion.errors import UserError
 
@@ -21,6 +23,9 @@ __all__ = [
     "open_documents",
     "open_source",
 ]
+
+WITH_SPLITS = ("shapes", "in_context", "datasets")
+"""Sources for which `data.split` says something."""
 
 
 def open_source(config: DataConfig) -> ImageSource:
@@ -49,6 +54,14 @@ def _open(config: DataConfig) -> ImageSource:
 
         return Shapes(config.split, fit=config.fit() if config.image_size else None)
     path = find_path(os.path.expanduser(config.path))
+    if config.source == "datasets":
+        from causalfusion.data.hugging_face import HubImages
+
+        return HubImages(
+            path, _columns(config), subset=config.subset, split=config.split, streaming=config.streaming
+        )
+    if is_url(path):
+        path = fetched(path, beside=("classes.txt",) if config.source == "webdataset" else ())
     if config.source == "folder":
         from causalfusion.data.folder import ImageFolder
 
@@ -62,13 +75,16 @@ def _open(config: DataConfig) -> ImageSource:
 
         return JsonlImages(path)
     if config.source == "parquet":
-        from causalfusion.data.parquet import Columns, ParquetImages
+        from causalfusion.data.parquet import ParquetImages
 
-        columns = Columns(config.image_column, config.label_column, config.caption_column)
-        return ParquetImages(path, columns)
+        return ParquetImages(path, _columns(config))
     from causalfusion.data.npz import NpzImages
 
     return NpzImages(path)
+
+
+def _columns(config: DataConfig) -> Columns:
+    return Columns(config.image_column, config.label_column, config.caption_column)
 
 
 def open_documents(config: DataConfig, seed: int = 0) -> DocumentSource:
@@ -86,8 +102,8 @@ def open_documents(config: DataConfig, seed: int = 0) -> DocumentSource:
 
 
 def _check_split(config: DataConfig) -> None:
-    if config.split != "train" and config.source not in ("shapes", "in_context"):
+    if config.split != "train" and config.source not in WITH_SPLITS:
         raise UserError(
-            f"data.split is {config.split!r}; only the sources shapes and in_context have splits, "
+            f"data.split is {config.split!r}; only the sources {', '.join(WITH_SPLITS)} have splits, "
             f"{config.source} has none: leave it out"
         )

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from causalfusion.config import SourceName
+from causalfusion.data.hugging_face import saved_to_disk
+from causalfusion.data.latent_files import is_foreign
 from causalfusion.data.names import find_path, is_hidden, is_image
 from causalfusion.data.parquet import holds_parquet
-from causalfusion.data.shards import PACKED, UNSUPPORTED
+from causalfusion.data.remote import is_url
+from causalfusion.data.shards import PACKED, UNSUPPORTED, joined
 from causalfusion.errors import UserError, printable
 
 EXPECTED = (
@@ -27,14 +30,16 @@ _MAX_ENTRIES = 20_000
 
 def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
     """The kind of data at a path, or at several (a shell's expansion of shards/*.tar); cheap. `cache` is a
-    folder written by `causalfusion encode`. Raises UserError for anything else."""
+    folder of latents, written by `causalfusion encode` or by others. Raises UserError for anything else."""
     if not isinstance(path, str):
         if len(path) > 1:
             combine_paths(path)
             return "webdataset"
         path = path[0] if path else ""
-    place = Path(find_path(os.path.expanduser(path)))
     shown = printable(path)
+    if is_url(path):
+        return _at_url(path, shown)
+    place = Path(find_path(os.path.expanduser(path)))
     if place.is_dir():
         return _in_folder(place, shown)
     lowered = path.lower()
@@ -53,6 +58,17 @@ def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
     if is_image(place.name):
         raise UserError(f"{shown} is one image; {EXPECTED}")
     raise UserError(f"{shown} is no kind of data that is known; {EXPECTED}")
+
+
+def _at_url(url: str, shown: str) -> SourceName:
+    """The kind of files at a URL, by their ending."""
+    ending = url.lower().partition("?")[0]
+    kinds: tuple[tuple[SourceName, tuple[str, ...]], ...]
+    kinds = (("webdataset", SHARD_SUFFIXES), ("npz", (".npz",)), ("parquet", (".parquet",)))
+    for kind, suffixes in kinds:
+        if ending.endswith(suffixes):
+            return kind
+    raise UserError(f"{shown} is no kind of data that is read from a URL; expected .tar, .npz or .parquet")
 
 
 def _has_documents(file: Path) -> bool:
@@ -83,9 +99,7 @@ def combine_paths(paths: str | Sequence[str]) -> str:
                 f"{printable(path)}, one of {len(paths)} paths, has a comma or a brace in its name; give the "
                 "folder of the shards, or rename it"
             )
-    folders = {os.path.join(os.path.dirname(path), "") if os.path.dirname(path) else "" for path in paths}
-    common = folders.pop() if len(folders) == 1 else ""
-    return glob.escape(common) + "{" + ",".join(glob.escape(path[len(common) :]) for path in paths) + "}"
+    return joined(paths)
 
 
 def _in_folder(folder: Path, shown: str) -> SourceName | Literal["cache"]:
@@ -107,6 +121,10 @@ def _in_folder(folder: Path, shown: str) -> SourceName | Literal["cache"]:
         return "webdataset"
     if image is not None:
         return "folder"
+    if is_foreign(folder):
+        return "cache"
+    if saved_to_disk(folder):
+        return "datasets"
     if holds_parquet(folder):
         return "parquet"
     lists = sorted(name for name in names if name.lower().endswith((".jsonl", ".npz")))

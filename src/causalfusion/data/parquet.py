@@ -11,37 +11,23 @@ import glob
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from causalfusion.data.labels import Classes, named_classes, numbered_classes
+from causalfusion.data.columns import GUESSED, Columns, choose_columns, classes_of_column, texts_of_row
 from causalfusion.data.names import say_left_out
 from causalfusion.data.picture import UnreadableImage, decode_image, size_of
+from causalfusion.data.shards import expand_braces
 from causalfusion.data.source import Example, digest
+from causalfusion.data.unpacked import Unpacked, unpack
 from causalfusion.errors import UserError, printable
-from causalfusion.files import cache_folder, hash_of, stamp, write_whole
+from causalfusion.files import cache_folder, hash_of, stamp
 
 SPLITS = ("train", "validation", "valid", "val", "test")
-_GUESSES = {
-    "image": ("image", "img", "jpg", "png", "picture", "pixel_values"),
-    "label": ("label", "labels", "fine_label", "class", "cls"),
-    "caption": ("caption", "captions", "text", "prompt"),
-}
-_OPTIONS = {kind: f"data.{kind}_column" for kind in _GUESSES}
 _ROWS = 256
 """Rows that are unpacked together."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of columns; empty: guessed."""
-
-    image: str = ""
-    label: str = ""
-    caption: str = ""
 
 
 def find_parquet(pattern: str) -> list[Path]:
@@ -57,7 +43,8 @@ def find_parquet(pattern: str) -> list[Path]:
                 f"'{printable(found[0].parent)}/{'train' if 'train' in splits else splits[0]}-*.parquet'"
             )
     else:
-        found = [place] if place.is_file() else [Path(name) for name in sorted(glob.glob(pattern))]
+        names = [name for one in expand_braces(pattern) for name in sorted(glob.glob(one))]
+        found = [place] if place.is_file() else [Path(name) for name in names]
     if not found:
         raise UserError(f"no files match data.path {printable(pattern)}; expected .parquet files")
     return found
@@ -67,74 +54,48 @@ class ParquetImages:
     """Images in the order of the files and rows. A label is a class's number or name; `names` of classes in
     the data set's own features are used. Captions are a text, or a list of texts."""
 
-    def __init__(self, pattern: str, columns: Columns = Columns()) -> None:
+    def __init__(self, pattern: str, columns: Columns = GUESSED) -> None:
         self.name, self._given = pattern, columns
         self._files = find_parquet(pattern)
         opened = [_open(path) for path in self._files]
         self._columns = _chosen(opened[0], columns, self._files[0])
         for path, file in zip(self._files, opened, strict=True):
-            missing = set(_named(self._columns)) - set(file.schema_arrow.names)
+            missing = set(self._columns.named) - set(file.schema_arrow.names)
             if missing:
                 raise UserError(f"{printable(path)} has no column {min(missing)}, as {self._files[0]} has")
         self._blobs = [
             _unpack(path, f, self._columns.image) for path, f in zip(self._files, opened, strict=True)
         ]
-        self._offsets = [np.load(blob.with_suffix(".npy")) for blob in self._blobs]
-        self._starts = np.cumsum([0, *(len(offsets) - 1 for offsets in self._offsets)])
+        self._starts = np.cumsum([0, *map(len, self._blobs)])
         if not len(self):
             raise UserError(f"{printable(pattern)} has no rows; expected images")
         labels = _values(opened, self._columns.label)
         captions = _values(opened, self._columns.caption)
-        self._captions = [self._texts(index, value) for index, value in enumerate(captions)]
+        column = self._columns.caption
+        self._captions = [texts_of_row(value, column, self.image_name(n)) for n, value in enumerate(captions)]
         self.has_captions = bool(captions)
-        self.classes = self._classes(labels, opened[0])
+        column = self._columns.label
+        self.classes = classes_of_column(labels, column, pattern, _class_names(opened[0], column))
         self.class_names = self.classes.names if self.classes else []
-        unused = [name for name in opened[0].schema_arrow.names if name not in _named(self._columns)]
+        unused = [name for name in opened[0].schema_arrow.names if name not in self._columns.named]
         say_left_out(pattern, {f"column {name}": 1 for name in unused})
 
     def __reduce__(self) -> tuple[type[ParquetImages], tuple[str, Columns]]:
         """Pickle as the path: another process opens the files."""
         return ParquetImages, (self.name, self._given)
 
-    def _classes(self, labels: list[Any], file: Any) -> Classes | None:
-        if not labels:
-            return None
-        kinds = {type(label) for label in labels}
-        if kinds not in ({int}, {str}):
-            raise UserError(
-                f"{printable(self.name)}: the column {self._columns.label} holds "
-                f"{', '.join(sorted(kind.__name__ for kind in kinds))}; expected whole numbers, or names, in "
-                "every row: name another with data.label_column"
-            )
-        if kinds == {str}:
-            return named_classes(labels)
-        listed = _class_names(file, self._columns.label)
-        return numbered_classes(labels, printable(self.name), listed, "the data set's features")
-
-    def _texts(self, index: int, value: Any) -> tuple[str, ...]:
-        texts = [value] if isinstance(value, str) else value
-        fits = isinstance(texts, list) and texts and all(isinstance(t, str) and t.strip() for t in texts)
-        if not fits:
-            raise UserError(
-                f"{self.image_name(index)}: the column {self._columns.caption} is {str(value)[:40]!r}; "
-                "expected a text, or a list of texts, in every row"
-            )
-        return tuple(text.strip() for text in texts)
-
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def _content(self, index: int) -> bytes:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        begin, end = self._offsets[number][index - self._starts[number] :][:2].tolist()
-        if begin == end:
-            raise UnreadableImage(self.image_name(index), "the row has no picture")
         try:
-            with self._blobs[number].open("rb") as stream:
-                stream.seek(begin)
-                return stream.read(end - begin)
+            content = self._blobs[number].content(index - int(self._starts[number]))
         except OSError as error:
             raise UnreadableImage(self.image_name(index), error) from error
+        if not content:
+            raise UnreadableImage(self.image_name(index), "the row has no picture")
+        return content
 
     def read(self, index: int) -> Example:
         label = None if self.classes is None else int(self.classes.labels[index])
@@ -154,7 +115,7 @@ class ParquetImages:
         return digest(label, *captions, self._content(index))
 
     def fingerprint(self) -> str:
-        columns = _named(self._columns)
+        columns = self._columns.named
         return hash_of([*columns, *(part for path in self._files for part in (path.name, *stamp(path)))])
 
     def sizes_fingerprint(self) -> str:
@@ -177,32 +138,11 @@ def _open(path: Path) -> Any:
         raise UserError(f"{printable(path)} is not a whole parquet file ({reason}); copy it again") from None
 
 
-def _named(columns: Columns) -> list[str]:
-    return [name for name in (columns.image, columns.label, columns.caption) if name]
-
-
 def _chosen(file: Any, given: Columns, path: Path) -> Columns:
-    """The columns to read: those that are given, else those with a customary name, else, of images, the only
-    one that holds bytes. Raises UserError."""
+    """The columns to read. Raises UserError."""
     names = file.schema_arrow.names
-    found = {}
-    for kind, guesses in _GUESSES.items():
-        name = getattr(given, kind)
-        if name and name not in names:
-            raise UserError(
-                f"{_OPTIONS[kind]} is {name!r}, which {printable(path)} has not; expected one of "
-                f"{', '.join(map(printable, names))}"
-            )
-        found[kind] = name or next((guess for guess in guesses if guess in names), "")
     holding = [name for name in names if _holds_bytes(file.schema_arrow.field(name).type)]
-    if not given.image and found["image"] not in holding:
-        found["image"] = holding[0] if len(holding) == 1 else ""
-    if found["image"] not in holding:
-        raise UserError(
-            f"{printable(path)}: no column of pictures ({', '.join(map(printable, names))}); expected one of "
-            "bytes, or of {bytes, path}: name it with data.image_column"
-        )
-    return Columns(**found)
+    return choose_columns(names, holding, given, str(path))
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -227,30 +167,10 @@ def _values(files: list[Any], column: str) -> list[Any]:
     return [value for file in files for value in file.read(columns=[column])[column].to_pylist()]
 
 
-def _unpack(path: Path, file: Any, column: str) -> Path:
-    """The file in the cache with the pictures of a column one after the other, and beside it (.npy) where
-    each begins; unpacked if it is not there. Raises UserError."""
-    root = cache_folder("parquet")
-    blob = root / f"{hash_of([path.resolve(), *stamp(path), column])}-{path.stem}.images"
-    offsets = blob.with_suffix(".npy")
-    if blob.is_file() and offsets.is_file():
-        return blob
-    ends = [0]
-
-    def write(stream: Any) -> None:
-        for content in _pictures(file, column):
-            stream.write(content)
-            ends.append(ends[-1] + len(content))
-
-    try:
-        write_whole(blob, write)
-        write_whole(offsets, lambda stream: np.save(stream, np.array(ends, np.int64)))
-    except OSError as error:
-        raise UserError(
-            f"the pictures in {printable(path)} cannot be unpacked into {root} ({error.strerror or error}); "
-            "set XDG_CACHE_HOME to a folder with room"
-        ) from error
-    return blob
+def _unpack(path: Path, file: Any, column: str) -> Unpacked:
+    """The pictures of a column in the cache. Raises UserError."""
+    name = f"{hash_of([path.resolve(), *stamp(path), column])}-{path.stem}.images"
+    return unpack(cache_folder("parquet") / name, _pictures(file, column), printable(path))
 
 
 def _pictures(file: Any, column: str) -> Iterator[bytes]:

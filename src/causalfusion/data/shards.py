@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -48,7 +49,7 @@ def find_shards(pattern: str) -> list[Path]:
         found = [place]
     else:
         found = []
-        for name in _expand_braces(pattern):
+        for name in expand_braces(pattern):
             matches = [Path(name)] if Path(name).is_file() else [Path(match) for match in glob.glob(name)]
             if not matches and name != pattern:
                 raise UserError(f"shard {printable(name)} does not exist; data.path is {printable(pattern)}")
@@ -69,7 +70,7 @@ def find_shards(pattern: str) -> list[Path]:
     )
 
 
-def _expand_braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """The names that a pattern such as a{00..12}b or a{x,y}b means; numbers have the width of the first."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
     if match is None:
@@ -82,7 +83,14 @@ def _expand_braces(pattern: str) -> list[str]:
     else:
         parts = choices.split(",")
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return [before + part + rest for part in parts for rest in _expand_braces(after)]
+    return [before + part + rest for part in parts for rest in expand_braces(after)]
+
+
+def joined(paths: Sequence[str]) -> str:
+    """The pattern that matches exactly these paths, whose names have neither commas nor braces."""
+    folders = {os.path.join(os.path.dirname(path), "") if os.path.dirname(path) else "" for path in paths}
+    common = folders.pop() if len(folders) == 1 else ""
+    return glob.escape(common) + "{" + ",".join(glob.escape(path[len(common) :]) for path in paths) + "}"
 
 
 def _stem(path: Path) -> str:

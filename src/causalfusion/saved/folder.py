@@ -121,8 +121,7 @@ def replace_model(
 
 def save_spec(folder: Path, spec: ModelSpec) -> None:
     """Write the settings of a model folder."""
-    text = json.dumps({"format": FORMAT, **to_dict(spec)}, indent=2)
-    (folder / "config.json").write_text(text + "\n")
+    (folder / "config.json").write_text(json.dumps({"format": FORMAT, **to_dict(spec)}, indent=2) + "\n")
 
 
 def load_spec(folder: Path) -> ModelSpec:
@@ -131,16 +130,18 @@ def load_spec(folder: Path) -> ModelSpec:
 
 
 def read_spec(folder: Path) -> tuple[ModelSpec, list[str]]:
-    """(settings of a model folder, the settings that its earlier format lacked and that were filled in).
-
-    Every key is required in the current format. Raises UserError.
-    """
+    """(settings of a model folder, the settings that its earlier format lacked and that were filled in). In
+    the current format, every key is required. Raises UserError."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
             f"{folder} is not a model: no config.json there; give a folder made by train or convert"
         )
-    values = read_json(path, "model")
+    return parse_spec(read_json(path, "model"), path)
+
+
+def parse_spec(values: Any, path: Path | str) -> tuple[ModelSpec, list[str]]:
+    """`read_spec` of the content of a config.json, which came from `path`."""
     if not isinstance(values, dict) or values.get("format") not in (FORMAT, *EARLIER):
         raise UserError(
             f"{path} is not in a format from {EARLIER[-1]} to {FORMAT}; give a folder made by train or "
@@ -157,8 +158,7 @@ def read_spec(folder: Path) -> tuple[ModelSpec, list[str]]:
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer | None:
-    """The tokenizer of a model folder; None for a model without text. Raises UserError if it is missing or
-    not the one of training."""
+    """The tokenizer of a model folder; None without text. Raises UserError if it is not that of training."""
     if not spec.model.vocab_size:
         return None
     if spec.model.language.markers == "own":

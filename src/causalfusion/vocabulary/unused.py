@@ -39,7 +39,9 @@ CHAIN, FLOW = Use("diffusion.path", ("ddpm",)), Use("diffusion.path", ("rectifie
 SDE, SOLVER = Use("sample.sampler", ("sde", "sde_heun")), Use("sample.sampler", ("dpm++", "unipc"))
 BOUNDED = Use("diffusion.beta_schedule", ("linear", "scaled_linear", "sigmoid"))
 IN_CONTEXT = Use("data.source", ("in_context",))
-IMAGES = Use("data.source", ("digits", "shapes", "folder", "webdataset", "jsonl", "npz", "parquet"))
+STORED = ("folder", "webdataset", "jsonl", "npz", "parquet", "datasets")
+IMAGES = Use("data.source", ("digits", "shapes", *STORED))
+TABLES = Use("data.source", ("parquet", "datasets"))
 TEACHER = Use("distill.teacher", unless="")
 TEXT, GUIDANCE = Use("text.tokenizer", unless=""), Use("sample.guidance_scale", unless=1.0)
 NORMAL, WEIGHTED = (
@@ -63,8 +65,10 @@ USED: dict[str, tuple[Use, ...]] = {
     "sample.guidance_power": (GUIDANCE,),
     "write.top_k": (Use("write.text_temperature", unless=0.0),),
     "write.top_p": (Use("write.text_temperature", unless=0.0),),
-    "data.path": (Use("data.source", ("folder", "webdataset", "jsonl", "npz", "parquet", "documents")),),
-    **{f"data.{kind}_column": (Use("data.source", ("parquet",)),) for kind in ("image", "label", "caption")},
+    "data.path": (Use("data.source", (*STORED, "documents")),),
+    **{f"data.{kind}_column": (TABLES,) for kind in ("image", "label", "caption")},
+    "data.subset": (Use("data.source", ("datasets",)),),
+    "data.streaming": (Use("data.source", ("datasets",)),),
     "data.task": (IN_CONTEXT,),
     "data.examples": (IN_CONTEXT,),
     "data.max_area": (Use("data.image_size", ("native",)),),

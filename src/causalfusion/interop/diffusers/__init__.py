@@ -1,0 +1,8 @@
+"""A model as a pipeline of diffusers: importing this takes diffusers along, which nothing else here does."""
+
+from __future__ import annotations
+
+from causalfusion.interop.diffusers.components import CausalFusionModel, TextTokenizer
+from causalfusion.interop.diffusers.pipeline import CausalFusionPipeline, seed_of
+
+__all__ = ["CausalFusionModel", "CausalFusionPipeline", "TextTokenizer", "seed_of"]

@@ -1,0 +1,126 @@
+"""The node pack, loaded as ComfyUI loads it, its functions called with the inputs that it declares."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from causalfusion import Pipeline, SampleConfig, UserError
+
+FOLDER = Path(__file__).resolve().parents[2] / "comfyui"
+QUICK: dict[str, Any] = {"steps": 3, "ar_steps": 2, "sampler": "ddpm", "guidance": 1.0}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> dict[str, Any]:
+    name = "custom_nodes_causalfusion"
+    spec = importlib.util.spec_from_file_location(name, FOLDER / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.NODE_CLASS_MAPPINGS.keys() == module.NODE_DISPLAY_NAME_MAPPINGS.keys()
+    return {key.removeprefix("CausalFusion"): node for key, node in module.NODE_CLASS_MAPPINGS.items()}
+
+
+@pytest.fixture(scope="module")
+def model(nodes) -> Any:
+    return nodes["Load"]().load("shapes", "cpu")[0]
+
+
+def test_a_node_takes_what_it_declares(nodes):
+    """Every declared input is an argument of the node's function, with a default that is a legal value."""
+    for node in nodes.values():
+        declared = node.INPUT_TYPES()
+        inputs = declared["required"] | declared.get("optional", {})
+        function = inspect.signature(getattr(node, node.FUNCTION)).parameters
+        drawing = {"ar_steps", "steps", "guidance", "order", "sampler"} if "drawing" in function else set()
+        assert set(inputs) == (set(function) - {"self", "drawing"}) | drawing
+        for kind, *options in inputs.values():
+            default = options[0].get("default") if options else None
+            assert not isinstance(kind, list) or default in kind
+            assert kind not in ("INT", "FLOAT") or options[0]["min"] <= default <= options[0]["max"]
+        assert isinstance(node.RETURN_TYPES, tuple) and node.CATEGORY == "CausalFusion"
+
+
+def test_images_are_those_of_the_pipeline(nodes, model):
+    (images,) = nodes["Sample"]().sample(model, batch_size=2, prompt="a red circle", seed=4, **QUICK)
+    config = SampleConfig(num_ar_steps=2, diffusion_steps=[3], sampler="ddpm")
+    ours = Pipeline.load("shapes").generate(prompts=["a red circle"] * 2, config=config, seed=4)
+    assert images.shape == (2, 32, 32, 3) and images.dtype == torch.float32
+    assert torch.equal(images, (ours / 2 + 0.5).permute(0, 2, 3, 1))
+    assert 0 <= images.min() < images.max() <= 1
+    recommended = nodes["Sample"]().sample(model, prompt="x", steps=2)[0]
+    assert model.sampling.guidance_scale == 3.0 and recommended.shape == (1, 32, 32, 3)
+
+
+def test_an_edit_changes_what_the_mask_covers_and_nothing_else(nodes, model):
+    image = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 32, 32)
+    mask[:, 8:20, 16:] = 1
+    (edited,) = nodes["Edit"]().edit(model, image, mask, variants=2, prompt="a red circle", **QUICK)
+    assert edited.shape == (4, 32, 32, 3)
+    inside = mask[0].bool()
+    for row, source in enumerate((0, 0, 1, 1)):
+        assert torch.equal(edited[row][~inside], image[source][~inside])
+        assert (edited[row][inside] != image[source][inside]).float().mean() > 0.9
+    assert not torch.equal(edited[0], edited[1])
+    both = torch.cat([mask, 1 - mask])
+    (each,) = nodes["Edit"]().edit(model, image, both, prompt="a red circle", **QUICK)
+    assert torch.equal(each[0][~inside], image[0][~inside]) and torch.equal(each[1][inside], image[1][inside])
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "answer"),
+    [
+        ("Load", {"model": "nowhere"}, "nowhere"),
+        ("Sample", {"class_name": "zebra"}, "class 'zebra' is unknown"),
+        ("Sample", {"width": 33}, "the image width is 33; expected a multiple of"),
+        ("Edit", {"image": (1, 64, 32, 3), "mask": (64, 32)}, "has 32x64 pixels, the model's have 32x32"),
+        ("Edit", {"image": (1, 32, 32, 3), "mask": (16, 16)}, r"the mask is \(16, 16\), the image"),
+        ("Sample", {}, "what is to be drawn is not said; give a prompt, or a class"),
+        ("Edit", {"image": (1, 32, 32, 3), "mask": (32, 32), "prompt": "x"}, "the mask is empty"),
+        ("Edit", {"image": (32, 32, 3), "mask": (32, 32)}, r"expected \(B, H, W, 3\)"),
+    ],
+)
+def test_bad_input_is_one_line(node, inputs, answer, nodes, model):
+    given = {name: torch.zeros(v) if isinstance(v, tuple) else v for name, v in inputs.items()}
+    if node != "Load":
+        given = {"model": model, **given}
+    function = getattr(nodes[node](), nodes[node].FUNCTION)
+    with pytest.raises(UserError, match=answer) as raised:
+        function(**given)
+    assert "\n" not in str(raised.value)
+
+
+def test_comfyui_sees_progress_and_can_stop(nodes, model, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, int]] = []
+
+    class ProgressBar:
+        def __init__(self, total: int) -> None:
+            seen.append((0, total))
+
+        def update_absolute(self, value: int, total: int) -> None:
+            seen.append((value, total))
+
+    def stop() -> None:
+        if len(seen) > 4:
+            raise InterruptedError
+
+    for name, content in {
+        "comfy": {},
+        "comfy.utils": {"ProgressBar": ProgressBar},
+        "comfy.model_management": {"throw_exception_if_processing_interrupted": stop},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(InterruptedError):
+        nodes["Sample"]().sample(model, prompt="a red circle", **QUICK)
+    assert seen == [(0, 6), (1, 6), (2, 6), (3, 6), (4, 6)]
