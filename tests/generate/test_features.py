@@ -10,6 +10,7 @@ from causalfusion.config import (
     EncoderConfig,
     FactorizationConfig,
     HeadConfig,
+    ImageWeightsConfig,
     TextConfig,
 )
 from causalfusion.diffusion.process import make_process
@@ -157,3 +158,14 @@ def test_bfloat16_gives_float32_features_close_by(pipeline):
     found, exact = half.features(IMAGES), pipeline.features(IMAGES)
     assert found.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(found, exact).min() > 0.99
+
+
+def test_modulated_blocks_and_image_tokens_with_weights_of_their_own(models):
+    """DiT's blocks, without class tokens; a grafted model's image tokens, of another width than its text."""
+    dit = of_model(Pipeline.load(models["classes"]), conditioning="adaln_zero", num_class_tokens=0)
+    own = ImageWeightsConfig(kind="own", hidden_size=16)
+    grafted = of_model(Pipeline.load(models["text"]), image_weights=own)
+    for pipeline, width in ((dit, 32), (grafted, 16)):
+        for layer in (0, 1, 2):
+            clean, noised = (pipeline.features(IMAGES, layer=layer, timestep=t) for t in (None, 0.4))
+            assert clean.shape == (3, width) and not torch.allclose(clean, noised, atol=1e-2)
