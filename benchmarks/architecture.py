@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("factorization", "sequence", "documents", "rows", "mask", "model", "diffusion", "losses"),
     ),
     ("models in use", ("saved", "estimate", "pictures", "generate", "train", "show")),
-    ("figures", ("evaluate", "autoencode", "study", "planner", "interop", "doctor")),
+    ("figures", ("evaluate", "autoencode", "study", "planner", "probe", "interop", "doctor")),
     ("doors", ("demo", "commands", "vocabulary", "cli")),
 )
 COLORS = ("#8a8f98", "#4c8b6b", "#c0504d", "#3f6fb0", "#8a5fa8", "#b98022")

@@ -45,6 +45,7 @@ COMMANDS = (
     "compare",
     "study",
     "plan",
+    "probe",
     "estimate",
 )
 BROKEN_PIPE = 141
@@ -161,6 +162,8 @@ def beneath(line: Line) -> tuple[list[str], dict[str, Any]]:
     layers = layers_for(command, names)
     if command.name == "distill":
         return names, merge([teacher_settings(line, layers), layers])
+    if command.name == "probe":
+        return names, merge([probed_settings(line, layers), layers])
     preset = evaluation_preset(line, layers)
     reads = "--samples" in line.given or "samples" in layers
     own = [] if preset or reads else model_settings(line, layers)
@@ -185,6 +188,26 @@ def teacher_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
             "--data.source shapes"
         )
     return beneath
+
+
+def probed_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
+    """The settings of data that a probe has from its model's training: all where no data is given, else the
+    share that was held out. Raises UserError without a model, or without data."""
+    from causalfusion.train.teacher import data_beneath
+
+    model = line.value("--model") or layers.get("model")
+    if not model:
+        raise UserError("probe needs a model: causalfusion probe RUN --levels clean 0.2")
+    beneath = data_beneath(model)
+    given = {name.removeprefix("--") for name in line.given} | flat(layers).keys()
+    if {"data.path", "data.source"} & given:
+        return {"data": {name: beneath[name] for name in ("holdout",) if name in beneath}}
+    if not beneath:
+        raise UserError(
+            f"{model} does not say on what it was trained; give labelled images, such as --data.path PATH or "
+            "--data.source digits"
+        )
+    return {"data": beneath}
 
 
 def model_settings(line: Line, layers: dict[str, Any]) -> list[str]:

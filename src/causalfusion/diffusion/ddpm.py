@@ -67,6 +67,11 @@ class DDPM(Process):
     def shares(self, levels: Tensor) -> Tensor:
         return levels.double() / self.schedule.num_timesteps
 
+    def levels_at(self, shares: Tensor) -> Tensor:
+        total = self.schedule.num_timesteps
+        # A small addition, so that a float32 share that is a whole level is not rounded below it.
+        return (shares.double() * total + 1e-3).long().clamp(0, total - 1)
+
     def limited(self, levels: Tensor, limit: int) -> Tensor:
         total = self.schedule.num_timesteps
         return levels * min(limit, total) // total

@@ -69,6 +69,9 @@ class Flow(Process):
     def shares(self, levels: Tensor) -> Tensor:
         return levels
 
+    def levels_at(self, shares: Tensor) -> Tensor:
+        return shares.float()
+
     def limited(self, levels: Tensor, limit: int) -> Tensor:
         return levels * min(limit / self.config.num_timesteps, 1.0)
 

@@ -86,6 +86,10 @@ class Process(ABC):
         """Where on the path the levels lie: 0 is clean, 1 pure noise; of a floating dtype."""
 
     @abstractmethod
+    def levels_at(self, shares: Tensor) -> Tensor:
+        """The levels that lie there: the inverse of `shares`, or the nearest cleaner level there is."""
+
+    @abstractmethod
     def limited(self, levels: Tensor, limit: int) -> Tensor:
         """The levels, evenly squeezed into those below timestep `limit` of `num_timesteps`."""
 

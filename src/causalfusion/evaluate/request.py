@@ -39,8 +39,9 @@ class EvaluateRequest(GeneratingOptions):
     """Real images to compare with: digits, shapes[:SPLIT], a folder of images, shards ('*.tar'), .jsonl, an
     .npz of images, or an .npz of statistics (mu, sigma). Its features are kept in the cache."""
     features: Sequence[str] | None = None
-    """One or several of: pixels[:SIDE], digits, resnet-cifar[-jpeg]:PATH, inception[:PATH], transformers:ID,
-    module:attribute. Default: digits where the reference is digits, else pixels:8."""
+    """One or several of: pixels[:SIDE], digits, resnet-cifar[-jpeg]:PATH, inception[:PATH],
+    model:RUN[:LAYER[:LEVEL]], transformers:ID, module:attribute. Default: digits where the reference is
+    digits, else pixels:8."""
     measures: Sequence[MeasureName] | None = None
     """Figures to compute. Default: all that the reference and the features allow."""
     images: int | None = None

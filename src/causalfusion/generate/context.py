@@ -37,8 +37,8 @@ class ImageInProgress:
     """(rows,) which image of its row it is; None: the first."""
     text_place: Tensor | None = None
     """(rows,) its place among the text positions of its row; None: a model without text."""
-    clean_timestep: int | None = None
-    """Timestep of finished tokens: 0 for a Transfusion model, which never saw clean ones; None: none."""
+    clean_timestep: float | None = None
+    """Timestep of finished tokens, for a model that never saw clean ones (0 for Transfusion); None: none."""
 
     def segment(
         self, role: Role, tokens: Tensor, ar_step: Tensor, positions: Tensor, timestep: float | None
@@ -160,6 +160,40 @@ def settle(model: Transformer, context: Context) -> Context:
     return context.settled()
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What stands before an image: its class and texts."""
+
+    segments: tuple[Segment, ...]
+    image: ImageInProgress
+    """The image that comes next."""
+    next_ar_step: int
+    text_lengths: Tensor
+    """(rows,) text tokens; (0,) for a model without text."""
+
+
+def condition_of(
+    model: Transformer,
+    labels: Tensor,
+    prompts: Prompts | None,
+    image: ImageInProgress,
+    *,
+    guided: bool = False,
+) -> Condition:
+    """The classes (rows,), and the documents of a model with text, before `image`. `guided`: the documents
+    without their text stand behind them."""
+    segment = class_segment(labels, model.config.num_condition_tokens)
+    segment = replace(segment, asks_next=model.config.head.ask == "previous")
+    if prompts is None:
+        return Condition((segment,), image, 1, torch.zeros(0))
+    layout, segments = _documents(model, labels, prompts, guided, image)
+    index = (layout.image_row >= 0).sum(1)
+    clean_timestep = 0 if prompts.image_context == "noised" else None
+    lengths = layout.text_lengths
+    image = replace(image, index=index, text_place=lengths + index, clean_timestep=clean_timestep)
+    return Condition(tuple(segments), image, int(layout.next_ar_step.max()), lengths)
+
+
 def prefill(
     model: Transformer,
     labels: Tensor,
@@ -179,22 +213,16 @@ def prefill(
     guided = config.guidance_scale != 1
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, model.config.null_label)])
-    image, next_ar_step, lengths = ImageInProgress.of_size(model.config, grid, device), 1, torch.zeros(0)
+    image = ImageInProgress.of_size(model.config, grid, device)
     if model.config.context == "bidirectional":
         if kept_tokens is None or kept_positions is None:
             kept_tokens = torch.zeros(batch_size, 0, model.config.token_dim, device=device)
             kept_positions = torch.zeros(batch_size, 0, dtype=torch.int64, device=device)
         known = KnownTokens(kept_tokens, kept_positions)
-        return Context(None, labels, batch_size, next_ar_step, image, lengths, known=known)
-    asks_next = model.config.head.ask == "previous"
-    condition = class_segment(labels, model.config.num_condition_tokens)
-    segments = [replace(condition, asks_next=asks_next)]
-    if prompts is not None:
-        layout, segments = _documents(model, labels, prompts, guided, image)
-        index = (layout.image_row >= 0).sum(1)
-        clean_timestep = 0 if prompts.image_context == "noised" else None
-        next_ar_step, lengths = int(layout.next_ar_step.max()), layout.text_lengths
-        image = replace(image, index=index, text_place=lengths + index, clean_timestep=clean_timestep)
+        return Context(None, labels, batch_size, 1, image, torch.zeros(0), known=known)
+    condition = condition_of(model, labels, prompts, image, guided=guided)
+    segments, image, next_ar_step = list(condition.segments), condition.image, condition.next_ar_step
+    lengths = condition.text_lengths
     if kept_tokens is not None and kept_positions is not None and kept_tokens.shape[1]:
         repeats = len(labels) // batch_size
         ar_step = torch.full((1, kept_tokens.shape[1]), next_ar_step, device=device)
@@ -213,7 +241,7 @@ def prefill(
         return context
     predictions = model(sequence, cache.attend(sequence), text_token=None if prompts is None else lengths - 1)
     cache.commit(sequence)
-    if asks_next:
+    if model.config.head.ask == "previous":
         return replace(context, condition=predictions.condition)
     if prompts is None:
         return context

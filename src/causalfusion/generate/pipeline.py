@@ -17,7 +17,9 @@ from causalfusion.config import RopeExtrapolation, SampleConfig, WriteConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Document, Image, ImageToCome, Text
 from causalfusion.errors import UserError
+from causalfusion.factorization import Plan
 from causalfusion.generate.context import prefill
+from causalfusion.generate.features import image_features
 from causalfusion.generate.layout import draw_orders, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.prompts import given_documents, image_documents
@@ -223,7 +225,7 @@ class Pipeline(PublishedPipeline):
         noise = ImageNoise(seed, indices, self.codec.num_tokens, spec.token_dim)
         with autocast(self.device, self.autocast_dtype):
             context = prefill(
-                self.model, label_tensor, config, prompts=self._prompts(documents),
+                self.model, label_tensor, config, prompts=self.prompts_of(documents),
                 kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1), grid=self.grid,
                 sizes=sizes,
             ).fork(variants)  # fmt: skip
@@ -273,6 +275,30 @@ class Pipeline(PublishedPipeline):
         indices = range(len(images)) if image_indices is None else image_indices
         texts = self.write(label_tensor, documents, tokens, config or WriteConfig(), seed, indices, watch)
         return [tokenizer.decode(ids) for ids in texts]
+
+    def features(
+        self,
+        images: Images,
+        *,
+        layer: int = -1,
+        timestep: float | None = None,
+        plan: Plan | None = None,
+        per_token: bool = False,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> Tensor:
+        """(B, D) float32: what a layer makes of images (B, C, H, W) in [-1, 1], of pictures or image files,
+        without class or caption; the mean over tokens, or `per_token` (B, L, D) of each, in raster order.
+
+        Layer 0 enters the first block, -1 leaves the last. `timestep`, `plan`: as in `features.read_layers`.
+        """
+        given = self.to_tensor(images)
+        sized = self.at(int(given.shape[-2]), int(given.shape[-1]))
+        found = image_features(
+            sized, given, [layer], timestep=timestep, plan=plan, batch_size=batch_size, seed=seed
+        )
+        (values,) = found.values()
+        return values if per_token else values.mean(1)
 
     def _conditions(
         self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None

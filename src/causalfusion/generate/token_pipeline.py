@@ -90,7 +90,10 @@ class TokenPipeline:
         ]
         return torch.tensor(checked, dtype=torch.int64, device=self.device)
 
-    def _prompts(self, documents: Sequence[Document] | None, tokens: Tensor | None = None) -> Prompts | None:
+    def prompts_of(
+        self, documents: Sequence[Document] | None, tokens: Tensor | None = None
+    ) -> Prompts | None:
+        """Documents with images (N, L, P) as the model takes them; None for none."""
         if documents is None:
             return None
         return Prompts(documents, self.with_text().markers, tokens, self.spec.text.image_context)
@@ -115,7 +118,7 @@ class TokenPipeline:
         watch: Watcher | None = None,
     ) -> Tensor:
         """Tokens (B, L, P), in raster order, of the images to come of documents with images (N, L, P)."""
-        indices, prompts = list(image_indices), self._prompts(documents, tokens)
+        indices, prompts = list(image_indices), self.prompts_of(documents, tokens)
         num_tokens = self.codec.num_tokens
         sizes = step_sizes(config, num_tokens, seed)
         order = draw_orders(config, *self.grid, seed, indices).to(self.device)
@@ -162,5 +165,5 @@ class TokenPipeline:
     def read(self, labels: Tensor, documents: Sequence[Document], tokens: Tensor | None) -> Context:
         """The cache after documents with images (N, L, P), without guidance."""
         with autocast(self.device, self.autocast_dtype):
-            prompts = self._prompts(documents, tokens)
+            prompts = self.prompts_of(documents, tokens)
             return prefill(self.model, labels, SampleConfig(), prompts=prompts, grid=self.grid)

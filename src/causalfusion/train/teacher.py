@@ -62,6 +62,18 @@ def settings_beneath(teacher: str) -> dict[str, Any]:
     }
 
 
+def data_beneath(model: str) -> dict[str, Any]:
+    """The settings of the images that a run's model was trained on; {} for a model that is no run's. Raises
+    UserError where there is no model."""
+    images = dict(read_latest(Path(model), _settings_of_run)[0].get("data", {}))
+    images.pop("cache", None)
+    return images
+
+
+def _settings_of_run(folder: Path) -> dict[str, Any]:
+    return stored_settings(folder) if (folder / "state" / "run.json").is_file() else {}
+
+
 def _read(folder: Path) -> tuple[ModelSpec, SampleConfig, dict[str, Any]]:
     """(settings of the model, its recommended sampling, the settings of its run or none)."""
     spec, plain = load_spec(folder), SampleConfig()
@@ -73,8 +85,7 @@ def _read(folder: Path) -> tuple[ModelSpec, SampleConfig, dict[str, Any]]:
                 "at all levels, in all channels and AR steps, by --guidance-scale",
                 stacklevel=2,
             )
-    run = stored_settings(folder) if (folder / "state" / "run.json").is_file() else {}
-    return spec, sampling, run
+    return spec, sampling, _settings_of_run(folder)
 
 
 def student_of(config: RunConfig) -> RunConfig:

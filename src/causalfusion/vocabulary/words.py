@@ -21,6 +21,7 @@ POSITIONAL = {
     "codec train": "--data.path",
     "codec evaluate": "--data.path",
     "sample": "--prompt",
+    "probe": "--model",
 }
 """The option, by command, of values without an option's name."""
 MANY_PATHS = ("--data.path",)

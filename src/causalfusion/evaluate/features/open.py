@@ -6,6 +6,7 @@
 | `digits` | a classifier of scikit-learn's digits | 8x8, grey |
 | `resnet-cifar:PATH` | a CIFAR ResNet; `resnet-cifar-jpeg:PATH` with JPEG before it | 32x32 |
 | `inception`, `inception:PATH` | the Inception-v3 of FID, sFID and the Inception Score | any size |
+| `model:RUN[:LAYER[:LEVEL]]` | a layer of a model of this package, clean or noised tokens | any size |
 | `transformers:ID` | a Hugging Face vision model, by id or folder | any size |
 | `module:attribute` | a user's own | its `image_size` |
 
@@ -26,7 +27,7 @@ __all__ = ["BUILT_IN", "NAMES", "Extractor", "Features", "open_extractor"]
 
 NAMES = (
     "pixels, pixels:SIDE, digits, resnet-cifar:PATH, resnet-cifar-jpeg:PATH, inception, inception:PATH, "
-    "transformers:ID, or module:attribute of your own"
+    "model:RUN[:LAYER[:LEVEL]], transformers:ID, or module:attribute of your own"
 )
 
 
@@ -87,12 +88,21 @@ def _open_transformers(model: str, device: str) -> Extractor:
     return TransformersExtractor(model, device)
 
 
+def _open_model(value: str, device: str) -> Extractor:
+    from causalfusion.evaluate.features.model import ModelExtractor
+
+    if not value:
+        raise UserError("features are 'model'; expected a model: model:runs/digits, model:runs/digits:2:0.1")
+    return ModelExtractor(value, device)
+
+
 _OPENERS: dict[str, Callable[[str, str], Extractor]] = {
     "pixels": _open_pixels,
     "digits": _open_digits,
     "resnet-cifar": _open_resnet_cifar,
     "resnet-cifar-jpeg": partial(_open_resnet_cifar, jpeg=True),
     "inception": _open_inception,
+    "model": _open_model,
     "transformers": _open_transformers,
 }
 """Functions that open a built-in feature space, by its name. They take the text after the colon (empty: there

@@ -1,0 +1,202 @@
+"""What a trained model makes of images: its layers' outputs, for probes and distances (PAPER section 8).
+
+An image is read without its class or caption: the null class stands before it, or an empty text. Its tokens
+are clean, as the paper's are in fine-tuning, or noised to a level. A model that never learned from clean
+tokens, as it had but one AR step, is told that they are at the lowest level.
+
+Shape letters: B images, L image tokens, P token dimension, D width of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from causalfusion.config import ModelConfig
+from causalfusion.documents import Document, ImageToCome, Text
+from causalfusion.errors import UserError
+from causalfusion.factorization import Plan, ar_step_of, places_of
+from causalfusion.generate.context import ImageInProgress, condition_of
+from causalfusion.generate.noise import ImageNoise
+from causalfusion.generate.token_pipeline import TokenPipeline
+from causalfusion.machine.runtime import autocast
+from causalfusion.model.layers import layer_outputs, num_layers, readable
+from causalfusion.saved.folder import ModelSpec
+from causalfusion.sequence import PackedSequence, class_segment, image_segment
+
+
+def layer_number(config: ModelConfig, layer: int) -> int:
+    """The number of a layer, of which negative ones count from the last. Raises UserError where there is
+    none."""
+    last = num_layers(config)
+    if not -last - 1 <= layer <= last:
+        raise UserError(
+            f"layer is {layer}; expected 0 (what enters the first block) to {last} (the last), or -1 (the "
+            f"last) to {-last - 1}"
+        )
+    return layer % (last + 1)
+
+
+def learned_clean(spec: ModelSpec) -> bool:
+    """True for a model that saw clean image tokens in training: as context of later AR steps, or of texts."""
+    plan, one = spec.factorization, spec.factorization.distribution == "fixed"
+    if spec.model.vocab_size:
+        return spec.text.image_context == "clean"
+    return spec.model.per_token or not (one and plan.num_ar_steps == 1)
+
+
+def share_of(pipeline: TokenPipeline, timestep: float) -> float:
+    """Where on the path of noise a level lies that is given as a share of it, or, above 1, as a timestep.
+    Raises UserError for what is neither, and for a model that never sees noised tokens."""
+    if pipeline.model.config.per_token:
+        raise UserError(
+            f"the noise level is {timestep:g}; expected clean, as noised tokens never enter the "
+            "transformer of a model with a per-token head"
+        )
+    total = pipeline.spec.diffusion.num_timesteps
+    if not 0 <= timestep <= total:
+        raise UserError(
+            f"the noise level is {timestep:g}; expected a share of the path from 0 (the least noise) to 1, "
+            f"or a timestep up to {total}"
+        )
+    return timestep if timestep <= 1 else timestep / total
+
+
+def read_layers(
+    pipeline: TokenPipeline,
+    tokens: Tensor,
+    layers: Collection[int],
+    *,
+    timestep: float | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    image_indices: Sequence[int] | None = None,
+) -> dict[int, Tensor]:
+    """(B, L, D) float32, in raster order, of each of these layers, for clean tokens (B, L, P) in raster order
+    on the pipeline's grid. One pass through the layers that are needed.
+
+    `timestep`: noise of this level is added (see `share_of`), a function of (seed, image index); None: none.
+    `plan`: the AR steps in which the tokens are read; by default all in one, or those of a head that asks for
+    one token after another. Raises UserError for what the model cannot read.
+    """
+    config = pipeline.model.config
+    wanted = {layer_number(config, layer) for layer in layers}
+    indices = list(range(len(tokens)) if image_indices is None else image_indices)
+    plan = _plan_of(pipeline, plan, len(tokens))
+    noised, told = None, None
+    if timestep is not None:
+        share = torch.tensor(share_of(pipeline, timestep))
+        levels = pipeline.process.levels_at(share).to(tokens.device).expand(len(tokens), 1)
+        noise = ImageNoise(seed, indices, *tokens.shape[1:])
+        raster = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+        noised = pipeline.process.add_noise(tokens, noise.initial(1, raster).to(tokens), levels)
+        told = pipeline.process.timesteps(levels)[0, 0].item()
+    with torch.no_grad(), autocast(pipeline.device, pipeline.autocast_dtype):
+        if config.context == "bidirectional":
+            sequence = _bidirectional(pipeline, tokens)
+        else:
+            sequence = _causal(pipeline, tokens, noised, told, plan)
+        outputs = layer_outputs(pipeline.model, readable(sequence), wanted)
+    back = plan.order.argsort(1)[:, :, None]
+    return {
+        layer: segments[-1].float().take_along_dim(back, 1) for layer, segments in sorted(outputs.items())
+    }
+
+
+def image_features(
+    pipeline: TokenPipeline,
+    images: Tensor,
+    layers: Collection[int],
+    *,
+    timestep: float | None = None,
+    plan: Plan | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    first: int = 0,
+) -> dict[int, Tensor]:
+    """`read_layers` of images (B, C, H, W) in [-1, 1] of the pipeline's size, in batches, on the CPU. Noise
+    is that of the images `first`, first + 1, ..."""
+    if not len(images):
+        raise UserError("there are no images; expected at least one")
+    parts: list[dict[int, Tensor]] = []
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        batch = images[rows].to(pipeline.device)
+        of_batch = plan.images(rows) if plan is not None and len(plan.order) > 1 else plan
+        found = read_layers(
+            pipeline,
+            pipeline.codec.encode_tokens(batch, None),
+            layers,
+            timestep=timestep,
+            plan=of_batch,
+            seed=seed,
+            image_indices=range(first + start, first + start + len(batch)),
+        )
+        parts.append({layer: values.cpu() for layer, values in found.items()})
+    return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+
+
+def _plan_of(pipeline: TokenPipeline, plan: Plan | None, count: int) -> Plan:
+    """The plan for this number of images, checked."""
+    config, (height, width) = pipeline.model.config, pipeline.grid
+    num_tokens, asks_next = height * width, config.head.ask == "previous"
+    if plan is None:
+        steps = ar_step_of([1] * num_tokens if asks_next else [num_tokens])
+        raster = torch.arange(num_tokens)
+        return Plan(raster.expand(count, -1), steps[None], width).to(pipeline.device)
+    if config.context == "bidirectional" and plan.num_ar_steps > 1:
+        raise UserError(
+            "a model of bidirectional context sees all known tokens; expected a plan of one AR step"
+        )
+    if plan.lengths is not None or plan.order.shape[1] != num_tokens or len(plan.order) not in (1, count):
+        raise UserError(
+            f"the plan's order has shape {tuple(plan.order.shape)}; expected ({count} or 1, {num_tokens}): "
+            "the images, and the tokens of each"
+        )
+    return replace(plan, order=plan.order.expand(count, -1)).to(pipeline.device)
+
+
+def _bidirectional(pipeline: TokenPipeline, tokens: Tensor) -> PackedSequence:
+    """All tokens known, in raster order; none has the clean role in such a model (`pack_bidirectional`)."""
+    config, device = pipeline.model.config, tokens.device
+    image = ImageInProgress.of_size(config, pipeline.grid, device)
+    condition = class_segment(pipeline.null_labels(len(tokens)), config.num_condition_tokens)
+    condition = replace(condition, role="noised", ar_step=condition.ar_step + 1)
+    places = places_of(torch.arange(tokens.shape[1], device=device)[None], image.width)
+    steps = torch.ones(1, tokens.shape[1], dtype=torch.int64, device=device)
+    return PackedSequence((condition, image_segment("noised", tokens, steps, places, grid=image.grid)))
+
+
+def _causal(
+    pipeline: TokenPipeline, tokens: Tensor, noised: Tensor | None, told: float | None, plan: Plan
+) -> PackedSequence:
+    """[class][text][tokens], or [class][text][clean tokens of earlier AR steps][noised tokens], in the plan's
+    order. `told`: the timestep of the noised ones."""
+    documents = None if pipeline.tokenizer is None else _without_text(pipeline.spec, len(tokens))
+    image = ImageInProgress.of_size(pipeline.model.config, pipeline.grid, tokens.device)
+    labels, prompts = pipeline.null_labels(len(tokens)), pipeline.prompts_of(documents)
+    before = condition_of(pipeline.model, labels, prompts, image)
+    image = before.image
+    if not learned_clean(pipeline.spec):
+        lowest = pipeline.process.levels_at(torch.zeros(1, 1))
+        image = replace(image, clean_timestep=pipeline.process.timesteps(lowest).item())
+    order, ar_step = plan.order, plan.ar_step + before.next_ar_step - 1
+    ordered = tokens.take_along_dim(order[:, :, None], 1)
+    if noised is None:
+        return PackedSequence((*before.segments, image.segment("clean", ordered, ar_step, order, None)))
+    segments, context = list(before.segments), slice(0, plan.num_context_tokens)
+    if plan.num_context_tokens:
+        steps, places = ar_step[:, context], order[:, context]
+        segments.append(image.segment("clean", ordered[:, context], steps, places, None))
+    ordered = noised.take_along_dim(order[:, :, None], 1)
+    return PackedSequence((*segments, image.segment("noised", ordered, ar_step, order, told)))
+
+
+def _without_text(spec: ModelSpec, count: int) -> list[Document]:
+    """Documents with an image to come and no caption, as training had them: alone or before its caption, or
+    behind an empty one."""
+    alone = spec.text.image_first > 0 or spec.text.image_only > 0
+    return [[ImageToCome()] if alone else [Text(), ImageToCome()] for _ in range(count)]

@@ -1,0 +1,151 @@
+"""`causalfusion probe`, from the command to its files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from causalfusion.cli import run
+from causalfusion.probe import cache
+from causalfusion.probe import run as probe_run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    out = tmp_path_factory.mktemp("probe") / "run"
+    small = ["--model.hidden-size", "16", "--model.depth", "2", "--train.evaluate-every", "0"]
+    assert run(["train", "--config", "digits", "--train.images", "64", *small, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def command(model, tmp_path):
+    """The command line, with other options where they are given."""
+    plain = {"layers": "0 -1", "levels": "clean 0.2", "kind": "linear knn", "images": "200"}
+    plain["out"] = str(tmp_path / "probe")
+
+    def line(**options: str) -> list[str]:
+        given = {**plain, **options}
+        words = ([f"--{name.replace('_', '-')}", *value.split()] for name, value in given.items())
+        return ["probe", str(model), *(word for each in words for word in each)]
+
+    return line
+
+
+def refused(capsys, *line: str) -> str:
+    """The one line of a command that is refused, but for the progress."""
+    capsys.readouterr()
+    assert run(line) == 2
+    lines = [each for each in capsys.readouterr().err.splitlines() if each.startswith("causalfusion: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_sweep_is_measured_once(command, tmp_path, capsys, monkeypatch):
+    assert run(command()) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "probe" / "probe.json").read_text())["figures"].values()
+    assert {(f["kind"], f["layer"], f["level"]) for f in found} == {
+        (kind, layer, level) for kind in ("linear", "knn") for layer in (0, 2) for level in ("clean", "0.2")
+    }
+    for figure in found:
+        assert figure["low"] < figure["accuracy"] < figure["high"]
+        assert figure["images"] == 359, "what training held out"
+    assert max(f["accuracy"] for f in found if f["level"] == "clean") > 0.4
+    best = min((f for f in found if f["kind"] == "knn"), key=lambda f: (-f["validation"], f["layer"]))
+    assert f"best on validation images: knn, layer {best['layer']}" in said
+    assert (tmp_path / "probe" / "probe.png").stat().st_size > 5000
+    table = (tmp_path / "probe" / "probe.md").read_text()
+    assert table.count("**") == 4 and "## linear" in table and "learned from 200" in table
+
+    def again(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(cache, "read_layers", again)
+    assert run(command(neighbours="5")) == 0, "other probes need no other features"
+    monkeypatch.setattr(probe_run, "knn", again)
+    assert run(command()) == 0, "the second time it only reads"
+
+
+def test_an_interrupted_pass_goes_on_where_it_was(command, tmp_path, monkeypatch):
+    options = {"levels": "0.2", "kind": "linear attentive", "steps": "3", "batch_size": "50"}
+    line = command(**options)
+    assert run(command(**options, out=str(tmp_path / "whole"))) == 0
+    monkeypatch.setattr(cache, "_SECONDS", 0.0)
+    real, calls = cache.read_layers, []
+
+    def stops(*args, **options):
+        calls.append(options["image_indices"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(cache, "read_layers", stops)
+    assert run(line) == 130
+    assert run(line) == 0
+    assert calls[3] == calls[2], "the third batch is the first of the second time"
+    for form in ("pooled", "tokens"):
+        for split in ("training", "held-out"):
+            a, b = (
+                np.load(tmp_path / out / "features" / f"{split}-0.2" / f"{form}-002.npy")
+                for out in ("whole", "probe")
+            )
+            assert np.array_equal(a, b)
+    assert not list((tmp_path / "probe").rglob("*unfinished*"))
+
+
+def test_held_out_images_from_elsewhere(command, tmp_path):
+    """Classes are matched by name, whatever their numbers are there."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    folder = tmp_path / "test"
+    for number in range(300):
+        if labels[number] >= 3:
+            (folder / str(labels[number])).mkdir(parents=True, exist_ok=True)
+            grey = np.round(pixels[number].reshape(8, 8) * 255 / 16).astype(np.uint8)
+            Image.fromarray(grey).save(folder / str(labels[number]) / f"{number}.png")
+    assert run(command(levels="clean", test=str(folder))) == 0
+    found = json.loads((tmp_path / "probe" / "probe.json").read_text())["figures"].values()
+    assert max(f["accuracy"] for f in found) > 0.4
+    assert {f["images"] for f in found} == {int((labels[:300] >= 3).sum())}
+
+
+def test_bad_input_is_one_line(command, model, tmp_path, capsys):
+    for place in (tmp_path / name for name in ("plain", "one/cat", "two/cat", "two/dog")):
+        place.mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(np.full((8, 8), 60 * number, np.uint8)).save(place / f"{number}.png")
+    for options, words in (
+        ({"layers": "7"}, "expected 0 (what enters the first block) to 2"),
+        ({"layers": "first"}, "--layers has 'first'"),
+        ({"levels": "loud"}, "--levels is 'loud'; expected clean"),
+        ({"levels": "0.1 0.1"}, "each once"),
+        ({"levels": "2000"}, "a timestep up to 1000"),
+        ({"data.path": str(tmp_path / "plain")}, "no labels; expected images of two or more classes"),
+        ({"data.path": str(tmp_path / "one")}, "one class alone, 'cat'"),
+        ({"test": str(tmp_path / "two")}, "has a class 'cat', which digits has not"),
+        ({"data.holdout": "0"}, "no image is held out"),
+        ({"neighbours": "190"}, "--neighbours is 190"),
+    ):
+        assert words in refused(capsys, *command(**options, out=str(tmp_path / "other"))), options
+    assert "such as --data.path PATH" in refused(capsys, "probe", "shapes")
+    assert "probe needs a model" in refused(capsys, "probe")
+    assert run(command()) == 0
+    assert "was measured with seed 0, now it is 1" in refused(capsys, *command(seed="1"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", '{"facts": {}}', '{"facts": {}, "figures": {"a": 3}}', "\x00"]
+)
+def test_a_damaged_file_is_one_line(command, tmp_path, capsys, text):
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / "probe.json").write_text(text)
+    assert "probe.json" in refused(capsys, *command())
+
+
+def test_damaged_features_are_one_line(command, tmp_path, capsys):
+    assert run(command(kind="linear")) == 0
+    (tmp_path / "probe" / "features" / "training-clean" / "pooled-002.npy").write_bytes(b"\x93NUMPY")
+    assert "is damaged; delete it" in refused(capsys, *command(kind="knn"))
