@@ -205,7 +205,7 @@ def test_a_packaged_model_has_a_name(models, photos, tmp_path, monkeypatch, caps
     assert facts_of(tmp_path / "samples")["model"] == str(package / "models" / "shapes")
     capsys.readouterr()
     assert cli.run(["caption", str(photos), "--model", "shape"]) == 2
-    assert "a packaged model (shapes)" in capsys.readouterr().err
+    assert "one of the package (shapes)" in capsys.readouterr().err
     (tmp_path / "shapes").rmdir()
     shutil.copytree(models["both"], tmp_path / "shapes")
     assert saved.latest_model(Path("shapes")) == Path("shapes")
