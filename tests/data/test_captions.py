@@ -167,6 +167,6 @@ def test_a_run_meets_both_captions_and_evaluation_the_first(tmp_path):
 def test_only_made_up_data_has_splits(source):
     with pytest.raises(
         UserError,
-        match=rf"data\.split is 'test'; only .* shapes and in_context have splits, {source} has none",
+        match=rf"data\.split is 'test'; only .* shapes, in_context, datasets have splits, {source} has none",
     ):
         open_source(DataConfig(source=source, path="x", split="test"))
