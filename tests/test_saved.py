@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from causalfusion.codec.autoencoder import fingerprint, open_autoencoder, save_autoencoder
-from causalfusion.config import CodecConfig, ModelConfig, SampleConfig
+from causalfusion.config import CodecConfig, DiffusionConfig, ModelConfig, SampleConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.doctor import check_model
@@ -136,6 +136,7 @@ def test_what_an_earlier_folder_lacks_means_what_it_meant_then():
 
 def test_a_folder_of_format_2_has_the_noise_that_it_had():
     now = to_dict(load_spec(packaged_models()["shapes"]))
+    now["diffusion"] = to_dict(DiffusionConfig(prediction_type="sample", loss_weight="min_snr"))
     kept = {"num_timesteps", "beta_start", "beta_end", "prediction_type", "loss_weight", "snr_limit"}
     earlier = copy.deepcopy(now)
     earlier["diffusion"] = {k: v for k, v in now["diffusion"].items() if k in kept}

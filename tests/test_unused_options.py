@@ -21,9 +21,9 @@ from causalfusion.vocabulary.unused import DEFAULTS, USED
             "--last-step 0.1 would change nothing, as it needs --sampler sde or sde_heun, not dpm++",
         ),
         (
-            "sample --level-shift 3",
-            "--level-shift 3 would change nothing, as it needs a model with diffusion.path rectified_flow "
-            "or gvp or vp, not ddpm",
+            "sample --step-spacing leading",
+            "--step-spacing leading would change nothing, as it needs a model with diffusion.path ddpm, not "
+            "rectified_flow",
         ),
         ("edit x.png --region top --prompt x --variance fixed_small", "it needs --sampler ddpm, not dpm++"),
         ("complete x --top-k 3", "it needs --text-temperature other than 0.0"),

@@ -22,7 +22,7 @@ from causalfusion.saved.folder import latest_model, packaged_models
 from causalfusion.saved.hub import FETCHED, HubName, fetched_once, parse_hub_name
 
 SHAPES = packaged_models()["shapes"]
-QUICK = SampleConfig(diffusion_steps=[2])
+QUICK = SampleConfig(sampler="dpm++", diffusion_steps=[2])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -52,7 +52,7 @@ def test_a_published_model_is_the_same_model(hub: LocalHub, tmp_path: Path, caps
     assert card.startswith(
         "---\nlibrary_name: causalfusion\nlicense: apache-2.0\npipeline_tag: text-to-image"
     )
-    assert "--model me/shapes" in card and "1,798,720" in card and "best of 8" in card
+    assert "--model me/shapes" in card and "1,761,712" in card and "best of 8" in card
     shutil.rmtree(tmp_path / "cache")
     fetched_once.cache_clear()
     out = tmp_path / "samples"

@@ -15,7 +15,7 @@ import torch
 from causalfusion import Pipeline, SampleConfig, UserError
 
 FOLDER = Path(__file__).resolve().parents[2] / "comfyui"
-QUICK: dict[str, Any] = {"steps": 3, "ar_steps": 2, "sampler": "ddpm", "guidance": 1.0}
+QUICK: dict[str, Any] = {"steps": 3, "ar_steps": 2, "sampler": "dpm++", "guidance": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_node_takes_what_it_declares(nodes):
 
 def test_images_are_those_of_the_pipeline(nodes, model):
     (images,) = nodes["Sample"]().sample(model, batch_size=2, prompt="a red circle", seed=4, **QUICK)
-    config = SampleConfig(num_ar_steps=2, diffusion_steps=[3], sampler="ddpm")
+    config = SampleConfig(num_ar_steps=2, diffusion_steps=[3], sampler="dpm++")
     ours = Pipeline.load("shapes").generate(prompts=["a red circle"] * 2, config=config, seed=4)
     assert images.shape == (2, 32, 32, 3) and images.dtype == torch.float32
     assert torch.equal(images, (ours / 2 + 0.5).permute(0, 2, 3, 1))

@@ -66,10 +66,10 @@ def test_images_equal_ours_for_equal_noise(shapes, latent_model: Path):
     """Prompts with the packaged model, classes with one of latents: the same numbers, not close ones."""
     prompts = ["a small red circle", "a large blue star"]
     images = shapes(
-        prompts, generator=generator(), order="raster", sampler="ddpm", guidance_scale=2.0, **QUICK
+        prompts, generator=generator(), order="raster", sampler="dpm++", guidance_scale=2.0, **QUICK
     ).images
     config = SampleConfig(
-        num_ar_steps=4, diffusion_steps=[3], order="raster", sampler="ddpm", guidance_scale=2.0
+        num_ar_steps=4, diffusion_steps=[3], order="raster", sampler="dpm++", guidance_scale=2.0
     )
     ours = Pipeline.load("shapes").generate(prompts=prompts, config=config, seed=seed_of(generator()))
     assert torch.equal(images, ours / 2 + 0.5) and images.std() > 0.01

@@ -87,7 +87,7 @@ def test_bad_input_is_one_line(command, tmp_path, capsys):
     assert "the quickest of the 4 settings takes" in refused(budget="1us")
     assert "give another --out" in refused(seed="5")
     command[2] = "shapes"
-    assert "has no captions" in refused(out=str(tmp_path / "other"))
+    assert "has no captions" in refused(out=str(tmp_path / "other"), samplers="dpm++")
 
 
 def test_at_another_size(command, tmp_path, capsys):
