@@ -166,6 +166,13 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def named_stamps(files: Iterable[Path]) -> Iterator[str | int]:
+    """Name, size and time of the last change of each file, for a hash that tells whether one changed."""
+    for file in files:
+        yield file.name
+        yield from stamp(file)
+
+
 def stamp(file: str | os.PathLike[str]) -> tuple[int, int]:
     """(size in bytes, time of the last change in ns) of a file, to tell cheaply whether it changed; (-1, -1)
     if it is missing."""

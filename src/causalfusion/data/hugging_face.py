@@ -15,13 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from causalfusion.data.columns import Columns, choose_columns, classes_of_column, texts_of_row
-from causalfusion.data.names import say_left_out
-from causalfusion.data.picture import UnreadableImage, decode_image, size_of
-from causalfusion.data.source import Example, digest
+from causalfusion.data.columns import Columns, choose_columns
+from causalfusion.data.table_images import TableImages
 from causalfusion.data.unpacked import Unpacked, is_unpacked, unpack
 from causalfusion.errors import UserError, brief, printable
-from causalfusion.files import cache_folder, hash_of, stamp, write_whole
+from causalfusion.files import cache_folder, hash_of, named_stamps, write_whole
 
 _SAVED = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote: several splits, or one data set."""
@@ -42,58 +40,32 @@ class Rows(Protocol):
     def values(self, column: str) -> list[Any]: ...
 
 
-class HubImages:
-    """Images in the order of the data set's rows; a label is a class's number or name, captions are a text,
-    or a list of texts."""
+class HubImages(TableImages):
+    """Images in the order of the data set's rows."""
 
     def __init__(
         self, path: str, columns: Columns, *, subset: str = "", split: str = "train", streaming: bool = False
     ) -> None:
         self.name, self._split = path, split
         table = _load(path, subset, split, streaming)
-        self._columns = _columns_of(table, columns, path)
-        unused = [name for name in table.features if name not in self._columns.named]
-        rows, table = _Streamed if streaming else _Mapped, _undecoded(table, self._columns)
-        self._rows: Rows = rows(table, self._columns, path, f"{subset} {split}")
+        chosen, names = _columns_of(table, columns, path), list(table.features)
+        rows, table = _Streamed if streaming else _Mapped, _undecoded(table, chosen)
+        self._rows: Rows = rows(table, chosen, path, f"{subset} {split}")
         if not len(self):
             raise UserError(f"{printable(path)} has no rows in the split {split}; expected images")
-        label, caption = self._columns.label, self._columns.caption
-        self.classes = classes_of_column(
-            self._rows.values(label) if label else [], label, path, self._rows.class_names
+        labels, captions = (
+            self._rows.values(column) if column else [] for column in (chosen.label, chosen.caption)
         )
-        self.class_names = self.classes.names if self.classes else []
-        texts = self._rows.values(caption) if caption else []
-        self._captions = [texts_of_row(text, caption, self.image_name(n)) for n, text in enumerate(texts)]
-        self.has_captions = bool(caption)
-        say_left_out(path, {f"column {name}": 1 for name in unused})
+        self._take(chosen, names, labels, self._rows.class_names, captions)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _content(self, index: int) -> bytes:
-        try:
-            content = self._rows.content(index)
-        except (OSError, ValueError) as error:
-            raise UnreadableImage(self.image_name(index), error) from error
-        if not content:
-            raise UnreadableImage(self.image_name(index), "the row has no picture")
-        return content
-
-    def read(self, index: int) -> Example:
-        label = None if self.classes is None else int(self.classes.labels[index])
-        captions = self._captions[index] if self.has_captions else ()
-        return Example(decode_image(self._content(index), self.image_name(index)), label, captions)
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        return size_of(self._content(index), self.image_name(index))
+    def _encoded(self, index: int) -> bytes:
+        return self._rows.content(index)
 
     def image_name(self, index: int) -> str:
         return f"{printable(self.name)} {self._split} row {index}"
-
-    def content_hash(self, index: int) -> bytes:
-        label = "" if self.classes is None else self.class_names[self.classes.labels[index]]
-        captions = self._captions[index] if self.has_captions else ()
-        return digest(label, *captions, self._content(index))
 
     def fingerprint(self) -> str:
         return hash_of([self._rows.fingerprint, *self._columns.named])
@@ -109,8 +81,7 @@ class _Mapped:
         self._table, self._pictures = table, table.select_columns([columns.image])
         self.class_names = _names_of(table, columns)
         files = sorted(file["filename"] for file in table.cache_files)
-        stamps = (part for file in files for part in (Path(file).name, *stamp(file)))
-        self.fingerprint = hash_of([path, part, len(table), *stamps])
+        self.fingerprint = hash_of([path, part, len(table), *named_stamps(map(Path, files))])
 
     def __len__(self) -> int:
         return len(self._table)
@@ -290,4 +261,4 @@ def _identity(path: str) -> str:
     if not os.path.isdir(path):
         return path
     files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-    return hash_of([Path(path).resolve(), *(part for file in files for part in (file.name, *stamp(file)))])
+    return hash_of([Path(path).resolve(), *named_stamps(files)])

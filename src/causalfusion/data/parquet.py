@@ -10,20 +10,18 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from causalfusion.data.columns import GUESSED, Columns, choose_columns, classes_of_column, texts_of_row
-from causalfusion.data.names import say_left_out
-from causalfusion.data.picture import UnreadableImage, decode_image, size_of
+from causalfusion.data.columns import GUESSED, Columns, choose_columns
 from causalfusion.data.shards import expand_braces
-from causalfusion.data.source import Example, digest
+from causalfusion.data.table_images import TableImages
 from causalfusion.data.unpacked import Unpacked, unpack
-from causalfusion.errors import UserError, printable
-from causalfusion.files import cache_folder, hash_of, stamp
+from causalfusion.errors import UserError, brief, printable
+from causalfusion.files import cache_folder, hash_of, named_stamps, stamp
 
 SPLITS = ("train", "validation", "valid", "val", "test")
 _ROWS = 256
@@ -50,35 +48,25 @@ def find_parquet(pattern: str) -> list[Path]:
     return found
 
 
-class ParquetImages:
-    """Images in the order of the files and rows. A label is a class's number or name; `names` of classes in
-    the data set's own features are used. Captions are a text, or a list of texts."""
+class ParquetImages(TableImages):
+    """Images in the order of the files and rows; classes have the names in the data set's own features."""
 
     def __init__(self, pattern: str, columns: Columns = GUESSED) -> None:
         self.name, self._given = pattern, columns
         self._files = find_parquet(pattern)
         opened = [_open(path) for path in self._files]
-        self._columns = _chosen(opened[0], columns, self._files[0])
+        chosen = _chosen(opened[0], columns, self._files[0])
         for path, file in zip(self._files, opened, strict=True):
-            missing = set(self._columns.named) - set(file.schema_arrow.names)
+            missing = set(chosen.named) - set(file.schema_arrow.names)
             if missing:
                 raise UserError(f"{printable(path)} has no column {min(missing)}, as {self._files[0]} has")
-        self._blobs = [
-            _unpack(path, f, self._columns.image) for path, f in zip(self._files, opened, strict=True)
-        ]
+        self._blobs = [_unpack(path, f, chosen.image) for path, f in zip(self._files, opened, strict=True)]
         self._starts = np.cumsum([0, *map(len, self._blobs)])
         if not len(self):
             raise UserError(f"{printable(pattern)} has no rows; expected images")
-        labels = _values(opened, self._columns.label)
-        captions = _values(opened, self._columns.caption)
-        column = self._columns.caption
-        self._captions = [texts_of_row(value, column, self.image_name(n)) for n, value in enumerate(captions)]
-        self.has_captions = bool(captions)
-        column = self._columns.label
-        self.classes = classes_of_column(labels, column, pattern, _class_names(opened[0], column))
-        self.class_names = self.classes.names if self.classes else []
-        unused = [name for name in opened[0].schema_arrow.names if name not in self._columns.named]
-        say_left_out(pattern, {f"column {name}": 1 for name in unused})
+        labels, captions = _values(opened, chosen.label), _values(opened, chosen.caption)
+        names = list(opened[0].schema_arrow.names)
+        self._take(chosen, names, labels, _class_names(opened[0], chosen.label), captions)
 
     def __reduce__(self) -> tuple[type[ParquetImages], tuple[str, Columns]]:
         """Pickle as the path: another process opens the files."""
@@ -87,36 +75,21 @@ class ParquetImages:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _content(self, index: int) -> bytes:
+    def _place(self, index: int) -> tuple[int, int]:
+        """(number of the file, row in it)."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        try:
-            content = self._blobs[number].content(index - int(self._starts[number]))
-        except OSError as error:
-            raise UnreadableImage(self.image_name(index), error) from error
-        if not content:
-            raise UnreadableImage(self.image_name(index), "the row has no picture")
-        return content
+        return number, index - int(self._starts[number])
 
-    def read(self, index: int) -> Example:
-        label = None if self.classes is None else int(self.classes.labels[index])
-        captions = self._captions[index] if self.has_captions else ()
-        return Example(decode_image(self._content(index), self.image_name(index)), label, captions)
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        return size_of(self._content(index), self.image_name(index))
+    def _encoded(self, index: int) -> bytes:
+        number, row = self._place(index)
+        return self._blobs[number].content(row)
 
     def image_name(self, index: int) -> str:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return f"{printable(self._files[number])} row {index - int(self._starts[number])}"
-
-    def content_hash(self, index: int) -> bytes:
-        label = "" if self.classes is None else self.class_names[self.classes.labels[index]]
-        captions = self._captions[index] if self.has_captions else ()
-        return digest(label, *captions, self._content(index))
+        number, row = self._place(index)
+        return f"{printable(self._files[number])} row {row}"
 
     def fingerprint(self) -> str:
-        columns = self._columns.named
-        return hash_of([*columns, *(part for path in self._files for part in (path.name, *stamp(path)))])
+        return hash_of([*self._columns.named, *named_stamps(self._files)])
 
     def sizes_fingerprint(self) -> str:
         return hash_of([part for path in self._files for part in (path.name, stamp(path)[0])])
@@ -134,8 +107,9 @@ def _open(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
-        reason = str(error).splitlines()[0][:160]
-        raise UserError(f"{printable(path)} is not a whole parquet file ({reason}); copy it again") from None
+        raise UserError(
+            f"{printable(path)} is not a whole parquet file ({brief(error)}); copy it again"
+        ) from None
 
 
 def _chosen(file: Any, given: Columns, path: Path) -> Columns:
@@ -150,14 +124,14 @@ def _holds_bytes(kind: Any) -> bool:
     return str(kind) in ("binary", "large_binary") or str(kind).startswith("struct<bytes: binary")
 
 
-def _class_names(file: Any, column: str) -> Sequence[str]:
+def _class_names(file: Any, column: str) -> list[str]:
     """Names of numbered classes in the features that the hub's `datasets` writes beside the columns."""
     stored = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
     try:
         names = json.loads(stored)["info"]["features"][column]["names"]
     except (ValueError, KeyError, TypeError):
-        return ()
-    return [str(name) for name in names] if isinstance(names, list) else ()
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _values(files: list[Any], column: str) -> list[Any]:

@@ -22,7 +22,7 @@ from causalfusion.data.shards import as_plain_tar, find_shards
 from causalfusion.data.source import Example, digest
 from causalfusion.data.tar import DamagedTar, Member, list_members
 from causalfusion.errors import UserError, printable
-from causalfusion.files import hash_of, stamp
+from causalfusion.files import hash_of, named_stamps
 
 __all__ = ["WebDataset", "find_shards"]
 
@@ -169,7 +169,7 @@ class WebDataset:
     def fingerprint(self) -> str:
         listing = self._shards[0].parent / "classes.txt"
         files = [*self._shards, *([listing] if listing.is_file() else [])]
-        return hash_of([self._image_suffix, *(part for path in files for part in (path.name, *stamp(path)))])
+        return hash_of([self._image_suffix, *named_stamps(files)])
 
     def sizes_fingerprint(self) -> str:
         return hash_of(part for path in self._shards for part in (path.name, path.stat().st_size))
