@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from causalfusion.config import DataConfig, SampleConfig
@@ -30,11 +31,17 @@ class Candidate:
     settings: list[SampleConfig]
     name: str = ""
     """A further model, as it was given; empty: the one that is planned for."""
+    prompts: list[str] | None = None
+    """What its images are made of; None for a model without text."""
+
+    @cached_property
+    def _weights(self) -> list[str]:
+        """The hash of a further model's weights."""
+        return [sha256_of(self.folder / "model.safetensors")] if self.name else []
 
     def key(self, settings: SampleConfig) -> str:
         """The name of one of its settings in `plan.json`; that of a further model has its weights in it."""
-        own = [sha256_of(self.folder / "model.safetensors")] if self.name else []
-        return hash_of([to_dict(settings), *own])
+        return hash_of([to_dict(settings), *self._weights])
 
 
 def open_candidate(request: PlanRequest, pipeline: Pipeline, folder: Path, name: str = "") -> Candidate:
@@ -46,8 +53,7 @@ def open_candidate(request: PlanRequest, pipeline: Pipeline, folder: Path, name:
         own = read_sampling(folder) or pipeline.default_sampling
         settings = request.sweep.settings_of_other(own, num_tokens)
     else:
-        flow = pipeline.spec.diffusion.path != "ddpm"
-        settings = request.sweep.settings(request.sample, model, num_tokens, flow=flow)
+        settings = request.sweep.settings(request.sample, model, num_tokens, pipeline.spec.diffusion.path)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
     for setting in settings:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig, SamplerName
-from causalfusion.planner.sweep import Measure, Tried, choose, divided
+from causalfusion.config import DiffusionConfig, ModelConfig, SampleConfig
+from causalfusion.planner.sweep import Measure, Tried, choose, divided, samplers_of
 
 _INTERVALS = ((0.0, 1.0), (0.1, 1.0), (0.25, 1.0), (0.0, 0.9), (0.1, 0.9))
 """Parts of the path on which guidance is tried."""
@@ -16,17 +16,12 @@ _FACTORS = (2 / 3, 3 / 2)
 """Changes of the number of diffusion steps, and of the shift of levels."""
 
 
-def samplers_of(diffusion: DiffusionConfig) -> tuple[SamplerName, ...]:
-    """The deterministic samplers of a path, in the order in which they are tried."""
-    return ("ddim", "dpm++", "unipc") if diffusion.path == "ddpm" else ("euler", "dpm++", "unipc", "heun")
-
-
 def neighbours(
     settings: SampleConfig, model: ModelConfig, diffusion: DiffusionConfig
 ) -> Iterator[SampleConfig]:
     """Settings that differ from these in one respect: solver and its order, number of diffusion steps and
     their division among AR steps, guidance scale and interval, sizes of AR steps, shift of levels."""
-    for sampler in samplers_of(diffusion):
+    for sampler in samplers_of(diffusion.path):
         for order in (2, 3) if sampler in ("dpm++", "unipc") else (2,):
             yield replace(settings, sampler=sampler, solver_order=order)
     num_ar_steps = settings.num_ar_steps or model.num_tokens
@@ -46,9 +41,8 @@ def neighbours(
         for interval in _INTERVALS:
             yield replace(settings, guidance_interval=interval)
     if num_ar_steps > 1 and not settings.sizes and model.head.ask == "mask":
-        yield replace(settings, step_sizes="even")
-        yield replace(settings, step_sizes="cosine")
-        yield replace(settings, step_sizes="falling")
+        for sizes in ("even", "cosine", "falling"):
+            yield replace(settings, step_sizes=sizes)
     if diffusion.path == "rectified_flow":
         for factor in _FACTORS:
             yield replace(settings, level_shift=settings.level_shift * factor)

@@ -10,7 +10,7 @@ from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config.serialize import to_toml
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
-from causalfusion.evaluate.quality import Judge, generate_batch, measure_quality, open_judge
+from causalfusion.evaluate.quality import Judge, Quality, generate_batch, measure_quality, open_judge
 from causalfusion.evaluate.samples.open_images import data_config
 from causalfusion.files import in_use, write_whole
 from causalfusion.generate.pipeline import Pipeline
@@ -45,15 +45,13 @@ def plan(request: PlanRequest) -> Tried:
         if candidates[-1].pipeline.image_size != pipeline.image_size:
             raise UserError(f"--also {name} makes images of another size than {request.model}")
     data = data_config(request.reference, pipeline.image_size if request.size else 0)
-    prompts = [prompts_for(each.pipeline, data) for each in candidates]
+    candidates = [replace(each, prompts=prompts_for(each.pipeline, data)) for each in candidates]
     judge = open_judge(request.features, data, pipeline.image_size, request.device)
     fingerprint = open_source(data).fingerprint()
     with in_use(request.out, "the plan"):
         known = EarlierTrials.open(request, candidates[0].folder, str(device), fingerprint)
         tried = [
-            trial
-            for each, texts in zip(candidates, prompts, strict=True)
-            for trial in _measured(each, each.settings, judge, texts, request, known)
+            trial for each in candidates for trial in _measured(each, each.settings, judge, request, known)
         ]
         _check_measure(request, tried)
         best = choose(tried, request.budget_seconds, request.by)
@@ -79,12 +77,10 @@ def _measured(
     candidate: Candidate,
     settings: Sequence[SampleConfig],
     judge: Judge,
-    prompts: Sequence[str] | None,
     request: PlanRequest,
     known: EarlierTrials,
 ) -> list[Tried]:
-    timed = _timed(candidate, settings, prompts, request, known)
-    return _judged(candidate, timed, judge, prompts, request, known)
+    return _judged(candidate, _timed(candidate, settings, request, known), judge, request, known)
 
 
 def _refined(
@@ -99,57 +95,52 @@ def _refined(
     of all, is the better one with other prompts and noise)."""
     first, budget = candidates[0], request.budget_seconds
     model, diffusion = first.pipeline.model.config, first.pipeline.spec.diffusion
-    prompts = prompts_for(first.pipeline, data)
     found = refine(
         [trial for trial in tried if not trial.model],
         budget,
         request.rounds,
         lambda settings: list(neighbours(settings, model, diffusion)),
-        lambda settings: _measured(first, settings, judge, prompts, request, known),
+        lambda settings: _measured(first, settings, judge, request, known),
         request.by,
     )
     found += [trial for trial in tried if trial.model]
     contenders = {id(one): one for one in (choose(t, budget, request.by) for t in (tried, found))}
-    again = {}
-    for one in contenders.values():
-        owner = next(each for each in candidates if each.name == one.model)
-        again[id(one)] = _confirmed(owner, one, judge, data, request, known)
-    best = min(again.values(), key=lambda trial: trial.confirmed or 0.0)
-    return [again.get(id(trial), trial) for trial in found], best
+    others: dict[str, Candidate] = {}
+    for key, one in contenders.items():
+        if one.confirmed is None:
+            if one.model not in others:
+                owner = next(each for each in candidates if each.name == one.model)
+                others[one.model] = replace(owner, prompts=prompts_for(owner.pipeline, data, other=True))
+            contenders[key] = _confirmed(others[one.model], one, judge, request, known)
+    best = min(contenders.values(), key=lambda trial: trial.confirmed or 0.0)
+    return [contenders.get(id(trial), trial) for trial in found], best
 
 
 def _confirmed(
-    candidate: Candidate,
-    trial: Tried,
-    judge: Judge,
-    data: DataConfig,
-    request: PlanRequest,
-    known: EarlierTrials,
+    candidate: Candidate, trial: Tried, judge: Judge, request: PlanRequest, known: EarlierTrials
 ) -> Tried:
-    """A setting measured again, with other prompts and noise."""
-    if trial.confirmed is not None:
-        return trial
-    found = measure_quality(
-        candidate.pipeline,
-        trial.settings,
-        judge,
-        request.images,
-        prompts=prompts_for(candidate.pipeline, data, other=True),
-        seed=request.seed + 1,
-        batch_size=request.batch_size,
-    )
+    """A setting measured again, with the candidate's prompts, which are others, and other noise."""
+    found = _quality(candidate, trial, judge, request, request.seed + 1)
     again = replace(trial, frechet=found.frechet, accuracy=found.accuracy).worse(request.by)
     trial = replace(trial, confirmed=again)
     known.add(candidate.key(trial.settings), trial)
     return trial
 
 
+def _quality(candidate: Candidate, trial: Tried, judge: Judge, request: PlanRequest, seed: int) -> Quality:
+    return measure_quality(
+        candidate.pipeline,
+        trial.settings,
+        judge,
+        request.images,
+        prompts=candidate.prompts,
+        seed=seed,
+        batch_size=request.batch_size,
+    )
+
+
 def _timed(
-    candidate: Candidate,
-    settings: Sequence[SampleConfig],
-    prompts: Sequence[str] | None,
-    request: PlanRequest,
-    known: EarlierTrials,
+    candidate: Candidate, settings: Sequence[SampleConfig], request: PlanRequest, known: EarlierTrials
 ) -> list[Tried]:
     """Each setting with the seconds that an image takes in a full batch: the shorter of two measurements, as
     the first also warms up."""
@@ -159,9 +150,7 @@ def _timed(
         trial = known.get(key)
         if trial is None:
             line.show(place, "timing")
-            seconds = min(
-                _seconds(candidate.pipeline, setting, prompts, request.batch_size) for _ in range(2)
-            )
+            seconds = min(_seconds(candidate, setting, request.batch_size) for _ in range(2))
             trial = Tried(settings=setting, seconds_per_image=seconds)
             known.add(key, trial)
         trial = replace(trial, model=candidate.name)
@@ -170,18 +159,16 @@ def _timed(
     return found
 
 
-def _seconds(
-    pipeline: Pipeline, settings: SampleConfig, prompts: Sequence[str] | None, batch_size: int
-) -> float:
+def _seconds(candidate: Candidate, settings: SampleConfig, batch_size: int) -> float:
     """The seconds of a batch for each of its images."""
-    return generate_batch(pipeline, settings, range(batch_size), prompts=prompts).seconds / batch_size
+    batch = generate_batch(candidate.pipeline, settings, range(batch_size), prompts=candidate.prompts)
+    return batch.seconds / batch_size
 
 
 def _judged(
     candidate: Candidate,
     tried: Sequence[Tried],
     judge: Judge,
-    prompts: Sequence[str] | None,
     request: PlanRequest,
     known: EarlierTrials,
 ) -> list[Tried]:
@@ -191,15 +178,7 @@ def _judged(
     for trial in tried:
         if trial in affordable and trial.frechet is None:
             line.show(len(done), trial.in_words())
-            found = measure_quality(
-                candidate.pipeline,
-                trial.settings,
-                judge,
-                request.images,
-                prompts=prompts,
-                seed=request.seed,
-                batch_size=request.batch_size,
-            )
+            found = _quality(candidate, trial, judge, request, request.seed)
             trial = replace(trial, frechet=found.frechet, accuracy=found.accuracy)
             known.add(candidate.key(trial.settings), trial)
         done.append(trial)

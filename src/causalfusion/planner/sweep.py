@@ -40,7 +40,7 @@ class Sweep:
         return [replace(own, num_ar_steps=count) for count in self.ar_steps if count <= num_tokens]
 
     def settings(
-        self, base: SampleConfig, model: ModelConfig, num_tokens: int = 0, *, flow: bool = False
+        self, base: SampleConfig, model: ModelConfig, num_tokens: int = 0, path: str = "ddpm"
     ) -> list[SampleConfig]:
         """Every combination that is possible with this model, as changes of `base`, for images of
         `num_tokens`, by default those of its own grid. The diffusion steps are
@@ -48,14 +48,20 @@ class Sweep:
         found, ar_steps, num_tokens = [], self.ar_steps, num_tokens or model.num_tokens
         if model.head.ask == "previous":
             ar_steps, base = (num_tokens,), replace(base, order="raster")
-        samplers: Sequence[SamplerName] = self.samplers or ("euler" if flow else "ddim", "dpm++")
-        combinations = product(samplers, self.diffusion_steps, ar_steps, self.guidance_scales)
+        combinations = product(
+            self.samplers or samplers_of(path)[:2], self.diffusion_steps, ar_steps, self.guidance_scales
+        )
         for sampler, steps, num_ar_steps, scale in combinations:
             if num_ar_steps <= num_tokens and (model.per_token or steps >= num_ar_steps):
                 counts = divided(steps, 1 if model.per_token else num_ar_steps)
                 changed = replace(base, sampler=sampler, num_ar_steps=num_ar_steps, diffusion_steps=counts)
                 found.append(replace(changed, guidance_scale=scale))
         return found
+
+
+def samplers_of(path: str) -> tuple[SamplerName, ...]:
+    """The deterministic samplers of a diffusion path, in the order in which they are tried."""
+    return ("ddim", "dpm++", "unipc") if path == "ddpm" else ("euler", "dpm++", "unipc", "heun")
 
 
 def divided(steps: int, num_ar_steps: int) -> list[int]:
