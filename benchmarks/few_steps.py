@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def sampling_of(folder: Path, num_ar_steps: int, diffusion_steps: int = 0) -> Sa
     """The model's own settings for so many AR steps."""
     own = read_sampling(folder) or SampleConfig()
     count = [diffusion_steps] if diffusion_steps else own.diffusion_steps
-    return SampleConfig(**{**vars(own), "num_ar_steps": num_ar_steps, "diffusion_steps": count})
+    return replace(own, num_ar_steps=num_ar_steps, diffusion_steps=count)
 
 
 def measure(

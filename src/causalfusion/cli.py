@@ -193,12 +193,12 @@ def teacher_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
 def probed_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
     """The settings of data that a probe has from its model's training: all where no data is given, else the
     share that was held out. Raises UserError without a model, or without data."""
-    from causalfusion.train.teacher import data_beneath
+    from causalfusion.train.resume import data_of_training
 
     model = line.value("--model") or layers.get("model")
     if not model:
         raise UserError("probe needs a model: causalfusion probe RUN --levels clean 0.2")
-    beneath = data_beneath(model)
+    beneath = data_of_training(model)
     given = {name.removeprefix("--") for name in line.given} | flat(layers).keys()
     if {"data.path", "data.source"} & given:
         return {"data": {name: beneath[name] for name in ("holdout",) if name in beneath}}

@@ -32,8 +32,8 @@ class TrainingStopped(Exception):
         )
 
 
-def brief(error: Exception) -> str:
-    """The first line of another library's error, shortened to 160 characters."""
+def brief(error: Exception | str) -> str:
+    """The first line of another library's error, or of what a server says, shortened to 160 characters."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if len(line) <= 160 else line[:157] + "..."
 

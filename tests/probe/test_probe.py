@@ -11,12 +11,9 @@ from causalfusion.probe import cache
 from causalfusion.probe import run as probe_run
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    out = tmp_path_factory.mktemp("probe") / "run"
-    small = ["--model.hidden-size", "16", "--model.depth", "2", "--train.evaluate-every", "0"]
-    assert run(["train", "--config", "digits", "--train.images", "64", *small, "--out", str(out)]) == 0
-    return out
+@pytest.fixture
+def model(digits_run):
+    return digits_run
 
 
 @pytest.fixture

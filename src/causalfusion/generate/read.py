@@ -57,12 +57,17 @@ def image_of(picture: Picture, height: int, width: int, channels: int) -> Tensor
     return fitted(np.array(upright.convert("RGB")), Fit(height, width), channels, "a picture")
 
 
-def fitted(pixels: np.ndarray, fit: Fit, channels: int, name: str) -> Tensor:
-    """(C, H, W) in [-1, 1] of pixels (h, w, 3) uint8 of any size."""
+def to_grey(pixels: np.ndarray) -> np.ndarray:
+    """The luminance (h, w, 1) of pixels (h, w, 3) uint8."""
     from PIL import Image
 
+    return np.array(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def fitted(pixels: np.ndarray, fit: Fit, channels: int, name: str) -> Tensor:
+    """(C, H, W) in [-1, 1] of pixels (h, w, 3) uint8 of any size."""
     if channels == 1:
-        pixels = np.array(Image.fromarray(pixels).convert("L"))[..., None]
+        pixels = to_grey(pixels)
     found = fit_image(pixels, fit)
     if found is None:
         raise UserError(

@@ -31,7 +31,7 @@ from causalfusion.saved.folder import (
 )
 from causalfusion.saved.hub import hub_name, parse_hub_name, upload_model
 from causalfusion.saved.model_card import CardFacts, CardFigure, makers_notes, model_card
-from causalfusion.train.resume import stored_settings
+from causalfusion.train.resume import settings_of_run, stored_settings
 from causalfusion.weight_files import read_shapes
 
 RECIPE_FILE = "training.toml"
@@ -202,9 +202,9 @@ def _data_facts(source: Path) -> dict[str, str]:
 def _write_recipe(source: Path, out: Path) -> str:
     """Write the settings of a checkpoint's training that are not the defaults, as a file for --config;
     returns its name, or nothing for a model without its training."""
-    if not (source / "state" / "run.json").is_file():
+    defaults, settings = flat(to_dict(RunConfig())), flat(settings_of_run(source))
+    if not settings:
         return ""
-    defaults, settings = flat(to_dict(RunConfig())), flat(stored_settings(source))
     lines = [
         f"{name} = {json.dumps(value)}"
         for name, value in settings.items()

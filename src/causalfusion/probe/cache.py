@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from torch import Tensor
 
 from causalfusion.data.loader import to_float
 from causalfusion.errors import UserError
@@ -86,12 +87,9 @@ class FeatureCache:
         line.close()
 
     def _read(
-        self, images: object, indices: np.ndarray, level: float | None, names: Sequence[str]
+        self, images: Tensor, indices: np.ndarray, level: float | None, names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Features (B, ...) of images (B, C, H, W), by name. Raises UserError where they are not finite."""
-        import torch
-
-        assert isinstance(images, torch.Tensor)
         layers = {int(name.rpartition("-")[2]) for name in names if name != _LABELS}
         if not layers:
             return {}

@@ -127,7 +127,8 @@ def knn(
     neighbours: int,
 ) -> Reading:
     """Votes of the nearest training images by the cosine of standardised features (N, D)."""
-    if neighbours > len(train.labels) - max(1, round(len(train.labels) * VALIDATION)):
+    first, second = split_validation(len(train.labels), seed)
+    if neighbours > len(first):
         raise UserError(f"--neighbours is {neighbours}; expected fewer than the {len(train.labels)} images")
 
     def classify(known: Labelled, new: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -143,7 +144,6 @@ def knn(
             found.append(votes.argmax(1))
         return torch.cat(found).cpu().numpy()
 
-    first, second = split_validation(len(train.labels), seed)
     right = classify(train.rows(first), train.features[second]) == train.labels[second]
     return Reading(classify(train, test), float(right.mean()), neighbours)
 

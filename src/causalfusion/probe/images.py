@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from causalfusion.config.sizes import Fit
@@ -14,8 +13,10 @@ from causalfusion.data import ImageSource, open_source
 from causalfusion.data.loader import leave_signals, split_holdout, unchanged
 from causalfusion.data.reader import Health, Reader, Reads, Samples
 from causalfusion.errors import UserError
+from causalfusion.evaluate.features.extractor import as_rgb
 from causalfusion.evaluate.samples.open_images import data_config
 from causalfusion.files import hash_of
+from causalfusion.generate.read import to_grey
 from causalfusion.probe.request import ProbeRequest
 from causalfusion.rng import derive_seed
 
@@ -75,9 +76,7 @@ def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     """Images (B, H, W, 1 or 3) uint8 with 1 or 3 channels."""
     if pixels.shape[3] == channels:
         return pixels
-    if channels == 3:
-        return np.repeat(pixels, 3, axis=3)
-    return np.stack([np.array(Image.fromarray(image).convert("L"))[..., None] for image in pixels])
+    return as_rgb(pixels) if channels == 3 else np.stack([to_grey(image) for image in pixels])
 
 
 def open_data(request: ProbeRequest, size: tuple[int, int], channels: int) -> ProbeData:

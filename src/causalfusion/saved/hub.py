@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causalfusion.config.serialize import read_json
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, brief
 from causalfusion.machine.progress import tell
 
 if TYPE_CHECKING:
@@ -228,17 +228,15 @@ def refusal(name: HubName, error: Exception, *, writing: bool = False) -> str:
     if isinstance(error, errors.HFValidationError):
         return f"{name} is not the name of a repository; {_FORM}"
     if not status and type(error).__module__.startswith("httpx"):
-        return f"the hub, {constants.ENDPOINT}, cannot be reached ({_brief(error)}); check the network"
+        return f"the hub, {constants.ENDPOINT}, cannot be reached ({_told(error)}); check the network"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "the offline mode is on (HF_HUB_OFFLINE); publishing needs the network"
-    return f"the hub does not do this for {name} ({_brief(error)})"
+    return f"the hub does not do this for {name} ({_told(error)})"
 
 
-def _brief(error: Exception) -> str:
-    """The most telling line of an error, shortened to 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = getattr(error, "server_message", None) or (lines[0] if lines else type(error).__name__)
-    return " ".join(str(told).split())[:200]
+def _told(error: Exception) -> str:
+    """What the hub's server says, or else the error, in a line."""
+    return brief(getattr(error, "server_message", None) or error)
 
 
 def hub_name(text: str) -> HubName:

@@ -14,6 +14,7 @@ from causalfusion.config.earlier import rename_settings
 from causalfusion.config.serialize import flat, from_dict, read_object, to_dict
 from causalfusion.data.source import TracedSource, content_hashes, digest
 from causalfusion.errors import UserError
+from causalfusion.saved.folder import read_latest
 from causalfusion.train.checkpoint import DATA_FILE, REMEDY, DataRecord
 from causalfusion.train.feed import TrainingData
 
@@ -85,6 +86,19 @@ def stored_settings(checkpoint: Path) -> dict[str, Any]:
         return rename_settings(read_object(checkpoint / "state" / "run.json", "training state"))
     except UserError as error:
         raise UserError(f"{error}; {REMEDY.format(checkpoint)}") from error
+
+
+def settings_of_run(folder: Path) -> dict[str, Any]:
+    """`stored_settings` of a model folder; {} for one that is no checkpoint of a run."""
+    return stored_settings(folder) if (folder / "state" / "run.json").is_file() else {}
+
+
+def data_of_training(model: str) -> dict[str, Any]:
+    """The settings of the images that a run's model was trained on; {} for a model that is no run's. Raises
+    UserError where there is no model."""
+    images = dict(read_latest(Path(model), settings_of_run)[0].get("data", {}))
+    images.pop("cache", None)
+    return images
 
 
 def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> DataRecord:
@@ -186,13 +200,17 @@ def _check_data(
 def _class_changes(before: list[str], now: list[str]) -> str:
     gone = [name for name in before if name not in set(now)]
     new = [name for name in now if name not in set(before)]
-    parts = [f"{_few(gone)} missing"] * bool(gone) + [f"{_few(new)} new"] * bool(new)
+    parts = [f"{_few_are(gone)} missing"] * bool(gone) + [f"{_few_are(new)} new"] * bool(new)
     return ", ".join(parts) or "they have another order"
 
 
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more + (" are" if len(names) > 1 else " is")
+def few(names: list[str]) -> str:
+    """The first five names."""
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _few_are(names: list[str]) -> str:
+    return few(names) + (" are" if len(names) > 1 else " is")
 
 
 def _check_tokenizer(config: RunConfig, before: str, tokenizer: Tokenizer | None) -> None:

@@ -26,7 +26,7 @@ from causalfusion.saved.folder import (
     read_latest,
 )
 from causalfusion.saved.sampling import read_sampling
-from causalfusion.train.resume import stored_settings
+from causalfusion.train.resume import few, settings_of_run, stored_settings
 
 IMAGES = 64_000
 RATE = 0.128
@@ -62,18 +62,6 @@ def settings_beneath(teacher: str) -> dict[str, Any]:
     }
 
 
-def data_beneath(model: str) -> dict[str, Any]:
-    """The settings of the images that a run's model was trained on; {} for a model that is no run's. Raises
-    UserError where there is no model."""
-    images = dict(read_latest(Path(model), _settings_of_run)[0].get("data", {}))
-    images.pop("cache", None)
-    return images
-
-
-def _settings_of_run(folder: Path) -> dict[str, Any]:
-    return stored_settings(folder) if (folder / "state" / "run.json").is_file() else {}
-
-
 def _read(folder: Path) -> tuple[ModelSpec, SampleConfig, dict[str, Any]]:
     """(settings of the model, its recommended sampling, the settings of its run or none)."""
     spec, plain = load_spec(folder), SampleConfig()
@@ -85,7 +73,7 @@ def _read(folder: Path) -> tuple[ModelSpec, SampleConfig, dict[str, Any]]:
                 "at all levels, in all channels and AR steps, by --guidance-scale",
                 stacklevel=2,
             )
-    return spec, sampling, _settings_of_run(folder)
+    return spec, sampling, settings_of_run(folder)
 
 
 def student_of(config: RunConfig) -> RunConfig:
@@ -159,10 +147,6 @@ def check_student(config: RunConfig, class_names: list[str]) -> None:
             )
     if config.model.num_class_tokens and spec.class_names and class_names != spec.class_names:
         raise UserError(
-            f"the data's classes are {_some(class_names)}; expected those of the teacher {folder}: "
-            f"{_some(spec.class_names)}"
+            f"the data's classes are {few(class_names)}; expected those of the teacher {folder}: "
+            f"{few(spec.class_names)}"
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

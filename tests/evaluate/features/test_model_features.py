@@ -15,12 +15,9 @@ from causalfusion.generate.pipeline import Pipeline
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    out = tmp_path_factory.mktemp("features") / "run"
-    small = ["--model.hidden-size", "16", "--model.depth", "2", "--train.evaluate-every", "0"]
-    assert run(["train", "--config", "digits", "--train.images", "64", *small, "--out", str(out)]) == 0
-    return out
+@pytest.fixture
+def model(digits_run):
+    return digits_run
 
 
 def test_they_are_those_of_the_pipeline(model):

@@ -31,10 +31,6 @@ from causalfusion.saved.sampling import read_sampling
 Callback = Callable[[DiffusionPipeline, int, int, dict[str, Any]], Any]
 _MODULE = "pipeline.py"
 """File of a saved pipeline by which `custom_pipeline` finds the class."""
-_POINTER = '''"""The pipeline of this model is that of the package causalfusion."""
-
-from causalfusion.interop.diffusers import CausalFusionPipeline  # noqa: F401
-'''
 _OUTPUTS = ("pil", "np", "pt")
 
 
