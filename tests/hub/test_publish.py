@@ -94,6 +94,17 @@ def test_the_settings_of_the_training_begin_the_same_training(run: Path, tmp_pat
             assert flat(begun)[name] == value, name
 
 
+def test_a_students_settings_do_not_tell_where_its_teacher_lies(run: Path, tmp_path: Path):
+    student = tmp_path / "student"
+    line = ["distill", str(run), "--steps", "1", "--train.images", "32", "--out", str(student)]
+    assert cli.run(line) == 0
+    write_publication(student, tmp_path / "model", "me/digits", Publication())
+    settings = (tmp_path / "model" / "training.toml").read_text()
+    assert str(run) not in settings and "distill.teacher_hash" not in settings
+    assert flat(tomllib.loads(settings))["distill.steps"] == 1
+    assert "Left out, as they are paths" in settings and "distill.teacher" in settings
+
+
 def test_a_card_of_other_weights_is_refused(run: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="is a card of other weights"):
         asked = Publication(cards=[run / "before"])

@@ -35,8 +35,11 @@ from causalfusion.train.resume import settings_of_run, stored_settings
 from causalfusion.weight_files import read_shapes
 
 RECIPE_FILE = "training.toml"
-_PATHS = ("data.path", "data.cache", "data.class_words", "codec.autoencoder", "train.init", "text.tokenizer")
-_NOT_TOLD = ("out", *_PATHS)
+_PATHS = (
+    "data.path", "data.cache", "data.class_words", "codec.autoencoder", "train.init", "text.tokenizer",
+    "distill.teacher",
+)  # fmt: skip
+_NOT_TOLD = ("out", "distill.teacher_hash", *_PATHS)
 _FROM_DATA = (
     "model.num_classes", "model.token_dim", "model.vocab_size", "model.grid_height", "model.grid_width",
     "codec.image_height", "codec.image_width", "codec.image_channels", "codec.latent_channels",
