@@ -141,11 +141,12 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--count", type=int, default=200, help="captions of each kind")
     parser.add_argument("--random", type=Path, help="only write the first model with random weights there")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     parser.add_argument("--picture", type=Path, help="only draw a few captions, into this file")
     parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
     given = parser.parse_args()
     if given.random:
-        randomise(given.runs[0], given.random)
+        randomise(given.runs[0], given.random, given.seed)
         return
     pipelines = [Pipeline.load(run, weights=given.weights) for run in given.runs]
     if given.picture:

@@ -125,7 +125,7 @@ def _needed(config: ModelConfig, sequence: PackedSequence, outputs: torch.Tensor
     return (config.depth - 1) * whole + last
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 3))
 def test_needed_counts_the_pairs_of_the_mask(sizes: list[int], copies: int):
     sequence = _sequence(sizes, MODEL, copies)

@@ -183,7 +183,7 @@ def assert_mask_is_the_order(case: Case, context: Literal["clean", "noised"]) ->
             assert allowed[i].tolist() == [sees(q, k) for k in tokens], (q, tokens)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(cases())
 def test_the_mask_is_the_order_of_the_elements(case: Case):
     """Text is causal; an image sees what comes before it and its own earlier AR steps clean; what follows it
@@ -191,7 +191,7 @@ def test_the_mask_is_the_order_of_the_elements(case: Case):
     assert_mask_is_the_order(case, "clean")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(whole_images=True))
 def test_transfusion_sees_the_noised_tokens_themselves(case: Case):
     """There are no clean copies: the noised tokens see each other, and what follows sees them."""
@@ -201,7 +201,7 @@ def test_transfusion_sees_the_noised_tokens_themselves(case: Case):
     assert_mask_is_the_order(case, "noised")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_predictions_go_back_to_their_images(case: Case):
     """`place_of_image` undoes what packing did, for images in any order."""
@@ -264,7 +264,7 @@ def test_what_is_still_to_be_written_stays_open():
     assert layout.next_ar_step.tolist() == [4, 5, 5]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_targets_are_what_follows_directly(case: Case):
     """Without dropped captions: every text token's successor, but not across an image, nor behind the end."""

@@ -50,7 +50,7 @@ def test_dense_mask_equals_the_oracle(sizes, num_class_tokens):
     assert dense_mask(sequence.clean, sequence.ar_step)[0, 0].equal(oracle(sizes, num_class_tokens))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(SIZES, min_size=1, max_size=3))
 def test_block_mask_equals_the_dense_one(splits):
     """For a shared plan and for one per image, and for the last queries alone."""

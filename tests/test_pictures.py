@@ -72,7 +72,7 @@ def test_texts_shrink_to_the_width_of_a_cell() -> None:
     assert face.getlength("automobile") <= 40 < fitting_font(["cat"], 40, 14).getlength("automobile")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(masks(3, 4), st.integers(1, 3))
 def test_outline_is_the_inner_border_of_the_region(cells: torch.Tensor, width: int) -> None:
     side = 6
@@ -89,7 +89,7 @@ def test_outline_is_the_inner_border_of_the_region(cells: torch.Tensor, width: i
     assert np.array_equal(drawn, inside & ~deep)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(masks(2, 5))
 def test_cover_paints_the_region_and_nothing_else(cells: torch.Tensor) -> None:
     tile = Image.new("RGB", (20, 8))

@@ -51,7 +51,7 @@ def _averages_codec(scale: float = 1.0, shift: float = 0.0) -> Codec:
     return Codec(config, Averages())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     batch=st.integers(1, 3), channels=st.integers(1, 4), rows=st.integers(1, 4), columns=st.integers(1, 4),
     patch=st.integers(1, 3),
@@ -86,7 +86,7 @@ def test_patch_order_is_the_recorded_one() -> None:
         assert torch.equal(patchify(latents, 2).gather(1, order), recorded[name])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(scale=st.floats(0.05, 20), shift=st.floats(-3, 3), patch=st.sampled_from([1, 2, 4]))
 def test_pixels_round_trip(scale: float, shift: float, patch: int) -> None:
     config = CodecConfig(patch_size=patch, scale=scale, shift=shift)

@@ -59,7 +59,7 @@ def foreign() -> Tokenizer:
     return Tokenizer(base.to_str())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text() | st.text(alphabet="a <>/imagetx\n\t\x00é👩\u200d👧\ufffd\ufeff"))
 def test_any_text_survives(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -77,7 +77,7 @@ def test_awkward_text_survives(tokenizer: Tokenizer, text: str) -> None:
     assert max(ids, default=0) < tokenizer.markers.text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, MIN_VOCAB_SIZE) | st.sampled_from([-1, 1023, 10**12]), max_size=40))
 def test_stream_joined_is_decode(tokenizer: Tokenizer, ids: list[int]) -> None:
     """Also for bytes that are not UTF-8, markers, and ids that do not exist."""
@@ -87,7 +87,7 @@ def test_stream_joined_is_decode(tokenizer: Tokenizer, ids: list[int]) -> None:
     assert "\ufffd" not in pieces[-1:]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=30))
 def test_stream_never_gives_half_a_character(tokenizer: Tokenizer, text: str) -> None:
     stream = tokenizer.decode_stream()

@@ -25,7 +25,6 @@ from causalfusion.evaluate.measures.scenes import read_scene
 SIDES = st.integers(1, 3000)
 
 
-@settings(deadline=None)
 @given(height=SIDES, width=SIDES, cell=st.sampled_from([1, 2, 8, 16]), area=st.integers(256, 10**6))
 def test_a_native_size_is_whole_tokens_within_the_area_and_the_picture(height, width, cell, area):
     size = Fit(max_area=area, cell=cell).size_of(height, width)
@@ -39,7 +38,7 @@ def test_a_native_size_is_whole_tokens_within_the_area_and_the_picture(height, w
         assert height - size[0] < cell and width - size[1] < cell
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(height=st.integers(16, 300), width=st.integers(16, 300))
 def test_the_shape_is_kept_up_to_a_token(height, width):
     """What is cropped after scaling is less than one token on one side, and nothing on the other."""
@@ -113,7 +112,7 @@ def test_any_batch_is_found_without_those_before(step):
     assert one_by_one.of_batch(step) == at_once.of_batch(step)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 9), st.integers(0, 99))
 def test_batches_of_a_bucket_are_numbered_without_gaps(counts, batch_size, seed):
     grids = np.repeat(np.array([[1, n + 1] for n in range(len(counts))]), counts, axis=0)

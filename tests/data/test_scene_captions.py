@@ -144,7 +144,7 @@ WORDS = sorted(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.text(), st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)))
 def test_anything_can_be_parsed_without_an_error(text: str):
     description = parse_caption(text)

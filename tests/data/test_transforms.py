@@ -34,7 +34,7 @@ def test_small_images_are_enlarged_and_thin_ones_survive():
     assert crop_to(image, 8, 8).shape == (8, 8, 3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 90), st.integers(1, 90), st.integers(1, 24), st.sampled_from([1, 3]), st.integers(0, 99)
 )

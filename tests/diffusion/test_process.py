@@ -38,7 +38,7 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0.002, 0.998), st.integers(0, 2**20), st.sampled_from(KINDS))
 def test_the_target_means_the_clean_data(share: float, seed: int, kind: tuple[str, PredictionType]) -> None:
     process = process_of(*kind)
@@ -50,7 +50,7 @@ def test_the_target_means_the_clean_data(share: float, seed: int, kind: tuple[st
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.002, 0.998), st.floats(0, 8), st.sampled_from(KINDS))
 def test_guidance_commutes_with_conversion(
     share: float, scale: float, kind: tuple[str, PredictionType]

@@ -46,7 +46,7 @@ def generate(model, config, labels, *, indices=None, seed=7, watch=None):
     return to_raster(tokens, order)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8).filter(lambda s: sum(s) <= 16),
     conditioning=st.sampled_from(["in_context", "adaln_zero"]),

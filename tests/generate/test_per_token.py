@@ -72,7 +72,7 @@ def images(seed: int = 0) -> tuple[Tensor, Tensor]:
 LABELS, TIMESTEP = torch.tensor([1, 4]), 300
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8).filter(lambda s: sum(s) <= 16),
     positions=st.sampled_from(["sincos", "rope"]),

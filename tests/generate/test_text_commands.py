@@ -296,7 +296,7 @@ def test_what_a_terminal_cannot_show_is_replaced(models, photos, monkeypatch):
     assert stream.read() == "ein gr?ner Kreis ?\n"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=60), st.integers(30, 200), st.integers(8, 20))
 def test_wrapped_lines_fit_and_hold_every_word(text, width, size):
     face = Face(size)

@@ -130,7 +130,7 @@ def test_segments_are_deterministic():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.integers(1, 3))
 def test_row_blocks_tell_the_mask(sizes: list[int], copies: int):
     """Blocks are a partition of the rows; columns and bias of a block say exactly what its rows see."""

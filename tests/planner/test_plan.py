@@ -138,6 +138,11 @@ def test_further_models_are_measured_as_their_own_folder_says(command, model, tm
     )
     assert sorted(rows) == ["1", "2"] and len(re.findall(r"^\| .*ddim", table, re.M)) == 4
     assert len(list(times)) == 4, "the model's own settings are not timed again"
+    planner(planner_run, "_seconds", lambda *_: 2e-5)
+    assert run([*command, "--also", str(student), "--budget", "30us", "--rounds", "1"]) == 0
+    tried = json.loads((tmp_path / "plan" / "plan.json").read_text())["settings"].values()
+    refined = {one["settings"]["guidance_scale"] for one in tried if one["seconds_per_image"] == 2e-5}
+    assert len(refined) > 1, "the best setting is the student's, and it is changed, as no other is affordable"
 
 
 def test_a_further_model_of_another_size_is_refused(command, capsys):

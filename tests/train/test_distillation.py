@@ -24,6 +24,7 @@ from causalfusion.config import (
 from causalfusion.config.serialize import from_dict, parse_toml
 from causalfusion.diffusion.process import make_process
 from causalfusion.diffusion.segments import Segments, few_steps
+from causalfusion.estimate.cost import distillation_share
 from causalfusion.generate.guidance import Guidance
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.predictions import Predictions
@@ -115,6 +116,20 @@ def test_a_student_that_knows_the_guided_flow_has_no_loss(diffusion, steps):
     objective = objective_of(diffusion, steps, 6, teacher, guidance=3.0)
     assert loss_of(objective, student, 0.0) < 1e-7
     assert loss_of(objective, teacher, 0.0) > 1e-3, "the teacher is not guided by itself"
+
+
+@pytest.mark.parametrize(("guidance", "ahead"), [(1.0, 1), (3.0, 1), (3.0, 3)])
+def test_the_estimate_counts_its_forward_passes(guidance, ahead):
+    teacher, student = Gaussian(STRAIGHT, 0.4), Gaussian(STRAIGHT, 0.4)
+    calls = []
+    for model in (teacher, student):
+        model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    objective = objective_of(STRAIGHT, 1, 6, teacher, guidance, ahead)
+    config = replace(objective.config.distill, teacher="given", guidance_scale=guidance)
+    loss_of(objective, student, 0.4)
+    without_gradient = calls.count(False)
+    assert calls.count(True) == 1
+    assert distillation_share(replace(objective.config, distill=config)) == without_gradient / 3
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -85,8 +85,10 @@ def estimate(
     form = form_of(config, text_tokens)
     facts = expected_facts(model.num_tokens, config.factorization, micro_batch)
     of_image = expected_train_flops(config, micro_batch, text_tokens)
+    in_steps = 1 + distillation_share(config)
+    of_image = of_image * in_steps
     every = CHECKPOINT_EVERY[train.activation_checkpointing]
-    recomputed = 0.0 if not every else -(-model.depth // every) / model.depth / 3
+    recomputed = 0.0 if not every else -(-model.depth // every) / model.depth / 3 / in_steps
     images = max(train.images - images_seen, 0)
     arithmetic = train.batch_size / count * of_image.needed * (1 + recomputed) / (device.rate * device.share)
     if device.is_gpu:
@@ -112,6 +114,15 @@ def estimate(
         changes=(),
     )
     return cost if cost.fits else replace(cost, changes=_changes(config, device, count, text_tokens))
+
+
+def distillation_share(config: RunConfig) -> float:
+    """What a distillation computes beside an ordinary train step, as a fraction of it: forward passes, each a
+    third of a step, of the teacher, twice under guidance, and of the student's own jump; 0 without one."""
+    distill = config.distill
+    if not distill.teacher:
+        return 0.0
+    return (distill.ahead * (1 if distill.guidance_scale == 1 else 2) + 1) / 3
 
 
 def documents_as_images(config: RunConfig) -> RunConfig:

@@ -44,7 +44,7 @@ class Memory:
 
 
 FROZEN_BYTES = 4
-"""Bytes per parameter that is not trained: it is its own average."""
+"""Bytes per parameter that is not trained: it is its own average; and of a distillation's teacher."""
 
 
 def parameters_of(config: ModelConfig) -> tuple[int, int]:
@@ -59,10 +59,11 @@ def state_bytes(config: RunConfig, sharded_over: int) -> float:
     frozen, by_muon = frozen_of(config), sum(map(math.prod, muon_shapes(config)))
     state = float(bytes_per_parameter(config.train) * (in_all - frozen) + FROZEN_BYTES * frozen)
     state -= MOMENT_BYTES * by_muon
+    teacher = FROZEN_BYTES * in_all if config.distill.teacher else 0  # whole in every process
     if sharded_over == 1:
-        return state
+        return state + teacher
     gathered = 4 if config.train.precision == "float32" else 2  # plus a float32 gradient, below
-    return state / sharded_over + 2 * in_block * (gathered + 4)
+    return state / sharded_over + 2 * in_block * (gathered + 4) + teacher
 
 
 def of_largest_images(config: RunConfig) -> RunConfig:

@@ -59,7 +59,7 @@ def plan(request: PlanRequest) -> Tried:
             tried, best = _refined(candidates, tried, judge, data, request, known)
         _write(request, tried)
         if request.save:
-            folder = next(each.folder for each in candidates if each.name == best.model)
+            folder = _owner(candidates, best).folder
             write_whole(folder / SAMPLING_FILE, to_toml(best.settings))
     return best
 
@@ -91,29 +91,34 @@ def _refined(
     request: PlanRequest,
     known: EarlierTrials,
 ) -> tuple[list[Tried], Tried]:
-    """(All that was tried, with changes of the model's best setting; which setting, the best of the grid or
-    of all, is the better one with other prompts and noise)."""
-    first, budget = candidates[0], request.budget_seconds
+    """(All that was tried, with changes of the best setting; which one, that setting or the best of its
+    changes, is the better with other prompts and noise)."""
+    budget = request.budget_seconds
+    first = _owner(candidates, choose(tried, budget, request.by))
     model, diffusion = first.pipeline.model.config, first.pipeline.spec.diffusion
     found = refine(
-        [trial for trial in tried if not trial.model],
+        [trial for trial in tried if trial.model == first.name],
         budget,
         request.rounds,
         lambda settings: list(neighbours(settings, model, diffusion)),
         lambda settings: _measured(first, settings, judge, request, known),
         request.by,
     )
-    found += [trial for trial in tried if trial.model]
+    found += [trial for trial in tried if trial.model != first.name]
     contenders = {id(one): one for one in (choose(t, budget, request.by) for t in (tried, found))}
     others: dict[str, Candidate] = {}
     for key, one in contenders.items():
         if one.confirmed is None:
             if one.model not in others:
-                owner = next(each for each in candidates if each.name == one.model)
+                owner = _owner(candidates, one)
                 others[one.model] = replace(owner, prompts=prompts_for(owner.pipeline, data, other=True))
             contenders[key] = _confirmed(others[one.model], one, judge, request, known)
     best = min(contenders.values(), key=lambda trial: trial.confirmed or 0.0)
     return [contenders.get(id(trial), trial) for trial in found], best
+
+
+def _owner(candidates: Sequence[Candidate], trial: Tried) -> Candidate:
+    return next(each for each in candidates if each.name == trial.model)
 
 
 def _confirmed(

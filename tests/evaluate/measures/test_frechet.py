@@ -20,7 +20,7 @@ def gaussian(mean: np.ndarray, covariance: np.ndarray) -> GaussianStatistics:
     return GaussianStatistics.from_covariance(2, mean, covariance)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(-3, 3), st.floats(0, 4), st.floats(-3, 3), st.floats(0, 4))
 def test_one_dimensional_gaussians_have_a_closed_form(m1: float, s1: float, m2: float, s2: float) -> None:
     a, b = (gaussian(np.array([m]), np.array([[s**2]])) for m, s in ((m1, s1), (m2, s2)))
@@ -28,7 +28,7 @@ def test_one_dimensional_gaussians_have_a_closed_form(m1: float, s1: float, m2: 
     assert actual == pytest.approx((m1 - m2) ** 2 + (s1 - s2) ** 2, abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 12), st.integers(0, 2**20))
 def test_equals_the_square_root_of_the_product(dim: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -51,7 +51,7 @@ def test_fewer_images_than_features_is_exact_too() -> None:
     assert frechet_distance(a, spread) == pytest.approx(4 * np.trace(np.cov(a, rowvar=False)), rel=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 12), st.integers(0, 2**20))
 def test_commuting_covariances_have_a_closed_form(dim: int, seed: int) -> None:
     """With equal eigenvectors: the squared differences of the standard deviations, some of them 0."""

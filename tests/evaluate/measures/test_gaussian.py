@@ -16,7 +16,7 @@ def features(seed: int, count: int, dim: int, offset: float = 0.0) -> np.ndarray
     return rng.normal(size=(count, dim)) @ rng.normal(size=(dim, dim)) + offset
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 60), min_size=0, max_size=6),
     st.integers(1, 6),

@@ -33,7 +33,7 @@ def found(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float, flo
     return a.precision, a.recall, b.density, b.coverage
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(8, 60), st.integers(8, 60), st.integers(1, 5), st.integers(1, 7), st.integers(0, 2**20))
 def test_equals_neighbours(n: int, m: int, dim: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
