@@ -2,6 +2,8 @@
 
     python -m benchmarks.kill --kills 30
     python -m benchmarks.kill --kills 20 --async
+    python -m benchmarks.kill --kills 20 --with='--train.optimizer muon --train.ema-widths 0.05 0.1
+        --train.ema-snapshot-images 96'
 
 SIGKILL comes at any moment: during start-up, train steps, evaluations, grids, saves (every third step) and
 the removal of old checkpoints. After each, every checkpoint that has its name must be whole. At the end
@@ -129,8 +131,10 @@ def main() -> int:
     parser.add_argument("--async", dest="background", action="store_true", help="train.async_checkpoint")
     parser.add_argument("--workers", type=int, default=0, help="data.num_workers")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--with", dest="options", default="", help="further options of the training")
     arguments = parser.parse_args()
     tokens = [*TRAIN.split(), *["--train.async-checkpoint"] * arguments.background]
+    tokens += arguments.options.split()
     tokens.append(f"--data.num-workers={arguments.workers}")
     root = Path(tempfile.mkdtemp(prefix="killed-"))
     os.environ["OMP_NUM_THREADS"] = "1"

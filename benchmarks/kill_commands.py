@@ -35,6 +35,9 @@ COMMANDS = {
     "evaluate": f"evaluate {DRAW} {REFERENCE} --cache cache",
     "plan": f"plan {{base}}/model --budget 100s {REFERENCE} --images 16 --samplers ddim "
     "--diffusion-steps 4 8 --ar-steps 1 2 --guidance-scales 1",
+    "probe": "probe {base}/model --data.source folder --data.path {base}/photos --levels clean 0.3 "
+    "--kind linear knn --data.holdout 0.2 --batch-size 4 --device cpu --out out",
+    "ema": "ema {base}/model --width 0.07 --out out",
     "tokenizer": "tokenizer train --data.source jsonl --data.path {base}/captions.jsonl --vocab-size 2000 "
     "--out tokenizer.json",
 }
@@ -70,7 +73,10 @@ def make_base(base: Path) -> None:
             lines.write(json.dumps({"image": image, "caption": caption}) + "\n")
 
 
-TRAIN = f"train {TINY} --data.source folder --data.path photos --train.images 16 --out model"
+TRAIN = (
+    f"train {TINY} --data.source folder --data.path photos --train.images 64 --train.ema-widths 0.05 0.1 "
+    "--train.ema-snapshot-images 8 --out model"
+)
 
 
 def content(folder: Path) -> dict[str, Any]:
