@@ -6,7 +6,7 @@ Of ComfyUI nothing is needed but, where it is there, its progress bar and its bu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,12 @@ from torch import Tensor
 from causalfusion import Pipeline, SampleConfig, UserError
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.runtime import select_device
-from causalfusion.saved.folder import read_latest
-from causalfusion.saved.sampling import read_sampling
 
 _CATEGORY = "CausalFusion"
 _MODEL = "CAUSALFUSION_MODEL"
 _RECOMMENDED = "recommended"
 _SAMPLERS = (_RECOMMENDED, "ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde", "sde_heun")
 _ORDERS = ("random", "raster", "block_raster", "dilated")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What the node that loads gives to the others."""
-
-    pipeline: Pipeline
-    sampling: SampleConfig
-    """How the model is sampled where a node does not say otherwise."""
 
 
 def _inputs(**first: Any) -> dict[str, dict[str, Any]]:
@@ -72,12 +61,10 @@ class LoadModel:
             "optional": {"autoencoder": ("STRING", {"default": "", "tooltip": "Empty: the model's own"})},
         }
 
-    def load(self, model: str, device: str = "auto", autoencoder: str = "") -> tuple[Loaded]:
+    def load(self, model: str, device: str = "auto", autoencoder: str = "") -> tuple[Pipeline]:
         """Raises UserError."""
         place = Path(model.strip()).expanduser()
-        pipeline = Pipeline.load(place, device=select_device(device), autoencoder=autoencoder.strip())
-        sampling, _ = read_latest(place, read_sampling)
-        return (Loaded(pipeline, sampling or pipeline.default_sampling),)
+        return (Pipeline.load(place, device=select_device(device), autoencoder=autoencoder.strip()),)
 
 
 class Sample:
@@ -96,7 +83,7 @@ class Sample:
 
     def sample(
         self,
-        model: Loaded,
+        model: Pipeline,
         batch_size: int = 1,
         width: int = 0,
         height: int = 0,
@@ -106,8 +93,8 @@ class Sample:
         **drawing: Any,
     ) -> tuple[Tensor]:
         """(B, H, W, 3). Raises UserError."""
-        own = model.pipeline.image_size
-        pipeline = model.pipeline.at(height or own[0], width or own[1])
+        own = model.image_size
+        pipeline = model.at(height or own[0], width or own[1])
         config = _settings(model, **drawing)
         labels, prompts = _asked(pipeline, prompt, class_name, batch_size)
         images = pipeline.generate(labels, config, prompts=prompts, seed=seed, watch=_watch())
@@ -127,7 +114,7 @@ class Edit:
 
     def edit(
         self,
-        model: Loaded,
+        model: Pipeline,
         image: Tensor,
         mask: Tensor,
         variants: int = 1,
@@ -138,7 +125,7 @@ class Edit:
     ) -> tuple[Tensor]:
         """(B * variants, H, W, 3), the variants of an image next to each other. With a mask for each image,
         image b is drawn with `seed + b`. Raises UserError."""
-        pipeline, images = _fitting(model.pipeline, image), _from_comfy(model.pipeline, image)
+        pipeline, images = _fitting(model, image), _from_comfy(model, image)
         masks = (mask[None] if mask.ndim == 2 else mask) > 0.5
         if len(masks) not in (1, len(images)) or masks.shape[1:] != images.shape[2:]:
             raise UserError(
@@ -161,7 +148,7 @@ class Edit:
 
 
 def _settings(
-    model: Loaded,
+    model: Pipeline,
     ar_steps: int = 1,
     steps: int = 0,
     guidance: float = -1.0,
@@ -176,7 +163,7 @@ def _settings(
         given["guidance_scale"] = guidance
     if sampler != _RECOMMENDED:
         given["sampler"] = sampler
-    return replace(model.sampling, **given)
+    return replace(model.default_sampling, **given)
 
 
 def _asked(

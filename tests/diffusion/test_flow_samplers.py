@@ -122,7 +122,7 @@ def test_temperature_scales_the_noise_of_the_sde_only() -> None:
 
 
 def test_samplers_of_the_other_path_are_refused() -> None:
-    with pytest.raises(UserError, match="expected one of euler, heun, sde, sde_heun, dpm\\+\\+, unipc"):
+    with pytest.raises(UserError, match="expected auto, or one of euler, heun, sde, sde_heun, dpm"):
         flow().sampler(SampleConfig(sampler="ddpm"), 10)
     with pytest.raises(UserError, match="level_shift"):
         flow().sampler(SampleConfig(sampler="euler", respacing="10"), 10)

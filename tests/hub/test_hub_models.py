@@ -184,7 +184,9 @@ def test_republishing_replaces_what_was_there(hub: LocalHub):
     hub.add("me/shapes", {"autoencoder/config.json": b"{}", "figures/00.json": b"{}", "mine.txt": b"kept"})
     Pipeline.load("shapes").push_to_hub("me/shapes")
     names = set(hub.files("me/shapes"))
-    assert names == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "mine.txt"}
+    assert names == {
+        "README.md", "config.json", "model.safetensors", "tokenizer.json", "sample.toml", "mine.txt",
+    }  # fmt: skip
 
 
 def test_the_usual_variables(hub: LocalHub, tmp_path: Path):

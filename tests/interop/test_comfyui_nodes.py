@@ -57,7 +57,7 @@ def test_images_are_those_of_the_pipeline(nodes, model):
     assert torch.equal(images, (ours / 2 + 0.5).permute(0, 2, 3, 1))
     assert 0 <= images.min() < images.max() <= 1
     recommended = nodes["Sample"]().sample(model, prompt="x", steps=2)[0]
-    assert model.sampling.guidance_scale == 3.0 and recommended.shape == (1, 32, 32, 3)
+    assert model.default_sampling.guidance_scale == 3.0 and recommended.shape == (1, 32, 32, 3)
 
 
 def test_an_edit_changes_what_the_mask_covers_and_nothing_else(nodes, model):

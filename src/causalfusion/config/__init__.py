@@ -2,7 +2,7 @@
 
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.distillation import DistillConfig
-from causalfusion.config.generation import OrderName, SampleConfig, SamplerName
+from causalfusion.config.generation import OrderName, SampleConfig, SamplerChoice, SamplerName
 from causalfusion.config.grafting import ImageWeightsConfig, LoraConfig
 from causalfusion.config.language import NUM_MARKERS, LanguageConfig, ScalingConfig
 from causalfusion.config.model import ModelConfig
@@ -31,6 +31,6 @@ __all__ = [
     "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "DistillConfig", "EncoderConfig",
     "FactorizationConfig", "HeadConfig", "ImageWeightsConfig", "LanguageConfig", "LoraConfig", "ModelConfig",
     "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig", "RopeExtrapolation",
-    "RunConfig", "SampleConfig", "SamplerName", "ScalingConfig", "SourceName", "SplitName", "TextConfig",
-    "TrainConfig", "WriteConfig",
+    "RunConfig", "SampleConfig", "SamplerChoice", "SamplerName", "ScalingConfig", "SourceName", "SplitName",
+    "TextConfig", "TrainConfig", "WriteConfig",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from causalfusion.errors import check, check_finite
 
 OrderName = Literal["random", "raster", "block_raster", "dilated"]
 SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde", "sde_heun"]
+SamplerChoice = Literal["auto", SamplerName]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,9 @@ class SampleConfig:
     """Raster indices of all L tokens in the desired order; overrides `order`."""
     diffusion_steps: list[int] = field(default_factory=lambda: [100])
     """Diffusion steps per AR step: one number for all, or one for each."""
-    sampler: SamplerName = "ddpm"
+    sampler: SamplerChoice = "auto"
     """Update rule of the diffusion steps: ddpm and ddim for diffusion.path ddpm; euler, heun, sde and
-    sde_heun for flows; dpm++ and unipc for both."""
+    sde_heun for flows; dpm++ and unipc for both. auto: ddpm, or euler for flows."""
     respacing: str = ""
     """ddpm and ddim: timesteps that are not evenly spaced. `10,15,20`: that many steps in each of three equal
     parts of the chain, cleanest first; `ddim25`: a constant integer stride. Overrides `diffusion_steps`."""
@@ -106,6 +107,7 @@ class SampleConfig:
         check(0 < self.last_step < 1, "sample.last_step", self.last_step, "a number in (0, 1)")
         spaced = re.fullmatch(r"|[0-9]{1,7}(,[0-9]{1,7})*|ddim[0-9]{1,7}", self.respacing)
         check(bool(spaced), "sample.respacing", self.respacing, "counts such as 10,15,20, or ddim25")
-        adds_noise = self.sampler in ("ddpm", "sde", "sde_heun") or (self.sampler == "ddim" and self.eta > 0)
+        ancestral = ("auto", "ddpm", "sde", "sde_heun")
+        adds_noise = self.sampler in ancestral or (self.sampler == "ddim" and self.eta > 0)
         expected = f"1, as the sampler {self.sampler} adds no noise"
         check(adds_noise or self.temperature == 1, "sample.temperature", self.temperature, expected)

@@ -11,6 +11,7 @@ import torch
 
 from causalfusion import __version__
 from causalfusion.config import RunConfig
+from causalfusion.diffusion.process import make_process
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.saved.folder import ModelSpec
 from causalfusion.show.report import Fact, Report, Section, render
@@ -158,7 +159,8 @@ def _diversity(figures: dict[str, Any]) -> str:
 
 
 def _fact_tables(config: RunConfig, spec: ModelSpec, figures: dict[str, Any]) -> dict[str, list[Fact]]:
-    model, train, sample, plan = spec.model, config.train, config.sample, config.factorization
+    model, train, plan = spec.model, config.train, config.factorization
+    sample = make_process(spec.diffusion).settled(config.sample)
     rate = train.images / max(figures["training_seconds"], 1e-9)
     guidance = f"{sample.guidance_scale:g}"
     return {

@@ -87,8 +87,7 @@ class DDPM(Process):
             self.schedule, clean, tokens.clean, tokens.noised, variance, tokens.levels
         )
 
-    def sampler(self, config: SampleConfig, num_steps: int) -> Sampler:
-        self.check_sampler(config.sampler)
+    def _sampler(self, config: SampleConfig, num_steps: int) -> Sampler:
         if config.sampler in ("dpm++", "unipc"):
             self._refuse_respacing(config)
             return multistep_ddpm(config, self.schedule, self.prediction_type, num_steps)

@@ -81,8 +81,7 @@ class Flow(Process):
 
     # --- generation -----------------------------------------------------------------------------------
 
-    def sampler(self, config: SampleConfig, num_steps: int) -> Sampler:
-        self.check_sampler(config.sampler)
+    def _sampler(self, config: SampleConfig, num_steps: int) -> Sampler:
         if config.respacing:
             raise UserError(
                 "sample.respacing is for chains (diffusion.path ddpm); a flow has sample.level_shift"

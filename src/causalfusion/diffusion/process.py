@@ -14,7 +14,7 @@ Shapes: tokens (B, n, P) or latents (B, C, H, W); levels have the leading dimens
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -46,7 +46,7 @@ class Process(ABC):
     """One path with its settings. Immutable; holds no state of a run."""
 
     samplers: tuple[SamplerName, ...]
-    """Names of the samplers that this path has, the default first."""
+    """Names of the samplers that this path has; the first is the one that `auto` stands for."""
 
     def __init__(self, config: DiffusionConfig) -> None:
         self.config = config
@@ -172,10 +172,25 @@ class Process(ABC):
         # A bf16 prediction joins a float32 x_l in float32: the factors reach 1 / sqrt(ᾱ_T), about 157.
         return of_noised * noised + of_prediction * prediction.to(noised.dtype)
 
-    @abstractmethod
     def sampler(self, config: SampleConfig, num_steps: int) -> Sampler:
         """A fresh sampler for one AR step of `num_steps` diffusion steps. Raises UserError for settings that
         this path does not have."""
+        config = self.settled(config)
+        if config.sampler not in self.samplers:
+            raise UserError(
+                f"sample.sampler is {config.sampler}; expected auto, or one of {', '.join(self.samplers)}, "
+                f"for a model of diffusion.path {self.config.path}"
+            )
+        return self._sampler(config, num_steps)
+
+    def settled(self, config: SampleConfig) -> SampleConfig:
+        """The settings with the sampler that `auto` stands for. Raises UserError where other settings do not
+        go with it."""
+        return replace(config, sampler=self.samplers[0]) if config.sampler == "auto" else config
+
+    @abstractmethod
+    def _sampler(self, config: SampleConfig, num_steps: int) -> Sampler:
+        """`sampler` of settings that name one of `samplers`."""
 
     @abstractmethod
     def subdivided(self, sampler: Sampler, points: int) -> Tensor:
@@ -193,14 +208,6 @@ class Process(ABC):
             return low, high
         return low / self.config.num_timesteps, high / self.config.num_timesteps  # given as timesteps
 
-    def check_sampler(self, name: SamplerName) -> None:
-        """Raises UserError for a sampler that this path does not have."""
-        if name not in self.samplers:
-            raise UserError(
-                f"sample.sampler is {name}; expected one of {', '.join(self.samplers)}, for a model of "
-                f"diffusion.path {self.config.path}"
-            )
-
     @cached_property
     def numbers_per_prediction(self) -> int:
         """How many numbers the model gives for each number of a token: 2 where it predicts variances."""
@@ -209,9 +216,14 @@ class Process(ABC):
 
 def make_process(config: DiffusionConfig) -> Process:
     """The process that the settings describe. Raises UserError."""
+    return process_of(config.path)(config)
+
+
+def process_of(path: str) -> type[Process]:
+    """The class of a `DiffusionConfig.path`."""
     from causalfusion.diffusion.curved import QuarterCircle, VariancePreserving
     from causalfusion.diffusion.ddpm import DDPM
     from causalfusion.diffusion.flow import RectifiedFlow
 
     kinds = {"rectified_flow": RectifiedFlow, "gvp": QuarterCircle, "vp": VariancePreserving}
-    return kinds.get(config.path, DDPM)(config)
+    return kinds.get(path, DDPM)

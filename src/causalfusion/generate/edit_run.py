@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from causalfusion.config.recipes import load_layer
 from causalfusion.config.sizes import Fit, parse_size
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
@@ -31,12 +30,11 @@ from causalfusion.generate.rank import best_of
 from causalfusion.generate.read import read_fitted, to_float
 from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.generate.request import EditRequest
-from causalfusion.generate.settings import warn_of_unused
+from causalfusion.generate.settings import fit_ar_steps, warn_of_unused
 from causalfusion.machine.processes import join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.machine.threads import Threads
 from causalfusion.pictures.compose import Edit, below, edit_sheet, framed, paragraph
-from causalfusion.saved.folder import SAMPLING_FILE
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -68,7 +66,7 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
         Threads().adapt()
         task = _open_task(pipeline, image, request)
         pipeline = pipeline.at(*task.mask.shape)
-        request = _fitted(request, task, pipeline.grid, folder)
+        request = _fitted(request, task, pipeline)
         warn_of_untrained_null(pipeline, request.settings, [task.label])
         warn_of_unused(request.settings, pipeline.spec.diffusion)
         settings = {
@@ -109,18 +107,17 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
     return request.out
 
 
-def _fitted(request: EditRequest, task: _Task, grid: tuple[int, int], folder: Path) -> EditRequest:
+def _fitted(request: EditRequest, task: _Task, pipeline: Pipeline) -> EditRequest:
     """The request with at most as many AR steps as tokens change, if their number is the model's own, which
     is for whole images."""
-    settings, own = request.settings, folder / SAMPLING_FILE
-    recommended = load_layer(str(own)).get("num_ar_steps") if own.is_file() else None
-    if settings.num_ar_steps != recommended:
+    settings, recommended = request.settings, pipeline.sampling
+    if recommended is None or settings.num_ar_steps != recommended.num_ar_steps:
         return request
-    changed = int(tokens_of_mask(task.mask, *grid).sum())
-    if settings.sizes or not 0 < changed < settings.num_ar_steps:
-        return request
-    say(f"{changed} tokens change, in {changed} AR steps instead of {settings.num_ar_steps}")
-    return replace(request, settings=replace(settings, num_ar_steps=changed))
+    changed = int(tokens_of_mask(task.mask, *pipeline.grid).sum())
+    fitted = fit_ar_steps(settings, changed)
+    if fitted is not settings:
+        say(f"{changed} tokens change, in {changed} AR steps instead of {settings.num_ar_steps}")
+    return replace(request, settings=fitted)
 
 
 def _open_task(pipeline: Pipeline, image: Path, request: EditRequest) -> _Task:

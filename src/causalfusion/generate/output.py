@@ -128,7 +128,7 @@ def facts(
         "images_seen": pipeline.spec.images_seen,
         "weights": request.weights,
         "seed": request.seed,
-        "settings": to_dict(request.settings),
+        "settings": to_dict(pipeline.process.settled(request.settings)),
         "precision": request.precision,
         "device": str(pipeline.device),
         "versions": versions(),

@@ -1,17 +1,30 @@
-"""A pipeline's way to disk and to the hub: its model folder, with a page about it."""
+"""A pipeline's way from and to disk and the hub: its model folder, with a page about it."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+import torch
 
 from causalfusion.config import SampleConfig
+from causalfusion.diffusion.process import make_process
 from causalfusion.files import write_whole
 from causalfusion.generate.token_pipeline import TokenPipeline
-from causalfusion.saved.folder import load_spec, replace_model
-from causalfusion.saved.hub import hub_name, upload_model
+from causalfusion.saved.folder import (
+    WeightsName,
+    load_model,
+    load_spec,
+    load_tokenizer,
+    open_model_codec,
+    read_latest,
+    replace_model,
+)
+from causalfusion.saved.hub import fetch_model, hub_name, parse_hub_name, upload_model
 from causalfusion.saved.model_card import CardFacts, model_card
+from causalfusion.saved.sampling import read_sampling
 
 
 @dataclass(frozen=True)
@@ -19,16 +32,70 @@ class PublishedPipeline(TokenPipeline):
     """`huggingface_hub.ModelHubMixin` has these names; it is no base of this class, as that would import the
     hub's client, half a second, into every command that draws an image."""
 
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        weights: WeightsName = "ema",
+        device: torch.device | str = "cpu",
+        autocast_dtype: torch.dtype = torch.float32,
+        autoencoder: str = "",
+    ) -> Self:
+        """From a model folder, a training run (its last checkpoint), the name of a packaged model, or a name
+        on the hub; `autoencoder`: its place, if neither in the folder nor where it was in training:
+
+        pipeline = Pipeline.load("shapes")
+        pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
+        """
+
+        def read(place: Path) -> Self:
+            model, spec = load_model(place, weights, device)
+            codec = open_model_codec(place, spec, autoencoder).to(device)
+            tokenizer, sampling = load_tokenizer(place, spec), read_sampling(place)
+            process = make_process(spec.diffusion)
+            return cls(model, codec, spec, process, autocast_dtype, tokenizer, sampling)
+
+        return read_latest(Path(folder), read)[0]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | str | None = None,
+        local_files_only: bool = False,
+        weights: WeightsName = "ema",
+        device: torch.device | str = "cpu",
+        autocast_dtype: torch.dtype = torch.float32,
+        autoencoder: str = "",
+    ) -> Self:
+        """As `load`; a name on the hub (user/model) with the hub's own options:
+
+        pipeline = Pipeline.from_pretrained("user/model", revision="v1.0")
+
+        Raises UserError where the hub does not give it.
+        """
+        name = None if Path(model).exists() else parse_hub_name(str(model), revision)
+        if name is not None:
+            model = fetch_model(name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+        return cls.load(
+            model, weights=weights, device=device, autocast_dtype=autocast_dtype, autoencoder=autoencoder
+        )
+
     def save_pretrained(
         self, folder: Path | str, *, license: str = "", sampling: SampleConfig | None = None, name: str = ""
     ) -> Path:
-        """Write a self-contained model folder, in float32, with its autoencoder, recommended `sampling`, and
-        a page (README.md) for users who load it by `name`. Replaces a model there. Raises UserError."""
+        """Write a self-contained model folder, in float32, with its autoencoder, recommended `sampling` (by
+        default the model's own), and a page (README.md) for users who load it by `name`. Replaces a model
+        there. Raises UserError."""
         folder = Path(folder)
         weights = self.model.state_dict()
         replace_model(
             folder, self.spec, weights, tokenizer=self.tokenizer, autoencoder=self.codec.autoencoder,
-            sampling=sampling,
+            sampling=sampling or self.sampling,
         )  # fmt: skip
         facts = CardFacts(parameters=sum(value.numel() for value in weights.values()), license=license)
         write_whole(folder / "README.md", model_card(name or folder.name, load_spec(folder), facts))

@@ -157,7 +157,8 @@ def _identity(pipeline: Pipeline, folder: Path, request: SampleRequest) -> str:
         prompts = read_prompts(request.prompts_file)
     weights = folder / ("model.safetensors" if request.weights == "ema" else "raw.safetensors")
     told = [folder.resolve(), stamp(weights), to_dict(pipeline.spec), request.weights, request.precision]
-    told += [request.seed, request.candidates, list(request.classes), prompts, to_dict(request.settings)]
+    told += [request.seed, request.candidates, list(request.classes), prompts]
+    told += [to_dict(pipeline.process.settled(request.settings))]
     told += [list(request.size), request.rope_extrapolation]
     if request.documents is not None:
         told.append(JsonlDocuments(str(request.documents)).fingerprint())

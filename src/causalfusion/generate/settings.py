@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -44,6 +45,13 @@ def step_sizes(config: SampleConfig, num_tokens: int, seed: int) -> list[int]:
     if config.step_sizes == "masked_cosine":
         return masked_cosine_split(num_tokens, parts)
     return random_composition(num_tokens, parts, derive_generator(seed, "step_sizes"))
+
+
+def fit_ar_steps(config: SampleConfig, num_tokens: int) -> SampleConfig:
+    """Settings for whole images with at most as many AR steps as there are tokens to generate."""
+    if config.sizes or not 0 < num_tokens < config.num_ar_steps:
+        return config
+    return replace(config, num_ar_steps=num_tokens)
 
 
 def check_order(model: ModelConfig, config: SampleConfig, sizes: Sequence[int]) -> None:

@@ -41,6 +41,8 @@ class TokenPipeline:
     """bfloat16 to compute in it."""
     tokenizer: Tokenizer | None = None
     """None: a model without text."""
+    sampling: SampleConfig | None = None
+    """The settings that the model recommends, by its folder's sample.toml; None: there are none."""
 
     @property
     def device(self) -> torch.device:
@@ -53,10 +55,11 @@ class TokenPipeline:
 
     @property
     def default_sampling(self) -> SampleConfig:
-        """How images are generated where nothing else is said."""
+        """How images are generated where nothing else is said: as the model recommends, or plainly."""
+        plain = SampleConfig()
         if self.model.config.head.ask == "previous":
-            return SampleConfig(sampler=self.process.samplers[0], order="raster", num_ar_steps=0)
-        return SampleConfig(sampler=self.process.samplers[0])
+            plain = SampleConfig(order="raster", num_ar_steps=0)
+        return self.process.settled(self.sampling or plain)
 
     def with_text(self) -> Tokenizer:
         """The tokenizer; a model without text is refused."""

@@ -16,7 +16,6 @@ from causalfusion.generate.output import check_prompts, uses_classes
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import check_settings
 from causalfusion.planner.request import PlanRequest
-from causalfusion.saved.sampling import read_sampling
 
 PROMPTS = 1000
 """Largest number of captions of the reference that serve as prompts."""
@@ -50,8 +49,7 @@ def open_candidate(request: PlanRequest, pipeline: Pipeline, folder: Path, name:
         pipeline = pipeline.at(*parse_size(request.size, "--size"))
     model, num_tokens = pipeline.model.config, pipeline.codec.num_tokens
     if name:
-        own = read_sampling(folder) or pipeline.default_sampling
-        settings = request.sweep.settings_of_other(own, num_tokens)
+        settings = request.sweep.settings_of_other(pipeline.default_sampling, num_tokens)
     else:
         settings = request.sweep.settings(request.sample, model, num_tokens, pipeline.spec.diffusion.path)
     if not settings:

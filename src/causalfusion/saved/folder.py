@@ -31,6 +31,7 @@ from causalfusion.config import (
     TextConfig,
 )
 from causalfusion.config.serialize import from_dict, read_json, to_dict, to_toml
+from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer
@@ -76,14 +77,15 @@ class ModelSpec:
 def save_model(
     folder: Path,
     spec: ModelSpec,
-    weights: dict[str, Tensor],
+    weights: dict[str, Tensor] | None,
     raw: dict[str, Tensor] | None = None,
     tokenizer: Tokenizer | None = None,
     autoencoder: Any = None,
     sampling: SampleConfig | None = None,
 ) -> None:
     """Write a model folder, including the autoencoder, the tokenizer and the recommended sampling that are
-    given. Not atomic: callers that need that write to a temporary folder and rename it."""
+    given; without weights, all but them. Not atomic: callers that need that write to a temporary folder and
+    rename it."""
     folder.mkdir(parents=True, exist_ok=True)
     if autoencoder is not None:
         save_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
@@ -101,6 +103,7 @@ def save_model(
             tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
             save_file(tensors, folder / _FILES[name], metadata={"format": "pt"})
     if sampling is not None:
+        sampling = make_process(spec.diffusion).settled(sampling)
         (folder / SAMPLING_FILE).write_text(to_toml(sampling), encoding="utf-8")
     save_spec(folder, spec)
 
@@ -266,15 +269,6 @@ def load_model(
     if spec.model.position_embedding != "learnable":
         model.fill_positions()
     return model.to(device).eval().requires_grad_(False), spec
-
-
-def load_parts(
-    folder: Path, name: WeightsName, device: torch.device | str, autoencoder: str
-) -> tuple[Transformer, ModelSpec, Codec, Tokenizer | None]:
-    """(model, settings, codec, tokenizer) of a model folder; `autoencoder` as in `open_model_codec`."""
-    model, spec = load_model(folder, name, device)
-    codec = open_model_codec(folder, spec, autoencoder).to(device)
-    return model, spec, codec, load_tokenizer(folder, spec)
 
 
 def checkpoints_of(run: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.config.graft import grafted
 from causalfusion.config.serialize import flat
+from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.estimate.devices import faster_in_bfloat16
 from causalfusion.generate.settings import check_settings
@@ -63,6 +64,7 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     if source is not None:
         config = grafted(config, load_spec(source).model)
     config = with_teacher(_with_precision(config, last, world), last)
+    config = replace(config, sample=make_process(config.diffusion).settled(config.sample))
     if last is not None:
         config = _as_begun(config, last)
     open_data = open_document_data if config.data.has_documents else open_training_data

@@ -126,9 +126,7 @@ def refuse_unused(line: Line, layers: dict[str, Any]) -> None:
         if setting not in USED or _typed(setting, given[setting]) == DEFAULTS[setting]:
             continue
         for use in USED[setting]:
-            now = _typed(use.other, given[use.other]) if use.other in given else None
-            if now is None:
-                now = _value_beneath(line, beneath, use.other)
+            now = _value(line, given, beneath, use.other)
             if not use.holds(now) and not _has_begun(line, layers):
                 raise UserError(_refusal(line, setting, given[setting], use, now))
 
@@ -153,6 +151,16 @@ def _option(line: Line, setting: str) -> str:
     """The option of the line's command for a setting."""
     short = option_name(setting.rpartition(".")[2])
     return short if line.command.name != "train" else option_name(setting)
+
+
+def _value(line: Line, given: dict[str, Sequence[str]], beneath: dict[str, Any], setting: str) -> Any:
+    """The value of a setting on a line, or beneath it; of the sampler `auto`, what that stands for."""
+    now = _typed(setting, given[setting]) if setting in given else _value_beneath(line, beneath, setting)
+    if setting == "sample.sampler" and now == "auto":
+        from causalfusion.diffusion.process import process_of
+
+        return process_of(_value(line, given, beneath, "diffusion.path")).samplers[0]
+    return now
 
 
 def _value_beneath(line: Line, beneath: dict[str, Any], setting: str) -> Any:

@@ -158,7 +158,7 @@ def identity_of(
         "labels": label_rule(pipeline, task),
         "prompts": "none" if task.prompts is None else _listed_or_hashed(task.prompts, "prompts"),
         "candidates": task.candidates,
-        "sample": to_dict(task.settings),
+        "sample": to_dict(pipeline.process.settled(task.settings)),
         **_other_size(pipeline, task),
     }
 

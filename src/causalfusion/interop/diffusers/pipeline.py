@@ -25,8 +25,6 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import step_sizes
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.interop.diffusers.components import CausalFusionModel, TextTokenizer
-from causalfusion.saved.folder import read_latest
-from causalfusion.saved.sampling import read_sampling
 
 Callback = Callable[[DiffusionPipeline, int, int, dict[str, Any]], Any]
 _MODULE = "pipeline.py"
@@ -59,18 +57,17 @@ class CausalFusionPipeline(DiffusionPipeline):
         self._text = None if tokenizer is None else tokenizer.opened(spec)
 
     @classmethod
-    def of(cls, pipeline: Pipeline, sampling: SampleConfig | None = None) -> Self:
-        """A pipeline of this package in diffusers' form; `sampling`: how it draws where nothing is said."""
+    def of(cls, pipeline: Pipeline) -> Self:
+        """A pipeline of this package in diffusers' form."""
         autoencoder = pipeline.codec.autoencoder
         network = getattr(autoencoder, "network", autoencoder)  # of an autoencoder without a posterior
-        transformer = CausalFusionModel.of(pipeline.model, pipeline.spec, sampling)
+        transformer = CausalFusionModel.of(pipeline.model, pipeline.spec, pipeline.sampling)
         return cls(transformer, network, TextTokenizer.of(pipeline.tokenizer))
 
     @classmethod
     def from_causalfusion(cls, model: Path | str, autoencoder: str = "") -> Self:
         """From whatever `Pipeline.load` takes: a model folder, a run, a packaged model, or a hub's name."""
-        sampling, _ = read_latest(Path(model), read_sampling)
-        return cls.of(Pipeline.load(model, autoencoder=autoencoder), sampling)
+        return cls.of(Pipeline.load(model, autoencoder=autoencoder))
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # pyright: ignore
         """Write the components, and the file by which `custom_pipeline` finds this class."""
@@ -99,7 +96,8 @@ class CausalFusionPipeline(DiffusionPipeline):
         )
         spec = transformer.spec
         codec = codec.to(transformer.device)
-        return Pipeline(transformer.model, codec, spec, make_process(spec.diffusion), tokenizer=self._text)
+        process, sampling = make_process(spec.diffusion), transformer.sampling
+        return Pipeline(transformer.model, codec, spec, process, tokenizer=self._text, sampling=sampling)
 
     @torch.no_grad()
     def __call__(
@@ -136,15 +134,14 @@ class CausalFusionPipeline(DiffusionPipeline):
         """
         if output_type not in _OUTPUTS:
             raise UserError(f"output_type is {output_type!r}; expected one of {', '.join(_OUTPUTS)}")
-        own, settings = self.own, config or self.transformer.sampling
-        own = replace(own, autocast_dtype=autocast_dtype)
+        own = replace(self.own, autocast_dtype=autocast_dtype)
         own = own.at(height or own.image_size[0], width or own.image_size[1])
         steps = [num_inference_steps] if isinstance(num_inference_steps, int) else num_inference_steps
         given = {
             "diffusion_steps": None if steps is None else list(steps), "guidance_scale": guidance_scale,
             "num_ar_steps": num_ar_steps, "order": order, "sampler": sampler,
         }  # fmt: skip
-        settings = settings or own.default_sampling
+        settings = config or own.default_sampling
         settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
         prompts, labels = (_listed(of, num_images_per_prompt) for of in (prompt, class_labels))
         count = len(prompts or labels or ())
