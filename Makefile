@@ -1,10 +1,11 @@
 # make demo: train on handwritten digits and show the pictures.   make test: lint, types, tests.
+# make docs: the documentation site, into site/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types pytest bench clean
+.PHONY: demo test lint types pytest bench docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/causalfusion demo
@@ -24,6 +25,9 @@ pytest: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # The constraints pin PyTorch; where another build is wanted (a GPU's, say), install it into .venv first
 # and take the pin out of constraints.txt.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -33,4 +37,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

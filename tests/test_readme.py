@@ -1,41 +1,83 @@
-"""The README's commands are ones that the command line takes."""
+"""The commands of all pages are ones that the command line takes, and their links lead somewhere."""
 
+import os
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from causalfusion import cli
 from causalfusion.config.recipes import recipe_names
-from causalfusion.train import auto
+from causalfusion.vocabulary import options
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "src/causalfusion/models/*/README.md", "notebooks/*.ipynb")
+    for path in ROOT.glob(pattern)
+)
+START = r"(?:torchrun [^`\n]*-m )?causalfusion(?:\.cli)? "
+LINE = re.compile(rf"^ *{START}(.*)$", re.MULTILINE)
+INLINE = re.compile(rf"`{START}([^`]+)`")
 
 
+def text_of(page: str) -> str:
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    return (
+        "\n".join(re.findall(r'^ *"(.*?)(?:\\n)?",?$', text, re.MULTILINE))
+        if page.endswith("ipynb")
+        else text
+    )
+
+
+@cache
 def commands() -> list[str]:
-    lines = []
-    for name in PAGES:
-        text = (ROOT / name).read_text().replace("\\\n", " ")
-        found = re.findall(r"^ {4,}(?:torchrun .* -m )?causalfusion(?:\.cli)? (.*)$", text, re.MULTILINE)
-        lines += [line for line in found if "..." not in line]
-    return lines
+    """Command lines, without those that stand for several."""
+    found = [
+        line for page in PAGES for line in (*LINE.findall(text_of(page)), *INLINE.findall(text_of(page)))
+    ]
+    return [line for line in dict.fromkeys(found) if not any(sign in line for sign in ("...", "[MODEL]"))]
 
 
 def test_there_are_commands():
-    assert len(commands()) > 10
+    assert len(commands()) > 100
+
+
+KNOWN: dict[str, options.Command] = {}
+"""Commands whose options were read."""
+
+
+def command_of(name, app):
+    if name not in KNOWN:
+        KNOWN[name] = options.command_of(name, app)
+    return KNOWN[name]
+
+
+@pytest.fixture
+def nothing_at_hand(monkeypatch, tmp_path):
+    """No models, no data; a file of settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.toml", "pairs.toml"):
+        (tmp_path / name).write_text("[train]\nimages = 1000\n")
+    monkeypatch.setattr(cli, "command_of", command_of)
+    monkeypatch.setattr(cli, "model_settings", lambda *_: [])
+    monkeypatch.setattr(cli, "teacher_settings", lambda *_: {})
+    monkeypatch.setattr(cli, "probed_settings", lambda *_: {})
+    monkeypatch.setattr(cli, "_with_choices", lambda prepared, decided: prepared)
+    monkeypatch.setattr("causalfusion.data.guess_source", lambda paths: "folder")
 
 
 @pytest.mark.parametrize("line", commands())
+@pytest.mark.usefixtures("nothing_at_hand")
 def test_command_parses(line, monkeypatch):
     """As the command line itself reads it, in spellings of today."""
-    tokens = shlex.split(line.replace("$S", "4"), comments=True)
-    monkeypatch.setattr(cli, "model_settings", lambda *_: [])  # no model is at hand
-    monkeypatch.setattr(cli, "teacher_settings", lambda *_: {})
-    monkeypatch.setattr(cli, "probed_settings", lambda *_: {})
-    monkeypatch.setattr(auto, "settings_for", lambda *_: ({}, []))  # nor data
-    monkeypatch.setattr("causalfusion.data.guess_source", lambda paths: "folder")
+    tokens = shlex.split(re.sub(r"\$\w+", "4", line), comments=True)
+    chain, apps, rest = cli.app.parse_commands(tokens)
+    if not rest or "--help" in rest:  # a mention
+        assert chain and not (rest and apps[-1].default_command is None), f"there is no command {line}"
+        return
     prepared = cli.prepare(tokens)
     assert not prepared.notes
     monkeypatch.setattr(cli.app, "config", prepared.config())
@@ -43,20 +85,37 @@ def test_command_parses(line, monkeypatch):
     assert bound.arguments
 
 
-def test_recipes_in_the_table_exist_and_none_is_missing():
-    table = re.findall(r"^\| (`.*?`) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    named = {name for row in table for name in re.findall(r"`([\w-]+)`", row)}
+def test_every_recipe_has_its_place_among_the_recipes():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    named = {
+        *re.findall(r"^### (\S+)$", page, re.MULTILINE),
+        *re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE),
+    }
     assert named == set(recipe_names())
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
-        if not link.startswith("http"):
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if not link.startswith(("http", "mailto:")):
             target, _, section = link.partition("#")
-            target = (ROOT / page).parent / target
+            target = (ROOT / page).parent / target if target else ROOT / page
             assert target.exists(), f"{page} links to {link}"
             assert not section or section in sections(target), f"{page} links to {link}"
+
+
+def test_every_page_is_reached_from_the_first():
+    """Along links, as one reads."""
+    seen, left = set(), ["docs/index.md"]
+    while left:
+        page = left.pop()
+        if page in seen:
+            continue
+        seen.add(page)
+        for link in re.findall(r"\]\(([^)#\s]+\.md)", text_of(page)):
+            if not link.startswith("http"):
+                left.append(os.path.normpath(Path(page).parent / link))
+    assert {page for page in PAGES if page.startswith("docs/")} <= seen
 
 
 def sections(page: Path) -> set[str]:

@@ -1,9 +1,9 @@
 """Several images in a row: the images of a batch, which have numbers of tokens of their own, as fewer and
 longer rows (FiT 2402.12376, section 3; FiTv2 2410.13925).
 
-A row holds [class tokens of its images][clean tokens of its images][noised tokens of its images, one copy
-behind another]. Tokens see those of their own image alone: each has an owner, its image's number in the row.
-Which row an image stands in changes nothing that is computed of it.
+A row holds `[class tokens of its images][clean tokens of its images][noised tokens of its images]`, noised
+copies one behind another. Tokens see those of their own image alone: each has an owner, its image's number in
+the row. Which row an image stands in changes nothing that is computed of it.
 
 Shape letters: N images, L tokens of the longest, B rows, I images of a row at most, n image tokens of a row,
 v clean tokens of a row, R noised copies of every AR step, C class tokens, P token dimension.

@@ -211,7 +211,7 @@ def pack_training(
     timesteps: Tensor,
     length_multiple: int = 1,
 ) -> PackedSequence:
-    """[class tokens][clean tokens of κ_1..κ_{S-1}][noised tokens of κ_1..κ_S] (PAPER section 3).
+    """`[class tokens][clean tokens of κ_1..κ_{S-1}][noised tokens of κ_1..κ_S]` (PAPER section 3).
 
     `clean_tokens` (B, L, P) and `noised_tokens` (B, R*L, P) stand in the plan's order. R > 1 gives every AR
     step R noised copies, each at its own noise level. `timesteps` (B, 1 or R*L).
@@ -242,8 +242,8 @@ def pack_asking(
     denoising: Denoising,
     length_multiple: int = 1,
 ) -> PackedSequence:
-    """[class tokens][clean tokens of κ_1..κ_{S-1}][mask tokens of κ_1..κ_S]: `pack_training` for a per-token
-    head, whose noised tokens stay outside the transformer."""
+    """`[class tokens][clean tokens of κ_1..κ_{S-1}][mask tokens of κ_1..κ_S]`: `pack_training` for a
+    per-token head, whose noised tokens stay outside the transformer."""
     num_context = _context_length(plan, num_class_tokens + plan.order.shape[1], length_multiple)
     segments, places = [class_segment(class_labels, num_class_tokens)], plan.places
     if num_context:
@@ -261,7 +261,7 @@ def pack_next(
     plan: Plan,
     denoising: Denoising | None = None,
 ) -> PackedSequence:
-    """[class tokens][clean tokens but the last]: the output of each is the condition of the token that
+    """`[class tokens][clean tokens but the last]`: the output of each is the condition of the token that
     follows it, as in a language model (LatentLM)."""
     condition = replace(class_segment(class_labels, num_class_tokens), asks_next=True)
     rest = slice(0, plan.order.shape[1] - 1)
@@ -279,8 +279,8 @@ def pack_bidirectional(
     denoising: Denoising | None = None,
     grid: Tensor | None = None,
 ) -> PackedSequence:
-    """[class tokens][known tokens (B, n, P)][mask tokens at `asked_places` (1 or B, m, 2)], which all see
-    each other: none has the clean role, and all have one AR step (MAR)."""
+    """`[class tokens][known tokens][mask tokens]`, which all see each other: none has the clean
+    role, and all have one AR step (MAR). Known tokens (B, n, P), masks at `asked_places` (1 or B, m, 2)."""
     rows, device = len(class_labels), class_labels.device
 
     def one_step(count: int) -> Tensor:
