@@ -93,6 +93,16 @@ def test_pins_are_of_what_is_declared():
     assert pinned <= declared | {"pycocotools"}, "pycocotools comes with pycocoevalcap"
 
 
+def test_every_extra_is_in_the_table_with_what_it_brings():
+    page = (ROOT / "docs" / "install.md").read_text()
+    rows = {name: brought for name, brought in re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE)}
+    extras = project()["project"]["optional-dependencies"]
+    assert rows.keys() == extras.keys()
+    for name, requirements in extras.items():
+        said = {text.split("[")[0] for text in re.findall(r"`([^`]+)`", rows[name])}
+        assert name == "dev" or said == names_of(requirements), name
+
+
 @pytest.mark.parametrize("where", ["classifiers", "requires-python"])
 def test_python_versions(where: str):
     declared = project()["project"][where]

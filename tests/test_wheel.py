@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,21 +30,41 @@ PathFinder.find_spec = find_spec
 pytestmark = pytest.mark.slow
 
 
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the wheel was installed."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the sources."""
     root = tmp_path_factory.mktemp("wheel")
+    source = copy_of_sources(root / "source")
+    subprocess.run([*PIP, "wheel", "--no-deps", "-w", str(root), str(source)], check=True)
+    shutil.rmtree(source)
+    (built,) = root.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """A folder into which the wheel was installed."""
+    site = wheel.parent / "site"
+    subprocess.run([*PIP, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    (site / "sitecustomize.py").write_text(SITE)
+    return site
+
+
+def copy_of_sources(folder: Path) -> Path:
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(ROOT / "src", root / "source" / "src", ignore=skip)
+    shutil.copytree(ROOT / "src", folder / "src", ignore=skip)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, root / "source")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(root), str(root / "source")], check=True)
-    (wheel,) = root.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(root / "site"), str(wheel)], check=True)
-    (root / "site" / "sitecustomize.py").write_text(SITE)
-    shutil.rmtree(root / "source")
-    return root / "site"
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def contents(wheel: Path) -> set[str]:
+    """The files of the package in a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if name.startswith("causalfusion/")}
 
 
 def python(installed: Path, *arguments: str, folder: Path) -> str:
@@ -60,6 +82,54 @@ def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path):
     assert Path(python(installed, "-c", print_file, folder=tmp_path).strip()).is_relative_to(installed)
     script = installed / "bin" / "causalfusion"
     assert "sample" in python(installed, str(script), "--help", folder=tmp_path)
+
+
+def test_it_holds_every_file_of_the_package(wheel: Path):
+    files = (path for path in (ROOT / "src").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    here = {str(path.relative_to(ROOT / "src")) for path in files}
+    expected = {name for name in here if name.startswith("causalfusion/")}
+    assert contents(wheel) == expected
+    assert {"causalfusion/py.typed", "causalfusion/models/shapes/model.safetensors"} <= expected
+
+
+def test_the_source_distribution_makes_the_same_wheel(wheel: Path, tmp_path: Path):
+    source = copy_of_sources(tmp_path / "source")
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    out = tmp_path / "dist"
+    subprocess.run([sys.executable, "-c", build, str(out)], cwd=source, check=True, capture_output=True)
+    (archive,) = out.glob("*.tar.gz")
+    command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(archive)]
+    subprocess.run(command, check=True)
+    (again,) = out.glob("*.whl")
+    assert again.name == wheel.name and contents(again) == contents(wheel)
+
+
+CONSUMER = """
+from typing import assert_type
+
+from torch import Tensor
+
+from causalfusion import Pipeline, SampleConfig, load_config
+
+pipeline = Pipeline.load("shapes")
+assert_type(pipeline, Pipeline)
+assert_type(pipeline.generate(prompts=["a star"], config=SampleConfig(num_ar_steps=4)), Tensor)
+assert_type(pipeline.caption(["a.png"]), list[str])
+assert_type(load_config("digits").train.lr, float)
+"""
+"""A user's code, whose types are known without reading the package's bodies."""
+
+
+def test_its_types_are_known_to_those_who_use_it(installed: Path, tmp_path: Path):
+    (tmp_path / "good.py").write_text(CONSUMER)
+    (tmp_path / "bad.py").write_text(CONSUMER + 'SampleConfig(num_ar_steps="four")\n')
+    settings = {"typeCheckingMode": "strict", "useLibraryCodeForTypes": False}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    assert [(Path(f["file"]).name, f["rule"]) for f in found] == [("bad.py", "reportArgumentType")], found
 
 
 def test_the_model_that_ships_draws(installed: Path, tmp_path: Path):
