@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("models in use", ("saved", "estimate", "pictures", "generate", "train", "show")),
     ("figures", ("evaluate", "autoencode", "study", "planner", "probe", "interop", "doctor")),
-    ("doors", ("demo", "commands", "vocabulary", "cli")),
+    ("doors", ("app", "demo", "commands", "vocabulary", "cli")),
 )
 COLORS = ("#8a8f98", "#4c8b6b", "#c0504d", "#3f6fb0", "#8a5fa8", "#b98022")
 

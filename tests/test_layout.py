@@ -11,7 +11,7 @@ ORDER = (
     "sequence", "elements", "documents", "rows", "mask", "model", "diffusion", "losses", "saved", "estimate",
     "pictures", "generate", "train", "show", "evaluate", "autoencode", "study", "planner", "probe", "interop",
     "doctor",
-    "demo", "commands", "vocabulary", "cli", "__main__",
+    "app", "demo", "commands", "vocabulary", "cli", "__main__",
 )  # fmt: skip
 """The way the data goes; what a later one holds is unknown to an earlier one."""
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -33,6 +33,7 @@ COMMANDS = (
     "edit",
     "caption",
     "complete",
+    "app",
     "encode",
     "convert",
     "ema",

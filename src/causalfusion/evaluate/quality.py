@@ -51,12 +51,18 @@ class Quality:
     """Duration of generation alone."""
 
 
-def open_judge(features: str, data: DataConfig, image_size: tuple[int, int], device: str) -> Judge:
-    """A judge that compares with the images of `data`, brought to a (height, width); `features` is a name as
-    in `evaluate --features`."""
+def open_judge(
+    features: str,
+    data: DataConfig,
+    image_size: tuple[int, int],
+    device: str,
+    most: int = REFERENCE_IMAGES,
+) -> Judge:
+    """A judge that compares with the images of `data`, at most so many, brought to a (height, width);
+    `features` is a name as in `evaluate --features`."""
     extractor = open_extractor(features, str(select_device(device)))
     source = open_source(data)
-    images = SourceImages(source, image_size=image_size, count=min(len(source), REFERENCE_IMAGES))
+    images = SourceImages(source, image_size=image_size, count=min(len(source), most))
     statistics = reference_of(images, extractor, BATCH).statistics
     return Judge(extractor, statistics, reads_scenes=source.name == "shapes")
 

@@ -22,6 +22,7 @@ POSITIONAL = {
     "codec evaluate": "--data.path",
     "sample": "--prompt",
     "probe": "--model",
+    "app": "--model",
 }
 """The option, by command, of values without an option's name."""
 MANY_PATHS = ("--data.path",)

@@ -1,0 +1,62 @@
+"""`causalfusion app`: a model opened, and its page served until Ctrl-C."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from causalfusion.app.look import CSS, theme
+from causalfusion.app.opened import Opened, open_model
+from causalfusion.app.page import make_page
+from causalfusion.app.pictures import LARGEST_FILE
+from causalfusion.app.request import AppRequest
+from causalfusion.errors import UserError, brief
+from causalfusion.generate.output import say
+
+SESSIONS = 100
+"""Pages whose pictures are kept."""
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(request: AppRequest) -> None:
+    """Serve the page of the request's model. Raises UserError where that is not possible."""
+    page = launch(open_model(request), request)
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+def launch(opened: Opened, request: AppRequest) -> Any:
+    """The page, served by threads of this process. Raises UserError for an address or a port that cannot be
+    had."""
+    page = make_page(opened)
+    try:
+        _, local, public = page.launch(
+            server_name=request.host,
+            server_port=request.port or None,
+            share=request.share,
+            inbrowser=request.open,
+            prevent_thread_lock=True,
+            show_error=False,
+            quiet=True,
+            footer_links=[],
+            max_file_size=LARGEST_FILE,
+            state_session_capacity=SESSIONS,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=theme(),
+            css=CSS,
+        )
+    except OSError as error:
+        where = f"{request.host}, port {request.port}" if request.port else request.host
+        raise UserError(
+            f"the page cannot be served on {where} ({brief(error)}); expected an address of this machine, "
+            "and a port that is free: choose others with --host and --port"
+        ) from None
+    say(f"{opened.name} on {public or local} (Ctrl-C ends it)")
+    if request.host not in LOCAL:
+        say(f"note: whoever reaches this machine by {request.host} can use the page")
+    return page
