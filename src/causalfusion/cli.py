@@ -202,7 +202,8 @@ def finetune_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
     if not model or not {"data.path", "data.cache", "data.source"} & given:
         lacks = "data" if model else "a model"
         raise UserError(f"finetune needs {lacks}: causalfusion finetune MODEL --data PATH --out models/mine")
-    return settings_beneath(line.value("--task") or layers.get("task", "generate"), model)
+    options = {name.removeprefix("--"): values[-1] for name, values in line.given.items() if values}
+    return settings_beneath(model, {**layers, **options})
 
 
 def probed_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:

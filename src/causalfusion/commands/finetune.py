@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from causalfusion.config import (
     DataConfig,
     FactorizationConfig,
+    FinetuneConfig,
     RunConfig,
     SampleConfig,
     TextConfig,
@@ -30,6 +31,7 @@ class FinetuneRequest:
     model, or a name on the hub."""
     task: TaskName = "generate"
     """What the model is trained for: to generate images like those of the data."""
+    finetune: Annotated[FinetuneConfig, Settings] = field(default_factory=FinetuneConfig)
     out: str = "runs/finetune"
     """Folder of the new run, which is a model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -44,8 +46,8 @@ class FinetuneRequest:
 class Task:
     """One way to fine-tune; a new one is an entry of TASKS, and its name in `config.finetuning.TaskName`."""
 
-    beneath: Callable[[str], dict[str, Any]]
-    """From a model to the tables of settings, as the request has them, beneath those that are given."""
+    beneath: Callable[[str, Mapping[str, Any]], dict[str, Any]]
+    """From a model, and options that are given, to the tables of settings that lie beneath these."""
     run: Callable[[FinetuneRequest, str], None]
     """Does it, for a request and a device."""
 
@@ -66,21 +68,23 @@ def finetune(
     return 0
 
 
-def settings_beneath(task: str, model: str) -> dict[str, Any]:
-    """The settings that a task has from a model. Raises UserError for a task that there is not."""
-    if task not in TASKS:
-        raise UserError(f"--task is {task!r}; expected one of {', '.join(TASKS)}")
-    return TASKS[task].beneath(model)  # type: ignore[index]
+def settings_beneath(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run's task, which `given` options name, has from a model. Raises UserError for a
+    task that there is not."""
+    name = given.get("task", FinetuneRequest.task)
+    if name not in TASKS:
+        raise UserError(f"--task is {name!r}; expected one of {', '.join(TASKS)}")
+    return TASKS[name].beneath(model, given)
 
 
-def _beneath_generate(model: str) -> dict[str, Any]:
+def _beneath_generate(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     from causalfusion.train.finetuning import settings_beneath
 
-    return settings_beneath(model)
+    return settings_beneath(model, given)
 
 
 def _generate(request: FinetuneRequest, device: str) -> None:
-    from causalfusion.train.finetuning import continued
+    from causalfusion.train.finetuning import continued, report
     from causalfusion.train.run import train
 
     run = RunConfig(
@@ -89,9 +93,10 @@ def _generate(request: FinetuneRequest, device: str) -> None:
         factorization=request.factorization,
         text=request.text,
         train=replace(request.train, init=request.model),
+        finetune=request.finetune,
         sample=request.sample,
     )
-    train(continued(run), device=device)
+    report(run, train(continued(run), device=device))
 
 
 TASKS: dict[TaskName, Task] = {"generate": Task(_beneath_generate, _generate)}
