@@ -117,8 +117,8 @@ class Tokenizer:
         return grown
 
     def pieces(self, word: str) -> int:
-        """The tokens that a word inside a text consists of."""
-        return len(self.encode(" " + word))
+        """The fewest tokens that a word consists of, at the beginning of a text or inside it."""
+        return min(len(self.encode(text)) for text in (word, f" {word}"))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Markers and unknown ids are skipped; bytes that are not UTF-8 become U+FFFD."""

@@ -22,7 +22,7 @@ from causalfusion.saved.folder import ModelSpec, autoencoder_place, load_spec, l
 from causalfusion.saved.sampling import read_sampling
 from causalfusion.weight_files import fingerprint_of
 
-IMAGES = 8_000
+IMAGES = 2_000
 RATES = {"none": 0.064, "lora": 0.256, "text-inversion": 1.28}
 """Learning rate times the model's width, by what learns."""
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
@@ -43,11 +43,11 @@ def settings_beneath(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "text": text,
         "train": {
             "images": IMAGES,
-            "batch_size": 32,
+            "batch_size": 16,
             "lr": min(RATES.get(adapter, RATES["none"]) / spec.model.hidden_size, 1e-2),
             "eps": 1e-8,
             "lr_schedule": "cosine",
-            "warmup_images": 640,
+            "warmup_images": 160,
             "ema_decay": 0.99,
             "precision": "auto",
             "evaluate_every": 0,
