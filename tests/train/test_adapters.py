@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from causalfusion import Pipeline, cli
 from causalfusion.config import LoraConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.errors import UserError
+from causalfusion.interop.publish import Publication, write_publication
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.adapted import merged, with_adapters
 from causalfusion.saved.adapter import read_adapter
@@ -189,3 +191,37 @@ def test_a_word_is_known_after_loading_and_old_prompts_mean_what_they_did(runs):
     torch.testing.assert_close(*old, rtol=0, atol=1e-6)
     whole = Pipeline.load(runs["word"]).generate(None, sample, prompts=[f"a {WORD}"])
     torch.testing.assert_close(told.generate(None, sample, prompts=[f"a {WORD}"]), whole, rtol=0, atol=1e-6)
+
+
+def test_own_images_of_a_model_with_captions_have_captions_that_it_wrote(runs, tmp_path):
+    listed, out = draw(tmp_path / "told", "yak", "yak"), tmp_path / "run"
+    line = ["finetune", str(runs["base"]), "--data", str(listed), "--out", str(out), *SHORT]
+    assert cli.run([*line, "--prior-preservation", "0.4", "--prior-images", "5"]) == 0
+    with np.load(out / "prior" / "part-0000.npz") as drawn:
+        assert drawn["images"].shape == (4, 8, 8, 3) and set(drawn["labels"].tolist()) == {-1}
+        assert all(str(text) for text in drawn["texts"])
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\ntwo cats\n")
+    out = tmp_path / "given"
+    line[5] = str(out)
+    assert cli.run([*line, "--prior-preservation", "0.4", "--prior-prompts", str(prompts)]) == 0
+    with np.load(out / "prior" / "part-0000.npz") as drawn:
+        assert drawn["texts"].tolist()[:3] == ["a cat", "two cats", "a cat"]
+
+
+def test_words_that_the_tokenizer_spells_are_named_once(runs, tmp_path, capsys):
+    listed = draw(tmp_path / "told", "zebra", "cat")
+    line = ["finetune", str(runs["base"]), "--data", str(listed), "--out", str(tmp_path / "run"), *SHORT]
+    assert cli.run(line) == 0
+    said = capsys.readouterr().err
+    assert said.count("zebra (") == 1 and "picture (" not in said
+
+
+def test_a_run_with_an_adapter_is_published_whole_and_tells_no_path(runs, tmp_path):
+    out = tmp_path / "published"
+    write_publication(runs["one"], out, "user/pets", Publication())
+    assert Pipeline.load(out).spec.model.lora.rank == 2
+    recipe = (out / "training.toml").read_text()
+    assert "--adapter lora --rank 2" in recipe
+    texts = [out / name for name in ("training.toml", "README.md", "config.json")]
+    assert not any(str(runs["base"].parent) in file.read_text() for file in texts)

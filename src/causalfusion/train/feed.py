@@ -176,8 +176,10 @@ class TrainingData:
         return self.codec.at(latent_height * down, latent_width * down)
 
     def some_captions(self, most: int = 10_000) -> list[str]:
-        """All captions of at most so many training images, evenly spread."""
-        found = captions_among(self.source, spread(self.train_indices, most))
+        """All captions of at most so many of the given training images, evenly spread."""
+        source = self.source.given if isinstance(self.source, Mixed) else self.source
+        indices = np.unique(self.train_indices[self.train_indices < len(source)])
+        found = captions_among(source, spread(indices, most))
         return [text for texts in found for text in texts]
 
     def held_out_captions(self, count: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig, WriteConfig
 from causalfusion.config.serialize import read_json, to_dict
 from causalfusion.data.source import Example, ImageSource
@@ -146,10 +147,11 @@ def _draw(
     seed, model = derive_seed(seed, "prior"), pipeline.model.config
     texts, labels = [""] * len(indices), [-1] * len(indices)
     if pipeline.tokenizer is not None:
-        texts = [prompts[i % len(prompts)] for i in indices] or _written(pipeline, indices, seed)
+        given = [prompts[i % len(prompts)] for i in indices] if prompts else []
+        texts = given or _written(pipeline, indices, seed)
     elif model.num_class_tokens or model.conditioning == "adaln_zero":
         labels = [i % model.num_classes for i in indices]
-    said = [text or " " for text in texts] if any(texts) else None
+    said = texts if any(texts) else None
     images = pipeline.generate(
         None if said else [label if label >= 0 else model.null_label for label in labels],
         read_sampling(base),
@@ -175,7 +177,20 @@ def _written(pipeline: Pipeline, indices: range, seed: int) -> list[str]:
         pipeline.null_labels(count), [[Text(open=True)] for _ in indices], None,
         WriteConfig(text_temperature=1.0, max_tokens=room), seed, indices,
     )  # fmt: skip
-    return [tokenizer.decode(each[: room - 1]).strip() for each in ids]
+    texts = [_fitting(tokenizer.decode(each).strip(), tokenizer, room) for each in ids]
+    said = [text for text in texts if text]
+    if not said:
+        raise UserError(
+            "the model writes empty captions; give prompts for its own images: --prior-prompts FILE"
+        )
+    return [text or said[row % len(said)] for row, text in enumerate(texts)]
+
+
+def _fitting(text: str, tokenizer: Tokenizer, room: int) -> str:
+    """The beginning of a text for which there is room: bytes that were no characters became longer ones."""
+    while (count := len(tokenizer.encode(text))) > room:
+        text = text[: len(text) * room // count].strip()
+    return text
 
 
 def _given_prompts(path: str) -> list[str]:
