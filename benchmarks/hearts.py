@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_erosion, label
+from scipy.ndimage import binary_erosion
 
 from causalfusion.data.drawing import (
     AREA,
@@ -29,7 +29,7 @@ from causalfusion.data.drawing import (
     draw_scene,
 )
 from causalfusion.data.scene_captions import describe
-from causalfusion.evaluate.measures.scenes import BETWEEN_SIZES, UNKNOWN, WORST_FIT
+from causalfusion.evaluate.measures.scenes import BETWEEN_SIZES, UNKNOWN, WORST_FIT, connected_regions
 
 SIDE = 32
 HEART = "heart"
@@ -108,14 +108,15 @@ def is_right(image: np.ndarray, asked: SceneObject) -> bool:
 def look(image: np.ndarray) -> Seen:
     """The figures in an image, and colour, shape and size of the only one."""
     difference = image.astype(np.float32) - np.array(BACKGROUND, np.float32)
-    regions, count = label(np.linalg.norm(difference, axis=2) > 60)
-    sizes = np.bincount(regions.ravel())[1:] if count else np.zeros(0, int)
+    regions = connected_regions((np.linalg.norm(difference, axis=2) > 60) - 1)
+    sizes = np.bincount(regions.ravel())[1:]
     large = np.flatnonzero(sizes >= 6) + 1
     if len(large) != 1:
         return Seen(len(large))
     figure = regions == large[0]
     inner = binary_erosion(figure)
-    color = np.median(image[inner if inner.any() else figure], axis=0)
+    inside: np.ndarray = inner if inner.any() else figure
+    color = np.median(image[inside], axis=0)
     name = min(COLORS, key=lambda key: float(np.linalg.norm(color - np.array(COLORS[key]))))
     step = np.array(COLORS[name], np.float32) - np.array(BACKGROUND, np.float32)
     share = np.clip(difference @ step / float(step @ step), -0.3, 1.3)

@@ -57,12 +57,11 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     data = [draw(folder / label, "cat", label) for label in ("cat", "yak")]
     for name, seed in (("base", 0), ("foreign", 1)):
         settings = {"seed": seed, "images": 16, "batch_size": 8, "evaluate_every": 0, "sample_minutes": 0.0}
-        train(
-            load_config(
-                out=str(runs[name]), data={"source": "jsonl", "path": str(data[0]), "image_size": 8},
-                codec={"patch_size": 2}, model=SMALL, text={"tokenizer": "train"}, train=settings,
-            )
+        config = load_config(
+            data={"source": "jsonl", "path": str(data[0]), "image_size": 8}, codec={"patch_size": 2},
+            model=SMALL, text={"tokenizer": "train"}, train=settings,
         )  # fmt: skip
+        train(replace(config, out=str(runs[name])))
     lora = ["--adapter", "lora", "--rank", "2", "--train.lr", "0.01"]
     inversion = ["--adapter", "text-inversion", "--word", WORD, "--like", "cat", "--train.lr", "0.01"]
     told = draw(folder / "told", WORD, "cat")

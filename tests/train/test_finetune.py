@@ -1,6 +1,7 @@
 """`causalfusion finetune`: a model goes on with other data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +46,14 @@ def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     data = draw(folder / "pictures", ("cat", "dog", "owl"))
     model = {"hidden_size": 16, "depth": 2, "num_heads": 2, "num_class_tokens": 2}
-    train(
-        load_config(
-            out=str(folder / "run"),
-            data={"source": "folder", "path": str(data), "image_size": 8},
-            codec={"patch_size": 2},
-            model={**model, "position_embedding": "learnable"},
-            sample={"sampler": "ddim", "diffusion_steps": [4]},
-            train={"images": 32, "batch_size": 8, "evaluate_every": 0, "sample_minutes": 0.0},
-        )
+    config = load_config(
+        data={"source": "folder", "path": str(data), "image_size": 8},
+        codec={"patch_size": 2},
+        model={**model, "position_embedding": "learnable"},
+        sample={"sampler": "ddim", "diffusion_steps": [4]},
+        train={"images": 32, "batch_size": 8, "evaluate_every": 0, "sample_minutes": 0.0},
     )
+    train(replace(config, out=str(folder / "run")))
     return folder / "run"
 
 
