@@ -63,8 +63,8 @@ def nothing_at_hand(monkeypatch, tmp_path):
         (tmp_path / name).write_text("[train]\nimages = 1000\n")
     monkeypatch.setattr(cli, "command_of", command_of)
     monkeypatch.setattr(cli, "model_settings", lambda *_: [])
-    monkeypatch.setattr(cli, "teacher_settings", lambda *_: {})
-    monkeypatch.setattr(cli, "probed_settings", lambda *_: {})
+    for name in ("teacher_settings", "finetune_settings", "probed_settings"):
+        monkeypatch.setattr(cli, name, lambda *_: {})
     monkeypatch.setattr(cli, "_with_choices", lambda prepared, decided: prepared)
     monkeypatch.setattr("causalfusion.data.guess_source", lambda paths: "folder")
 

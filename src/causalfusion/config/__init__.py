@@ -2,6 +2,7 @@
 
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.distillation import DistillConfig
+from causalfusion.config.finetuning import FinetuneConfig
 from causalfusion.config.generation import OrderName, SampleConfig, SamplerChoice, SamplerName
 from causalfusion.config.grafting import ImageWeightsConfig, LoraConfig
 from causalfusion.config.language import NUM_MARKERS, LanguageConfig, ScalingConfig
@@ -29,8 +30,8 @@ from causalfusion.config.training import TrainConfig
 __all__ = [
     "NUM_MARKERS",
     "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "DistillConfig", "EncoderConfig",
-    "FactorizationConfig", "HeadConfig", "ImageWeightsConfig", "LanguageConfig", "LoraConfig", "ModelConfig",
-    "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig", "RopeExtrapolation",
-    "RunConfig", "SampleConfig", "SamplerChoice", "SamplerName", "ScalingConfig", "SourceName", "SplitName",
-    "TextConfig", "TrainConfig", "WriteConfig",
+    "FactorizationConfig", "FinetuneConfig", "HeadConfig", "ImageWeightsConfig", "LanguageConfig",
+    "LoraConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig",
+    "RopeExtrapolation", "RunConfig", "SampleConfig", "SamplerChoice", "SamplerName", "ScalingConfig",
+    "SourceName", "SplitName", "TextConfig", "TrainConfig", "WriteConfig",
 ]  # fmt: skip

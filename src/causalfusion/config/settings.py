@@ -1,8 +1,7 @@
 """Settings of a training run: frozen dataclasses that validate themselves.
 
 A recipe (TOML) and the command line describe a `RunConfig`. Fields that follow from the data (number of
-classes, token grid, image size) are 0 until `train.feed.open_training_data` fills them in; a saved model
-contains the completed `ModelConfig`, `CodecConfig` and `DiffusionConfig`.
+classes, token grid, image size) are 0 until `train.feed.open_training_data` fills them in.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Literal
 
 from causalfusion.config.diffusion import DiffusionConfig
 from causalfusion.config.distillation import DistillConfig
+from causalfusion.config.finetuning import Finetune, FinetuneConfig
 from causalfusion.config.generation import OrderName, SampleConfig
 from causalfusion.config.model import ModelConfig
 from causalfusion.config.sizes import MAX_SIDE, Fit, parse_size, size_text
@@ -26,7 +26,6 @@ SourceName = Literal[
 ]  # fmt: skip
 SplitName = Literal["train", "validation", "test", "compositional"]
 TaskName = Literal["pairs", "words", "both"]
-
 MAX_WORKERS = 512
 
 
@@ -262,6 +261,7 @@ class RunConfig:
     text: TextConfig = field(default_factory=TextConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    finetune: Finetune = field(default_factory=FinetuneConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Settings of the sample grids during training."""
 

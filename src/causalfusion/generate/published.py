@@ -1,8 +1,9 @@
-"""A pipeline's way from and to disk and the hub: its model folder, with a page about it."""
+"""A pipeline's way from and to disk and the hub: its model folder, with a page about it, and adapters."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,6 +14,8 @@ from causalfusion.config import SampleConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.files import write_whole
 from causalfusion.generate.token_pipeline import TokenPipeline
+from causalfusion.saved.adapted import adapted, told_of
+from causalfusion.saved.adapter import read_adapter
 from causalfusion.saved.folder import (
     WeightsName,
     load_model,
@@ -41,20 +44,26 @@ class PublishedPipeline(TokenPipeline):
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype = torch.float32,
         autoencoder: str = "",
+        adapters: Mapping[str | Path, float] | None = None,
     ) -> Self:
         """From a model folder, a training run (its last checkpoint), the name of a packaged model, or a name
-        on the hub; `autoencoder`: its place, if neither in the folder nor where it was in training:
+        on the hub; `autoencoder`: its place, if neither in the folder nor where it was in training;
+        `adapters`: folders of adapters of this model, each with its weight, as {"models/heart": 0.7}:
 
         pipeline = Pipeline.load("shapes")
         pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
         """
 
+        given = [(read_adapter(Path(place)), weight) for place, weight in (adapters or {}).items()]
+
         def read(place: Path) -> Self:
             model, spec = load_model(place, weights, device)
             codec = open_model_codec(place, spec, autoencoder).to(device)
             tokenizer, sampling = load_tokenizer(place, spec), read_sampling(place)
-            process = make_process(spec.diffusion)
-            return cls(model, codec, spec, process, autocast_dtype, tokenizer, sampling)
+            if given:
+                model, spec, tokenizer = adapted(model, spec, tokenizer, given)
+            process, told = make_process(spec.diffusion), tuple(told_of(given))
+            return cls(model, codec, spec, process, autocast_dtype, tokenizer, sampling, told)
 
         return read_latest(Path(folder), read)[0]
 
@@ -71,6 +80,7 @@ class PublishedPipeline(TokenPipeline):
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype = torch.float32,
         autoencoder: str = "",
+        adapters: Mapping[str | Path, float] | None = None,
     ) -> Self:
         """As `load`; a name on the hub (user/model) with the hub's own options:
 
@@ -82,8 +92,9 @@ class PublishedPipeline(TokenPipeline):
         if name is not None:
             model = fetch_model(name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         return cls.load(
-            model, weights=weights, device=device, autocast_dtype=autocast_dtype, autoencoder=autoencoder
-        )
+            model, weights=weights, device=device, autocast_dtype=autocast_dtype, autoencoder=autoencoder,
+            adapters=adapters,
+        )  # fmt: skip
 
     def save_pretrained(
         self, folder: Path | str, *, license: str = "", sampling: SampleConfig | None = None, name: str = ""

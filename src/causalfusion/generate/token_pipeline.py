@@ -43,6 +43,8 @@ class TokenPipeline:
     """None: a model without text."""
     sampling: SampleConfig | None = None
     """The settings that the model recommends, by its folder's sample.toml; None: there are none."""
+    adapters: tuple[str, ...] = ()
+    """The adapters in the model, with hashes and weights, as records of what was generated tell them."""
 
     @property
     def device(self) -> torch.device:

@@ -40,6 +40,8 @@ _PATHS = (
     "distill.teacher",
 )  # fmt: skip
 _NOT_TOLD = ("out", "distill.teacher_hash", *_PATHS)
+_OF_PRIOR = ("finetune.prior_preservation", "finetune.prior_images")
+_OF_ADAPTER = ("finetune.adapter", "finetune.rank", "finetune.alpha", "finetune.word", "finetune.like")
 _FROM_DATA = (
     "model.num_classes", "model.token_dim", "model.vocab_size", "model.grid_height", "model.grid_width",
     "codec.image_height", "codec.image_width", "codec.image_channels", "codec.latent_channels",
@@ -211,12 +213,21 @@ def _write_recipe(source: Path, out: Path) -> str:
     lines = [
         f"{name} = {json.dumps(value)}"
         for name, value in settings.items()
-        if value is not None and value != defaults.get(name) and name not in (*_NOT_TOLD, *_FROM_DATA)
+        if value is not None
+        and value != defaults.get(name)
+        and name not in (*_NOT_TOLD, *_FROM_DATA)
+        and not name.startswith("finetune.")
     ]
     left_out = [name for name in _PATHS if settings.get(name)]
     head = "# The settings of the model's training that are not the defaults.\n"
     if left_out:
         head += f"# Left out, as they are paths of the machine that trained it: {', '.join(left_out)}.\n"
+    if settings.get("finetune.base"):
+        told = [n for n in (*_OF_ADAPTER, *_OF_PRIOR) if settings.get(n) != defaults[n]]
+        options = [f"--{n.removeprefix('finetune.').replace('_', '-')} {settings[n]}" for n in told]
+        head += (
+            f"# Of a fine-tuning: causalfusion finetune MODEL --data PATH {' '.join(options)}".rstrip() + "\n"
+        )
     write_whole(out / RECIPE_FILE, head + "\n".join(lines) + "\n")
     return RECIPE_FILE
 

@@ -73,6 +73,8 @@ def command_of(name: str, app: App) -> Command:
 def run_options() -> Iterable[tuple[str, Option]]:
     """(name, option) of every setting of a run."""
     for table, hint in typing.get_type_hints(RunConfig).items():
+        if table == "finetune":  # which a command of its own fills in
+            continue
         fields = typing.get_type_hints(hint).items() if dataclasses.is_dataclass(hint) else ()
         for name, kind in fields:
             label = f"--{table}.{name}".replace("_", "-")

@@ -16,6 +16,7 @@ OLD_POSITIONAL = {"doctor": "--model", "plan": "--model", "estimate": "--config"
 POSITIONAL = {
     "train": "--data.path",
     "distill": "--teacher",
+    "finetune": "--model",
     "encode": "--data.path",
     "tokenizer train": "--data.path",
     "codec train": "--data.path",
@@ -77,6 +78,14 @@ _ALIASES = {
     "--train.precision": "dtype mixed-precision",
     "--reference": "ref reference-path real",
     "--features": "feature feature-extractor",
+    "--rank": "lora-rank lora-r r",
+    "--alpha": "lora-alpha",
+    "--word": "placeholder-token",
+    "--like": "initializer-token",
+    "--prior-preservation": "with-prior-preservation prior-loss-weight",
+    "--prior-images": "num-class-images",
+    "--adapters": "adapter lora loras lora-path lora-paths",
+    "--adapter-weights": "adapter-weight lora-scale lora-weight lora-weights",
     "--config": "c recipe cfg-file config-file",
 }
 """Words of other tools, without dashes, by the option that they mean."""
@@ -122,7 +131,7 @@ _DEVICES = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "gpus": "cuda", "no-cud
 def advice_on(command: str, word: str, value: str | None, names: list[str], batch_size: int) -> str | None:
     """Advice for a word that has no counterpart among a command's options; None if there is none."""
     bare = word.lstrip("-")
-    if command in ("train", "estimate") and bare in _STEPS.split():
+    if command in ("train", "finetune", "estimate") and bare in _STEPS.split():
         advice = "training length is given in images or epochs: --train.images N or --train.epochs N"
         if value is not None and value.isdecimal():
             images = int(value) * batch_size
@@ -133,7 +142,7 @@ def advice_on(command: str, word: str, value: str | None, names: list[str], batc
             return f"a size is a recipe: --config {value}"
         which = value or "MODEL"
         return f"to begin with the weights of a model: --train.init {which}; sizes are recipes: --config S"
-    if command == "train" and bare in _RESUME.split():
+    if command in ("train", "finetune") and bare in _RESUME.split():
         return "the same command goes on with its run; to begin with other weights: --train.init MODEL"
     if bare in _PRECISION.split():
         precision = next((name for name in ("--precision", "--train.precision") if name in names), None)

@@ -1,0 +1,185 @@
+"""`causalfusion finetune`: a model goes on with other data."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from causalfusion import Pipeline, cli
+from causalfusion.config.recipes import load_config
+from causalfusion.data.labels import map_classes
+from causalfusion.saved.folder import checkpoints_of, latest_model, load_spec, load_weights
+from causalfusion.train.prior import Shares
+from causalfusion.train.run import train
+
+SHORT = [
+    "--train.batch-size", "8", "--train.evaluate-every", "0", "--train.sample-minutes", "0",
+    "--train.precision", "float32",
+]  # fmt: skip
+TABLE = "class_embedding.table.weight"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _unmeasured():
+    """The machine's speed is not measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
+        yield
+
+
+def draw(folder: Path, names: tuple[str, ...], side: int = 8) -> Path:
+    """A folder of pictures, 12 of each class."""
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for index in range(12):
+            Image.new("RGB", (side, side), (20 * index, 60 * number, 90)).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A run of two small layers on pictures of the classes cat, dog and owl. Not to be changed."""
+    folder = tmp_path_factory.mktemp("base")
+    data = draw(folder / "pictures", ("cat", "dog", "owl"))
+    model = {"hidden_size": 16, "depth": 2, "num_heads": 2, "num_class_tokens": 2}
+    config = load_config(
+        data={"source": "folder", "path": str(data), "image_size": 8},
+        codec={"patch_size": 2},
+        model={**model, "position_embedding": "learnable"},
+        sample={"sampler": "ddim", "diffusion_steps": [4]},
+        train={"images": 32, "batch_size": 8, "evaluate_every": 0, "sample_minutes": 0.0},
+    )
+    train(replace(config, out=str(folder / "run")))
+    return folder / "run"
+
+
+def finetune(*options: object, images: int = 16) -> int:
+    return cli.run(["finetune", *map(str, options), *SHORT, "--train.images", str(images)])
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_weights(latest_model(run))
+
+
+def test_classes_of_the_same_name_are_the_same():
+    names, table = map_classes(["dog", "yak"], ["cat", "dog"], keep=True)
+    assert names == ["cat", "dog", "yak"] and table is not None and table.tolist() == [1, 2]
+    names, table = map_classes(["dog", "yak"], ["cat", "dog"], keep=False)
+    assert names == ["dog", "yak"] and table is not None and table.tolist() == [0, 1]
+    names, table = map_classes([], ["cat", "dog"], keep=True)  # without labels: the null class
+    assert names == ["cat", "dog"] and table is not None and table.tolist() == [2]
+    names, table = map_classes(["yak"], ["cat", "dog"], keep=True, used=False)
+    assert names == ["cat", "dog"] and table is not None and table.tolist() == [0]
+
+
+def test_rows_of_classes_that_the_data_lack_stay_to_the_bit(base, tmp_path):
+    data, out = draw(tmp_path / "pictures", ("dog", "yak")), tmp_path / "mine"
+    assert finetune(base, "--data", data, "--out", out) == 0
+    spec = load_spec(latest_model(out))
+    assert spec.class_names == ["cat", "dog", "owl", "yak"] and spec.model.num_classes == 4
+    before, after = weights_of(base)[TABLE], weights_of(out)[TABLE]
+    assert torch.equal(after[[0, 2]], before[[0, 2]]), "cat and owl"
+    assert not torch.equal(after[1], before[1]), "dog learned"
+    assert not torch.equal(after[4], before[3]), "so did the null class, which is still the last"
+    assert not torch.equal(weights_of(out)["image_in.weight"], weights_of(base)["image_in.weight"])
+    assert load_spec(latest_model(out)).diffusion == load_spec(latest_model(base)).diffusion
+
+
+def test_the_classes_of_the_data_may_be_all(base, tmp_path):
+    data, out = draw(tmp_path / "pictures", ("dog", "yak")), tmp_path / "mine"
+    assert finetune(base, "--data", data, "--out", out, "--no-keep-classes") == 0
+    assert load_spec(latest_model(out)).class_names == ["dog", "yak"]
+    images = Pipeline.load(out).generate(["yak"])
+    assert images.shape == (1, 3, 8, 8)
+
+
+def test_another_resolution(base, tmp_path):
+    data, out = draw(tmp_path / "pictures", ("cat",), side=12), tmp_path / "mine"
+    assert finetune(base, "--data", data, "--data.image-size", 12, "--out", out) == 0
+    spec = load_spec(latest_model(out))
+    assert (spec.model.grid_height, spec.codec.image_width) == (6, 12)
+    assert weights_of(out)["image_position"].shape == (36, 16)
+
+
+def test_low_rank_additions_and_new_rows_are_all_that_learns(base, tmp_path):
+    data, out = draw(tmp_path / "pictures", ("dog", "yak")), tmp_path / "mine"
+    assert finetune(base, "--data", data, "--out", out, "--adapter", "lora", "--rank", 2) == 0
+    before, after = weights_of(base), weights_of(out)
+    assert torch.equal(after[TABLE][[0, 1, 2, 4]], before[TABLE]), "all but the row of yak"
+    changed = {name for name in before if name != TABLE and not torch.equal(after[name], before[name])}
+    assert not changed
+    assert after["blocks.1.mlp.fc2.lora_b"].abs().max() > 0
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_bit(base, tmp_path):
+    data = draw(tmp_path / "pictures", ("dog", "yak"))
+    for adapter in ("none", "lora"):
+        whole, parts = tmp_path / f"{adapter}-whole", tmp_path / f"{adapter}-parts"
+        line = [base, "--data", data, "--adapter", adapter, "--prior-preservation", 0.5, "--prior-images", 6]
+        constant = ["--train.lr-schedule", "constant"]
+        assert finetune(*line, *constant, "--out", whole, images=32) == 0
+        assert finetune(*line, *constant, "--out", parts, images=16) == 0
+        assert finetune(*line, *constant, "--out", parts, images=32) == 0
+        one, other = weights_of(whole), weights_of(parts)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_own_images_are_drawn_once_and_kept(base, tmp_path, capsys):
+    data, out = draw(tmp_path / "pictures", ("yak",)), tmp_path / "mine"
+    line = [base, "--data", data, "--out", out, "--prior-preservation", 0.5, "--prior-images", 6]
+    assert finetune(*line) == 0
+    parts = sorted((out / "prior").glob("part-*.npz"))
+    with np.load(parts[0]) as drawn:
+        assert drawn["images"].shape == (6, 8, 8, 3) and drawn["labels"].tolist() == [0, 1, 2, 0, 1, 2]
+    before = parts[0].stat().st_mtime_ns
+    assert finetune(*line, images=32) == 0
+    assert parts[0].stat().st_mtime_ns == before
+    assert not torch.equal(weights_of(out)[TABLE][:3], weights_of(base)[TABLE][:3]), "their classes learn"
+    settings = json.loads((out / "prior" / "settings.json").read_text())
+    (out / "prior" / "settings.json").write_text(json.dumps({**settings, "seed": 5}))
+    assert finetune(*line, images=48) == 2
+    assert "holds images of another model, or of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("images", "share", "most"),
+    [(80, 0.5, 200), (80, 0.5, 40), (10_000, 0.5, 200), (80, 0.2, 200), (5, 0.9, 200)],
+)
+def test_own_images_have_their_share(images, share, most):
+    shares = Shares.of(images, share, most)
+    own = shares.own * shares.count
+    assert shares.count <= most
+    assert own / (own + shares.given * images) == pytest.approx(share, abs=0.01)
+
+
+def test_a_hub_id(base, tmp_path, monkeypatch):
+    """A name on the hub is the base, wherever models are looked up; its folder is fetched by `saved.hub`."""
+    fetched = latest_model(base)
+    monkeypatch.setattr(
+        "causalfusion.saved.folder.model_of_hub", lambda path: fetched if str(path) == "user/pets" else None
+    )
+    data, out = draw(tmp_path / "pictures", ("yak",)), tmp_path / "mine"
+    assert finetune("user/pets", "--data", data, "--out", out, "--adapter", "lora") == 0
+    assert json.loads((out / "adapter" / "causalfusion.json").read_text())["base"] == "user/pets"
+
+
+def test_what_is_missing_or_does_not_fit_is_said_in_one_line(base, tmp_path, capsys):
+    data = draw(tmp_path / "pictures", ("yak",))
+    for line, said in [
+        ([], "finetune needs a model"),
+        ([base], "finetune needs data"),
+        ([base, "other", "--data", data], "takes one model"),
+        ([base, "--data", data, "--task", "sing"], "expected one of generate"),
+        ([base, "--data", data, "--adapter", "text-inversion"], "expected a word"),
+        ([base, "--data", data, "--adapter", "text-inversion", "--word", "<x>"], "has no words of its own"),
+        ([base, "--data", data, "--word", "<x>"], "without --adapter text-inversion"),
+        ([base, "--data", data, "--adapter", "lora", "--no-keep-classes"], "which only adds classes"),
+        ([base, "--data", data, "--prior-preservation", "1"], "a share in [0, 1)"),
+    ]:
+        assert cli.run(["finetune", *map(str, line), "--out", str(tmp_path / "out")]) == 2
+        assert said in capsys.readouterr().err
+    assert not checkpoints_of(tmp_path / "out")
