@@ -1,7 +1,9 @@
 """All settings: frozen dataclasses that validate themselves; recipes; conversion to JSON and back."""
 
+from causalfusion.config.alignment import AlignConfig
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.distillation import DistillConfig
+from causalfusion.config.factorization import FactorizationConfig
 from causalfusion.config.generation import OrderName, SampleConfig, SamplerName
 from causalfusion.config.grafting import ImageWeightsConfig, LoraConfig
 from causalfusion.config.language import NUM_MARKERS, LanguageConfig, ScalingConfig
@@ -18,7 +20,6 @@ from causalfusion.config.parts import (
 from causalfusion.config.settings import (
     CodecConfig,
     DataConfig,
-    FactorizationConfig,
     RunConfig,
     SourceName,
     SplitName,
@@ -28,8 +29,9 @@ from causalfusion.config.training import TrainConfig
 
 __all__ = [
     "NUM_MARKERS",
-    "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "DistillConfig", "EncoderConfig",
-    "FactorizationConfig", "HeadConfig", "ImageWeightsConfig", "LanguageConfig", "LoraConfig", "ModelConfig",
+    "AlignConfig", "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "DistillConfig",
+    "EncoderConfig", "FactorizationConfig", "HeadConfig", "ImageWeightsConfig", "LanguageConfig",
+    "LoraConfig", "ModelConfig",
     "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig", "RopeExtrapolation",
     "RunConfig", "SampleConfig", "SamplerName", "ScalingConfig", "SourceName", "SplitName", "TextConfig",
     "TrainConfig", "WriteConfig",

@@ -18,3 +18,5 @@ class Predictions(NamedTuple):
     """(B, n, vocabulary) logits of what follows each text token; None where there is no text."""
     condition: Tensor | None = None
     """(B, n, D) conditions of the tokens that are asked for; None without a per-token head."""
+    projected: Tensor | None = None
+    """(B, n, E) what a projector reads of the noised tokens; None without one (`model/projector.py`)."""

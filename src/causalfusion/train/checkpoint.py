@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config.serialize import from_dict, read_object
 from causalfusion.errors import UserError, check
+from causalfusion.model.projector import is_of_projector
 from causalfusion.saved.folder import (
     SAMPLING_FILE,
     ModelSpec,
@@ -44,7 +45,7 @@ from causalfusion.weight_files import read_weights
 
 _HIDDEN = ".partial-"
 OPTIMIZER_FILE, SHARDED_FOLDER, DATA_FILE = "optimizer.safetensors", "sharded", "data.json"
-WIDTHS_FILE = "ema_widths.safetensors"
+WIDTHS_FILE, PROJECTOR_FILE = "ema_widths.safetensors", "projector.safetensors"
 REMEDY = "delete the checkpoint {} to resume from the one before"
 
 
@@ -60,6 +61,8 @@ class Progress:
     """Training time so far, over all sittings; without evaluations, grids and checkpoints."""
     pending_losses: tuple[tuple[float, float], ...] = ()
     """Image and text losses of the steps since the last log line."""
+    pending_alignment: tuple[float, ...] = ()
+    """The same of the alignment, in a run with one."""
 
     @property
     def updates(self) -> int:
@@ -102,6 +105,8 @@ class Snapshot:
     raw: dict[str, Tensor] = field(default_factory=dict)
     widths: dict[str, Tensor] = field(default_factory=dict)
     """Averages of several widths, where the run has some."""
+    projector: dict[str, Tensor] = field(default_factory=dict)
+    """Weights that are trained beside the model and no part of it."""
     optimizer: dict[str, Tensor] | None = None
     """None: every process writes its share."""
 
@@ -133,6 +138,8 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
         save_file(snapshot.optimizer, state / OPTIMIZER_FILE)
     if snapshot.widths:
         save_file(snapshot.widths, state / WIDTHS_FILE)
+    if snapshot.projector:
+        save_file(snapshot.projector, state / PROJECTOR_FILE)
     (state / "run.json").write_text(json.dumps(snapshot.run_config, indent=2))
     (state / "progress.json").write_text(json.dumps(vars(snapshot.progress)))
     (state / DATA_FILE).write_text(json.dumps(vars(snapshot.data), indent=2))
@@ -205,7 +212,10 @@ def load_checkpoint(
     try:
         progress = read_progress(folder)
         raw, averages = load_weights(folder, "raw"), load_weights(folder, "ema")
-        check_tensors(raw, model.state_dict(), str(folder / "raw.safetensors"))
+        beside = {name: value for name, value in model.state_dict().items() if is_of_projector(name)}
+        projector = read_weights(state / PROJECTOR_FILE) if beside else {}
+        check_tensors(projector, beside, str(state / PROJECTOR_FILE))
+        check_tensors(raw | projector, model.state_dict(), str(folder / "raw.safetensors"))
         check_tensors(averages, ema.state_dict(), str(folder / "model.safetensors"))
         of_widths = read_weights(state / WIDTHS_FILE) if widths.averages else {}
         check_tensors(of_widths, widths.state_dict(), str(state / WIDTHS_FILE))
@@ -220,7 +230,7 @@ def load_checkpoint(
         raise UserError(
             f"training state in {state} cannot be read ({cause}); {REMEDY.format(folder)}"
         ) from error
-    load_shares(model, raw, str(folder / "raw.safetensors"))
+    load_shares(model, raw | projector, str(folder / "raw.safetensors"))
     ema.load_state_dict(averages)
     widths.load_state_dict(of_widths)
     return progress

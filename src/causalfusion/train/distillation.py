@@ -23,6 +23,7 @@ from causalfusion.diffusion.segments import Segments
 from causalfusion.generate.guidance import Guidance
 from causalfusion.machine.processes import World
 from causalfusion.saved.folder import latest_model, load_model
+from causalfusion.train.alignment import AlignedObjective
 from causalfusion.train.arranged import Arranged, Errors
 from causalfusion.train.batch import TokenBatch
 from causalfusion.train.draws import Draws
@@ -97,6 +98,8 @@ def make_objective(config: RunConfig, world: World, markers: Markers | None) -> 
     """What the run minimises; a distillation's teacher is loaded."""
     process, distill = make_process(config.diffusion), config.distill
     multiple = config.train.length_multiple or (64 if world.device.type == "cuda" else 1)
+    if config.align.encoder:
+        return AlignedObjective(config, process, markers, multiple)
     if not distill.teacher:
         return Objective(config, process, markers, multiple)
     teacher, _ = load_model(latest_model(Path(distill.teacher)), device=world.device)

@@ -16,6 +16,7 @@ from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.model.parts import is_hidden_matrix, is_of_text
+from causalfusion.model.projector import is_of_projector
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_spec, load_weights
 from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
@@ -43,9 +44,10 @@ class TrainState:
         self.model = build_model(config, world)
         self.sharded = is_sharded(self.model)
         freeze_rest(self.model, config)
-        self.ema = EMA(self.model.named_parameters())
         named = dict(self.model.named_parameters())
-        self.widths = WidthAverages(named.items(), config.train.ema_widths)
+        saved = {name: value for name, value in named.items() if not is_of_projector(name)}
+        self.ema = EMA(saved.items())
+        self.widths = WidthAverages(saved.items(), config.train.ema_widths)
         of_text = {p for name, p in named.items() if is_of_text(name) and tokenizer is not None}
         hidden = {p for name, p in named.items() if is_hidden_matrix(name, p)}
         self.optimizer = make_optimizer(named.values(), config.train, of_text, hidden)
@@ -84,6 +86,7 @@ class TrainState:
                 run, world, keep=train.keep_checkpoints, background=background, sharded=self.sharded
             )
         state = optimizer_tensors(self.model, self.optimizer)
+        raw = gather(self.model.state_dict(), world, copy=background)
         snapshot = Snapshot(
             replace(spec, images_seen=self.progress.images_seen),
             to_dict(self.config),
@@ -92,7 +95,8 @@ class TrainState:
             data,
             to_toml(self.config.sample),
             ema=gather(self.ema.state_dict(), world, copy=background),
-            raw=gather(self.model.state_dict(), world, copy=background),
+            raw={name: value for name, value in raw.items() if not is_of_projector(name)},
+            projector={name: value for name, value in raw.items() if is_of_projector(name)},
             widths=gather(self.widths.state_dict(), world, copy=background),
             optimizer=None if self.sharded else gather(state, world, copy=background),
         )
@@ -117,11 +121,12 @@ class TrainState:
         before = spec.model
         weights = {name: value.float() for name, value in load_weights(folder).items()}
         weights = for_grid(weights, before, config.model)
-        fresh: frozenset[str] = frozenset()
+        fresh = frozenset(filter(is_of_projector, self.model.state_dict()))
         if before.text_only:
-            weights, fresh = for_drawing(weights, config), fresh_of(self.model)
+            weights, fresh = for_drawing(weights, config), fresh | fresh_of(self.model)
         elif spec.codec.patch_size != config.codec.patch_size:
-            weights, fresh = for_patches(weights, before, self.model)
+            weights, of_patches = for_patches(weights, before, self.model)
+            fresh |= of_patches
         load_shares(self.model, weights, str(folder), fresh - weights.keys())
         self.ema.restart()
 
