@@ -1,8 +1,8 @@
 """Does alignment with a frozen encoder shorten training here? The comparison that docs/representation.md
 settles.
 
-`python -m benchmarks.align OUT CIFAR10 ENCODER JUDGE [SEEDS]` trains a small model of CIFAR-10 with and without
-alignment on equally many images, draws samples from each, and prints the figures with the verdict. CIFAR10:
+`python -m benchmarks.align OUT CIFAR10 ENCODER JUDGE [SEEDS]` trains a small model of CIFAR-10 with and
+without alignment on equally many images, draws samples from each, and prints the figures with the verdict. CIFAR10:
 the folder of shards; ENCODER: as --align.encoder; JUDGE: as --features of `evaluate`. What is in OUT is not
 made again.
 """
@@ -50,8 +50,18 @@ def judged(folder: Path, data: Path, judge: str) -> dict[str, float]:
     if not (card / "card.json").is_file():
         draw = f"sample --model {folder} --images {SAMPLES} --sampler dpm++ --diffusion-steps 15 --output npz"
         _command(f"{draw} --guidance-scale 2 --seed 0 --device cpu --out {samples}".split())
-        line = ["evaluate", "--samples", str(samples / "samples.npz"), "--reference", str(data / "cifar10-test-*.tar.gz")]
-        line += ["--features", judge, "pixels:8", "--measures", "frechet", "--device", "cpu"]
+        line = ["evaluate", "--samples", str(samples / "samples.npz")]
+        line += [
+            "--reference",
+            str(data / "cifar10-test-*.tar.gz"),
+            "--features",
+            judge,
+            "pixels:8",
+            "--measures",
+            "frechet",
+            "--device",
+            "cpu",
+        ]
         _command([*line, "--out", str(card)])
     return _figures(json.loads((card / "card.json").read_text()))
 
