@@ -2,9 +2,9 @@
 settles.
 
 `python -m benchmarks.align OUT CIFAR10 ENCODER JUDGE [SEEDS]` trains a small model of CIFAR-10 with and
-without alignment on equally many images, draws samples from each, and prints the figures with the verdict. CIFAR10:
-the folder of shards; ENCODER: as --align.encoder; JUDGE: as --features of `evaluate`. What is in OUT is not
-made again.
+without alignment on equally many images, draws samples from each, and prints the figures with the verdict.
+CIFAR10: the folder of shards; ENCODER: as --align.encoder; JUDGE: as --features of `evaluate`. What is in
+OUT is not made again.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from causalfusion.vocabulary.unused import refuse_unused
 COMMANDS = (
     "train",
     "distill",
+    "finetune",
     "sample",
     "edit",
     "caption",
@@ -162,6 +163,8 @@ def beneath(line: Line) -> tuple[list[str], dict[str, Any]]:
     layers = layers_for(command, names)
     if command.name == "distill":
         return names, merge([teacher_settings(line, layers), layers])
+    if command.name == "finetune":
+        return names, merge([finetune_settings(line, layers), layers])
     if command.name == "probe":
         return names, merge([probed_settings(line, layers), layers])
     preset = evaluation_preset(line, layers)
@@ -188,6 +191,19 @@ def teacher_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
             "--data.source shapes"
         )
     return beneath
+
+
+def finetune_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
+    """The settings that fine-tuning has from its model. Raises UserError without a model, or without data."""
+    from causalfusion.commands.finetune import settings_beneath
+
+    model = line.value("--model") or layers.get("model")
+    given = {name.removeprefix("--") for name in line.given} | flat(layers).keys()
+    if not model or not {"data.path", "data.cache", "data.source"} & given:
+        lacks = "data" if model else "a model"
+        raise UserError(f"finetune needs {lacks}: causalfusion finetune MODEL --data PATH --out models/mine")
+    options = {name.removeprefix("--"): values[-1] for name, values in line.given.items() if values}
+    return settings_beneath(model, {**layers, **options})
 
 
 def probed_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
 import re
@@ -57,6 +58,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 "that wrote this one had diverged"
             )
     return weights
+
+
+def fingerprint_of(weights: Mapping[str, Tensor]) -> str:
+    """32 hexadecimal digits that tell weights apart, alike for those that are stored in another number format
+    without loss."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        value = weights[name].detach().float().cpu().contiguous()
+        found.update(f"{name}{tuple(value.shape)}".encode() + value.numpy().tobytes())
+    return found.hexdigest()
 
 
 def write_weights(

@@ -96,6 +96,30 @@ class Tokenizer:
         text = _LONE_SURROGATES.sub(_REPLACEMENT, text)
         return self._base.encode(text, add_special_tokens=False).ids
 
+    def with_word(self, word: str) -> Tokenizer:
+        """This tokenizer with one more word, its last id before the markers, whatever stands around it; the
+        space before it is part of it. Raises UserError for a word that it has, and for a language model's."""
+        import tokenizers
+
+        if self._json:
+            raise UserError(
+                f"a language model's tokenizer takes no new word, such as {word}; train --adapter lora"
+            )
+        base = parse_tokenizer(self.to_json())
+        if base.token_to_id(word) is not None:
+            raise UserError(f"the tokenizer has the word {word!r}; expected a new one, such as '<heart>'")
+        base.add_tokens([tokenizers.AddedToken(word, lstrip=True, normalized=False)])
+        grown = Tokenizer(base.to_str())
+        if grown.encode(f"a {word}")[-1] != self.base_size or grown.base_size != self.base_size + 1:
+            raise UserError(
+                f"the tokenizer has no room for {word!r} behind its words; expected another model"
+            )
+        return grown
+
+    def pieces(self, word: str) -> int:
+        """The tokens that a word inside a text consists of."""
+        return len(self.encode(" " + word))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Markers and unknown ids are skipped; bytes that are not UTF-8 become U+FFFD."""
         known = [token for token in ids if 0 <= token < self.base_size]

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from causalfusion.config.options import Autoencoder, Model
+from causalfusion.config.options import (
+    Adapters,
+    AdapterWeights,
+    Autoencoder,
+    GeneratingOptions,
+    Model,
+)
 from causalfusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -212,6 +218,33 @@ def hf(model: Path, /, *, out: Path) -> int:
 
     for line in export_model(latest_model(model), out):
         print(line)
+    return 0
+
+
+@app.command
+def merge(
+    model: Path,
+    /,
+    *,
+    out: Path,
+    adapters: Annotated[Adapters, Parameter(consume_multiple=True)] = (),
+    adapter_weights: Annotated[AdapterWeights, Parameter(consume_multiple=True)] = (),
+) -> int:
+    """Write a plain model with adapters inside its weights.
+
+    A model's own low-rank additions, such as those of a run of `finetune --adapter lora`, are merged too.
+
+    Parameters
+    ----------
+    model
+        A model folder, a run, the name of a packaged model, or a name on the hub.
+    out
+        Folder for the model.
+    """
+    from causalfusion.interop.merge import merge_model
+
+    options = GeneratingOptions(adapters=adapters, adapter_weights=adapter_weights)
+    print(merge_model(model, options.weighted_adapters(), out))
     return 0
 
 

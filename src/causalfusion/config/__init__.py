@@ -4,6 +4,7 @@ from causalfusion.config.alignment import AlignConfig
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.distillation import DistillConfig
 from causalfusion.config.factorization import FactorizationConfig
+from causalfusion.config.finetuning import FinetuneConfig
 from causalfusion.config.generation import OrderName, SampleConfig, SamplerName
 from causalfusion.config.grafting import ImageWeightsConfig, LoraConfig
 from causalfusion.config.language import NUM_MARKERS, LanguageConfig, ScalingConfig
@@ -30,9 +31,8 @@ from causalfusion.config.training import TrainConfig
 __all__ = [
     "NUM_MARKERS",
     "AlignConfig", "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "DistillConfig",
-    "EncoderConfig", "FactorizationConfig", "HeadConfig", "ImageWeightsConfig", "LanguageConfig",
-    "LoraConfig", "ModelConfig",
-    "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig", "RopeExtrapolation",
-    "RunConfig", "SampleConfig", "SamplerName", "ScalingConfig", "SourceName", "SplitName", "TextConfig",
-    "TrainConfig", "WriteConfig",
+    "EncoderConfig", "FactorizationConfig", "FinetuneConfig", "HeadConfig", "ImageWeightsConfig",
+    "LanguageConfig", "LoraConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType",
+    "QKNormConfig", "RopeConfig", "RopeExtrapolation", "RunConfig", "SampleConfig", "SamplerName",
+    "ScalingConfig", "SourceName", "SplitName", "TextConfig", "TrainConfig", "WriteConfig",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 # Without `from __future__ import annotations`: cyclopts reads the fields of a request in the module of its
 # class, where the names of inherited annotations are unknown if they are kept as text.
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,15 @@ Autoencoder = Annotated[
 ]
 Precision = Annotated[Literal["float32", "bfloat16"], Parameter(help="Number format of the computation.")]
 Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu, cuda, cuda:N, mps or xpu.")]
+Adapters = Annotated[
+    Sequence[str],
+    Parameter(
+        help="Folders of adapters of the model, from causalfusion finetune, whose additions are added."
+    ),
+]
+AdapterWeights = Annotated[
+    Sequence[float], Parameter(help="A factor for the additions of each adapter. Default: 1 for all.")
+]
 Seed = Annotated[int, Parameter(help="The same seed gives the same result.")]
 Paths = Annotated[
     Sequence[str],
@@ -77,11 +87,32 @@ class GeneratingOptions(ComputationOptions):
     """The same for those that take either of a model's weights."""
 
     weights: Annotated[Weights, _COMPUTATION] = "ema"
+    adapters: Annotated[Adapters, _COMPUTATION] = ()
+    adapter_weights: Annotated[AdapterWeights, _COMPUTATION] = ()
+
+    def weighted_adapters(self) -> dict[str | Path, float]:
+        """The adapters with their weights, 1 where none are given. Raises UserError for another number."""
+        places, weights = list(self.adapters), list(self.adapter_weights)
+        if weights and len(weights) != len(places):
+            raise UserError(
+                f"--adapters has {len(places)} folders, --adapter-weights {len(weights)} numbers; expected a "
+                "number for each, or none"
+            )
+        if len(set(places)) < len(places):
+            raise UserError(f"--adapters is {places}; expected each once, with the weight that it is to have")
+        require_finite("--adapter-weights", weights)
+        return dict(zip(places, weights or [1.0] * len(places), strict=True))
 
 
 def option_name(field: str) -> str:
     """The option that sets a field of a request: --batch-size for batch_size."""
     return "--" + field.replace("_", "-")
+
+
+def require_finite(option: str, numbers: Sequence[float]) -> None:
+    """Raise UserError for a number that is infinite or none."""
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{option} is {list(numbers)}; expected finite numbers")
 
 
 def require_at_least(least: int, request: object, *fields: str) -> None:

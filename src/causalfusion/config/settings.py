@@ -1,8 +1,7 @@
 """Settings of a training run: frozen dataclasses that validate themselves.
 
 A recipe (TOML) and the command line describe a `RunConfig`. Fields that follow from the data (number of
-classes, token grid, image size) are 0 until `train.feed.open_training_data` fills them in; a saved model
-contains the completed `ModelConfig`, `CodecConfig` and `DiffusionConfig`.
+classes, token grid, image size) are 0 until `train.feed.open_training_data` fills them in.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from causalfusion.config.alignment import AlignConfig
 from causalfusion.config.diffusion import DiffusionConfig
 from causalfusion.config.distillation import DistillConfig
 from causalfusion.config.factorization import FactorizationConfig
+from causalfusion.config.finetuning import Finetune, FinetuneConfig
 from causalfusion.config.generation import SampleConfig
 from causalfusion.config.model import ModelConfig
 from causalfusion.config.sizes import MAX_SIDE, Fit, parse_size, size_text
@@ -28,7 +28,6 @@ SourceName = Literal[
 ]  # fmt: skip
 SplitName = Literal["train", "validation", "test", "compositional"]
 TaskName = Literal["pairs", "words", "both"]
-
 MAX_WORKERS = 512
 
 
@@ -213,6 +212,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
+    finetune: Finetune = field(default_factory=FinetuneConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Settings of the sample grids during training."""
 

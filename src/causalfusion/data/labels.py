@@ -59,6 +59,23 @@ def fit_classes(
     return found
 
 
+def map_classes(
+    names: list[str], known: Sequence[str], *, keep: bool, used: bool = True
+) -> tuple[list[str], np.ndarray | None]:
+    """(class names, the model's class for each of the data's `names`) for a model of the classes `known` that
+    goes on with other data. Classes of the same name are the same; with `keep`, those that the data lack
+    stay, else the data's are all. Images without labels are of no class, the null class; a model by which
+    classes are not `used` keeps its own."""
+    if not used:
+        return list(known), np.zeros(max(len(names), 1), np.int64)
+    if not names:
+        return list(known), np.array([max(len(known), 1)]) if known else None
+    numbers = {name: number for number, name in enumerate(known if keep else [])}
+    for name in names:
+        numbers.setdefault(name, len(numbers))
+    return list(numbers), np.array([numbers[name] for name in names], np.int64)
+
+
 def named_classes(labels: Sequence[str]) -> Classes:
     """The classes of named labels, in alphabetical order."""
     composed = [same_name(label) for label in labels]

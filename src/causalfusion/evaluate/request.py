@@ -83,7 +83,7 @@ class EvaluateRequest(GeneratingOptions):
         require_at_least(0, self, "image_size", "num_workers")
         if self.samples is not None:
             generating = ("model", "classes", "classes_file", "prompts_file", "autoencoder", "size")
-            generating += ("rope_extrapolation",)
+            generating += ("rope_extrapolation", "adapters", "adapter_weights")
             given = next((name for name in generating if getattr(self, name)), None)
             if given is not None:
                 raise UserError(f"--samples and {option_name(given)} are both given; expected one of them")

@@ -28,6 +28,8 @@ def complete_text(prompt: Sequence[str], request: CompleteRequest, world: World)
     for element in prompt:
         if is_image_name(element):
             raise UserError(f"{request.model} is a language model without images; it takes no {element}")
+    if request.adapters:
+        raise UserError(f"{request.model} is a language model without images; it takes no --adapters")
     pipeline = LanguagePipeline.load(
         request.model, device=world.device, autocast_dtype=compute_dtype(request.precision)
     )

@@ -58,6 +58,7 @@ def load_pipeline(
             device=world.device,
             autocast_dtype=compute_dtype(options.precision),
             autoencoder=options.autoencoder,
+            adapters=options.weighted_adapters(),
         )
         if rope_extrapolation is not None:
             pipeline.extrapolate(rope_extrapolation)
@@ -127,6 +128,7 @@ def facts(
         "model": str(folder),
         "images_seen": pipeline.spec.images_seen,
         "weights": request.weights,
+        **({"adapters": list(pipeline.adapters)} if pipeline.adapters else {}),
         "seed": request.seed,
         "settings": to_dict(request.settings),
         "precision": request.precision,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from causalfusion.config import RopeExtrapolation, SampleConfig, WriteConfig
-from causalfusion.diffusion.process import make_process
 from causalfusion.documents import Document, Image, ImageToCome, Text
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan
@@ -30,8 +29,6 @@ from causalfusion.generate.settings import step_sizes
 from causalfusion.generate.tokens import Watcher, generate_tokens
 from causalfusion.generate.write import TokenWatcher
 from causalfusion.machine.runtime import autocast
-from causalfusion.saved.folder import WeightsName, load_parts, read_latest
-from causalfusion.saved.hub import fetch_model, parse_hub_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -42,53 +39,6 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Pipeline(PublishedPipeline):
     """A model with pictures and words on both sides."""
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path | str,
-        *,
-        weights: WeightsName = "ema",
-        device: torch.device | str = "cpu",
-        autocast_dtype: torch.dtype = torch.float32,
-        autoencoder: str = "",
-    ) -> Pipeline:
-        """From a model folder, a training run (its last checkpoint), the name of a packaged model, or a name
-        on the hub; `autoencoder`: its place, if neither in the folder nor where it was in training:
-
-        pipeline = Pipeline.load("shapes")
-        pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
-        """
-        parts, _ = read_latest(Path(folder), lambda path: load_parts(path, weights, device, autoencoder))
-        model, spec, codec, tokenizer = parts
-        return cls(model, codec, spec, make_process(spec.diffusion), autocast_dtype, tokenizer)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: Path | str,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: Path | str | None = None,
-        local_files_only: bool = False,
-        weights: WeightsName = "ema",
-        device: torch.device | str = "cpu",
-        autocast_dtype: torch.dtype = torch.float32,
-        autoencoder: str = "",
-    ) -> Pipeline:
-        """As `load`; a name on the hub (user/model) with the hub's own options:
-
-        pipeline = Pipeline.from_pretrained("user/model", revision="v1.0")
-
-        Raises UserError where the hub does not give it.
-        """
-        name = None if Path(model).exists() else parse_hub_name(str(model), revision)
-        if name is not None:
-            model = fetch_model(name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-        return cls.load(
-            model, weights=weights, device=device, autocast_dtype=autocast_dtype, autoencoder=autoencoder
-        )
 
     def at(self, height: int, width: int) -> Self:
         """This pipeline for images of another size, in pixels. Raises UserError for one that patches do not

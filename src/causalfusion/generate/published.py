@@ -1,16 +1,23 @@
-"""A pipeline's way to disk and to the hub: its model folder, with a page about it."""
+"""A pipeline's way from and to disk and the hub: its model folder, with a page about it, and adapters."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+import torch
 
 from causalfusion.config import SampleConfig
+from causalfusion.diffusion.process import make_process
 from causalfusion.files import write_whole
 from causalfusion.generate.token_pipeline import TokenPipeline
-from causalfusion.saved.folder import load_spec, replace_model
-from causalfusion.saved.hub import hub_name, upload_model
+from causalfusion.saved.adapted import adapted, told_of
+from causalfusion.saved.adapter import read_adapter
+from causalfusion.saved.folder import WeightsName, load_parts, load_spec, read_latest, replace_model
+from causalfusion.saved.hub import fetch_model, hub_name, parse_hub_name, upload_model
 from causalfusion.saved.model_card import CardFacts, model_card
 
 
@@ -18,6 +25,61 @@ from causalfusion.saved.model_card import CardFacts, model_card
 class PublishedPipeline(TokenPipeline):
     """`huggingface_hub.ModelHubMixin` has these names; it is no base of this class, as that would import the
     hub's client, half a second, into every command that draws an image."""
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        weights: WeightsName = "ema",
+        device: torch.device | str = "cpu",
+        autocast_dtype: torch.dtype = torch.float32,
+        autoencoder: str = "",
+        adapters: Mapping[str | Path, float] | None = None,
+    ) -> Self:
+        """From a model folder, a training run (its last checkpoint), the name of a packaged model, or a name
+        on the hub; `autoencoder`: its place, if neither in the folder nor where it was in training;
+        `adapters`: folders of adapters of this model, each with its weight, as {"models/heart": 0.7}:
+
+        pipeline = Pipeline.load("shapes")
+        pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
+        """
+        parts, _ = read_latest(Path(folder), lambda path: load_parts(path, weights, device, autoencoder))
+        model, spec, codec, tokenizer = parts
+        given = [(read_adapter(Path(place)), weight) for place, weight in (adapters or {}).items()]
+        if given:
+            model, spec, tokenizer = adapted(model, spec, tokenizer, given)
+        process, told = make_process(spec.diffusion), tuple(told_of(given))
+        return cls(model, codec, spec, process, autocast_dtype, tokenizer, told)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | str | None = None,
+        local_files_only: bool = False,
+        weights: WeightsName = "ema",
+        device: torch.device | str = "cpu",
+        autocast_dtype: torch.dtype = torch.float32,
+        autoencoder: str = "",
+        adapters: Mapping[str | Path, float] | None = None,
+    ) -> Self:
+        """As `load`; a name on the hub (user/model) with the hub's own options:
+
+        pipeline = Pipeline.from_pretrained("user/model", revision="v1.0")
+
+        Raises UserError where the hub does not give it.
+        """
+        name = None if Path(model).exists() else parse_hub_name(str(model), revision)
+        if name is not None:
+            model = fetch_model(name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+        return cls.load(
+            model, weights=weights, device=device, autocast_dtype=autocast_dtype, autoencoder=autoencoder,
+            adapters=adapters,
+        )  # fmt: skip
 
     def save_pretrained(
         self, folder: Path | str, *, license: str = "", sampling: SampleConfig | None = None, name: str = ""

@@ -41,6 +41,8 @@ class TokenPipeline:
     """bfloat16 to compute in it."""
     tokenizer: Tokenizer | None = None
     """None: a model without text."""
+    adapters: tuple[str, ...] = ()
+    """The adapters in the model, with hashes and weights, as records of what was generated tell them."""
 
     @property
     def device(self) -> torch.device:

@@ -25,9 +25,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.config import FinetuneConfig
 from causalfusion.config.serialize import from_dict, read_object
 from causalfusion.errors import UserError, check
 from causalfusion.model.projector import is_of_projector
+from causalfusion.saved.adapter import FOLDER as ADAPTER_FOLDER
+from causalfusion.saved.adapter import write_adapter
 from causalfusion.saved.folder import (
     SAMPLING_FILE,
     ModelSpec,
@@ -109,6 +112,8 @@ class Snapshot:
     """Weights that are trained beside the model and no part of it."""
     optimizer: dict[str, Tensor] | None = None
     """None: every process writes its share."""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """What the run trains of a model; an adapter is written beside the whole model."""
 
 
 def folder_of(run: Path, progress: Progress) -> Path:
@@ -133,6 +138,8 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
     temporary = partial_folder(final)
     save_model(temporary, snapshot.spec, snapshot.ema, raw=snapshot.raw, tokenizer=snapshot.tokenizer)
     (temporary / SAMPLING_FILE).write_text(snapshot.sampling)
+    if snapshot.finetune.adapter != "none":
+        write_adapter(temporary / ADAPTER_FOLDER, snapshot.finetune, snapshot.spec, snapshot.ema)
     state = temporary / "state"
     if snapshot.optimizer is not None:
         save_file(snapshot.optimizer, state / OPTIMIZER_FILE)

@@ -24,17 +24,24 @@ from causalfusion.config import RunConfig
 from causalfusion.data import open_source
 from causalfusion.data.buckets import Buckets
 from causalfusion.data.document_source import DocumentSource
-from causalfusion.data.labels import fit_classes
 from causalfusion.data.loader import Loader, Samples, load_indices, split_holdout, stream
 from causalfusion.data.sizes import counts_of, groups_of, parts_of
 from causalfusion.data.source import ImageSource, spread
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.rng import derive_generator
-from causalfusion.train.arrange import caption_limit
+from causalfusion.train.arrange import caption_limit, check_room_for_images
 from causalfusion.train.batch import TokenBatch, together
-from causalfusion.train.from_data import captions_of, measured, open_grids, tokenizer_of, with_facts_of_data
+from causalfusion.train.from_data import (
+    captions_among,
+    classes_of,
+    measured,
+    open_grids,
+    tokenizer_of,
+    with_facts_of_data,
+)
 from causalfusion.train.image_features import Features
+from causalfusion.train.prior import Mixed, with_own_images
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class TrainingData:
     @property
     def origin(self) -> ImageSource | LatentCache | DocumentSource:
         """The data by whose facts a resumed run knows them again."""
-        return self.source
+        return self.source.given if isinstance(self.source, Mixed) else self.source
 
     @property
     def examples(self) -> str:
@@ -176,17 +183,18 @@ class TrainingData:
         down = self.codec.config.downsample
         return self.codec.at(latent_height * down, latent_width * down)
 
+    def some_captions(self, most: int = 10_000) -> list[str]:
+        """All captions of at most so many training images, evenly spread."""
+        found = captions_among(self.source, spread(self.train_indices, most))
+        return [text for texts in found for text in texts]
+
     def held_out_captions(self, count: int) -> list[list[int]]:
         """Token ids of the first captions of held-out images (of training images, if none are held out), at
         most so many and each cut to the room of a sequence; none in a run without text."""
         if self.tokenizer is None:
             return []
         chosen = self.held_out if len(self.held_out) else self.train_indices
-        chosen = chosen[:count]
-        if isinstance(self.source, LatentCache):
-            found = self.source.captions(chosen)
-        else:
-            found = [captions_of(self.source, index) for index in chosen.tolist()]
+        found = captions_among(self.source, chosen[:count])
         return list(self._ids([captions[0] if captions else None for captions in found]) or ())
 
     def held_out_documents(self, count: int) -> list[list[str | Tensor]]:
@@ -281,6 +289,11 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
         codec = open_codec_for(source, config.data, config.codec)
     codec = codec.to(world.device)
     train_indices, held_out = split_holdout(len(source), config.data.holdout)
+    if config.finetune.prior_preservation:
+        if isinstance(source, LatentCache):
+            raise UserError("--prior-preservation needs images; data.cache holds latents: give the images")
+        source, train_indices = with_own_images(source, train_indices, config, world)
+        class_names = source.class_names
     grids = open_grids(config, source, codec, show_progress=world.is_main)
     if grids is not None:
         train_indices, held_out = (i[grids[i, 0] > 0] for i in (train_indices, held_out))
@@ -288,9 +301,7 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
         codec = measured(codec, source, train_indices, config, grids)
     if config.text.tokenizer and tokenizer is None:
         tokenizer = tokenizer_of(config, source, train_indices)
-    class_names, class_table = fit_classes(
-        getattr(source, "classes", None), class_names, config.model.num_classes
-    )
+    config, class_names, class_table = classes_of(config, source, class_names)
     config = with_facts_of_data(config, codec, len(class_names), tokenizer, len(train_indices))
     if config.data.batches == "packed" and not config.data.packed_tokens:
         largest = config.data.max_area // codec.cell**2
@@ -301,16 +312,7 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
                 "data.flip is on; expected it off for shapes with text, as the captions say left and right"
             )
         caption_limit(config.model.max_text_tokens, config.text.examples_per_sequence)
-        _check_room_for_images(config)
+        check_room_for_images(config)
     return TrainingData(
         config, codec, class_names, source, train_indices, held_out, world, tokenizer, class_table, grids
     )
-
-
-def _check_room_for_images(config: RunConfig) -> None:
-    count = config.text.examples_per_sequence
-    if config.model.max_images < count:
-        raise UserError(
-            f"model.max_images is {config.model.max_images}; expected at least {count}, as "
-            "text.examples_per_sequence says"
-        )

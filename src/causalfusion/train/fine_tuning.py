@@ -12,6 +12,7 @@ from causalfusion.model.parts import is_of_text
 from causalfusion.model.positions import resize_table
 from causalfusion.model.projector import is_of_projector
 from causalfusion.model.transformer import Transformer
+from causalfusion.train.new_rows import freeze_for_adapter
 
 _TABLES = ("image_position", "condition_position", "encoder.image_position")
 """Learned tables with a row for each place of the model's grid."""
@@ -55,6 +56,9 @@ def for_patches(
 
 def freeze_rest(model: Transformer, config: RunConfig) -> None:
     """Leave the weights that the settings do not train as they are."""
+    if config.finetune.adapter != "none":
+        freeze_for_adapter(model, config)
+        return
     if config.train.trainable == "all":
         return
     if config.train.trainable == "images":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from causalfusion.codec.cache import LatentCache
 from causalfusion.codec.codec import Codec, measure_statistics
 from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
 from causalfusion.config import RunConfig
+from causalfusion.data.labels import fit_classes, map_classes
 from causalfusion.data.loader import load_indices
 from causalfusion.data.sizes import grids_of, groups_of
 from causalfusion.data.source import ImageSource, UnreadableImage, spread
@@ -62,11 +64,15 @@ def tokenizer_of(
     if config.text.tokenizer != "train":
         return open_tokenizer(config.text.tokenizer)
     chosen = spread(train_indices, TOKENIZER_IMAGES)
-    if isinstance(source, LatentCache):
-        captions = source.captions(chosen)
-    else:
-        captions = (captions_of(source, index) for index in chosen.tolist())
+    captions = captions_among(source, chosen)
     return train_tokenizer((text for texts in captions for text in texts), config.text.vocab_size)
+
+
+def captions_among(source: ImageSource | LatentCache, indices: np.ndarray) -> Iterable[Sequence[str]]:
+    """All captions of each of these images."""
+    if isinstance(source, LatentCache):
+        return source.captions(indices)
+    return (captions_of(source, index) for index in indices.tolist())
 
 
 def captions_of(source: ImageSource, index: int) -> tuple[str, ...]:
@@ -74,6 +80,21 @@ def captions_of(source: ImageSource, index: int) -> tuple[str, ...]:
         return source.read(index).captions
     except UnreadableImage:  # the loader counts and names it when its turn comes
         return ()
+
+
+def classes_of(
+    config: RunConfig, source: ImageSource | LatentCache, names: list[str]
+) -> tuple[RunConfig, list[str], np.ndarray | None]:
+    """(settings, class names, the model's class for each of the data's): by name where a model is fine-tuned,
+    else by number."""
+    model, finetune = config.model, config.finetune
+    if not finetune.base:
+        fitted = fit_classes(getattr(source, "classes", None), names, model.num_classes)
+        return config, *fitted
+    used = model.num_class_tokens > 0 or model.conditioning == "adaln_zero"
+    mapped, table = map_classes(names, finetune.classes, keep=finetune.keep_classes, used=used)
+    new = [name for name in mapped if name not in finetune.classes]
+    return replace(config, finetune=replace(finetune, new_classes=new)), mapped, table
 
 
 def measured(

@@ -18,6 +18,7 @@ from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, l
 from causalfusion.train.checkpoint import DataRecord
 from causalfusion.train.document_feed import open_document_data
 from causalfusion.train.feed import TrainingData, open_training_data
+from causalfusion.train.finetuning import check_captions
 from causalfusion.train.grids import SIZES
 from causalfusion.train.loggers import check_installed
 from causalfusion.train.open_alignment import open_alignment, with_features
@@ -71,6 +72,8 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     config = data.config
     check_student(config, data.class_names)
     config, encoder = open_alignment(config, last, world)
+    if config.finetune.base and data.tokenizer is not None and last is None and world.is_main:
+        check_captions(data.some_captions(), data.tokenizer, config.finetune)
     record = facts_of(data) if last is None else check_same_run(config, last, data)
     if config.train.sample_every or config.train.sample_minutes:
         sizes, cell = data.frequent_sizes(SIZES), data.codec.cell
@@ -83,7 +86,7 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     if last is not None:
         trainer.restore(last)
     elif begin_with is not None:
-        trainer.begin_with(begin_with)
+        trainer.begin_with(begin_with, data.class_names)
     return OpenRun(config, data, record, trainer, _spec(config, data), resumed=last is not None)
 
 
@@ -118,7 +121,8 @@ def _tokenizer(config: RunConfig, source: Path | None, *, resumed: bool) -> Toke
     spec = load_spec(source)
     if spec.model.text_only:
         return drawing_tokenizer(source, spec.model.vocab_size)
-    return load_tokenizer(source, spec)
+    tokenizer, word = load_tokenizer(source, spec), config.finetune.word
+    return tokenizer.with_word(word) if word and tokenizer is not None and not resumed else tokenizer
 
 
 def _spec(config: RunConfig, data: TrainingData) -> ModelSpec:

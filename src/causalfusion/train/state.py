@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from causalfusion.train.ema import EMA
 from causalfusion.train.ema_snapshots import WidthAverages, write_ema_snapshot
 from causalfusion.train.fine_tuning import for_grid, for_patches, freeze_rest
 from causalfusion.train.graft import for_drawing, fresh_of
+from causalfusion.train.new_rows import additions_of, for_finetuning
 from causalfusion.train.optimizer import make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model
 from causalfusion.train.saver import Saver
@@ -99,6 +100,7 @@ class TrainState:
             projector={name: value for name, value in raw.items() if is_of_projector(name)},
             widths=gather(self.widths.state_dict(), world, copy=background),
             optimizer=None if self.sharded else gather(state, world, copy=background),
+            finetune=self.config.finetune,
         )
         healthy = not self.progress.skipped_in_a_row
         self.saver.save(snapshot, state if self.sharded else {}, prune=healthy)
@@ -113,10 +115,11 @@ class TrainState:
         if self.saver is not None:
             self.saver.close()
 
-    def begin_with(self, folder: Path) -> None:
+    def begin_with(self, folder: Path, class_names: Sequence[str] = ()) -> None:
         """Take over the weights that a model is used with: as the raw ones, and as their average. Learned
         positions of another grid are interpolated, layers of image tokens begin anew for patches of another
-        size; a language model's weights are those of text."""
+        size; a language model's weights are those of text. Where a model is fine-tuned, the rows of classes
+        follow `class_names`, and a new word has one."""
         spec, config = load_spec(folder), self.config
         before = spec.model
         weights = {name: value.float() for name, value in load_weights(folder).items()}
@@ -127,6 +130,9 @@ class TrainState:
         elif spec.codec.patch_size != config.codec.patch_size:
             weights, of_patches = for_patches(weights, before, self.model)
             fresh |= of_patches
+        if config.finetune.base:
+            weights = for_finetuning(weights, config, class_names, self.tokenizer)
+            fresh |= additions_of(self.model.state_dict()) - weights.keys()
         load_shares(self.model, weights, str(folder), fresh - weights.keys())
         self.ema.restart()
 

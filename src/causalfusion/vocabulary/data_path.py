@@ -44,7 +44,7 @@ def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
         raise
     if kind != "cache":
         line.given["--data.source"] = [kind]
-    elif line.command.name in ("train", "distill", "estimate"):
+    elif line.command.name in ("train", "distill", "finetune", "estimate"):
         line.given.pop("--data.path", None)
         line.given["--data.cache"] = [combine_paths(paths)]
     else:
@@ -54,7 +54,7 @@ def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
 def _settle_cache(line: Line, beneath: dict[str, Any]) -> None:
     """Settings of the images that are not given are those with which the cache was made."""
     cache = line.value("--data.cache")
-    if not cache or line.command.name not in ("train", "distill"):
+    if not cache or line.command.name not in ("train", "distill", "finetune"):
         return
     try:
         manifest = read_json(Path(cache) / "manifest.json", "cache")

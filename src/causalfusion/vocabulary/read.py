@@ -208,7 +208,7 @@ def _place_positional(line: Line) -> None:
             raise UserError(f"{line.positional[0]!r} and {option} are both given; expected one of them")
         if option == "--data.path":
             _refuse_recipe(line)
-        if option == "--teacher" and len(line.positional) > 1:
+        if option in ("--teacher", "--model") and len(line.positional) > 1:
             raise UserError(f"unexpected {line.positional[1]!r}; {command.name} takes one model")
         line.given[option], line.positional = line.positional, []
     elif old is not None:

@@ -16,6 +16,7 @@ OLD_POSITIONAL = {"doctor": "--model", "plan": "--model", "estimate": "--config"
 POSITIONAL = {
     "train": "--data.path",
     "distill": "--teacher",
+    "finetune": "--model",
     "encode": "--data.path",
     "tokenizer train": "--data.path",
     "codec train": "--data.path",

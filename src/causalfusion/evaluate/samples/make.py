@@ -160,6 +160,7 @@ def identity_of(
         "candidates": task.candidates,
         "sample": to_dict(task.settings),
         **_other_size(pipeline, task),
+        **({"adapters": list(pipeline.adapters)} if pipeline.adapters else {}),
     }
 
 

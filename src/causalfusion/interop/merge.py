@@ -1,0 +1,43 @@
+"""A plain model of one with adapters."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from causalfusion.errors import UserError
+from causalfusion.interop.bundle import COPIED
+from causalfusion.saved.adapted import merged, with_adapters
+from causalfusion.saved.adapter import read_adapter
+from causalfusion.saved.folder import (
+    AUTOENCODER_FOLDER,
+    latest_model,
+    load_spec,
+    load_tokenizer,
+    load_weights,
+    replace_model,
+)
+
+
+def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) -> str:
+    """Write a model with these adapters, each with its weight, and its own low-rank additions in its weights,
+    which are float32 then. Returns a line about it. Raises UserError for a model with nothing to merge."""
+    source = latest_model(model)
+    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+        raise UserError(f"--out {out} is the model itself, or inside of it; give another folder")
+    spec = load_spec(source)
+    if not adapters and not spec.model.lora.rank:
+        raise UserError(f"{source} has no low-rank additions; give --adapters to merge into it")
+    weights = {name: value.float() for name, value in load_weights(source).items()}
+    given = [(read_adapter(Path(place)), weight) for place, weight in adapters.items()]
+    spec, weights, tokenizer = with_adapters(spec, weights, load_tokenizer(source, spec), given)
+    spec, weights = merged(spec, weights)
+    replace_model(out, spec, weights, tokenizer=tokenizer)
+    if (source / AUTOENCODER_FOLDER).is_dir():
+        shutil.copytree(source / AUTOENCODER_FOLDER, out / AUTOENCODER_FOLDER)
+    for name in COPIED:
+        if (source / name).is_file() and name != "README.md":  # which tells of the model without them
+            shutil.copyfile(source / name, out / name)
+    count = sum(value.numel() for value in weights.values())
+    return f"{out}: {source} with {len(given)} adapters inside, {count:,} parameters"

@@ -1,0 +1,150 @@
+"""Going on from a model with other data: the settings that it brings with it, and the run that follows."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.config import CodecConfig, FinetuneConfig, LoraConfig, RunConfig
+from causalfusion.config.serialize import to_dict
+from causalfusion.config.sizes import size_text
+from causalfusion.errors import UserError
+from causalfusion.machine.progress import tell
+from causalfusion.saved.adapter import copy_adapter
+from causalfusion.saved.folder import ModelSpec, autoencoder_place, load_spec, load_weights, read_latest
+from causalfusion.saved.sampling import read_sampling
+from causalfusion.weight_files import fingerprint_of
+
+IMAGES = 8_000
+RATES = {"none": 0.064, "lora": 0.256, "text-inversion": 1.28}
+"""Learning rate times the model's width, by what learns."""
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
+SHOWN = 8
+
+
+def settings_beneath(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of settings to lay beneath those that are `given`: those with which the model was trained, as
+    far as they do not depend on its data. Raises UserError where there is no model."""
+    spec, folder = read_latest(Path(model), load_spec)
+    adapter = given.get("adapter", FinetuneConfig().adapter)
+    text = to_dict(spec.text)
+    text["tokenizer"] = "init" if spec.model.vocab_size else ""
+    side = size_text(spec.codec.image_height, spec.codec.image_width)
+    tables = {
+        "data": {"image_size": side} if side else {},
+        "factorization": to_dict(spec.factorization),
+        "text": text,
+        "train": {
+            "images": IMAGES,
+            "batch_size": 32,
+            "lr": min(RATES.get(adapter, RATES["none"]) / spec.model.hidden_size, 1e-2),
+            "eps": 1e-8,
+            "lr_schedule": "cosine",
+            "warmup_images": 640,
+            "ema_decay": 0.99,
+            "precision": "auto",
+            "evaluate_every": 0,
+        },
+    }
+    if spec.class_dropout is not None:
+        tables["train"]["class_dropout"] = spec.class_dropout
+    sampling = read_sampling(folder)
+    if sampling is not None:
+        tables["sample"] = to_dict(sampling)
+    return tables
+
+
+def continued(config: RunConfig) -> RunConfig:
+    """The settings of a run with everything that follows from the model it goes on from, `train.init`:
+    architecture, codec, path and prediction; its grid and its classes follow from the data. Raises UserError
+    for a model that cannot be fine-tuned so."""
+    spec, folder = read_latest(Path(config.train.init), load_spec)
+    _refuse(spec, config.finetune, folder)
+    finetune = replace(config.finetune, base=config.train.init, classes=_classes(spec))
+    model = replace(spec.model, num_classes=0, grid_height=0, grid_width=0)
+    text, train = config.text, config.train
+    if finetune.adapter != "none":
+        finetune = replace(finetune, fingerprint=fingerprint_of(load_weights(folder)))
+    if finetune.adapter == "lora":
+        model = replace(model, lora=LoraConfig(rank=finetune.rank, alpha=finetune.alpha))
+    if finetune.adapter == "text-inversion":  # images alone tell what the word means
+        model = replace(model, vocab_size=0)
+        text = replace(text, caption_first=1.0, image_first=0.0, image_only=0.0, text_only=0.0)
+        train = replace(train, parallel="ddp")  # a single row learns
+    return replace(
+        config, codec=_codec(spec, folder), model=model, diffusion=spec.diffusion, text=text, train=train,
+        finetune=finetune,
+    )  # fmt: skip
+
+
+def _classes(spec: ModelSpec) -> list[str]:
+    """The names of the model's classes, their numbers where they have none; of a single class without a name
+    no images are told apart."""
+    count = spec.model.num_classes
+    return spec.class_names or [str(number) for number in range(count)] * (count > 1)
+
+
+def _refuse(spec: ModelSpec, finetune: FinetuneConfig, folder: Path) -> None:
+    """Raises UserError for a model that cannot be fine-tuned so."""
+    model, why = spec.model, ""
+    if model.text_only:
+        why = "is a language model without images; causalfusion train --config graft teaches it some"
+    elif finetune.adapter == "lora" and model.lora.rank:
+        why = (
+            "has low-rank additions of its own; merge them first: causalfusion convert merge MODEL --out NEW"
+        )
+    elif finetune.adapter == "lora" and model.own_image_weights:
+        why = "has weights of their own for image tokens, which no addition changes; leave --adapter out"
+    elif finetune.adapter == "text-inversion" and (not model.vocab_size or model.speaks):
+        why = "has no words of its own to add one to; --adapter text-inversion is for models with captions"
+    if why:
+        raise UserError(f"{folder} {why}")
+
+
+def _codec(spec: ModelSpec, folder: Path) -> CodecConfig:
+    """The codec of the model, for images of any one size."""
+    codec = replace(spec.codec, normalization="given", image_height=0, image_width=0)
+    if codec.autoencoder:
+        codec = replace(codec, autoencoder=autoencoder_place(folder, codec.autoencoder))
+    return codec
+
+
+def report(config: RunConfig, checkpoint: Path) -> None:
+    """Put the adapter that a run trained into its folder, and say how it is used."""
+    run = Path(config.out)
+    if config.finetune.adapter == "none":
+        return
+    if os.environ.get("RANK", "0") == "0":
+        place = copy_adapter(checkpoint, run)
+        size = sum(file.stat().st_size for file in place.iterdir()) / 1000 if place else 0
+        tell(f"{place}, {size:,.0f} kB: causalfusion sample --model {config.train.init} --adapters {run}")
+
+
+def check_captions(captions: Iterable[str], tokenizer: Tokenizer, finetune: FinetuneConfig) -> None:
+    """Say which words of the captions the tokenizer knows by pieces alone. Raises UserError where the new
+    word is in none of them."""
+    counts: Counter[str] = Counter()
+    said = not finetune.word
+    for caption in captions:
+        said = said or finetune.word in caption
+        counts.update(_WORD.findall(caption.replace(finetune.word, " ") if finetune.word else caption))
+    if not said:
+        raise UserError(
+            f"no caption has the word {finetune.word}; expected it where its meaning is to be learned"
+        )
+    pieces = {word: tokenizer.pieces(word) for word, _ in counts.most_common()}
+    strange = [f"{word} ({number})" for word, number in pieces.items() if number > 1]
+    if strange:
+        more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
+        warnings.warn(
+            f"{len(strange)} words of the captions are not in the model's vocabulary, and spelled in pieces, "
+            f"as many as said, that it has to learn anew: {', '.join(strange[:SHOWN])}{more}",
+            stacklevel=2,
+        )

@@ -1,0 +1,97 @@
+"""Rows of the tables of a model that is fine-tuned: what new classes and a new word begin as, and which rows
+learn beside an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.config import NUM_MARKERS, RunConfig
+from causalfusion.errors import UserError
+from causalfusion.model.tables import WORD_TABLES, chosen_classes, class_table_of, with_word
+from causalfusion.rng import derive_generator
+
+ADDITIONS = ("lora_a", "lora_b")
+NOISE = 0.25
+"""Spread of what tells new classes apart, as a share of the spread of the numbers of the known ones."""
+
+
+def for_classes(
+    weights: dict[str, Tensor], known: Sequence[str], names: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    """The weights of a model of the classes `known` for one of the classes `names`: those of the same name
+    keep their rows, new ones begin as the mean of all, told apart by a little noise."""
+    table = class_table_of(weights)
+    if table is None or list(names) == list(known):
+        return weights
+    rows, numbers = weights[table], {name: number for number, name in enumerate(known)}
+    places = [numbers.get(name, -1) for name in names]
+    of_classes = rows[:-1]
+    spread = NOISE * float(of_classes.std()) if of_classes.numel() > 1 else 0.0
+    new = [
+        of_classes.mean(0) + spread * torch.randn(rows.shape[1], generator=derive_generator(seed, "class", n))
+        for n in range(places.count(-1))
+    ]
+    return {**weights, table: chosen_classes(rows, places, torch.stack(new) if new else rows[:0])}
+
+
+def for_finetuning(
+    weights: dict[str, Tensor], config: RunConfig, class_names: Sequence[str], tokenizer: Tokenizer | None
+) -> dict[str, Tensor]:
+    """The weights of a model for one with the run's classes, and with its new word."""
+    finetune = config.finetune
+    weights = for_classes(weights, finetune.classes, class_names, config.train.seed)
+    if finetune.word:
+        assert tokenizer is not None, "a word needs a tokenizer, which was opened with it"
+        weights = for_word(weights, finetune.like, tokenizer)
+    return weights
+
+
+def additions_of(names: Iterable[str]) -> frozenset[str]:
+    """The low-rank additions among these weights."""
+    return frozenset(name for name in names if name.rpartition(".")[2] in ADDITIONS)
+
+
+def for_word(weights: dict[str, Tensor], like: str, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The weights with a row for the tokenizer's last word, which begins as the mean of the words `like`, or
+    of all. It is never written: in the table of logits, where that is another one, it begins as the marker of
+    a text's beginning, which no text has inside."""
+    words = weights["text_embedding.weight"][:-NUM_MARKERS]
+    chosen = words[tokenizer.encode(" " + like)] if like else words
+    begin = tokenizer.markers.text - 1  # before the word was there
+    rows = {name: weights[name][begin] for name in WORD_TABLES[1:] if name in weights}
+    return with_word(weights, {"text_embedding.weight": chosen.mean(0), **rows})
+
+
+def freeze_for_adapter(model: nn.Module, config: RunConfig) -> None:
+    """Leave all weights as they are but those of the adapter: low-rank additions and the rows of new classes,
+    or the row of the new word. Raises UserError for settings that would change the other rows."""
+    finetune, rows = config.finetune, {}
+    if finetune.adapter == "lora":
+        table = class_table_of(name for name, _ in model.named_parameters())
+        if table is not None and finetune.new_classes:
+            rows[table] = slice(len(finetune.classes), config.model.num_classes)
+    else:
+        word = config.model.vocab_size - NUM_MARKERS - 1
+        rows["text_embedding.weight"] = slice(word, word + 1)
+    if rows and config.train.weight_decay:
+        raise UserError(
+            f"train.weight_decay is {config.train.weight_decay:g}; expected 0, as some rows of a table "
+            "learn, and its others stay"
+        )
+    named = dict(model.named_parameters())
+    added = additions_of(named) if finetune.adapter == "lora" else ()
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in added or name in rows)
+        if name in rows:
+            _learn_only(parameter, rows[name])
+
+
+def _learn_only(table: nn.Parameter, rows: slice) -> None:
+    """Give all other rows a gradient of zero, with which the optimizer leaves them as they are to the bit."""
+    mask = torch.zeros(len(table), 1, device=table.device)
+    mask[rows] = 1
+    table.register_hook(lambda gradient: gradient * mask)

@@ -1,0 +1,192 @@
+"""The model's own images among those that it is fine-tuned on, against forgetting (2208.12242 section 4.2).
+
+They are drawn once, by the model as it was, into the folder `prior` of the run, image i from the seed and i
+alone; a run that is stopped meanwhile goes on with those that are there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from causalfusion.config import RunConfig, WriteConfig
+from causalfusion.config.serialize import read_json, to_dict
+from causalfusion.data.source import Example, ImageSource
+from causalfusion.documents import Text
+from causalfusion.errors import UserError
+from causalfusion.files import hash_of, sha256_of, write_whole
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.machine.processes import World
+from causalfusion.machine.progress import ProgressLine
+from causalfusion.rng import derive_seed
+from causalfusion.saved.folder import latest_model
+from causalfusion.saved.sampling import read_sampling
+
+FOLDER, SETTINGS_FILE = "prior", "settings.json"
+PART = 20
+"""Images in a file, and drawn together."""
+
+
+class OwnImages:
+    """The images in a folder that `draw_own_images` filled, with captions, or classes of the model."""
+
+    def __init__(self, folder: Path, count: int, class_names: Sequence[str]) -> None:
+        self.class_names = list(class_names)
+        self.examples: list[Example] = []
+        for part in range(-(-count // PART)):
+            with np.load(_file(folder, part), allow_pickle=False) as arrays:
+                for image, label, text in zip(
+                    *(arrays[n] for n in ("images", "labels", "texts")), strict=True
+                ):
+                    captions = (str(text),) if str(text) else ()
+                    self.examples.append(Example(image, int(label) if label >= 0 else None, captions))
+        self.examples = self.examples[:count]
+
+
+class Mixed:
+    """Images of a source, then the model's own; labels are by name."""
+
+    def __init__(self, given: ImageSource, own: OwnImages) -> None:
+        self.given, self.own, self.name, self.has_captions = given, own, given.name, given.has_captions
+        self.class_names = list(given.class_names)
+        if self.class_names:
+            self.class_names += [name for name in own.class_names if name not in given.class_names]
+        self._numbers = {name: number for number, name in enumerate(self.class_names)}
+
+    def __len__(self) -> int:
+        return len(self.given) + len(self.own.examples)
+
+    def read(self, index: int) -> Example:
+        if index < len(self.given):
+            return self.given.read(index)
+        found = self.own.examples[index - len(self.given)]
+        if found.label is None or not self.class_names:
+            return Example(found.image, None, found.captions)
+        return Example(found.image, self._numbers[self.own.class_names[found.label]], found.captions)
+
+    def fingerprint(self) -> str:
+        return self.given.fingerprint()
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How often images are seen in an epoch, so that the model's own have their share."""
+
+    given: int
+    """Times of each given image."""
+    own: int
+    """Times of each image of the model's own."""
+    count: int
+    """Different images of the model's own."""
+
+    @classmethod
+    def of(cls, images: int, share: float, most: int) -> Shares:
+        """For so many given images, and at most so many of the model's own."""
+        ratio = share / (1 - share)
+        given = max(1, round(most / (ratio * images)))
+        wanted = max(1, round(ratio * given * images))
+        own = -(-wanted // most)
+        return cls(given, own, max(1, round(wanted / own)))
+
+
+def with_own_images(
+    source: ImageSource, train_indices: np.ndarray, config: RunConfig, world: World
+) -> tuple[Mixed, np.ndarray]:
+    """(the source with the model's own images behind its own, the indices of an epoch). Draws them where they
+    are not there. Raises UserError for a folder with images of other settings."""
+    finetune = config.finetune
+    shares = Shares.of(len(train_indices), finetune.prior_preservation, finetune.prior_images)
+    folder = Path(config.out) / FOLDER
+    if world.is_main:
+        draw_own_images(folder, shares.count, config, world)
+    world.barrier()
+    mixed = Mixed(source, OwnImages(folder, shares.count, finetune.classes))
+    own = np.arange(len(source), len(mixed))
+    return mixed, np.concatenate([np.repeat(train_indices, shares.given), np.repeat(own, shares.own)])
+
+
+def draw_own_images(folder: Path, count: int, config: RunConfig, world: World) -> None:
+    """Fill a folder with images that the model, as it is before the run, draws: of its classes in turn, of
+    given prompts, or of captions that it writes itself. Raises UserError."""
+    base = latest_model(Path(config.train.init))
+    prompts = _given_prompts(config.finetune.prior_prompts)
+    settings = {
+        "model": sha256_of(base / "model.safetensors"),
+        "seed": config.train.seed,
+        "count": count,
+        "prompts": hash_of(prompts) if prompts else "",
+        "sample": to_dict(read_sampling(base)) if read_sampling(base) else None,
+    }
+    place = folder / SETTINGS_FILE
+    if place.is_file() and read_json(place, "prior") != json.loads(json.dumps(settings)):
+        raise UserError(
+            f"{folder} holds images of another model, or of other settings; give another --out, or remove it"
+        )
+    missing = [part for part in range(-(-count // PART)) if not _file(folder, part).is_file()]
+    if not missing:
+        return
+    write_whole(place, json.dumps(settings, indent=2) + "\n")
+    pipeline = Pipeline.load(base, device=world.device)
+    line = ProgressLine(count, missing[0] * PART, what="images of the model's own")
+    for part in missing:
+        indices = range(part * PART, min((part + 1) * PART, count))
+        _draw(pipeline, base, indices, prompts, config.train.seed, _file(folder, part))
+        line.show(indices[-1] + 1, "", force=part == missing[-1])
+    line.close()
+
+
+def _draw(
+    pipeline: Pipeline, base: Path, indices: range, prompts: Sequence[str], seed: int, file: Path
+) -> None:
+    """Draw images of these indices, and write them into a file with their classes, -1 for none, and texts."""
+    seed, model = derive_seed(seed, "prior"), pipeline.model.config
+    texts, labels = [""] * len(indices), [-1] * len(indices)
+    if pipeline.tokenizer is not None:
+        texts = [prompts[i % len(prompts)] for i in indices] or _written(pipeline, indices, seed)
+    elif model.num_class_tokens or model.conditioning == "adaln_zero":
+        labels = [i % model.num_classes for i in indices]
+    said = [text or " " for text in texts] if any(texts) else None
+    images = pipeline.generate(
+        None if said else [label if label >= 0 else model.null_label for label in labels],
+        read_sampling(base),
+        prompts=said,
+        seed=seed,
+        image_indices=indices,
+    )
+    pixels = pipeline.codec.to_uint8(images)
+    write_whole(file, lambda stream: np.savez(stream, images=pixels, labels=labels, texts=np.array(texts)))
+
+
+def _written(pipeline: Pipeline, indices: range, seed: int) -> list[str]:
+    """Captions that the model writes from nothing, as likely as it holds them. Raises UserError for a model
+    that writes none."""
+    tokenizer, count = pipeline.with_text(), len(indices)
+    if not pipeline.spec.text.loss_coefficient:
+        raise UserError(
+            "the model draws from texts and writes none; give prompts for its own images: --prior-prompts "
+            "FILE"
+        )
+    room = pipeline.model.config.max_text_tokens - 3
+    ids = pipeline.write(
+        pipeline.null_labels(count), [[Text(open=True)] for _ in indices], None,
+        WriteConfig(text_temperature=1.0, max_tokens=room), seed, indices,
+    )  # fmt: skip
+    return [tokenizer.decode(each[: room - 1]).strip() for each in ids]
+
+
+def _given_prompts(path: str) -> list[str]:
+    if not path:
+        return []
+    from causalfusion.generate.run import read_prompts
+
+    if not Path(path).is_file():
+        raise UserError(f"--prior-prompts {path} is no file; expected a text with a prompt on each line")
+    return read_prompts(Path(path))
+
+
+def _file(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:04d}.npz"
