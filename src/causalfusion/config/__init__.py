@@ -1,6 +1,7 @@
 """All settings: frozen dataclasses that validate themselves; recipes; conversion to JSON and back."""
 
 from causalfusion.config.alignment import AlignConfig
+from causalfusion.config.classifying import ClassifyConfig
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.distillation import DistillConfig
 from causalfusion.config.factorization import FactorizationConfig
@@ -30,9 +31,10 @@ from causalfusion.config.training import TrainConfig
 
 __all__ = [
     "NUM_MARKERS",
-    "AlignConfig", "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "DistillConfig",
-    "EncoderConfig", "FactorizationConfig", "FinetuneConfig", "HeadConfig", "ImageWeightsConfig",
-    "LanguageConfig", "LoraConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType",
+    "AlignConfig", "BiasConfig", "ClassifyConfig", "CodecConfig", "DataConfig", "DiffusionConfig",
+    "DistillConfig", "EncoderConfig", "FactorizationConfig", "FinetuneConfig", "HeadConfig",
+    "ImageWeightsConfig", "LanguageConfig", "LoraConfig", "ModelConfig", "NormConfig",
+    "OrderName", "PredictionType",
     "QKNormConfig", "RopeConfig", "RopeExtrapolation", "RunConfig", "SampleConfig", "SamplerName",
     "ScalingConfig", "SourceName", "SplitName", "TextConfig", "TrainConfig", "WriteConfig",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from math import inf
 from typing import Literal
 
 from causalfusion.config.alignment import AlignConfig
+from causalfusion.config.classifying import Classify, ClassifyConfig
 from causalfusion.config.diffusion import DiffusionConfig
 from causalfusion.config.distillation import DistillConfig
 from causalfusion.config.factorization import FactorizationConfig
@@ -213,6 +214,7 @@ class RunConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     finetune: Finetune = field(default_factory=FinetuneConfig)
+    classify: Classify = field(default_factory=ClassifyConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Settings of the sample grids during training."""
 

@@ -40,6 +40,9 @@ class Arranged:
     features: Tensor | None = None
     """(N, L, E) features that the images' tokens are aligned with, raster order; None without alignment."""
 
+    classes: Tensor | None = None
+    """(N, K) share of each class in each image, in a classification; else None."""
+
     @property
     def num_images(self) -> int:
         return len(self.tokens)
@@ -71,6 +74,7 @@ class Arranged:
             rows=None if self.rows is None else self.rows.to(device),
             unconditional=None if self.unconditional is None else self.unconditional.to(device),
             features=None if self.features is None else self.features.to(device),
+            classes=None if self.classes is None else self.classes.to(device),
         )
 
     def clean(self) -> Tensor:

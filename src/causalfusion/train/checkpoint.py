@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import FinetuneConfig
 from causalfusion.config.serialize import from_dict, read_object
 from causalfusion.errors import UserError, check
-from causalfusion.model.projector import is_of_projector
+from causalfusion.model.projector import is_of_classifier, is_of_projector
 from causalfusion.saved.adapter import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.adapter import write_adapter
 from causalfusion.saved.folder import (
@@ -49,6 +49,8 @@ from causalfusion.weight_files import read_weights
 _HIDDEN = ".partial-"
 OPTIMIZER_FILE, SHARDED_FOLDER, DATA_FILE = "optimizer.safetensors", "sharded", "data.json"
 WIDTHS_FILE, PROJECTOR_FILE = "ema_widths.safetensors", "projector.safetensors"
+CLASSIFIER_FILE = "classifier.safetensors"
+"""In the checkpoint, with the average, as its weights are; in its state, with the raw ones."""
 REMEDY = "delete the checkpoint {} to resume from the one before"
 
 
@@ -136,7 +138,8 @@ def remove_partial_checkpoints(run: Path) -> None:
 def write_snapshot(final: Path, snapshot: Snapshot) -> None:
     """Everything but the shares, into the partial folder."""
     temporary = partial_folder(final)
-    save_model(temporary, snapshot.spec, snapshot.ema, raw=snapshot.raw, tokenizer=snapshot.tokenizer)
+    (ema, ema_head), (raw, raw_head) = (_parted(weights) for weights in (snapshot.ema, snapshot.raw))
+    save_model(temporary, snapshot.spec, ema, raw=raw, tokenizer=snapshot.tokenizer)
     (temporary / SAMPLING_FILE).write_text(snapshot.sampling)
     if snapshot.finetune.adapter != "none":
         write_adapter(temporary / ADAPTER_FOLDER, snapshot.finetune, snapshot.spec, snapshot.ema)
@@ -145,6 +148,9 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
         save_file(snapshot.optimizer, state / OPTIMIZER_FILE)
     if snapshot.widths:
         save_file(snapshot.widths, state / WIDTHS_FILE)
+    if ema_head:
+        save_file(ema_head, temporary / CLASSIFIER_FILE)
+        save_file(raw_head, state / CLASSIFIER_FILE)
     if snapshot.projector:
         save_file(snapshot.projector, state / PROJECTOR_FILE)
     (state / "run.json").write_text(json.dumps(snapshot.run_config, indent=2))
@@ -219,10 +225,10 @@ def load_checkpoint(
     try:
         progress = read_progress(folder)
         raw, averages = load_weights(folder, "raw"), load_weights(folder, "ema")
-        beside = {name: value for name, value in model.state_dict().items() if is_of_projector(name)}
-        projector = read_weights(state / PROJECTOR_FILE) if beside else {}
-        check_tensors(projector, beside, str(state / PROJECTOR_FILE))
-        check_tensors(raw | projector, model.state_dict(), str(folder / "raw.safetensors"))
+        raw |= _beside(model, is_of_projector, state / PROJECTOR_FILE)
+        raw |= _beside(model, is_of_classifier, state / CLASSIFIER_FILE)
+        averages |= _beside(model, is_of_classifier, folder / CLASSIFIER_FILE)
+        check_tensors(raw, model.state_dict(), str(folder / "raw.safetensors"))
         check_tensors(averages, ema.state_dict(), str(folder / "model.safetensors"))
         of_widths = read_weights(state / WIDTHS_FILE) if widths.averages else {}
         check_tensors(of_widths, widths.state_dict(), str(state / WIDTHS_FILE))
@@ -237,10 +243,25 @@ def load_checkpoint(
         raise UserError(
             f"training state in {state} cannot be read ({cause}); {REMEDY.format(folder)}"
         ) from error
-    load_shares(model, raw | projector, str(folder / "raw.safetensors"))
+    load_shares(model, raw, str(folder / "raw.safetensors"))
     ema.load_state_dict(averages)
     widths.load_state_dict(of_widths)
     return progress
+
+
+def _parted(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(weights of the model itself, those of a classifier)."""
+    head = {name: value for name, value in weights.items() if is_of_classifier(name)}
+    return {name: value for name, value in weights.items() if name not in head}, head
+
+
+def _beside(model: nn.Module, which: Callable[[str], bool], file: Path) -> dict[str, Tensor]:
+    """The weights in a file of what a model has beside itself; none where it has not. Raises UserError for
+    others."""
+    expected = {name: value for name, value in model.state_dict().items() if which(name)}
+    found = read_weights(file) if expected else {}
+    check_tensors(found, expected, str(file))
+    return found
 
 
 def load_shares(

@@ -23,7 +23,7 @@ from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import compute_dtype
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.compiled import compile_blocks
-from causalfusion.model.projector import add_projector
+from causalfusion.model.projector import add_classifier, add_projector
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.train.sharding import materialise, shard
 
@@ -39,6 +39,8 @@ def build_model(config: RunConfig, world: World) -> Transformer:
         model = Transformer(config.model)
         if config.align.encoder:
             _add_projector(model, config)
+        if config.finetune.task == "classify":
+            add_classifier(model, config.model.num_classes)
     checkpoint_activations(model, train.activation_checkpointing)
     if train.compile == "always" or (train.compile == "auto" and world.device.type == "cuda"):
         compile_blocks(model)

@@ -60,6 +60,7 @@ class Trainer(TrainState):
         self.aligned = bool(config.align.encoder)
         # Without an image in it, a batch leaves the image's parameters without a gradient.
         some_unused = tokenizer is not None and (config.text.text_only > 0 or config.data.has_documents)
+        some_unused |= config.finetune.task != "generate"  # what predicts images learns nothing
         self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)
         self.unused = UnusedParameters(self.model, world) if self.sharded and some_unused else None
 
