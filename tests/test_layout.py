@@ -9,9 +9,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "causalfusion"
 ORDER = (
     "errors", "files", "weight_files", "rng", "config", "machine", "data", "codec", "factorization",
     "sequence", "elements", "documents", "rows", "mask", "model", "diffusion", "losses", "saved", "estimate",
-    "pictures", "generate", "train", "show", "evaluate", "autoencode", "study", "planner", "probe", "interop",
-    "doctor",
-    "app", "demo", "commands", "vocabulary", "cli", "__main__",
+    "pictures", "generate", "encoders", "train", "show", "evaluate", "autoencode", "study", "planner",
+    "probe", "interop", "doctor", "app", "demo", "commands", "vocabulary", "cli", "__main__",
 )  # fmt: skip
 """The way the data goes; what a later one holds is unknown to an earlier one."""
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -33,6 +33,7 @@ COMMANDS = (
     "sample",
     "edit",
     "caption",
+    "classify",
     "complete",
     "app",
     "encode",

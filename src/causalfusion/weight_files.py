@@ -143,3 +143,15 @@ def read_pickle(path: Path) -> object:
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return UserError(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or of another kind")
+
+
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """16 hex digits that the names, shapes and bytes of all weights decide, whatever file they come from."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        value = weights[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -66,7 +66,7 @@ def test_perceptual_distance_is_that_of_directions():
 def test_a_cifar_classifier_as_perceptual_network(tmp_path):
     from safetensors.torch import save_file
 
-    from causalfusion.evaluate.features.resnet_cifar_network import ResNetCifarNetwork
+    from causalfusion.encoders.resnet_cifar import ResNetCifarNetwork
 
     network = ResNetCifarNetwork(1).eval()
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "judge.safetensors")
@@ -82,9 +82,9 @@ def test_a_cifar_classifier_as_perceptual_network(tmp_path):
     with torch.no_grad():
         network(((x + 1) * 127.5).permute(0, 2, 3, 1))
     hook.remove()
-    from causalfusion.autoencode.perceptual import _resnet_cifar
+    from causalfusion.encoders.networks import resnet_cifar
 
-    maps = _resnet_cifar(str(tmp_path / "judge.safetensors"), torch.device("cpu"))(x)
+    maps = resnet_cifar(str(tmp_path / "judge.safetensors"), torch.device("cpu")).layers(x)
     assert torch.allclose(maps[-1], seen[0], atol=1e-5)
 
 

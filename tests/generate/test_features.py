@@ -16,8 +16,9 @@ from causalfusion.config import (
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, ar_step_of
-from causalfusion.generate.features import layer_number, learned_clean
+from causalfusion.generate.features import layer_number
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.reading import learned_clean
 from causalfusion.model.transformer import Transformer
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from causalfusion.config import (
+    ClassifyConfig,
     DataConfig,
     FactorizationConfig,
     FinetuneConfig,
@@ -30,8 +32,10 @@ class FinetuneRequest:
     """The model to go on from: a model folder, a training run (its last checkpoint), the name of a packaged
     model, or a name on the hub."""
     task: TaskName = "generate"
-    """What the model is trained for: to generate images like those of the data."""
+    """generate: images like those of the data; classify: to tell their classes (`causalfusion classify`);
+    caption: to describe them (`causalfusion caption`)."""
     finetune: Annotated[FinetuneConfig, Settings] = field(default_factory=FinetuneConfig)
+    classify: Annotated[ClassifyConfig, Settings] = field(default_factory=ClassifyConfig)
     out: str = "runs/finetune"
     """Folder of the new run, which is a model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -83,7 +87,16 @@ def _beneath_generate(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return settings_beneath(model, given)
 
 
-def _generate(request: FinetuneRequest, device: str) -> None:
+def _beneath(task: TaskName) -> Callable[[str, Mapping[str, Any]], dict[str, Any]]:
+    def beneath(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        from causalfusion.train.finetuning import beneath_task
+
+        return beneath_task(task, model, given)
+
+    return beneath
+
+
+def _train(request: FinetuneRequest, device: str) -> None:
     from causalfusion.train.finetuning import continued, report
     from causalfusion.train.run import train
 
@@ -93,10 +106,22 @@ def _generate(request: FinetuneRequest, device: str) -> None:
         factorization=request.factorization,
         text=request.text,
         train=replace(request.train, init=request.model),
-        finetune=request.finetune,
+        finetune=replace(request.finetune, task=request.task),
+        classify=request.classify,
         sample=request.sample,
     )
     report(run, train(continued(run), device=device))
 
 
-TASKS: dict[TaskName, Task] = {"generate": Task(_beneath_generate, _generate)}
+def _caption(request: FinetuneRequest, device: str) -> None:
+    from causalfusion.evaluate.captioning import score_run
+
+    _train(request, device)
+    score_run(Path(request.out), request.data, device)
+
+
+TASKS: dict[TaskName, Task] = {
+    "generate": Task(_beneath_generate, _train),
+    "classify": Task(_beneath("classify"), _train),
+    "caption": Task(_beneath("caption"), _caption),
+}

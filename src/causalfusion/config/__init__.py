@@ -1,7 +1,10 @@
 """All settings: frozen dataclasses that validate themselves; recipes; conversion to JSON and back."""
 
+from causalfusion.config.alignment import AlignConfig
+from causalfusion.config.classifying import ClassifyConfig
 from causalfusion.config.diffusion import DiffusionConfig, PredictionType
 from causalfusion.config.distillation import DistillConfig
+from causalfusion.config.factorization import FactorizationConfig
 from causalfusion.config.finetuning import FinetuneConfig
 from causalfusion.config.generation import OrderName, SampleConfig, SamplerChoice, SamplerName
 from causalfusion.config.grafting import ImageWeightsConfig, LoraConfig
@@ -19,7 +22,6 @@ from causalfusion.config.parts import (
 from causalfusion.config.settings import (
     CodecConfig,
     DataConfig,
-    FactorizationConfig,
     RunConfig,
     SourceName,
     SplitName,
@@ -29,9 +31,10 @@ from causalfusion.config.training import TrainConfig
 
 __all__ = [
     "NUM_MARKERS",
-    "BiasConfig", "CodecConfig", "DataConfig", "DiffusionConfig", "DistillConfig", "EncoderConfig",
-    "FactorizationConfig", "FinetuneConfig", "HeadConfig", "ImageWeightsConfig", "LanguageConfig",
-    "LoraConfig", "ModelConfig", "NormConfig", "OrderName", "PredictionType", "QKNormConfig", "RopeConfig",
-    "RopeExtrapolation", "RunConfig", "SampleConfig", "SamplerChoice", "SamplerName", "ScalingConfig",
-    "SourceName", "SplitName", "TextConfig", "TrainConfig", "WriteConfig",
+    "AlignConfig", "BiasConfig", "ClassifyConfig", "CodecConfig", "DataConfig", "DiffusionConfig",
+    "DistillConfig", "EncoderConfig", "FactorizationConfig", "FinetuneConfig", "HeadConfig",
+    "ImageWeightsConfig", "LanguageConfig", "LoraConfig", "ModelConfig", "NormConfig", "OrderName",
+    "PredictionType", "QKNormConfig", "RopeConfig", "RopeExtrapolation", "RunConfig", "SampleConfig",
+    "SamplerChoice", "SamplerName", "ScalingConfig", "SourceName", "SplitName", "TextConfig", "TrainConfig",
+    "WriteConfig",
 ]  # fmt: skip

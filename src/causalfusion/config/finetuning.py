@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from causalfusion.errors import check, check_finite
 
-TaskName = Literal["generate"]
+TaskName = Literal["generate", "classify", "caption"]
 AdapterKind = Literal["none", "lora", "text-inversion"]
 
 
@@ -36,6 +36,8 @@ class FinetuneConfig:
     prior_prompts: str = ""
     """prior_preservation: a text file with a prompt on each line for these images. Empty: captions that the
     model writes itself."""
+    task: Annotated[TaskName, Parameter(parse=False)] = "generate"
+    """What the model is trained for."""
     base: Annotated[str, Parameter(parse=False)] = ""
     """The model that the run goes on from; empty: no fine-tuning. Filled in when a run begins, as are the
     next."""

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
+from causalfusion.config.alignment import AlignConfig
+from causalfusion.config.classifying import Classify, ClassifyConfig
 from causalfusion.config.diffusion import DiffusionConfig
 from causalfusion.config.distillation import DistillConfig
+from causalfusion.config.factorization import FactorizationConfig
 from causalfusion.config.finetuning import Finetune, FinetuneConfig
-from causalfusion.config.generation import OrderName, SampleConfig
+from causalfusion.config.generation import SampleConfig
 from causalfusion.config.model import ModelConfig
 from causalfusion.config.sizes import MAX_SIDE, Fit, parse_size, size_text
 from causalfusion.config.text import TextConfig
@@ -196,58 +199,6 @@ class CodecConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FactorizationConfig:
-    """Splitting of training images into AR steps (PAPER section 4)."""
-
-    distribution: Literal["decay", "uniform", "fixed", "mask_ratio"] = "decay"
-    """Distribution of the number of AR steps S: proportional to decay**(S-1), uniform on 1..L, or always
-    num_ar_steps. mask_ratio (MAR): two AR steps, the second with a random share of the tokens."""
-    decay: float = 0.9
-    """distribution = decay: ratio of the probabilities of S + 1 and S AR steps."""
-    num_ar_steps: int = 1
-    """distribution = fixed: the number of AR steps, S; 0: one for each token."""
-    mask_ratio_mean: float = 1.0
-    """distribution = mask_ratio: mean of the normal distribution of that share, before truncation."""
-    mask_ratio_std: float = 0.25
-    """distribution = mask_ratio: its standard deviation."""
-    mask_ratio_min: float = 0.7
-    """distribution = mask_ratio: its lower end; the upper one is 1."""
-    split: Literal["per_batch", "per_image"] = "per_batch"
-    """Split a whole batch alike into AR steps (the paper's code), or each image by itself."""
-    order: OrderName = "random"
-    """Order in which the tokens of an image are divided among AR steps."""
-    block_size: int = 4
-    """block_raster: side of a block; dilated: distance between consecutive tokens; both in tokens."""
-    given_order: list[int] = field(default_factory=list)
-    """Raster indices of all L tokens in the desired order; overrides `order`."""
-    loss_weight: Literal["linear", "cosine", "none"] = "linear"
-    """Shape of the fall of the loss weight along the sequence."""
-    loss_weight_first: float = 2.0
-    """Weight of the loss at the start of the sequence (λ)."""
-    loss_weight_last: float = 1.0
-    """Weight of the loss at the end of the sequence."""
-    timesteps: Literal["shared", "per_ar_step", "per_token"] = "shared"
-    """One noise level for all AR steps of an image, one for each, or one for each token."""
-    timesteps_per_ar_step: int = 1
-    """Noised copies of every AR step, each at its own noise level (4x and 8x t in the paper)."""
-
-    def __post_init__(self) -> None:
-        check_finite(self, "factorization")
-        check(0 < self.decay <= 1, "factorization.decay", self.decay, "a number in (0, 1]")
-        check(self.num_ar_steps >= 0, "factorization.num_ar_steps", self.num_ar_steps, "0 or more")
-        check(self.block_size >= 1, "factorization.block_size", self.block_size, "at least 1")
-        check(
-            self.mask_ratio_std > 0, "factorization.mask_ratio_std", self.mask_ratio_std, "a positive number"
-        )
-        least = self.mask_ratio_min
-        check(0 < least < 1, "factorization.mask_ratio_min", least, "a number between 0 and 1")
-        copies = self.timesteps_per_ar_step
-        check(copies >= 1, "factorization.timesteps_per_ar_step", copies, "at least 1")
-        for name in ("loss_weight_first", "loss_weight_last"):
-            check(getattr(self, name) > 0, f"factorization.{name}", getattr(self, name), "a positive number")
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All settings of a training run."""
 
@@ -261,7 +212,9 @@ class RunConfig:
     text: TextConfig = field(default_factory=TextConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
     finetune: Finetune = field(default_factory=FinetuneConfig)
+    classify: Classify = field(default_factory=ClassifyConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Settings of the sample grids during training."""
 
@@ -280,6 +233,7 @@ class RunConfig:
         check(fits, "model.num_class_tokens", class_tokens, "0, where sequences hold several images")
         self._check_head()
         self._check_batches()
+        self._check_alignment()
         images = self.train.batch_size // self.train.grad_accumulation
         expected = f"a divisor of the {images} images of a micro-batch"
         check(images % count == 0, "text.examples_per_sequence", count, expected)
@@ -295,6 +249,20 @@ class RunConfig:
         check(self.model.context == "causal", "data.batches", batches, expected)
         expected = "buckets or padded, as the head asks by the token before"
         check(batches == "padded" or self.model.head.ask == "mask", "data.batches", batches, expected)
+
+    def _check_alignment(self) -> None:
+        """Check that there is a layer to align, and one frozen network at most to learn from."""
+        align, depth = self.align, self.model.depth
+        if not align.encoder:
+            return
+        check(align.layer <= depth, "align.layer", align.layer, f"1 to {depth}, the model's layers, or 0")
+        check(not self.distill.teacher, "align.encoder", align.encoder, "none, in a distillation")
+        expected = "joint, for align.encoder: noised tokens never enter the transformer otherwise"
+        check(self.model.head.kind == "joint", "model.head.kind", self.model.head.kind, expected)
+        given, expected = self.data.image_size, "one size, for align.encoder: features have one grid"
+        check(not self.data.native, "data.image_size", given, expected)
+        expected = "images, for align.encoder, not documents"
+        check(not self.data.has_documents, "data.source", self.data.source, expected)
 
     @property
     def reads_text(self) -> bool:

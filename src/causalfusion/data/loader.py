@@ -63,6 +63,8 @@ class Batch:
     """(B,) int64 positions in the sample stream."""
     image_indices: Tensor
     """(B,) int64 indices into the source."""
+    mirrored: np.ndarray
+    """(B,) bool: the image is mirrored."""
 
 
 @lru_cache(maxsize=2)
@@ -291,6 +293,7 @@ def _to_batch(reads: Reads, places: np.ndarray, captions: list[str | None]) -> B
         all_captions=reads.captions,
         sample_indices=torch.from_numpy(places.astype(np.int64)),
         image_indices=torch.from_numpy(reads.indices),
+        mirrored=reads.samples.mirrored,
     )
 
 

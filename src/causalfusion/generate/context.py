@@ -173,7 +173,7 @@ class Condition:
 
 
 def condition_of(
-    model: Transformer,
+    config: ModelConfig,
     labels: Tensor,
     prompts: Prompts | None,
     image: ImageInProgress,
@@ -182,11 +182,11 @@ def condition_of(
 ) -> Condition:
     """The classes (rows,), and the documents of a model with text, before `image`. `guided`: the documents
     without their text stand behind them."""
-    segment = class_segment(labels, model.config.num_condition_tokens)
-    segment = replace(segment, asks_next=model.config.head.ask == "previous")
+    segment = class_segment(labels, config.num_condition_tokens)
+    segment = replace(segment, asks_next=config.head.ask == "previous")
     if prompts is None:
         return Condition((segment,), image, 1, torch.zeros(0))
-    layout, segments = _documents(model, labels, prompts, guided, image)
+    layout, segments = _documents(config, labels, prompts, guided, image)
     index = (layout.image_row >= 0).sum(1)
     clean_timestep = 0 if prompts.image_context == "noised" else None
     lengths = layout.text_lengths
@@ -220,7 +220,7 @@ def prefill(
             kept_positions = torch.zeros(batch_size, 0, dtype=torch.int64, device=device)
         known = KnownTokens(kept_tokens, kept_positions)
         return Context(None, labels, batch_size, 1, image, torch.zeros(0), known=known)
-    condition = condition_of(model, labels, prompts, image, guided=guided)
+    condition = condition_of(model.config, labels, prompts, image, guided=guided)
     segments, image, next_ar_step = list(condition.segments), condition.image, condition.next_ar_step
     lengths = condition.text_lengths
     if kept_tokens is not None and kept_positions is not None and kept_tokens.shape[1]:
@@ -258,7 +258,7 @@ def _room_for(sizes: Sequence[int], context: int, device: torch.device) -> int:
 
 
 def _documents(
-    model: Transformer, labels: Tensor, prompts: Prompts, guided: bool, image: ImageInProgress
+    config: ModelConfig, labels: Tensor, prompts: Prompts, guided: bool, image: ImageInProgress
 ) -> tuple[Layout, list[Segment]]:
     """The documents' segments; under guidance, those without text behind."""
     documents = [*prompts.documents, *(prompts.without_text().documents if guided else ())]
@@ -267,11 +267,11 @@ def _documents(
     tokens = prompts.tokens
     if tokens is None:
         length = image.height * image.width
-        tokens = torch.zeros(0, length, model.config.token_dim, device=labels.device)
+        tokens = torch.zeros(0, length, config.token_dim, device=labels.device)
     sequence = pack_context(
         layout,
         labels,
-        model.config.num_condition_tokens,
+        config.num_condition_tokens,
         tokens,
         image.width,
         prompts.image_context,

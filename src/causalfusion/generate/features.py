@@ -16,16 +16,13 @@ import torch
 from torch import Tensor
 
 from causalfusion.config import ModelConfig
-from causalfusion.documents import Document, ImageToCome, Text
 from causalfusion.errors import UserError
-from causalfusion.factorization import Plan, ar_step_of, places_of
-from causalfusion.generate.context import ImageInProgress, condition_of
+from causalfusion.factorization import Plan
 from causalfusion.generate.noise import ImageNoise
+from causalfusion.generate.reading import Reading
 from causalfusion.generate.token_pipeline import TokenPipeline
 from causalfusion.machine.runtime import autocast
 from causalfusion.model.layers import layer_outputs, num_layers, readable
-from causalfusion.saved.folder import ModelSpec
-from causalfusion.sequence import PackedSequence, class_segment, image_segment
 
 
 def layer_number(config: ModelConfig, layer: int) -> int:
@@ -38,14 +35,6 @@ def layer_number(config: ModelConfig, layer: int) -> int:
             f"last) to {-last - 1}"
         )
     return layer % (last + 1)
-
-
-def learned_clean(spec: ModelSpec) -> bool:
-    """True for a model that saw clean image tokens in training: as context of later AR steps, or of texts."""
-    plan, one = spec.factorization, spec.factorization.distribution == "fixed"
-    if spec.model.vocab_size:
-        return spec.text.image_context == "clean"
-    return spec.model.per_token or not (one and plan.num_ar_steps == 1)
 
 
 def share_of(pipeline: TokenPipeline, timestep: float) -> float:
@@ -95,10 +84,7 @@ def read_layers(
         noised = pipeline.process.add_noise(tokens, noise.initial(1, raster).to(tokens), levels)
         told = pipeline.process.timesteps(levels)[0, 0].item()
     with torch.no_grad(), autocast(pipeline.device, pipeline.autocast_dtype):
-        if config.context == "bidirectional":
-            sequence = _bidirectional(pipeline, tokens)
-        else:
-            sequence = _causal(pipeline, tokens, noised, told, plan)
+        sequence = reading_of(pipeline).sequence(tokens, plan, noised, told)
         outputs = layer_outputs(pipeline.model, readable(sequence), wanted)
     back = plan.order.argsort(1)[:, :, None]
     return {
@@ -139,14 +125,18 @@ def image_features(
     return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 
 
+def reading_of(pipeline: TokenPipeline) -> Reading:
+    """How the model of a pipeline reads images."""
+    markers = None if pipeline.tokenizer is None else pipeline.tokenizer.markers
+    return Reading(pipeline.spec, pipeline.process, pipeline.grid, markers)
+
+
 def _plan_of(pipeline: TokenPipeline, plan: Plan | None, count: int) -> Plan:
     """The plan for this number of images, checked."""
     config, (height, width) = pipeline.model.config, pipeline.grid
-    num_tokens, asks_next = height * width, config.head.ask == "previous"
+    num_tokens = height * width
     if plan is None:
-        steps = ar_step_of([1] * num_tokens if asks_next else [num_tokens])
-        raster = torch.arange(num_tokens)
-        return Plan(raster.expand(count, -1), steps[None], width).to(pipeline.device)
+        return reading_of(pipeline).plan(count, pipeline.device)
     if config.context == "bidirectional" and plan.num_ar_steps > 1:
         raise UserError(
             "a model of bidirectional context sees all known tokens; expected a plan of one AR step"
@@ -157,46 +147,3 @@ def _plan_of(pipeline: TokenPipeline, plan: Plan | None, count: int) -> Plan:
             "the images, and the tokens of each"
         )
     return replace(plan, order=plan.order.expand(count, -1)).to(pipeline.device)
-
-
-def _bidirectional(pipeline: TokenPipeline, tokens: Tensor) -> PackedSequence:
-    """All tokens known, in raster order; none has the clean role in such a model (`pack_bidirectional`)."""
-    config, device = pipeline.model.config, tokens.device
-    image = ImageInProgress.of_size(config, pipeline.grid, device)
-    condition = class_segment(pipeline.null_labels(len(tokens)), config.num_condition_tokens)
-    condition = replace(condition, role="noised", ar_step=condition.ar_step + 1)
-    places = places_of(torch.arange(tokens.shape[1], device=device)[None], image.width)
-    steps = torch.ones(1, tokens.shape[1], dtype=torch.int64, device=device)
-    return PackedSequence((condition, image_segment("noised", tokens, steps, places, grid=image.grid)))
-
-
-def _causal(
-    pipeline: TokenPipeline, tokens: Tensor, noised: Tensor | None, told: float | None, plan: Plan
-) -> PackedSequence:
-    """[class][text][tokens], or [class][text][clean tokens of earlier AR steps][noised tokens], in the plan's
-    order. `told`: the timestep of the noised ones."""
-    documents = None if pipeline.tokenizer is None else _without_text(pipeline.spec, len(tokens))
-    image = ImageInProgress.of_size(pipeline.model.config, pipeline.grid, tokens.device)
-    labels, prompts = pipeline.null_labels(len(tokens)), pipeline.prompts_of(documents)
-    before = condition_of(pipeline.model, labels, prompts, image)
-    image = before.image
-    if not learned_clean(pipeline.spec):
-        lowest = pipeline.process.levels_at(torch.zeros(1, 1))
-        image = replace(image, clean_timestep=pipeline.process.timesteps(lowest).item())
-    order, ar_step = plan.order, plan.ar_step + before.next_ar_step - 1
-    ordered = tokens.take_along_dim(order[:, :, None], 1)
-    if noised is None:
-        return PackedSequence((*before.segments, image.segment("clean", ordered, ar_step, order, None)))
-    segments, context = list(before.segments), slice(0, plan.num_context_tokens)
-    if plan.num_context_tokens:
-        steps, places = ar_step[:, context], order[:, context]
-        segments.append(image.segment("clean", ordered[:, context], steps, places, None))
-    ordered = noised.take_along_dim(order[:, :, None], 1)
-    return PackedSequence((*segments, image.segment("noised", ordered, ar_step, order, told)))
-
-
-def _without_text(spec: ModelSpec, count: int) -> list[Document]:
-    """Documents with an image to come and no caption, as training had them: alone or before its caption, or
-    behind an empty one."""
-    alone = spec.text.image_first > 0 or spec.text.image_only > 0
-    return [[ImageToCome()] if alone else [Text(), ImageToCome()] for _ in range(count)]

@@ -26,3 +26,16 @@ def parse_level(text: str, setting: str) -> float | None:
 def level_text(level: float | None) -> str:
     """The same level in words."""
     return CLEAN if level is None else f"{level:g}"
+
+
+def parse_place(place: str) -> tuple[str, int | None, str]:
+    """(model, layer or None, level) of RUN[:LAYER[:LEVEL]], where RUN itself may have colons."""
+    run, _, last = place.rpartition(":")
+    before, _, layer = run.rpartition(":")
+    if before and _is_layer(layer):
+        return before, int(layer), last
+    return (run, int(last), CLEAN) if run and _is_layer(last) else (place, None, CLEAN)
+
+
+def _is_layer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()

@@ -1,4 +1,4 @@
-"""The options of the commands that generate: `sample`, `edit`, `complete` and `caption`."""
+"""The options of `sample`, `edit`, `complete` and `caption`, which generate, and of `classify`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from causalfusion.config import RopeExtrapolation, SampleConfig, WriteConfig
 from causalfusion.config.options import (
     DEFAULT_MODEL,
+    ComputationOptions,
     GeneratingOptions,
     Model,
     Settings,
@@ -171,5 +172,24 @@ class CaptionRequest(GeneratingOptions):
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "batch_size")
+        if self.out is not None and (self.out.suffix != ".jsonl" or self.out.is_dir()):
+            raise UserError(f"--out is {self.out}; expected a file that ends in .jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRequest(ComputationOptions):
+    """The options of `classify`."""
+
+    model: Annotated[Path, Parameter(name="--model")] = Path("runs/finetune")
+    """The run, or model folder, of causalfusion finetune MODEL --task classify."""
+    out: Path | None = None
+    """A .jsonl file to write as well: `image` and `classes`, with their probabilities, on each line."""
+    top: int = 3
+    """Classes that are told of each image, the most probable first."""
+    batch_size: int = 64
+    """Images that go through the model together."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "batch_size", "top")
         if self.out is not None and (self.out.suffix != ".jsonl" or self.out.is_dir()):
             raise UserError(f"--out is {self.out}; expected a file that ends in .jsonl")

@@ -37,15 +37,15 @@ from causalfusion.weight_files import read_shapes
 RECIPE_FILE = "training.toml"
 _PATHS = (
     "data.path", "data.cache", "data.class_words", "codec.autoencoder", "train.init", "text.tokenizer",
-    "distill.teacher",
+    "distill.teacher", "align.encoder", "align.cache",
 )  # fmt: skip
-_NOT_TOLD = ("out", "distill.teacher_hash", *_PATHS)
+_NOT_TOLD = ("out", "distill.teacher_hash", "align.encoder_hash", *_PATHS)
 _OF_PRIOR = ("finetune.prior_preservation", "finetune.prior_images")
 _OF_ADAPTER = ("finetune.adapter", "finetune.rank", "finetune.alpha", "finetune.word", "finetune.like")
 _FROM_DATA = (
     "model.num_classes", "model.token_dim", "model.vocab_size", "model.grid_height", "model.grid_width",
     "codec.image_height", "codec.image_width", "codec.image_channels", "codec.latent_channels",
-    "codec.downsample", "codec.max_area",
+    "codec.downsample", "codec.max_area", "align.feature_dim",
 )  # fmt: skip
 """Settings that a run fills in from its data."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def layer_outputs(
 
     def keep(layer: int, x: Tensor | Rows) -> None:
         if layer in layers:
-            found[layer] = _segments(x, sequence)
+            found[layer] = segments_of(x, sequence)
         if layer == max(layers):
             raise _Enough
 
@@ -69,7 +70,10 @@ def readable(sequence: PackedSequence) -> PackedSequence:
     return PackedSequence((replace(first, asks_next=True), *rest))
 
 
-def _segments(x: Tensor | Rows, sequence: PackedSequence) -> list[Tensor]:
+def segments_of(x: Tensor | Rows, sequence: PackedSequence, first: int = 0) -> list[Tensor]:
+    """(B, n, D) of each segment, of a layer's output from the sequence's token `first` on, which begins a
+    segment; n = 0 for those before it."""
     if isinstance(x, Rows):
-        return Streams.of(sequence).segments(x, 0)
-    return list(x.split([segment.num_tokens for segment in sequence.segments], dim=1))
+        return Streams.of(sequence).segments(x, first)
+    edges = [max(edge - first, 0) for edge in sequence.boundaries]
+    return [x[:, start:end] for start, end in pairwise(edges)]

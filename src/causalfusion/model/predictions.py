@@ -1,6 +1,6 @@
 """What a model returns.
 
-Shape letters: B rows, n tokens of a segment, P token dimension, D width.
+Shape letters: B rows, n tokens of a segment, P token dimension, D width, E features, K classes.
 """
 
 from __future__ import annotations
@@ -18,3 +18,7 @@ class Predictions(NamedTuple):
     """(B, n, vocabulary) logits of what follows each text token; None where there is no text."""
     condition: Tensor | None = None
     """(B, n, D) conditions of the tokens that are asked for; None without a per-token head."""
+    projected: Tensor | None = None
+    """(B, n, E) what a projector reads of the noised tokens; None without one (`model/projector.py`)."""
+    classes: Tensor | None = None
+    """(B, K) logits of the classes of images; None without a classifier."""

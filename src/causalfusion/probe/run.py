@@ -11,7 +11,6 @@ import numpy as np
 
 from causalfusion.config.sizes import parse_size
 from causalfusion.errors import UserError
-from causalfusion.evaluate.features.extractor import hash_weights
 from causalfusion.evaluate.measures.intervals import class_accuracy
 from causalfusion.files import in_use, write_whole
 from causalfusion.generate.features import layer_number, share_of
@@ -26,6 +25,7 @@ from causalfusion.probe.images import ProbeData, open_data
 from causalfusion.probe.picture import save_picture
 from causalfusion.probe.request import Kind, ProbeRequest
 from causalfusion.saved.folder import read_latest
+from causalfusion.weight_files import hash_weights
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from causalfusion.codec.tokenizer import MARKERS_OF_EXAMPLE
+from causalfusion.config import RunConfig
 from causalfusion.documents import Document, Element, Image, Text
 from causalfusion.errors import UserError
 from causalfusion.train.draws import Arrangement, TextDraw
@@ -62,3 +63,13 @@ def caption_limit(max_text_tokens: int, examples_per_sequence: int) -> int:
             f"for {examples_per_sequence} captions with their markers"
         )
     return limit
+
+
+def check_room_for_images(config: RunConfig) -> None:
+    """Raises UserError for a model whose documents hold fewer images than a sequence of the run."""
+    count = config.text.examples_per_sequence
+    if config.model.max_images < count:
+        raise UserError(
+            f"model.max_images is {config.model.max_images}; expected at least {count}, as "
+            "text.examples_per_sequence says"
+        )

@@ -37,6 +37,12 @@ class Arranged:
     unconditional: Arranged | None = None
     """The same images without their condition; None but in a distillation, whose teacher is guided."""
 
+    features: Tensor | None = None
+    """(N, L, E) features that the images' tokens are aligned with, raster order; None without alignment."""
+
+    classes: Tensor | None = None
+    """(N, K) share of each class in each image, in a classification; else None."""
+
     @property
     def num_images(self) -> int:
         return len(self.tokens)
@@ -67,6 +73,8 @@ class Arranged:
             layout=None if self.layout is None else self.layout.to(device),
             rows=None if self.rows is None else self.rows.to(device),
             unconditional=None if self.unconditional is None else self.unconditional.to(device),
+            features=None if self.features is None else self.features.to(device),
+            classes=None if self.classes is None else self.classes.to(device),
         )
 
     def clean(self) -> Tensor:
@@ -81,6 +89,12 @@ class Arranged:
         noise = self.noise.gather(2, index).flatten(1, 2)
         clean = self.clean()[:, first:].repeat(1, copies, 1)
         return process.noise(clean, noise, self.levels_from(first))
+
+    def features_from(self, first: int) -> Tensor:
+        """(N, R*m, E) the features at the places of `noised_from`."""
+        assert self.features is not None, "a run with alignment"
+        index = self.plan.order[:, first:, None].expand(-1, -1, self.features.shape[2])
+        return self.features.gather(1, index).repeat(1, self.noise.shape[1], 1)
 
     def levels_from(self, first: int) -> Tensor:
         """(N, 1 or R*m) the noise levels of the tokens from the plan's `first` on."""
@@ -98,3 +112,5 @@ class Errors:
     tokens have one."""
     text: Tensor
     """(documents, n) cross-entropies, 0 where there is no target; n = 0 in a run without text."""
+    alignment: Tensor | None = None
+    """(N,) 1 - cosine similarity with the features of a frozen encoder; None without alignment."""

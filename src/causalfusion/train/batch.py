@@ -35,6 +35,8 @@ class TokenBatch:
     grids: tuple[tuple[int, int], ...] | None = None
     """Rows and columns of tokens of each image, where they have some of their own; the tokens of shorter ones
     are filled up to L."""
+    features: Tensor | None = None
+    """(B, L, E) float16 of a frozen encoder, raster order, in a run with alignment."""
 
     def slice(self, rows: slice) -> TokenBatch:
         """Some of the examples, for a micro-batch."""
@@ -48,6 +50,7 @@ class TokenBatch:
             sample_indices=self.sample_indices[rows],
             captions=captions,
             grids=grids,
+            features=None if self.features is None else self.features[rows],
         )
 
     def image_rows(self, rows: slice) -> slice:

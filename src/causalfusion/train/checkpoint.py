@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import FinetuneConfig
 from causalfusion.config.serialize import from_dict, read_object
 from causalfusion.errors import UserError, check
+from causalfusion.model.projector import is_of_classifier, is_of_projector
 from causalfusion.saved.adapter import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.adapter import write_adapter
 from causalfusion.saved.folder import (
@@ -47,7 +48,9 @@ from causalfusion.weight_files import read_weights
 
 _HIDDEN = ".partial-"
 OPTIMIZER_FILE, SHARDED_FOLDER, DATA_FILE = "optimizer.safetensors", "sharded", "data.json"
-WIDTHS_FILE = "ema_widths.safetensors"
+WIDTHS_FILE, PROJECTOR_FILE = "ema_widths.safetensors", "projector.safetensors"
+CLASSIFIER_FILE = "classifier.safetensors"
+"""In the checkpoint, with the average, as its weights are; in its state, with the raw ones."""
 REMEDY = "delete the checkpoint {} to resume from the one before"
 
 
@@ -63,6 +66,8 @@ class Progress:
     """Training time so far, over all sittings; without evaluations, grids and checkpoints."""
     pending_losses: tuple[tuple[float, float], ...] = ()
     """Image and text losses of the steps since the last log line."""
+    pending_alignment: tuple[float, ...] = ()
+    """The same of the alignment, in a run with one."""
 
     @property
     def updates(self) -> int:
@@ -105,6 +110,8 @@ class Snapshot:
     raw: dict[str, Tensor] = field(default_factory=dict)
     widths: dict[str, Tensor] = field(default_factory=dict)
     """Averages of several widths, where the run has some."""
+    projector: dict[str, Tensor] = field(default_factory=dict)
+    """Weights that are trained beside the model and no part of it."""
     optimizer: dict[str, Tensor] | None = None
     """None: every process writes its share."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -131,7 +138,8 @@ def remove_partial_checkpoints(run: Path) -> None:
 def write_snapshot(final: Path, snapshot: Snapshot) -> None:
     """Everything but the shares, into the partial folder."""
     temporary = partial_folder(final)
-    save_model(temporary, snapshot.spec, snapshot.ema, raw=snapshot.raw, tokenizer=snapshot.tokenizer)
+    (ema, ema_head), (raw, raw_head) = (_parted(weights) for weights in (snapshot.ema, snapshot.raw))
+    save_model(temporary, snapshot.spec, ema, raw=raw, tokenizer=snapshot.tokenizer)
     (temporary / SAMPLING_FILE).write_text(snapshot.sampling)
     if snapshot.finetune.adapter != "none":
         write_adapter(temporary / ADAPTER_FOLDER, snapshot.finetune, snapshot.spec, snapshot.ema)
@@ -140,6 +148,11 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
         save_file(snapshot.optimizer, state / OPTIMIZER_FILE)
     if snapshot.widths:
         save_file(snapshot.widths, state / WIDTHS_FILE)
+    if ema_head:
+        save_file(ema_head, temporary / CLASSIFIER_FILE)
+        save_file(raw_head, state / CLASSIFIER_FILE)
+    if snapshot.projector:
+        save_file(snapshot.projector, state / PROJECTOR_FILE)
     (state / "run.json").write_text(json.dumps(snapshot.run_config, indent=2))
     (state / "progress.json").write_text(json.dumps(vars(snapshot.progress)))
     (state / DATA_FILE).write_text(json.dumps(vars(snapshot.data), indent=2))
@@ -212,6 +225,9 @@ def load_checkpoint(
     try:
         progress = read_progress(folder)
         raw, averages = load_weights(folder, "raw"), load_weights(folder, "ema")
+        raw |= _beside(model, is_of_projector, state / PROJECTOR_FILE)
+        raw |= _beside(model, is_of_classifier, state / CLASSIFIER_FILE)
+        averages |= _beside(model, is_of_classifier, folder / CLASSIFIER_FILE)
         check_tensors(raw, model.state_dict(), str(folder / "raw.safetensors"))
         check_tensors(averages, ema.state_dict(), str(folder / "model.safetensors"))
         of_widths = read_weights(state / WIDTHS_FILE) if widths.averages else {}
@@ -231,6 +247,21 @@ def load_checkpoint(
     ema.load_state_dict(averages)
     widths.load_state_dict(of_widths)
     return progress
+
+
+def _parted(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(weights of the model itself, those of a classifier)."""
+    head = {name: value for name, value in weights.items() if is_of_classifier(name)}
+    return {name: value for name, value in weights.items() if name not in head}, head
+
+
+def _beside(model: nn.Module, which: Callable[[str], bool], file: Path) -> dict[str, Tensor]:
+    """The weights in a file of what a model has beside itself; none where it has not. Raises UserError for
+    others."""
+    expected = {name: value for name, value in model.state_dict().items() if which(name)}
+    found = read_weights(file) if expected else {}
+    check_tensors(found, expected, str(file))
+    return found
 
 
 def load_shares(

@@ -12,6 +12,7 @@ from causalfusion.data.sizes import counts_of
 from causalfusion.estimate.show import announce
 from causalfusion.machine.processes import World
 from causalfusion.machine.progress import ProgressLine, tell
+from causalfusion.model.projector import is_of_projector
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.train.clock import Clock
 from causalfusion.train.feed import TrainingData
@@ -23,7 +24,8 @@ class Display:
 
     def __init__(self, config: RunConfig, world: World, images_seen: int, *, show: bool, peak: float) -> None:
         self.world, self.on_screen, self.peak = world, show, peak
-        self.has_text = config.model.vocab_size > 0
+        self.has_text = config.model.vocab_size > 0 and config.finetune.task != "classify"
+        self.aligned = bool(config.align.encoder)
         what = "documents" if config.data.has_documents else "images"
         self.line = ProgressLine(config.train.images, images_seen, enabled=show, what=what)
         self.clock = Clock()
@@ -44,7 +46,9 @@ class Display:
             text = sum(r.text_loss for r in self.recent) / count
             shown = f"image {sum(r.image_loss for r in self.recent) / count:.4f}  text {text:.3f}"
         else:
-            shown = f"loss {sum(r.loss for r in self.recent) / count:.4f}"
+            shown = f"loss {sum(r.image_loss if self.aligned else r.loss for r in self.recent) / count:.4f}"
+        if self.aligned:
+            shown += f"  alignment {sum(r.alignment for r in self.recent) / count:.3f}"
         share = rate / (self.peak * self.world.size)
         shown += f"  {images_per_second:,.0f} images/s  {share:.0%} of peak FLOP/s"
         shown += f"  {memory_in_use(self.world.device) / 1e9:.1f} GB"
@@ -65,12 +69,21 @@ def beginning(
     config = data.config
     classes = config.model.num_classes
     held_out = f" and {len(data.held_out):,} held out" if len(data.held_out) else ""
+    num_parameters = sum(
+        p.numel() for n, p in model.named_parameters() if p.requires_grad and not is_of_projector(n)
+    )
     lines = [
-        f"{folder}: {count_parameters(model):,} parameters, {config.model.num_tokens} tokens of "
+        f"{folder}: {num_parameters:,} parameters, {config.model.num_tokens} tokens of "
         f"{config.model.token_dim}, {len(data.train_indices):,} training {data.examples}{held_out}, "
         f"{classes} class{'es' * (classes != 1)}, "
         f"{world.size} process{'es' * (world.size > 1)} on {world.device}"
     ]
+    if config.align.encoder:
+        layer, beside = config.align.layer_of(config.model.depth), count_parameters(model) - num_parameters
+        lines.append(
+            f"layer {layer} is aligned with {config.align.encoder}, {config.align.feature_dim} features, "
+            f"through {beside:,} parameters more"
+        )
     if data.grids is not None:
         lines.append(_sizes(counts_of(data.grids, data.train_indices), config))
     lines += announce(config, world.size, world.device)

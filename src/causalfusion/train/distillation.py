@@ -23,8 +23,11 @@ from causalfusion.diffusion.segments import Segments
 from causalfusion.generate.guidance import Guidance
 from causalfusion.machine.processes import World
 from causalfusion.saved.folder import latest_model, load_model
+from causalfusion.train.alignment import AlignedObjective
 from causalfusion.train.arranged import Arranged, Errors
 from causalfusion.train.batch import TokenBatch
+from causalfusion.train.captioning import CaptionObjective
+from causalfusion.train.classification import ClassifyObjective
 from causalfusion.train.draws import Draws
 from causalfusion.train.step import Objective
 
@@ -97,6 +100,12 @@ def make_objective(config: RunConfig, world: World, markers: Markers | None) -> 
     """What the run minimises; a distillation's teacher is loaded."""
     process, distill = make_process(config.diffusion), config.distill
     multiple = config.train.length_multiple or (64 if world.device.type == "cuda" else 1)
+    if config.finetune.task == "classify":
+        return ClassifyObjective.of(config, process, markers, multiple)
+    if config.finetune.task == "caption":
+        return CaptionObjective(config, process, markers, multiple)
+    if config.align.encoder:
+        return AlignedObjective(config, process, markers, multiple)
     if not distill.teacher:
         return Objective(config, process, markers, multiple)
     teacher, _ = load_model(latest_model(Path(distill.teacher)), device=world.device)

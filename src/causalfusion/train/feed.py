@@ -30,7 +30,7 @@ from causalfusion.data.source import ImageSource, spread
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.rng import derive_generator
-from causalfusion.train.arrange import caption_limit
+from causalfusion.train.arrange import caption_limit, check_room_for_images
 from causalfusion.train.batch import TokenBatch, together
 from causalfusion.train.from_data import (
     captions_among,
@@ -40,6 +40,7 @@ from causalfusion.train.from_data import (
     tokenizer_of,
     with_facts_of_data,
 )
+from causalfusion.train.image_features import Features
 from causalfusion.train.prior import Mixed, with_own_images
 
 
@@ -60,6 +61,8 @@ class TrainingData:
     """(classes of the data,) the model's label for each; None: the same."""
     grids: np.ndarray | None = None
     """(images, 2) rows and columns of tokens of each image; None where all have one size."""
+    features: Features | None = None
+    """Features that come with the images, in a run with alignment."""
     cut_captions: Counter[str] = field(default_factory=Counter)
     """Captions `seen`, and those `cut`, as they are longer than there is room for."""
 
@@ -110,7 +113,12 @@ class TrainingData:
             noise = self._latent_noise(batch.sample_indices, codec)
             tokens = codec.encode_tokens(batch.images.to(self.world.device), noise)
             labels, captions = self._labels(batch.labels), self._ids(batch.captions)
-            yield TokenBatch(tokens, labels, batch.sample_indices, captions, self._grid(codec))
+            found = None
+            if self.features is not None:
+                indices = batch.image_indices.numpy()
+                found = self.features.read(indices, batch.mirrored, batch.images)
+            grid = self._grid(codec)
+            yield TokenBatch(tokens, labels, batch.sample_indices, captions, grid, features=found)
 
     def buckets(self) -> Buckets | None:
         """The order of the data where batches hold images of one of several grids; None: the plain stream."""
@@ -211,7 +219,8 @@ class TrainingData:
             if self.tokenizer is not None:
                 ids = self._ids(cache.draw_captions(indices, epochs, seed=train.seed))
             labels = self._labels(torch.from_numpy(cache.labels[indices]))
-            yield TokenBatch(tokens, labels, sample_indices, ids, self._grid(codec))
+            found = None if self.features is None else self.features.read(indices, flips, None)
+            yield TokenBatch(tokens, labels, sample_indices, ids, self._grid(codec), features=found)
 
     def _cached_requests(self, images_seen: int) -> Iterator[tuple[np.ndarray, Samples]]:
         """(places, samples) of what is read together, without end."""
@@ -305,16 +314,7 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
                 "data.flip is on; expected it off for shapes with text, as the captions say left and right"
             )
         caption_limit(config.model.max_text_tokens, config.text.examples_per_sequence)
-        _check_room_for_images(config)
+        check_room_for_images(config)
     return TrainingData(
         config, codec, class_names, source, train_indices, held_out, world, tokenizer, class_table, grids
     )
-
-
-def _check_room_for_images(config: RunConfig) -> None:
-    count = config.text.examples_per_sequence
-    if config.model.max_images < count:
-        raise UserError(
-            f"model.max_images is {config.model.max_images}; expected at least {count}, as "
-            "text.examples_per_sequence says"
-        )

@@ -10,6 +10,7 @@ from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.model.norm import Norm
 from causalfusion.model.parts import is_of_text
 from causalfusion.model.positions import resize_table
+from causalfusion.model.projector import is_of_projector
 from causalfusion.model.transformer import Transformer
 from causalfusion.train.new_rows import freeze_for_adapter
 
@@ -70,4 +71,4 @@ def freeze_rest(model: Transformer, config: RunConfig) -> None:
         if isinstance(module, Norm) or name in _FIRST_AND_LAST:
             trained |= {f"{name}.{own}" for own, _ in module.named_parameters()}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained or name.endswith(".bias"))
+        parameter.requires_grad_(name in trained or name.endswith(".bias") or is_of_projector(name))

@@ -20,6 +20,7 @@ from causalfusion.machine.progress import tell
 from causalfusion.saved.adapter import copy_adapter
 from causalfusion.saved.folder import ModelSpec, autoencoder_place, load_spec, load_weights, read_latest
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.train.feed import TrainingData
 from causalfusion.weight_files import fingerprint_of
 
 IMAGES = 2_000
@@ -66,8 +67,10 @@ def continued(config: RunConfig) -> RunConfig:
     architecture, codec, path and prediction; its grid and its classes follow from the data. Raises UserError
     for a model that cannot be fine-tuned so."""
     spec, folder = read_latest(Path(config.train.init), load_spec)
-    _refuse(spec, config.finetune, folder)
+    _refuse(spec, config, folder)
     finetune = replace(config.finetune, base=config.train.init, classes=_classes(spec))
+    if finetune.task == "classify":
+        finetune = replace(finetune, keep_classes=False)
     model = replace(spec.model, num_classes=0, grid_height=0, grid_width=0)
     text, train = config.text, config.train
     if finetune.adapter != "none":
@@ -91,10 +94,22 @@ def _classes(spec: ModelSpec) -> list[str]:
     return spec.class_names or [str(number) for number in range(count)] * (count > 1)
 
 
-def _refuse(spec: ModelSpec, finetune: FinetuneConfig, folder: Path) -> None:
+def _refuse(spec: ModelSpec, config: RunConfig, folder: Path) -> None:
     """Raises UserError for a model that cannot be fine-tuned so."""
-    model, why = spec.model, ""
-    if model.text_only:
+    model, why, finetune = spec.model, "", config.finetune
+    if finetune.task != "generate" and (finetune.adapter != "none" or finetune.prior_preservation):
+        raise UserError(
+            f"--task {finetune.task} trains all weights; leave --adapter and --prior-preservation out"
+        )
+    if finetune.task == "classify" and (config.data.native or config.data.has_documents):
+        raise UserError("--task classify needs images of one size; give another --data.image-size")
+    if finetune.task == "caption" and not model.vocab_size:
+        why = "has no text; expected a model that was trained with captions, for --task caption"
+    elif finetune.task == "caption" and (spec.text.image_context != "clean" or model.per_token):
+        why = "sees noised images before text, or has a per-token head; --task caption needs clean images"
+    elif finetune.task == "caption" and config.data.has_documents:
+        why = "is fine-tuned for captions on images with captions, not on documents"
+    elif model.text_only:
         why = "is a language model without images; causalfusion train --config graft teaches it some"
     elif finetune.adapter == "lora" and model.lora.rank:
         why = (
@@ -114,6 +129,30 @@ def _codec(spec: ModelSpec, folder: Path) -> CodecConfig:
     if codec.autoencoder:
         codec = replace(codec, autoencoder=autoencoder_place(folder, codec.autoencoder))
     return codec
+
+
+def check_task(config: RunConfig, data: TrainingData) -> None:
+    """Raises UserError for data from which a task cannot be learned."""
+    task, names = config.finetune.task, data.class_names
+    if task == "classify" and len(names) < 2:
+        found = f"one class alone, {names[0]!r}" if names else "no labels"
+        raise UserError(f"the data have {found}; expected images of two or more classes, for --task classify")
+    if task == "classify" and not len(data.held_out):
+        raise UserError("data.holdout is 0; expected a share of images to measure accuracy on")
+
+
+def beneath_task(task: str, model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of settings to lay beneath those of a classification, or of a fine-tuning for captions."""
+    tables = settings_beneath(model, given)
+    train = tables["train"]
+    train |= {"sample_every": 0, "sample_minutes": 0.0, "class_dropout": 0.0}
+    if task == "classify":
+        train |= {"evaluate_every": 200, "evaluate_images": 50_000, "weight_decay": 0.05}
+    else:
+        tables["text"] |= dict(caption_first=0.0, image_first=1.0, image_only=0.0, text_only=0.0)
+        tables["text"] |= {"loss_coefficient": 1.0, "caption_dropout": 0.0}
+        train |= {"evaluate_every": 200}
+    return tables
 
 
 def report(config: RunConfig, checkpoint: Path) -> None:

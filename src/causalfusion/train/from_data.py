@@ -91,6 +91,8 @@ def classes_of(
     if not finetune.base:
         fitted = fit_classes(getattr(source, "classes", None), names, model.num_classes)
         return config, *fitted
+    if finetune.task == "classify":
+        return config, names, None
     used = model.num_class_tokens > 0 or model.conditioning == "adaln_zero"
     mapped, table = map_classes(names, finetune.classes, keep=finetune.keep_classes, used=used)
     new = [name for name in mapped if name not in finetune.classes]

@@ -19,9 +19,10 @@ from causalfusion.saved.folder import ModelSpec, checkpoints_of, latest_model, l
 from causalfusion.train.checkpoint import DataRecord
 from causalfusion.train.document_feed import open_document_data
 from causalfusion.train.feed import TrainingData, open_training_data
-from causalfusion.train.finetuning import check_captions
+from causalfusion.train.finetuning import check_captions, check_task
 from causalfusion.train.grids import SIZES
 from causalfusion.train.loggers import check_installed
+from causalfusion.train.open_alignment import open_alignment, with_features
 from causalfusion.train.parallel import fit_to_memory
 from causalfusion.train.resume import (
     check_same_run,
@@ -72,7 +73,10 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     data = open_data(config, world, _tokenizer(config, source, resumed=last is not None))
     config = data.config
     check_student(config, data.class_names)
-    if config.finetune.base and data.tokenizer is not None and last is None and world.is_main:
+    check_task(config, data)
+    config, encoder = open_alignment(config, last, world)
+    told = config.finetune.base and config.finetune.task != "classify"
+    if told and data.tokenizer is not None and last is None and world.is_main:
         check_captions(data.some_captions(), data.tokenizer, config.finetune)
     record = facts_of(data) if last is None else check_same_run(config, last, data)
     if config.train.sample_every or config.train.sample_minutes:
@@ -80,6 +84,8 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
         for grid in [(height // cell, width // cell) for height, width in sizes] or [None]:
             check_settings(config.sample, config.model, config.diffusion, grid)
     config = fit_to_memory(config, world, at_least=1 if last is None else micro_batches_of(last))
+    if encoder is not None:
+        data = with_features(data, config, encoder, world, show_progress=world.is_main)
     trainer = Trainer(config, world, data.tokenizer)
     if last is not None:
         trainer.restore(last)

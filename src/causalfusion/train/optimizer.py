@@ -52,14 +52,16 @@ def make_optimizer(
     config: TrainConfig,
     of_text: Container[nn.Parameter] = (),
     hidden: Container[nn.Parameter] = (),
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> AnyOptimizer:
     """Fused AdamW; with `train.optimizer` muon, Muon for the matrices in `hidden`. The learning rate is set
-    before every step (`set_rate`). Parameters `of_text` have one of their own. Raises UserError for a Muon
+    before every step (`set_rate`). Parameters `of_text` have one of their own, and those in `factors` that
+    multiple of it. Raises UserError for a Muon
     without matrices."""
     trained = [p for p in parameters if p.requires_grad]
     matrices = hidden if config.optimizer == "muon" else ()
     adamw = torch.optim.AdamW(
-        _groups([p for p in trained if p not in matrices], config, of_text),
+        _groups([p for p in trained if p not in matrices], config, of_text, factors or {}),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -74,18 +76,24 @@ def make_optimizer(
             f"train.optimizer is muon, and with train.trainable {config.trainable} no matrix inside a block "
             "is trained; expected adamw"
         )
-    groups = _groups(by_muon, config, of_text)
+    groups = _groups(by_muon, config, of_text, factors or {})
     muon = Muon(groups, config.lr, config.weight_decay, compute_dtype(config.precision))
     return AdamWWithMuon(adamw, muon)
 
 
 def _groups(
-    parameters: list[nn.Parameter], config: TrainConfig, of_text: Container[nn.Parameter]
+    parameters: list[nn.Parameter],
+    config: TrainConfig,
+    of_text: Container[nn.Parameter],
+    factors: Mapping[nn.Parameter, float],
 ) -> list[dict[str, Any]]:
-    """Those of images, then those of text, as far as there are any."""
-    parts = ([p for p in parameters if p not in of_text], [p for p in parameters if p in of_text])
-    factors = (1.0, config.text_lr_factor)
-    return [{"params": part, "factor": factor} for part, factor in zip(parts, factors, strict=True) if part]
+    """Those of images, then those of text, each by their multiples of the learning rate."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        text, factor = parameter in of_text, factors.get(parameter, 1.0)
+        groups.setdefault((text, factor * (config.text_lr_factor if text else 1.0)), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: item[0])
+    return [{"params": part, "factor": factor} for (_, factor), part in ordered]
 
 
 def set_rate(optimizer: AnyOptimizer, rate: float) -> None:

@@ -23,6 +23,7 @@ from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import compute_dtype
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.compiled import compile_blocks
+from causalfusion.model.projector import add_classifier, add_projector
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.train.sharding import materialise, shard
 
@@ -36,6 +37,10 @@ def build_model(config: RunConfig, world: World) -> Transformer:
     generator = torch.Generator().manual_seed(train.seed)
     with skeleton():  # nothing is drawn only to be overwritten
         model = Transformer(config.model)
+        if config.align.encoder:
+            _add_projector(model, config)
+        if config.finetune.task == "classify":
+            add_classifier(model, config.model.num_classes)
     checkpoint_activations(model, train.activation_checkpointing)
     if train.compile == "always" or (train.compile == "auto" and world.device.type == "cuda"):
         compile_blocks(model)
@@ -47,6 +52,12 @@ def build_model(config: RunConfig, world: World) -> Transformer:
         model.init_weights(generator)
         model.to(world.device)
     return model
+
+
+def _add_projector(model: Transformer, config: RunConfig) -> None:
+    align = config.align
+    width = align.width or 2 * config.model.image_size
+    add_projector(model, align.layer_of(config.model.depth), width, align.feature_dim)
 
 
 def fit_to_memory(config: RunConfig, world: World, *, at_least: int = 1) -> RunConfig:

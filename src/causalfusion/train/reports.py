@@ -13,6 +13,7 @@ from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import compute_dtype, measure_gemm_rate
 from causalfusion.model.arithmetic import train_step_flops
 from causalfusion.pictures.charts import save_loss_map
+from causalfusion.train.classification import Accuracy
 from causalfusion.train.clock import Clock
 from causalfusion.train.display import Display, beginning
 from causalfusion.train.log import RunLog
@@ -71,18 +72,23 @@ class Reports:
         """The means since the last record."""
         trainer, text_config = self.run.trainer, self.run.config.text
         losses = trainer.progress.pending_losses
-        trainer.progress = replace(trainer.progress, pending_losses=())
         images_per_second, rate, waiting = self.clock.read()
         image, text = (sum(part) / max(len(losses), 1) for part in zip(*losses or [(nan, nan)], strict=True))
         parts = {}
-        if self.run.data.tokenizer is not None:
+        if self.run.data.tokenizer is not None and self.run.config.finetune.task != "classify":
             parts = {"image_loss": image, "text_loss": text, "perplexity": math.exp(min(text, 100.0))}
+        loss = image + text_config.loss_coefficient * text
+        if trainer.progress.pending_alignment:
+            found = trainer.progress.pending_alignment
+            parts |= {"image_loss": image, "alignment": sum(found) / len(found)}
+            loss += self.run.config.align.coefficient * parts["alignment"]
+        trainer.progress = replace(trainer.progress, pending_losses=(), pending_alignment=())
         if self.log is None:
             return
         progress = trainer.progress
         record = {
             "train_step": progress.train_step,
-            "loss": image + text_config.loss_coefficient * text,
+            "loss": loss,
             **parts,
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
@@ -103,6 +109,12 @@ class Reports:
             chart = self.folder / "loss_map.png"
             save_loss_map(record, chart)
             self.log.picture("loss_map", chart, seen)
+
+    def accuracy(self, found: Accuracy) -> None:
+        """Accuracy on held-out images."""
+        self.display.say(f"accuracy: {found.in_words()}")
+        if self.log is not None:
+            self.log.write("accuracy", self.run.trainer.progress.images_seen, found.record())
 
     def samples(self, file: Path) -> None:
         """A grid of samples."""

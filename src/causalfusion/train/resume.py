@@ -20,6 +20,7 @@ from causalfusion.train.feed import TrainingData
 
 MAY_CHANGE = (
     "out",
+    "align.cache",
     "data.path",
     "data.num_workers",
     "data.packed_tokens",
@@ -51,7 +52,7 @@ MAY_CHANGE = (
 """Settings that a resumed run may change. Where the learning rate falls towards the end of the run,
 train.images and train.minutes change later rates."""
 
-MAY_MOVE = ("data.cache", "codec.autoencoder", "text.tokenizer", "distill.teacher")
+MAY_MOVE = ("data.cache", "codec.autoencoder", "text.tokenizer", "distill.teacher", "align.encoder")
 """Settings that say where something lies: it may lie elsewhere, if its contents are the same."""
 
 COMPARED_IMAGES = 2000

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig
@@ -16,9 +17,11 @@ from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.model.parts import is_hidden_matrix, is_of_text
+from causalfusion.model.projector import is_beside, is_of_projector
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, checkpoints_of, load_spec, load_weights
 from causalfusion.train.checkpoint import DataRecord, Progress, Snapshot, load_checkpoint, load_shares
+from causalfusion.train.classification import layer_factor
 from causalfusion.train.ema import EMA
 from causalfusion.train.ema_snapshots import WidthAverages, write_ema_snapshot
 from causalfusion.train.fine_tuning import for_grid, for_patches, freeze_rest
@@ -44,12 +47,14 @@ class TrainState:
         self.model = build_model(config, world)
         self.sharded = is_sharded(self.model)
         freeze_rest(self.model, config)
-        self.ema = EMA(self.model.named_parameters())
         named = dict(self.model.named_parameters())
-        self.widths = WidthAverages(named.items(), config.train.ema_widths)
+        saved = {name: value for name, value in named.items() if not is_of_projector(name)}
+        self.ema = EMA(saved.items())
+        self.widths = WidthAverages(saved.items(), config.train.ema_widths)
         of_text = {p for name, p in named.items() if is_of_text(name) and tokenizer is not None}
         hidden = {p for name, p in named.items() if is_hidden_matrix(name, p)}
-        self.optimizer = make_optimizer(named.values(), config.train, of_text, hidden)
+        factors = _factors(named, config) if config.finetune.task == "classify" else None
+        self.optimizer = make_optimizer(named.values(), config.train, of_text, hidden, factors)
         self.progress = Progress()
         self.saver: Saver | None = None
 
@@ -85,6 +90,7 @@ class TrainState:
                 run, world, keep=train.keep_checkpoints, background=background, sharded=self.sharded
             )
         state = optimizer_tensors(self.model, self.optimizer)
+        raw = gather(self.model.state_dict(), world, copy=background)
         snapshot = Snapshot(
             replace(spec, images_seen=self.progress.images_seen),
             to_dict(self.config),
@@ -93,7 +99,8 @@ class TrainState:
             data,
             to_toml(self.config.sample),
             ema=gather(self.ema.state_dict(), world, copy=background),
-            raw=gather(self.model.state_dict(), world, copy=background),
+            raw={name: value for name, value in raw.items() if not is_of_projector(name)},
+            projector={name: value for name, value in raw.items() if is_of_projector(name)},
             widths=gather(self.widths.state_dict(), world, copy=background),
             optimizer=None if self.sharded else gather(state, world, copy=background),
             finetune=self.config.finetune,
@@ -120,11 +127,12 @@ class TrainState:
         before = spec.model
         weights = {name: value.float() for name, value in load_weights(folder).items()}
         weights = for_grid(weights, before, config.model)
-        fresh: frozenset[str] = frozenset()
+        fresh = frozenset(filter(is_beside, self.model.state_dict()))
         if before.text_only:
-            weights, fresh = for_drawing(weights, config), fresh_of(self.model)
+            weights, fresh = for_drawing(weights, config), fresh | fresh_of(self.model)
         elif spec.codec.patch_size != config.codec.patch_size:
-            weights, fresh = for_patches(weights, before, self.model)
+            weights, of_patches = for_patches(weights, before, self.model)
+            fresh |= of_patches
         if config.finetune.base:
             weights = for_finetuning(weights, config, class_names, self.tokenizer)
             fresh |= additions_of(self.model.state_dict()) - weights.keys()
@@ -159,3 +167,9 @@ class TrainState:
         both = self.ema.state_dict() | self.widths.state_dict()
         averages = {f"the average of {name}": value for name, value in both.items()}
         return first_not_finite([*self.model.state_dict().items(), *averages.items(), *state.items()])
+
+
+def _factors(named: dict[str, nn.Parameter], config: RunConfig) -> dict[nn.Parameter, float]:
+    """Multiples of the learning rate in a classification, by layer."""
+    model, decay = config.model, config.classify.layer_decay
+    return {p: layer_factor(name, model.encoder.depth, model.depth, decay) for name, p in named.items()}

@@ -28,6 +28,7 @@ from causalfusion.documents import (
 )
 from causalfusion.factorization import loss_weights
 from causalfusion.losses import text_cross_entropy, weighted_mean
+from causalfusion.model.predictions import Predictions
 from causalfusion.rows import arrange_rows, pack_asking_rows, pack_rows
 from causalfusion.sequence import (
     Denoising,
@@ -140,17 +141,32 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """(what the model predicts of the noised tokens, by image as they are; the errors of text as in
         `Errors`)."""
+        predictions, layout = self.run(model, piece, noised, num_text)
+        return self.read(predictions, piece, noised, layout)
+
+    def run(
+        self, model: nn.Module, piece: Arranged, noised: NoisedTokens, num_text: int = 0
+    ) -> tuple[Predictions, Layout | None]:
+        """(predictions for the packed sequence, its layout)."""
         layout = None if piece.layout is None else piece.layout.filled(num_text)
         sequence = self.pack(replace(piece, layout=layout), noised)
-        predictions = model(sequence, backend=self.config.train.attention)
-        image = predictions.image
-        if layout is None:
-            found = image if piece.rows is None else piece.rows.of_images(image, self._copies)
-            return found, torch.zeros(0, 0, device=found.device)
-        found = self._images_of(image, noised.noised.shape[1], layout)[layout.place_of_image]
-        if not layout.read:
-            return found, torch.zeros(layout.text_ids.shape, device=found.device)
+        return model(sequence, backend=self.config.train.attention), layout
+
+    def read(
+        self, predictions: Predictions, piece: Arranged, noised: NoisedTokens, layout: Layout | None
+    ) -> tuple[Tensor, Tensor]:
+        """Predictions as `predict` gives them."""
+        found = self.of_images(predictions.image, piece, layout, noised.noised.shape[1])
+        if layout is None or not layout.read:
+            shape = (0, 0) if layout is None else layout.text_ids.shape
+            return found, torch.zeros(shape, device=found.device)
         return found, text_cross_entropy(predictions.text, layout.text_targets, NO_TARGET)
+
+    def of_images(self, values: Tensor, piece: Arranged, layout: Layout | None, length: int) -> Tensor:
+        """Values (B, n, ...) of a sequence's noised tokens as those of images (N, R*m, ...), `length` R*m."""
+        if layout is not None:
+            return self._images_of(values, length, layout)[layout.place_of_image]
+        return values if piece.rows is None else piece.rows.of_images(values, self._copies)
 
     def pack(self, piece: Arranged, noised: NoisedTokens) -> PackedSequence:
         """The training sequence: each image alone where there is no text, else documents."""

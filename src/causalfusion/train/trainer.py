@@ -47,6 +47,8 @@ class StepResult:
     text_loss: float = 0.0
     text_tokens: int = 0
     """Mean number of text tokens for each image."""
+    alignment: float = 0.0
+    """1 - cosine similarity with a frozen encoder's features; 0 without alignment."""
 
 
 class Trainer(TrainState):
@@ -55,8 +57,10 @@ class Trainer(TrainState):
     def __init__(self, config: RunConfig, world: World, tokenizer: Tokenizer | None = None) -> None:
         super().__init__(config, world, tokenizer)
         self.objective = make_objective(config, world, None if tokenizer is None else tokenizer.markers)
+        self.aligned = bool(config.align.encoder)
         # Without an image in it, a batch leaves the image's parameters without a gradient.
         some_unused = tokenizer is not None and (config.text.text_only > 0 or config.data.has_documents)
+        some_unused |= config.finetune.task != "generate"  # what predicts images learns nothing
         self.parallel: nn.Module = data_parallel(self.model, world, some_unused=some_unused)
         self.unused = UnusedParameters(self.model, world) if self.sharded and some_unused else None
 
@@ -65,7 +69,7 @@ class Trainer(TrainState):
         train, progress = self.config.train, self.progress
         draws = self.objective.draw(batch, seed=train.seed, split_index=progress.images_seen)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros(2, device=self.world.device)  # of images and of text
+        losses = torch.zeros(3, device=self.world.device)  # of images, of text, of the alignment
         size = len(batch.labels) // train.grad_accumulation
         parts = [slice(k * size, (k + 1) * size) for k in range(train.grad_accumulation)]
         pieces = [
@@ -83,7 +87,7 @@ class Trainer(TrainState):
             self.unused.drop()
         losses = self.world.mean(losses)
         loss = float(self._total(losses))
-        image_loss, text_loss = losses.tolist()
+        image_loss, text_loss, alignment = losses.tolist()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = float(whole(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm, foreach=True)))
         rate = learning_rate(train, progress.images_seen, progress.seconds)
@@ -101,13 +105,15 @@ class Trainer(TrainState):
             skipped_steps=progress.skipped_steps + (not finite),
             skipped_in_a_row=0 if finite else progress.skipped_in_a_row + 1,
             pending_losses=progress.pending_losses + ((image_loss, text_loss),) * finite,
+            pending_alignment=progress.pending_alignment + (alignment,) * (finite and self.aligned),
         )
         plan = draws.plan
         splits = () if plan.lengths is None else tuple(map(plan.step_sizes, range(len(plan.order))))
         text_tokens = batch.num_text // max(len(batch.tokens), 1)
         result = StepResult(
-            loss, norm, rate, not finite, plan.step_sizes(0), splits, image_loss, text_loss, text_tokens
-        )
+            loss, norm, rate, not finite, plan.step_sizes(0), splits, image_loss, text_loss, text_tokens,
+            alignment,
+        )  # fmt: skip
         if self.progress.skipped_in_a_row >= train.max_skipped_steps:
             raise UserError(self._not_finite(batch, result))
         return result
@@ -145,17 +151,20 @@ class Trainer(TrainState):
         return totals, min(num_text, self.config.model.max_text_tokens)
 
     def _losses(self, piece: Arranged, totals: Tensor, num_text: int) -> Tensor:
-        """(2,) this micro-batch's part of the train step's image loss and text loss."""
+        """(3,) this micro-batch's part of the train step's image loss, text loss and alignment."""
         piece = piece.to(self.world.device)
         with autocast(self.world.device, compute_dtype(self.config.train.precision)):
             errors = self.objective.errors(self.parallel, piece, num_text)
         image = self.objective.image_loss(errors.image, piece) / (totals[0] / max(piece.num_images, 1))
         text = errors.text.sum() / totals[1].clamp(min=1 / self.world.size)
-        return torch.stack([image, text])
+        alignment = errors.alignment
+        aligned = torch.zeros_like(text) if alignment is None else alignment.sum() / totals[0]
+        return torch.stack([image, text, aligned])
 
     def _total(self, losses: Tensor) -> Tensor:
-        """The image loss plus the text loss times its coefficient."""
-        return losses[0] + self.config.text.loss_coefficient * losses[1]
+        """The image loss, plus the text loss and that of the alignment times their coefficients."""
+        total = losses[0] + self.config.text.loss_coefficient * losses[1]
+        return total + self.config.align.coefficient * losses[2] if self.aligned else total
 
     def _not_finite(self, batch: TokenBatch, result: StepResult) -> str:
         bad = (~torch.isfinite(batch.tokens).flatten(1).all(1)).nonzero().flatten().cpu()

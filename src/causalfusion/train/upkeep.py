@@ -9,6 +9,7 @@ from pathlib import Path
 
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.processes import World
+from causalfusion.train.classification import ClassifyObjective, accuracy_of
 from causalfusion.train.grids import CAPTIONS, SIZES, Periodic, save_grid
 from causalfusion.train.loss_map import loss_map
 from causalfusion.train.opening import OpenRun
@@ -70,8 +71,11 @@ class Upkeep:
         if self._takes_part and config.train.evaluate_every:
             batches = self.run.data.evaluation_batches(min(config.train.batch_size, 128))
             with trainer.averaged_model() as model:
-                found = loss_map(model, objective.process, config, batches, objective.markers)
-            self.reports.evaluation(found)
+                if isinstance(objective, ClassifyObjective):
+                    self.reports.accuracy(accuracy_of(objective, model, batches))
+                else:
+                    found = loss_map(model, objective.process, config, batches, objective.markers)
+                    self.reports.evaluation(found)
         self.world.barrier()
 
     def sample(self) -> None:

@@ -40,7 +40,7 @@ def used_settings(command: Command, source: str, layer: dict[str, Any]) -> dict[
         if key in TABLES and (isinstance(value, dict) or not _has(command, key)):
             if not isinstance(value, dict):
                 raise UserError(f"config {source}: {key} is {value!r}; expected a table of settings")
-            if key == "sample" and _takes_sampling(command, value):
+            if _takes_as_its_own(command, key):
                 beneath |= {name: _checked(command, source, name, item) for name, item in value.items()}
             elif _has_table(command, key):
                 direct[key] = {
@@ -61,9 +61,10 @@ def _has_table(command: Command, table: str) -> bool:
     return any(name.startswith(f"--{table}.") for name in command.options)
 
 
-def _takes_sampling(command: Command, table: dict[str, Any]) -> bool:
-    """True for a command that has the settings of a recipe's table [sample] as options of its own."""
-    return not _has_table(command, "sample") and _has(command, "num_ar_steps")
+def _takes_as_its_own(command: Command, table: str) -> bool:
+    """True for a command that has the settings of a recipe's table as options of its own."""
+    known = {"sample": "num_ar_steps", "finetune": "task", "classify": "layer_decay"}
+    return table in known and not _has_table(command, table) and _has(command, known[table])
 
 
 def _option(command: Command, key: str) -> Option | None:

@@ -42,6 +42,7 @@ IN_CONTEXT = Use("data.source", ("in_context",))
 STORED = ("folder", "webdataset", "jsonl", "npz", "parquet", "datasets")
 IMAGES = Use("data.source", ("digits", "shapes", *STORED))
 TABLES = Use("data.source", ("parquet", "datasets"))
+ALIGNED = Use("align.encoder", unless="")
 TEACHER = Use("distill.teacher", unless="")
 TEXT, GUIDANCE = Use("text.tokenizer", unless=""), Use("sample.guidance_scale", unless=1.0)
 NORMAL, WEIGHTED = (
@@ -105,6 +106,10 @@ USED: dict[str, tuple[Use, ...]] = {
     "train.trainable": (Use("train.init", unless=""),),
     "train.class_dropout": (Use("model.num_class_tokens", unless=0),),
     "train.evaluate_images": (Use("train.evaluate_every", unless=0),),
+    "align.layer": (ALIGNED,),
+    "align.coefficient": (ALIGNED,),
+    "align.width": (ALIGNED,),
+    "align.cache": (ALIGNED,),
     "distill.steps": (TEACHER,),
     "distill.teacher_steps": (TEACHER,),
     "distill.ahead": (TEACHER,),

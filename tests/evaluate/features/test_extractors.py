@@ -14,12 +14,12 @@ from sklearn.datasets import load_digits
 
 from causalfusion.data.digits import Digits
 from causalfusion.data.loader import split_holdout
+from causalfusion.encoders.resnet_cifar import ResNetCifarNetwork
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.digits import HOLDOUT
 from causalfusion.evaluate.features.extractor import Extractor
 from causalfusion.evaluate.features.open import open_extractor
 from causalfusion.evaluate.features.resnet_cifar import jpeg_round_trip, load_resnet_cifar_network
-from causalfusion.evaluate.features.resnet_cifar_network import ResNetCifarNetwork
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:

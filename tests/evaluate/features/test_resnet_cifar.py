@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from causalfusion.encoders.resnet_cifar import ResNetCifarNetwork
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.resnet_cifar import (
     ResNetCifarExtractor,
     jpeg_round_trip,
     load_resnet_cifar_network,
 )
-from causalfusion.evaluate.features.resnet_cifar_network import ResNetCifarNetwork
 from causalfusion.evaluate.measures.frechet import frechet_distance
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared"

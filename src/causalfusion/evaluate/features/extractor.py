@@ -17,6 +17,7 @@ from torch import Tensor
 
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of
+from causalfusion.weight_files import hash_weights
 
 Images = NDArray[np.uint8]
 """(B, H, W, C), C 1 (grey) or 3 (RGB)."""
@@ -70,18 +71,6 @@ def check_images(images: Images, name: str, image_size: int | None = None) -> No
 def as_rgb(images: Images) -> Images:
     """RGB images (B, H, W, 3); grey images get three equal channels."""
     return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
-
-
-def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """16 hex digits that the names, shapes and bytes of all weights decide, whatever file they come from."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        value = weights[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\0".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def fingerprint_of(preprocessing: str, weights: Mapping[str, Tensor]) -> str:

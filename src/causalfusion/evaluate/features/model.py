@@ -20,16 +20,16 @@ from causalfusion.evaluate.features.extractor import (
     as_rgb,
     check_images,
     exact_inference,
-    hash_weights,
     to_array,
 )
 from causalfusion.files import hash_of
 from causalfusion.generate.features import layer_number, read_layers, share_of
-from causalfusion.generate.levels import CLEAN, level_text, parse_level
+from causalfusion.generate.levels import CLEAN, level_text, parse_level, parse_place
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.read import fitted
 from causalfusion.model.layers import num_layers
 from causalfusion.saved.folder import latest_model
+from causalfusion.weight_files import hash_weights
 
 
 class ModelExtractor:
@@ -76,23 +76,10 @@ class ModelExtractor:
         return Features(to_array(found[self._layer].mean(1)))
 
 
-def parse_place(place: str) -> tuple[str, int | None, str]:
-    """(model, layer or None, level) of RUN[:LAYER[:LEVEL]], where RUN itself may have colons."""
-    run, _, last = place.rpartition(":")
-    before, _, layer = run.rpartition(":")
-    if before and _is_layer(layer):
-        return before, int(layer), last
-    return (run, int(last), CLEAN) if run and _is_layer(last) else (place, None, CLEAN)
-
-
 def _name_of(run: str) -> str:
     """The model's name in those of figures, where a dot would end it."""
     path = Path(run)
     return (path.resolve().name if path.exists() else run.replace("/", "-")).replace(".", "-")
-
-
-def _is_layer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
 
 
 def _number_of(content: bytes) -> int:

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from causalfusion.errors import UserError
+from causalfusion.encoders.resnet_cifar import load_resnet_cifar_network
 from causalfusion.evaluate.features.extractor import (
     Features,
     Images,
@@ -21,7 +19,6 @@ from causalfusion.evaluate.features.extractor import (
     fingerprint_of,
     to_array,
 )
-from causalfusion.evaluate.features.resnet_cifar_network import ResNetCifarNetwork
 
 
 class ResNetCifarExtractor:
@@ -53,24 +50,6 @@ class ResNetCifarExtractor:
         with exact_inference():
             output = self._model(torch.from_numpy(images).to(self._model.pixel_mean.device))
         return Features(to_array(output.pool), to_array(output.spatial), to_array(output.logits))
-
-
-def load_resnet_cifar_network(path: str | Path) -> ResNetCifarNetwork:
-    """The network in evaluation mode, from a safetensors file; its depth follows from the weights. Raises
-    UserError for a file that cannot be read or holds another network."""
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"judge {path} cannot be read ({error}); expected a safetensors file") from None
-    blocks = sum(name.startswith("layer1.") and name.endswith(".conv1.weight") for name in weights)
-    classes = weights["linear.bias"].shape[0] if "linear.bias" in weights else 10
-    model = ResNetCifarNetwork(max(blocks, 1), classes)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        what = " ".join(str(error).split())
-        raise UserError(f"judge {path} is not a CIFAR ResNet of this architecture: {what}") from None
-    return model.eval()
 
 
 def jpeg_round_trip(images: Images) -> Images:

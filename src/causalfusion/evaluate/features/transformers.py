@@ -11,18 +11,16 @@ the torchvision variant gives other numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from logging import CRITICAL, getLogger
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from causalfusion.encoders.hugging_face import import_transformers, load_whole, one_line
 from causalfusion.errors import UserError
 from causalfusion.evaluate.features.extractor import (
     Features,
@@ -30,10 +28,10 @@ from causalfusion.evaluate.features.extractor import (
     as_rgb,
     check_images,
     exact_inference,
-    hash_weights,
     to_array,
 )
 from causalfusion.files import hash_of
+from causalfusion.weight_files import hash_weights
 
 _CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
 _PROBE_SIDE = 64
@@ -46,9 +44,9 @@ class TransformersExtractor:
     image_size = None
 
     def __init__(self, model: str, device: str = "cpu") -> None:
-        transformers = _import_transformers()
+        transformers = import_transformers()
         self.name = f"transformers:{Path(model).resolve().name if Path(model).is_dir() else model}"
-        self._model, missing, self._processor = _load_whole(transformers, model)
+        self._model, missing, self._processor = load_whole(transformers, model)
         self._device = torch.device(device)
         self._model.float().to(self._device).eval().requires_grad_(False)
         self._pooler_is_whole = not missing
@@ -117,89 +115,10 @@ class TransformersExtractor:
         except Exception as error:  # a model for something else may raise anything
             raise UserError(
                 f"features {self.name}: {type(self._model).__name__} does not run on images alone "
-                f"({_one_line(error)}); expected a vision model"
+                f"({one_line(error)}); expected a vision model"
             ) from error
         if not np.allclose(first, second, rtol=1e-3, atol=1e-3 * float(np.abs(first).max())):
             raise UserError(
                 f"features {self.name}: {type(self._model).__name__} gives other features of the same image "
                 "each time; expected a model without masking or sampling"
             )
-
-
-def load_vision_model(model: str) -> tuple[nn.Module, Any]:
-    """A vision model, by id or folder, and its image processor. Raises UserError if it cannot be opened or
-    lacks weights."""
-    loaded, _, processor = _load_whole(_import_transformers(), model)
-    return loaded, processor
-
-
-def _load_whole(transformers: Any, model: str) -> tuple[nn.Module, set[str], Any]:
-    """As `_load`; a checkpoint may lack the weights of a pooling layer alone."""
-    with _quiet(transformers):
-        found = _load(transformers, model)
-    _check_missing(model, found[1])
-    return found
-
-
-def _import_transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            "features transformers:... need the package transformers; pip install 'causalfusion[eval]'"
-        ) from None
-    return transformers
-
-
-def _load(transformers: Any, model: str) -> tuple[nn.Module, set[str], Any]:
-    """The model, the names of weights that its checkpoint lacks, and its image processor."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(model)
-        architectures = config.architectures or []
-        is_classifier = any(name.endswith("ForImageClassification") for name in architectures)
-        kind = transformers.AutoModelForImageClassification if is_classifier else transformers.AutoModel
-        loaded, info = kind.from_pretrained(model, config=config, output_loading_info=True)
-        processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(
-            f"features transformers:{model} cannot be opened ({_one_line(error)}); expected the id of a "
-            "vision model in the cache or on a hub within reach, or a folder of one with its image processor"
-        ) from None
-    return loaded, set(info["missing_keys"]), processor
-
-
-def _check_missing(model: str, missing: set[str]) -> None:
-    """Raises UserError for a checkpoint that lacks weights, which would be random. Only a pooling layer may
-    be missing: it is then not used."""
-    needed = sorted(key for key in missing if "pooler" not in key)
-    if needed:
-        more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
-        raise UserError(
-            f"features transformers:{model}: the checkpoint lacks weight {needed[0]}{more}, which would be "
-            "random; expected a whole model"
-        )
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Silences progress bars and warnings of unused heads in a checkpoint or of an unreachable hub."""
-    logging = transformers.utils.logging
-    hub = getLogger("huggingface_hub")
-    hub_level = hub.level
-    hub.setLevel(CRITICAL)
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hub.setLevel(hub_level)
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _one_line(error: Exception) -> str:
-    """Message of an error, as one line of at most 160 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

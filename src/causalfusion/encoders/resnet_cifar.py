@@ -7,10 +7,15 @@ Shape letters: B images.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from causalfusion.errors import UserError
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -53,6 +58,24 @@ class ResNetCifarNetwork(nn.Module):
         pool = maps.mean(dim=(2, 3))
         spatial = maps[:, :_SPATIAL_MAPS].permute(0, 2, 3, 1).flatten(1)
         return ResNetCifarOutput(pool, spatial, self.linear(pool))
+
+
+def load_resnet_cifar_network(path: str | Path) -> ResNetCifarNetwork:
+    """The network in evaluation mode, from a safetensors file; its depth follows from the weights. Raises
+    UserError for a file that cannot be read or holds another network."""
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"judge {path} cannot be read ({error}); expected a safetensors file") from None
+    blocks = sum(name.startswith("layer1.") and name.endswith(".conv1.weight") for name in weights)
+    classes = weights["linear.bias"].shape[0] if "linear.bias" in weights else 10
+    model = ResNetCifarNetwork(max(blocks, 1), classes)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"judge {path} is not a CIFAR ResNet of this architecture: {what}") from None
+    return model.eval()
 
 
 class _Block(nn.Module):

@@ -1,0 +1,1 @@
+"""Frozen networks that others trained: their weights, and features at places of an image."""

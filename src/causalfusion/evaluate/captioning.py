@@ -1,0 +1,66 @@
+"""The captions that a run learned to write: of held-out images, against the images' own."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from causalfusion.config import DataConfig, WriteConfig
+from causalfusion.data import open_source
+from causalfusion.data.loader import load_indices, split_holdout
+from causalfusion.data.shapes import Shapes
+from causalfusion.errors import UserError
+from causalfusion.evaluate.measures.captions import caption_scores
+from causalfusion.evaluate.measures.scenes import caption_truth
+from causalfusion.files import write_whole
+from causalfusion.generate.layout import batches_of
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.machine.progress import ProgressLine, tell
+from causalfusion.machine.runtime import select_device
+from causalfusion.saved.folder import latest_model
+
+IMAGES = 500
+"""At most so many held-out images are described."""
+FILE_NAME = "captions.json"
+
+
+def score_run(run: Path, data: DataConfig, device: str = "auto") -> dict[str, float]:
+    """Describe held-out images of the run's data by its last checkpoint, say the figures, and write them to
+    RUN/captions.json with the captions: CIDEr-D, BLEU-4 and ROUGE-L (extra `eval`), on `shapes` also whether
+    captions are true. By the main process alone."""
+    if os.environ.get("RANK", "0") != "0":
+        return {}
+    source = open_source(replace(data, cache=""))
+    train, held_out = split_holdout(len(source), data.holdout)
+    chosen = (held_out if len(held_out) else train)[:IMAGES]
+    pipeline = Pipeline.load(latest_model(run), device=select_device(device))
+    fit, captions, references = data.fit(pipeline.codec.cell), list[str](), list[list[str]]()
+    line = ProgressLine(len(chosen), 0, what="images")
+    for batch in batches_of(len(chosen), 64):
+        found = load_indices(source, chosen[batch.start : batch.stop], data, fit)
+        captions += pipeline.caption(found.images.to(pipeline.device), WriteConfig(), image_indices=batch)
+        references += [list(texts) for texts in found.all_captions]
+        line.show(batch.stop, "captions")
+    line.close()
+    figures: dict[str, float] = {}
+    if isinstance(source, Shapes):
+        figures |= caption_truth(captions, [source.scene(index) for index in chosen.tolist()])
+    try:
+        figures |= caption_scores(captions, references)
+    except UserError as error:  # of a package that is not installed
+        warnings.warn(f"captions are not scored: {error}", stacklevel=2)
+    record = {
+        "images": len(chosen),
+        "held_out": bool(len(held_out)),
+        "figures": figures,
+        "captions": captions,
+    }
+    write_whole(run / FILE_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    tell(
+        f"captions of {len(chosen):,} {'held-out ' if len(held_out) else ''}images: {told}; {run / FILE_NAME}"
+    )
+    return figures

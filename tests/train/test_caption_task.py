@@ -1,0 +1,69 @@
+"""`finetune --task caption`: clean images in, text out, and nothing of the image is learned to draw."""
+
+import json
+
+import torch
+
+from causalfusion import cli
+from causalfusion.codec.tokenizer import Markers
+from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig, TextConfig
+from causalfusion.diffusion.process import make_process
+from causalfusion.model.transformer import Transformer
+from causalfusion.saved.folder import latest_model, load_weights
+from causalfusion.train.batch import TokenBatch
+from causalfusion.train.captioning import CaptionObjective
+from causalfusion.train.log import read_log
+from causalfusion.train.step import Objective
+
+SHORT = ["--train.batch-size", "8", "--train.images", "16", "--train.evaluate-every", "0",
+         "--train.log-every", "1"]  # fmt: skip
+
+
+def test_the_loss_is_that_of_text_behind_clean_images():
+    """The same as where one AR step is noised beside them, which texts do not see."""
+    model = ModelConfig(hidden_size=32, depth=2, num_heads=2, num_class_tokens=0, token_dim=3, grid_height=4,
+                        grid_width=4, vocab_size=20, max_text_tokens=16)  # fmt: skip
+    text = TextConfig(tokenizer="given", caption_first=0.0, image_first=1.0, caption_dropout=0.0)
+    plan = FactorizationConfig(distribution="fixed", num_ar_steps=1)
+    config = RunConfig(model=model, text=text, factorization=plan)
+    markers = Markers(text=0, text_end=1, image=2, image_end=3, end=4)
+    process = make_process(config.diffusion)
+    torch.manual_seed(0)
+    network = Transformer(model)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    captions = ([7, 8, 9], [10, 11], [12])
+    batch = TokenBatch(torch.randn(3, 16, 3), torch.zeros(3, dtype=torch.int64), torch.arange(3), captions)
+    found = []
+    for objective in (Objective(config, process, markers), CaptionObjective(config, process, markers)):
+        draws = objective.draw(batch, seed=0, split_index=0)
+        found.append(objective.errors(network, objective.arrange(batch, draws)))
+    assert found[0].text.abs().sum() > 1 and not found[1].image.numel()
+    torch.testing.assert_close(found[0].text, found[1].text, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
+    monkeypatch.setattr("causalfusion.evaluate.captioning.IMAGES", 8)
+    out = tmp_path / "run"
+    line = ["finetune", "shapes", "--config", "shapes-caption", *SHORT, "--out", str(out)]
+    assert cli.run(line) == 0
+    records = [r for r in read_log(out / "log.jsonl") if r["kind"] == "train"]
+    assert all(r["image_loss"] == 0 and r["loss"] == r["text_loss"] > 0 for r in records)
+    before, after = (load_weights(latest_model(path)) for path in ("shapes", out))
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert "text_embedding.weight" in changed and "blocks.0.attn.qkv.weight" in changed
+    assert not any(name.startswith(("image_out", "timestep_embedding")) for name in changed)
+    record = json.loads((out / "captions.json").read_text())
+    assert record["images"] == len(record["captions"]) == 8 and record["held_out"]
+    assert 0 <= record["figures"]["all"] <= 1
+    said = capsys.readouterr()
+    assert "captions of 8 held-out images" in said.out
+    if "CIDEr-D" not in record["figures"]:
+        assert "captions are not scored" in said.err
+
+
+def test_a_model_without_text_is_refused(digits_run, tmp_path, capsys):
+    line = ["finetune", str(digits_run), "--task", "caption", "--data.source", "shapes", *SHORT]
+    assert cli.run([*line, "--out", str(tmp_path / "run")]) == 2
+    assert "has no text; expected a model that was trained with captions" in capsys.readouterr().err
