@@ -96,7 +96,7 @@ class Pipeline(PublishedPipeline):
         it is in. `image_indices` defaults to 0, 1, ... A model with text but without a prompt generates from
         an empty caption.
         """
-        label_tensor, documents = self._conditions(labels, prompts)
+        label_tensor, documents = self.conditions(labels, prompts)
         indices = list(range(len(label_tensor))) if image_indices is None else list(image_indices)
         tokens = self.generate_after(
             label_tensor, documents, None, config or self.default_sampling, seed=seed, image_indices=indices,
@@ -156,7 +156,7 @@ class Pipeline(PublishedPipeline):
         if spec.head.ask == "previous":
             raise UserError("this model cannot edit: its head asks for one token after another")
         mask, images = self._mask(mask, images), self.to_tensor(images)
-        label_tensor, documents = self._conditions(labels, prompts)
+        label_tensor, documents = self.conditions(labels, prompts)
         if mask.shape != images.shape[-2:] or len(label_tensor) != len(images):
             raise UserError(
                 f"mask {tuple(mask.shape)} and {len(label_tensor)} labels or prompts do not fit images of "
@@ -182,7 +182,7 @@ class Pipeline(PublishedPipeline):
             ).fork(variants)  # fmt: skip
             new = generate_tokens(
                 self.model, self.process, config, context, order, sizes, noise, watch,
-                self._guided_numbers(config),
+                self.guided_numbers(config),
             )  # fmt: skip
         result = tokens.repeat_interleave(variants, dim=0)
         result.scatter_(1, order[:, :, None].expand(-1, -1, spec.token_dim), new)
@@ -220,7 +220,7 @@ class Pipeline(PublishedPipeline):
 
         Text i depends on (seed, image_indices[i]) and image i alone."""
         tokenizer, images = self.describing(), self.to_tensor(images)
-        label_tensor, _ = self._conditions(labels or [self.model.config.null_label] * len(images), None)
+        label_tensor, _ = self.conditions(labels or [self.model.config.null_label] * len(images), None)
         documents = [[Image(row), Text(open=True)] for row in range(len(images))]
         tokens = self.codec.encode_tokens(images.to(self.device), None)
         indices = range(len(images)) if image_indices is None else image_indices
@@ -251,7 +251,7 @@ class Pipeline(PublishedPipeline):
         (values,) = found.values()
         return values if per_token else values.mean(1)
 
-    def _conditions(
+    def conditions(
         self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None
     ) -> tuple[Tensor, list[Document] | None]:
         """Labels (B,), the null label where there are none, and documents with an image to come."""

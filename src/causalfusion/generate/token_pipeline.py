@@ -103,7 +103,7 @@ class TokenPipeline:
             return None
         return Prompts(documents, self.with_text().markers, tokens, self.spec.text.image_context)
 
-    def _guided_numbers(self, config: SampleConfig) -> Tensor | None:
+    def guided_numbers(self, config: SampleConfig) -> Tensor | None:
         """(P,) bool: the numbers of a token that guidance acts on; None: all, also of the model's output."""
         if not config.guided_channels and self.process.numbers_per_prediction == 1:
             return None
@@ -139,7 +139,7 @@ class TokenPipeline:
                 sizes,
                 noise,
                 watch,
-                self._guided_numbers(config),
+                self.guided_numbers(config),
             )
         return to_raster(new, order)
 

@@ -132,8 +132,7 @@ class CausalFusionPipeline(DiffusionPipeline):
 
         Returns images as a list of Pillow's, or "np" (B, H, W, C), or "pt" (B, C, H, W), in [0, 1].
         """
-        if output_type not in _OUTPUTS:
-            raise UserError(f"output_type is {output_type!r}; expected one of {', '.join(_OUTPUTS)}")
+        check_output(output_type)
         own = replace(self.own, autocast_dtype=autocast_dtype)
         own = own.at(height or own.image_size[0], width or own.image_size[1])
         steps = [num_inference_steps] if isinstance(num_inference_steps, int) else num_inference_steps
@@ -143,7 +142,7 @@ class CausalFusionPipeline(DiffusionPipeline):
         }  # fmt: skip
         settings = config or own.default_sampling
         settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-        prompts, labels = (_listed(of, num_images_per_prompt) for of in (prompt, class_labels))
+        prompts, labels = (as_listed(of, num_images_per_prompt) for of in (prompt, class_labels))
         count = len(prompts or labels or ())
         groups = _seeds(generator, count)
         watch = _Watch(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -159,7 +158,7 @@ class CausalFusionPipeline(DiffusionPipeline):
                     )
                 )  # fmt: skip
         self.maybe_free_model_hooks()
-        images = _as(output_type, own, torch.cat(drawn))
+        images = as_output(output_type, own, torch.cat(drawn))
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
@@ -203,7 +202,7 @@ def _seeds(
     return [(seed_of(each), range(row, row + 1)) for row, each in enumerate(generator)]
 
 
-def _listed(given: Any, copies: int) -> list[Any] | None:
+def as_listed(given: Any, copies: int) -> list[Any] | None:
     """What is asked for as a list, each as often as images of it are wanted."""
     if given is None:
         return None
@@ -213,7 +212,14 @@ def _listed(given: Any, copies: int) -> list[Any] | None:
     return [each for each in several for _ in range(copies)]
 
 
-def _as(output_type: str, own: Pipeline, images: Tensor) -> Any:
+def check_output(output_type: str) -> None:
+    """Raises UserError for a type of output that there is not."""
+    if output_type not in _OUTPUTS:
+        raise UserError(f"output_type is {output_type!r}; expected one of {', '.join(_OUTPUTS)}")
+
+
+def as_output(output_type: str, own: Pipeline, images: Tensor) -> Any:
+    """Images (B, C, H, W) in [-1, 1] as a user of diffusers asked for them."""
     if output_type == "pil":
         return own.to_pil(images)
     found = (images.float() / 2 + 0.5).clamp(0, 1).cpu()

@@ -1,0 +1,51 @@
+"""Features through transformers' classes: those of the pipeline, also from what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from causalfusion import Pipeline, UserError
+
+transformers = pytest.importorskip("transformers", reason="the extra eval is not installed")
+CausalFusionFeatures = pytest.importorskip("causalfusion.interop.transformers").CausalFusionFeatures
+
+
+def some_pictures(count: int) -> list[Image.Image]:
+    noise = np.random.default_rng(0).integers(0, 256, (count, 40, 48, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise]
+
+
+def test_a_saved_model_gives_the_features_of_the_pipeline(tmp_path: Path):
+    ours, pictures = Pipeline.load("shapes"), some_pictures(3)
+    CausalFusionFeatures.of(ours, layer=3).save_pretrained(tmp_path)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files >= {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"}
+
+    extractor = transformers.pipeline("image-feature-extraction", model=str(tmp_path), device="cpu")
+    found = torch.cat(extractor(pictures, return_tensors=True))
+    expected = ours.features(pictures, layer=3, per_token=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert found.shape == (3, ours.codec.num_tokens, ours.model.config.hidden_size) and found.std() > 0.1
+    pooled = torch.cat(extractor(pictures, return_tensors=True, pool=True))
+    torch.testing.assert_close(pooled, ours.features(pictures, layer=3), rtol=0, atol=1e-6)
+
+
+def test_the_auto_classes_know_it(digits_run: Path, tmp_path: Path):
+    made = CausalFusionFeatures.from_causalfusion(digits_run, timestep=0.2, seed=5)
+    made.save_pretrained(tmp_path)
+    model = transformers.AutoModel.from_pretrained(tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(model) is CausalFusionFeatures and model.config.timestep == 0.2
+    pictures = some_pictures(2)
+    inputs = processor(pictures)
+    assert inputs["pixel_values"].shape == (2, 1, 8, 8)
+    expected = Pipeline.load(digits_run).features(pictures, timestep=0.2, seed=5)
+    torch.testing.assert_close(model(**inputs).pooler_output, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(made(**inputs).pooler_output, expected, rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="is no folder here"):
+        CausalFusionFeatures.from_pretrained(tmp_path / "absent")
