@@ -13,7 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
+from matplotlib.patches import Rectangle
 
 from causalfusion.config import OrderName
 from causalfusion.factorization import Plan, ar_step_of, cosine_split, draw_order, even_split
@@ -71,7 +73,7 @@ def draw_axes(target: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12.5, 3.6), dpi=110, layout="constrained")
     colors = plt.get_cmap("viridis").with_extremes(bad=NOT_STARTED)
     for panel, (num_ar_steps, diffusion_steps, title) in zip(panels, choices, strict=True):
-        image = panel.imshow(
+        panel.imshow(
             np.ma.masked_invalid(noise_of_tokens(16, num_ar_steps, diffusion_steps)),
             aspect="auto", cmap=colors, vmin=0, vmax=1, interpolation="nearest",
             extent=(0.5, num_ar_steps * diffusion_steps + 0.5, 16.5, 0.5),
@@ -80,7 +82,7 @@ def draw_axes(target: Path) -> None:
         panel.set_xlabel("call of the model")
         panel.set_yticks([1, 16])
     panels[0].set_ylabel("token, in the order of the plan")
-    bar = figure.colorbar(image, ax=panels, shrink=0.9, pad=0.01)
+    bar = figure.colorbar(ScalarMappable(cmap=colors), ax=panels, shrink=0.9, pad=0.01)
     bar.set_ticks([0, 1], labels=["clean", "noise"])
     figure.savefig(target, facecolor="white")
     plt.close(figure)
@@ -104,7 +106,7 @@ def draw_mask(target: Path) -> None:
     axes.set_ylabel("query: who looks")
     axes.xaxis.set_label_position("top")
     said = ("clean sees clean", "noised sees clean of earlier AR steps", "noised sees its own AR step")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in RULES[1:]]
+    handles = [Rectangle((0, 0), 1, 1, color=color) for color in RULES[1:]]
     figure.legend(handles, said, loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
     figure.savefig(target, facecolor="white")
     plt.close(figure)
