@@ -26,13 +26,15 @@ CSS = """
 .cf-picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .cf-not-begun { fill: #dee2e8; }
 .cf-in-progress { fill: rgba(240, 120, 20, 0.22); }
+.cf-hint { text-align: center; margin: 0 0 8px; color: var(--body-text-color-subdued); }
 .cf-painted { max-width: 460px; margin: 0 auto; }
 .cf-painted canvas { position: absolute; inset: 0; width: 100%; height: 100%; opacity: 0.65;
   cursor: crosshair; touch-action: none; }
 .cf-tools { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; justify-content: center;
   padding-top: 10px; font-size: 0.9em; color: var(--body-text-color-subdued); }
 .cf-tools button { font-size: 1em; font-weight: 500; margin: 0; padding: 4px 12px; border-radius: 8px;
-  color: var(--body-text-color); border: 1px solid var(--border-color-primary); background: var(--background-fill-primary); }
+  color: var(--body-text-color); border: 1px solid var(--border-color-primary);
+  background: var(--background-fill-primary); }
 .cf-tools button.cf-on { border-color: var(--color-accent); color: var(--color-accent); }
 .cf-tools label { display: inline-flex; gap: 6px; align-items: center; }
 .cf-tools input { width: 90px; accent-color: var(--color-accent); color-scheme: light; }
