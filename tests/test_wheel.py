@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("pycocoevalcap", "transformers", "torchvision", "accelerate", "pytest", "hypothesis")
+EXTRAS = ("pycocoevalcap", "transformers", "torchvision", "accelerate", "gradio", "pytest", "hypothesis")
 SITE = f"""
 from importlib.machinery import PathFinder
 

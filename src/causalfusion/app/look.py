@@ -26,6 +26,7 @@ CSS = """
 .cf-picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .cf-not-begun { fill: #dee2e8; }
 .cf-in-progress { fill: rgba(240, 120, 20, 0.22); }
+.cf-hint { text-align: center; margin: 0 0 8px; color: var(--body-text-color-subdued); }
 .cf-painted { max-width: 460px; margin: 0 auto; }
 .cf-painted canvas { position: absolute; inset: 0; width: 100%; height: 100%; opacity: 0.65;
   cursor: crosshair; touch-action: none; }

@@ -22,8 +22,10 @@ MOST_WAITING = 16
 
 def make_page(opened: Opened) -> Any:
     """The page of a model, ready to be launched."""
-    # No telemetry, and no question for newer versions.
-    with gr.Blocks(title=f"CausalFusion: {opened.name}", analytics_enabled=False) as page:
+    # No telemetry, and no question for newer versions; pictures of users are deleted after an hour.
+    with gr.Blocks(
+        title=f"CausalFusion: {opened.name}", analytics_enabled=False, delete_cache=(600, 3600)
+    ) as page:
         gr.Markdown(_title(opened), elem_classes="cf-title", sanitize_html=True)
         with gr.Tabs(selected=DRAW) as tabs:
             with gr.Tab("Draw", id=DRAW):

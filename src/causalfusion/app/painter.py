@@ -87,6 +87,7 @@ def painter(pixels: np.ndarray) -> str:
     factor = max(1, SIDE // max(height, width))
     drawn = "cf-crisp" if max(height, width) < PIXELS_SEEN else ""
     return (
+        '<p class="cf-hint">Paint over the part that is to change</p>'
         f'<div class="cf-picture cf-painted" style="aspect-ratio:{width}/{height}">'
         f'<img class="{drawn}" src="{data_uri(pixels)}" alt="The picture to change">'
         f'<canvas width="{width * factor}" height="{height * factor}"></canvas></div>'

@@ -41,6 +41,7 @@ def launch(opened: Opened, request: AppRequest) -> Any:
             show_error=False,
             quiet=True,
             footer_links=[],
+            run_history=False,  # it would keep what was drawn in the browser
             max_file_size=LARGEST_FILE,
             state_session_capacity=SESSIONS,
             enable_monitoring=False,

@@ -1,0 +1,103 @@
+"""`causalfusion app` without a browser: what it refuses, and what the page of a model has."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+import pytest
+
+from causalfusion.app.opened import Opened
+from causalfusion.app.request import AppRequest
+from causalfusion.cli import run
+from causalfusion.errors import UserError
+
+NEEDED = pytest.mark.skipif(
+    __import__("importlib.util").util.find_spec("gradio") is None,
+    reason="gradio is not installed (the extra `app`)",
+)
+
+
+def labels(page: Any) -> list[str]:
+    return [part["props"].get("label") for part in page.config["components"] if part["type"] == "tabitem"]
+
+
+def test_without_gradio_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("causalfusion.app.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert run(["app"]) == 2
+    said = capsys.readouterr().err
+    assert "the page needs the package gradio" in said and "pip install 'causalfusion[app]'" in said
+    assert said.count("\n") == 1
+
+
+@NEEDED
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["app", "no/such/model/here"], "no/such/model/here holds no model"),
+        (["app", "--port", "70000"], "--port is 70000; expected 1 to 65535"),
+        (["app", "--reference", "nothing-here"], "nothing-here does not exist; expected digits, shapes"),
+        (["app", "--device", "abacus"], "device is 'abacus'"),
+    ],
+)
+def test_what_is_given_wrong_is_refused_in_one_line(line, words, capsys):
+    assert run(line) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+@NEEDED
+def test_a_port_that_is_taken_is_refused(shapes: Opened):
+    from causalfusion.app.serve import launch
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="and a port that is free: choose others with --host and --port"):
+            launch(shapes, AppRequest(port=taken.getsockname()[1]))
+
+
+@NEEDED
+def test_a_page_has_what_its_model_can_do(shapes: Opened, digits: Opened):
+    from causalfusion.app.page import make_page
+
+    page = make_page(shapes)
+    assert labels(page) == ["Draw", "Change a part", "Describe", "Quality and time"]
+    assert labels(make_page(digits)) == ["Draw", "Change a part", "Quality and time"]
+    assert page.analytics_enabled is False
+    jobs = [job for job in page.fns.values() if job.concurrency_id == "model"]
+    assert len(jobs) >= 6 and {job.concurrency_limit for job in jobs} == {1}, "one job at a time"
+    assert all(job.api_visibility == "private" for job in page.fns.values() if job.fn is not None)
+
+
+@NEEDED
+def test_errors_become_one_line_for_the_page_and_nothing_of_the_code(caplog):
+    from causalfusion.app.guard import NO_MEMORY, UNEXPECTED, guarded, one_line
+    from causalfusion.app.toolkit import gr
+
+    def failing(error: Exception) -> Any:
+        @guarded
+        def call() -> None:
+            raise error
+
+        @guarded
+        def generate() -> Any:
+            yield 1
+            raise error
+
+        with pytest.raises(gr.Error) as called:
+            call()
+        with pytest.raises(gr.Error) as generated:
+            list(generate())
+        assert called.value.message == generated.value.message
+        return called.value
+
+    shown = failing(UserError("the prompt is '<img onerror=x>'\nand more"))
+    assert shown.message == "The prompt is '&lt;img onerror=x&gt;'\\nand more"
+    assert shown.print_exception is False
+    assert failing(MemoryError()).message == one_line(NO_MEMORY) and not caplog.records
+    assert failing(RuntimeError("a secret")).message == one_line(UNEXPECTED)
+    assert "a secret" in caplog.text and "Traceback" in caplog.text, "the terminal says what"
