@@ -23,8 +23,8 @@ from causalfusion.saved.sampling import read_sampling
 from causalfusion.train.feed import TrainingData
 from causalfusion.weight_files import fingerprint_of
 
-IMAGES = 2_000
-RATES = {"none": 0.064, "lora": 0.256, "text-inversion": 1.28}
+IMAGES = 4_000
+RATES = {"none": 0.064, "lora": 1.024, "text-inversion": 1.28}
 """Learning rate times the model's width, by what learns."""
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 SHOWN = 8
@@ -66,6 +66,11 @@ def continued(config: RunConfig) -> RunConfig:
     """The settings of a run with everything that follows from the model it goes on from, `train.init`:
     architecture, codec, path and prediction; its grid and its classes follow from the data. Raises UserError
     for a model that cannot be fine-tuned so."""
+    if config.data.has_documents:
+        raise UserError(
+            f"data.source is {config.data.source}; finetune takes images: a model goes on with documents by "
+            f"causalfusion train --train.init {config.train.init}"
+        )
     spec, folder = read_latest(Path(config.train.init), load_spec)
     _refuse(spec, config, folder)
     finetune = replace(config.finetune, base=config.train.init, classes=_classes(spec))
