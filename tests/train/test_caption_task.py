@@ -1,6 +1,7 @@
 """`finetune --task caption`: clean images in, text out, and nothing of the image is learned to draw."""
 
 import json
+from pathlib import Path
 
 import torch
 
@@ -50,7 +51,7 @@ def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys, monkeypatch):
     assert cli.run(line) == 0
     records = [r for r in read_log(out / "log.jsonl") if r["kind"] == "train"]
     assert all(r["image_loss"] == 0 and r["loss"] == r["text_loss"] > 0 for r in records)
-    before, after = (load_weights(latest_model(path)) for path in ("shapes", out))
+    before, after = (load_weights(latest_model(path)) for path in (Path("shapes"), out))
     changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
     assert "text_embedding.weight" in changed and "blocks.0.attn.qkv.weight" in changed
     assert not any(name.startswith(("image_out", "timestep_embedding")) for name in changed)

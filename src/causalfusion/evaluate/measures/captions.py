@@ -22,7 +22,7 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
     image's references.
 
     CIDEr-D (Vedantam et al., 2015, section 6: clipped counts, sigma 6 on the difference of lengths, mean over
-    1- to 4-grams, times 10; papers that report per cent multiply by 10 again) takes its n-gram frequencies
+    1- to 4-grams, times 10; papers report 100 times this number) takes its n-gram frequencies
     from all given references: it is meaningful for many images only, and 0 for a single one.
     BLEU-4 (Papineni et al., 2002) is computed over the corpus, with the closest reference length.
     ROUGE-L (Lin, 2004) is the mean F-score, beta 1.2, with the best precision and recall over the references.
