@@ -34,6 +34,14 @@ Autoencoder = Annotated[
     ),
 ]
 Precision = Annotated[Literal["float32", "bfloat16"], Parameter(help="Number format of the computation.")]
+QuantizeChoice = Literal["none", "int8"]
+Quantize = Annotated[
+    QuantizeChoice,
+    Parameter(
+        help="int8: the blocks' weights as whole numbers with a scale for each row, which take a quarter of "
+        "the memory; needs torchao (docs/export.md)."
+    ),
+]
 Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu, cuda, cuda:N, mps or xpu.")]
 Seed = Annotated[int, Parameter(help="The same seed gives the same result.")]
 Paths = Annotated[
@@ -77,6 +85,7 @@ class GeneratingOptions(ComputationOptions):
     """The same for those that take either of a model's weights."""
 
     weights: Annotated[Weights, _COMPUTATION] = "ema"
+    quantize: Annotated[Quantize, _COMPUTATION] = "none"
 
 
 def option_name(field: str) -> str:

@@ -58,6 +58,7 @@ def load_pipeline(
             device=world.device,
             autocast_dtype=compute_dtype(options.precision),
             autoencoder=options.autoencoder,
+            quantize=options.quantize,
         )
         if rope_extrapolation is not None:
             pipeline.extrapolate(rope_extrapolation)
@@ -130,10 +131,16 @@ def facts(
         "seed": request.seed,
         "settings": to_dict(pipeline.process.settled(request.settings)),
         "precision": request.precision,
+        **quantized(pipeline),
         "device": str(pipeline.device),
         "versions": versions(),
         "argv": sys.argv[1:],
     }
+
+
+def quantized(pipeline: Pipeline) -> dict[str, str]:
+    """Number format of the weights, where it is not that of the model's folder."""
+    return {} if pipeline.quantize == "none" else {"quantize": pipeline.quantize}
 
 
 def versions() -> dict[str, str]:

@@ -10,9 +10,12 @@ from typing import Self
 import torch
 
 from causalfusion.config import SampleConfig
+from causalfusion.config.options import QuantizeChoice
 from causalfusion.diffusion.process import make_process
+from causalfusion.errors import UserError
 from causalfusion.files import write_whole
 from causalfusion.generate.token_pipeline import TokenPipeline
+from causalfusion.model.quantized import quantize_weights
 from causalfusion.saved.folder import (
     WeightsName,
     load_model,
@@ -41,9 +44,11 @@ class PublishedPipeline(TokenPipeline):
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype = torch.float32,
         autoencoder: str = "",
+        quantize: QuantizeChoice = "none",
     ) -> Self:
         """From a model folder, a training run (its last checkpoint), the name of a packaged model, or a name
-        on the hub; `autoencoder`: its place, if neither in the folder nor where it was in training:
+        on the hub; `autoencoder`: its place, if neither in the folder nor where it was in training;
+        `quantize`: as in docs/export.md:
 
         pipeline = Pipeline.load("shapes")
         pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
@@ -54,7 +59,9 @@ class PublishedPipeline(TokenPipeline):
             codec = open_model_codec(place, spec, autoencoder).to(device)
             tokenizer, sampling = load_tokenizer(place, spec), read_sampling(place)
             process = make_process(spec.diffusion)
-            return cls(model, codec, spec, process, autocast_dtype, tokenizer, sampling)
+            if quantize == "int8":
+                quantize_weights(model)
+            return cls(model, codec, spec, process, autocast_dtype, tokenizer, sampling, quantize)
 
         return read_latest(Path(folder), read)[0]
 
@@ -71,6 +78,7 @@ class PublishedPipeline(TokenPipeline):
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype = torch.float32,
         autoencoder: str = "",
+        quantize: QuantizeChoice = "none",
     ) -> Self:
         """As `load`; a name on the hub (user/model) with the hub's own options:
 
@@ -82,8 +90,9 @@ class PublishedPipeline(TokenPipeline):
         if name is not None:
             model = fetch_model(name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         return cls.load(
-            model, weights=weights, device=device, autocast_dtype=autocast_dtype, autoencoder=autoencoder
-        )
+            model, weights=weights, device=device, autocast_dtype=autocast_dtype, autoencoder=autoencoder,
+            quantize=quantize,
+        )  # fmt: skip
 
     def save_pretrained(
         self, folder: Path | str, *, license: str = "", sampling: SampleConfig | None = None, name: str = ""
@@ -91,6 +100,11 @@ class PublishedPipeline(TokenPipeline):
         """Write a self-contained model folder, in float32, with its autoencoder, recommended `sampling` (by
         default the model's own), and a page (README.md) for users who load it by `name`. Replaces a model
         there. Raises UserError."""
+        if self.quantize != "none":
+            raise UserError(
+                f"the pipeline's weights are {self.quantize}, which a model folder does not hold; load it "
+                "without quantize, and quantize where it is used"
+            )
         folder = Path(folder)
         weights = self.model.state_dict()
         replace_model(

@@ -14,6 +14,7 @@ from torch import Tensor
 from causalfusion.codec.codec import Codec
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.config.options import QuantizeChoice
 from causalfusion.diffusion.process import Process
 from causalfusion.documents import Document
 from causalfusion.errors import UserError
@@ -43,6 +44,8 @@ class TokenPipeline:
     """None: a model without text."""
     sampling: SampleConfig | None = None
     """The settings that the model recommends, by its folder's sample.toml; None: there are none."""
+    quantize: QuantizeChoice = "none"
+    """Number format of the blocks' weights: none is that of the others."""
 
     @property
     def device(self) -> torch.device:
