@@ -22,7 +22,6 @@ from causalfusion.factorization import UNSEEN, places_of
 from causalfusion.interop.exported.arguments import Argument
 from causalfusion.mask import dense_mask
 from causalfusion.model.kv_heads import repeat_heads
-from causalfusion.model.modulation import Modulation
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import PackedSequence, Segment, class_segment, image_segment, text_segment
 
@@ -111,10 +110,10 @@ class Program(nn.Module, ABC):
     def extra(self) -> list[Argument]:
         """What image tokens need besides the context."""
         adaln = [LABELS] if self.config.conditioning == "adaln_zero" else []
-        return adaln + ([TEXT_PLACE] if self._turned_by_text else [])
+        return adaln + ([TEXT_PLACE] if self.turned_by_text else [])
 
     @property
-    def _turned_by_text(self) -> bool:
+    def turned_by_text(self) -> bool:
         return self.config.vocab_size > 0 and self.config.language.positions == "rope"
 
     def predicted(self, letter: str = "n") -> list[Argument]:
@@ -279,50 +278,8 @@ class Uncached(Program):
         finished_steps = finished_steps + torch.zeros_like(finished_positions)
         if ids is not None:
             finished_steps = finished_steps + ids.shape[1]
-        place = lengths if self._turned_by_text else None
+        place = lengths if self.turned_by_text else None
         segments.append(self.image(finished, finished_positions, finished_steps, None, place))
         segments.append(self.image(tokens, positions, LATEST, timesteps, place))
         image = self.model(PackedSequence(tuple(segments)), backend="dense").image
         return image[:, -tokens.shape[1] :]
-
-
-class OneBlock(Program):
-    name = "block"
-    summary = "The first block of the transformer by itself."
-
-    def part_of(self, model: Transformer) -> nn.Module:
-        return model.blocks[0]
-
-    @property
-    def inputs(self) -> list[Argument]:
-        c = self.config
-        given = [
-            Argument("x", ("B", "T", c.hidden_size), "what enters the block"),
-            Argument("attends", ("B", "T", "T"), "true where a token (row) sees another", "seen"),
-        ]
-        if c.position_embedding == "rope" or self._turned_by_text:
-            given.append(Argument("rotation", (2, "B", 1, "T", c.head_dim), "cosines and sines"))
-        if c.conditioning == "adaln_zero":
-            given.append(Argument("condition", ("B", 1, c.condition_size), "embedded timestep and class"))
-            if c.adaln_rank:
-                shape = ("B", 1, 6 * c.hidden_size)
-                given.append(Argument("shared", shape, "the modulation that all blocks share"))
-        return given
-
-    @property
-    def outputs(self) -> list[Argument]:
-        return [Argument("y", ("B", "T", self.config.hidden_size), "what leaves it")]
-
-    def forward(
-        self,
-        x: Tensor,
-        attends: Tensor,
-        rotation: Tensor | None = None,
-        condition: Tensor | None = None,
-        shared: Tensor | None = None,
-    ) -> Tensor:
-        attend = ContextAttend(None, None, attends[:, None])
-        modulation = None
-        if condition is not None:
-            modulation = Modulation(condition, torch.zeros_like(attends[:1, 0], dtype=torch.int64), shared)
-        return self.model(x, attend, 0, 0, rotation, modulation)

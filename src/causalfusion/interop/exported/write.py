@@ -19,9 +19,10 @@ from causalfusion.errors import UserError
 from causalfusion.files import write_whole
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.interop.exported.arguments import letters, ranges_of, some_inputs
+from causalfusion.interop.exported.block import OneBlock
 from causalfusion.interop.exported.heads import AppendForNext, Ask, Begin, ConditionOfNext, Head, Reread
 from causalfusion.interop.exported.load import DESCRIPTION, FORMAT
-from causalfusion.interop.exported.programs import Append, Condition, OneBlock, Program, Step, Uncached
+from causalfusion.interop.exported.programs import Append, Condition, Program, Step, Uncached
 from causalfusion.saved.folder import save_model
 from causalfusion.saved.replace import replace_folder
 
