@@ -281,7 +281,7 @@ def pack_bidirectional(
 ) -> PackedSequence:
     """`[class tokens][known tokens][mask tokens]`, which all see each other: none has the clean
     role, and all have one AR step (MAR). Known tokens (B, n, P), masks at `asked_places` (1 or B, m, 2)."""
-    rows, device = len(class_labels), class_labels.device
+    rows, device = class_labels.shape[0], class_labels.device
 
     def one_step(count: int) -> Tensor:
         return torch.ones(1, count, dtype=torch.int64, device=device)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -264,4 +265,35 @@ def bundle(*, model: Model, out: Path, autoencoder: Autoencoder = "") -> int:
 
     source = bundle_model(model, out, autoencoder)
     print(f"{out}: {source}, complete in itself")
+    return 0
+
+
+@app.command
+def export(
+    model: Path,
+    /,
+    *,
+    out: Path,
+    also: Sequence[Literal["uncached", "block"]] = (),
+    autoencoder: Autoencoder = "",
+) -> int:
+    """Write a model's denoising step, and the passes around it, as programs of torch.export.
+
+    Batch, tokens and context stay free; each program is compared with the model before it is kept.
+
+    Parameters
+    ----------
+    model
+        A model folder, a training run, a packaged model, or user/model on the hub.
+    out
+        Folder for the .pt2 files and export.json, which tells their inputs and outputs.
+    also
+        uncached: a denoising step in one pass without a cache; block: the first block alone.
+    """
+    from causalfusion.generate.pipeline import Pipeline
+    from causalfusion.interop.exported.write import write_programs
+
+    for program in write_programs(Pipeline.load(model, autoencoder=autoencoder), out, also):
+        size, apart = f"{program.size / 2**20:,.1f} MiB", f"{program.difference:.1e}"
+        print(f"{out}/{program.name}.pt2: {size}, differs from the model by at most {apart}")
     return 0

@@ -35,6 +35,14 @@ Autoencoder = Annotated[
     ),
 ]
 Precision = Annotated[Literal["float32", "bfloat16"], Parameter(help="Number format of the computation.")]
+QuantizeChoice = Literal["none", "int8"]
+Quantize = Annotated[
+    QuantizeChoice,
+    Parameter(
+        help="int8: the blocks' weights as whole numbers with a scale for each row, which take a quarter of "
+        "the memory; needs torchao (docs/export.md)."
+    ),
+]
 Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu, cuda, cuda:N, mps or xpu.")]
 Adapters = Annotated[
     Sequence[str],
@@ -87,6 +95,7 @@ class GeneratingOptions(ComputationOptions):
     """The same for those that take either of a model's weights."""
 
     weights: Annotated[Weights, _COMPUTATION] = "ema"
+    quantize: Annotated[Quantize, _COMPUTATION] = "none"
     adapters: Annotated[Adapters, _COMPUTATION] = ()
     adapter_weights: Annotated[AdapterWeights, _COMPUTATION] = ()
 

@@ -104,7 +104,7 @@ class EvaluateRequest(GeneratingOptions):
         """Raise UserError for options of generation beside images that are read. A preset may have them."""
         if self.preset is not None:
             return
-        own = ("candidates", "seed", "weights", "precision")
+        own = ("candidates", "seed", "weights", "precision", "quantize")
         defaults = {option.name: option.default for option in fields(self)}
         unused = [name for name in own if getattr(self, name) != defaults[name]]
         plain = SampleConfig()

@@ -60,6 +60,8 @@ def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
         only_text = not request.elements and not any(map(is_image_name, prompt))
         draws_too = only_text and request.documents is None
         if is_language_model(request.model, draws_too=draws_too):
+            if request.quantize != "none":
+                raise UserError("--quantize is for models with images; this one is a language model")
             if request.documents is not None:
                 raise UserError("--documents is for models with images; this one is a language model")
             complete_text(prompt, request, world)

@@ -59,6 +59,7 @@ def load_pipeline(
             autocast_dtype=compute_dtype(options.precision),
             autoencoder=options.autoencoder,
             adapters=options.weighted_adapters(),
+            quantize=options.quantize,
         )
         if rope_extrapolation is not None:
             pipeline.extrapolate(rope_extrapolation)
@@ -132,10 +133,16 @@ def facts(
         "seed": request.seed,
         "settings": to_dict(pipeline.process.settled(request.settings)),
         "precision": request.precision,
+        **quantized(pipeline),
         "device": str(pipeline.device),
         "versions": versions(),
         "argv": sys.argv[1:],
     }
+
+
+def quantized(pipeline: Pipeline) -> dict[str, str]:
+    """Number format of the weights, where it is not that of the model's folder."""
+    return {} if pipeline.quantize == "none" else {"quantize": pipeline.quantize}
 
 
 def versions() -> dict[str, str]:

@@ -11,9 +11,12 @@ from typing import Self
 import torch
 
 from causalfusion.config import SampleConfig
+from causalfusion.config.options import QuantizeChoice
 from causalfusion.diffusion.process import make_process
+from causalfusion.errors import UserError
 from causalfusion.files import write_whole
 from causalfusion.generate.token_pipeline import TokenPipeline
+from causalfusion.model.quantized import quantize_weights
 from causalfusion.saved.adapted import adapted, told_of
 from causalfusion.saved.adapter import read_adapter
 from causalfusion.saved.folder import (
@@ -45,10 +48,12 @@ class PublishedPipeline(TokenPipeline):
         autocast_dtype: torch.dtype = torch.float32,
         autoencoder: str = "",
         adapters: Mapping[str | Path, float] | None = None,
+        quantize: QuantizeChoice = "none",
     ) -> Self:
         """From a model folder, a training run (its last checkpoint), the name of a packaged model, or a name
         on the hub; `autoencoder`: its place, if neither in the folder nor where it was in training;
-        `adapters`: folders of adapters of this model, each with its weight, as {"models/heart": 0.7}:
+        `adapters`: folders of adapters of this model, each with its weight, as {"models/heart": 0.7};
+        `quantize`: as in docs/export.md:
 
         pipeline = Pipeline.load("shapes")
         pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
@@ -62,8 +67,12 @@ class PublishedPipeline(TokenPipeline):
             tokenizer, sampling = load_tokenizer(place, spec), read_sampling(place)
             if given:
                 model, spec, tokenizer = adapted(model, spec, tokenizer, given)
+            if quantize == "int8":
+                quantize_weights(model)
             process, told = make_process(spec.diffusion), tuple(told_of(given))
-            return cls(model, codec, spec, process, autocast_dtype, tokenizer, sampling, told)
+            return cls(
+                model, codec, spec, process, autocast_dtype, tokenizer, sampling, told, quantize
+            )  # fmt: skip
 
         return read_latest(Path(folder), read)[0]
 
@@ -81,6 +90,7 @@ class PublishedPipeline(TokenPipeline):
         autocast_dtype: torch.dtype = torch.float32,
         autoencoder: str = "",
         adapters: Mapping[str | Path, float] | None = None,
+        quantize: QuantizeChoice = "none",
     ) -> Self:
         """As `load`; a name on the hub (user/model) with the hub's own options:
 
@@ -94,6 +104,7 @@ class PublishedPipeline(TokenPipeline):
         return cls.load(
             model, weights=weights, device=device, autocast_dtype=autocast_dtype, autoencoder=autoencoder,
             adapters=adapters,
+            quantize=quantize,
         )  # fmt: skip
 
     def save_pretrained(
@@ -102,6 +113,11 @@ class PublishedPipeline(TokenPipeline):
         """Write a self-contained model folder, in float32, with its autoencoder, recommended `sampling` (by
         default the model's own), and a page (README.md) for users who load it by `name`. Replaces a model
         there. Raises UserError."""
+        if self.quantize != "none":
+            raise UserError(
+                f"the pipeline's weights are {self.quantize}, which a model folder does not hold; load it "
+                "without quantize, and quantize where it is used"
+            )
         folder = Path(folder)
         weights = self.model.state_dict()
         replace_model(

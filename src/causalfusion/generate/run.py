@@ -29,6 +29,7 @@ from causalfusion.generate.output import (
     facts,
     flops_of_product,
     load_pipeline,
+    quantized,
     read_labels,
     uses_classes,
     warn_of_untrained_null,
@@ -158,7 +159,7 @@ def _identity(pipeline: Pipeline, folder: Path, request: SampleRequest) -> str:
     weights = folder / ("model.safetensors" if request.weights == "ema" else "raw.safetensors")
     told = [folder.resolve(), stamp(weights), to_dict(pipeline.spec), request.weights, request.precision]
     told += [request.seed, request.candidates, list(request.classes), prompts]
-    told += [to_dict(pipeline.process.settled(request.settings))]
+    told += [to_dict(pipeline.process.settled(request.settings)), *quantized(pipeline).values()]
     told += [list(request.size), request.rope_extrapolation]
     if request.documents is not None:
         told.append(JsonlDocuments(str(request.documents)).fingerprint())

@@ -14,6 +14,7 @@ from torch import Tensor
 from causalfusion.codec.codec import Codec
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.config.options import QuantizeChoice
 from causalfusion.diffusion.process import Process
 from causalfusion.documents import Document
 from causalfusion.errors import UserError
@@ -45,6 +46,8 @@ class TokenPipeline:
     """The settings that the model recommends, by its folder's sample.toml; None: there are none."""
     adapters: tuple[str, ...] = ()
     """The adapters in the model, with hashes and weights, as records of what was generated tell them."""
+    quantize: QuantizeChoice = "none"
+    """Number format of the blocks' weights: none is that of the others."""
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from causalfusion.config import LoraConfig, ModelConfig
 from causalfusion.model import cpu_feed_forward as cpu
-from causalfusion.model.linear import LoraLinear, make_linear
+from causalfusion.model.linear import LoraLinear, is_quantized, make_linear
 
 PLAIN = LoraConfig()
 
@@ -37,6 +37,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         plain = self.fc1.bias is not None and not isinstance(self.fc1, LoraLinear)
+        plain = plain and not is_quantized(self.fc1.weight)
         if self.gelu == "tanh" and plain and cpu.runs_here(x):
             return cpu.feed_forward(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         return self.fc2(F.gelu(self.fc1(x), approximate=self.gelu))

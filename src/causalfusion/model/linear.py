@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from causalfusion.config import LoraConfig
 
@@ -47,6 +48,11 @@ class LoraLinear(Linear):
     def merged(self) -> Tensor:
         """(O, I): the weight of a plain layer that computes the same."""
         return self.weight + self.scale * self.lora_b @ self.lora_a
+
+
+def is_quantized(weight: Tensor) -> bool:
+    """True for a weight that is no plain tensor (`quantized.py`), which kernels of our own cannot read."""
+    return is_traceable_wrapper_subclass(weight)
 
 
 def make_linear(inputs: int, outputs: int, bias: bool, lora: LoraConfig) -> Linear:

@@ -80,6 +80,6 @@ def _condition_of(segment: Segment, classes: Tensor, timesteps: nn.Module | None
     if segment.timesteps is None or timesteps is None:
         return classes, of_image
     told = timesteps(segment.timesteps)
-    if told.shape[1] == segment.num_tokens:
+    if told.shape[1] > 1 and told.shape[1] == segment.num_tokens:
         return segment.of_tokens(classes) + told, each
     return classes + told, of_image

@@ -32,9 +32,10 @@ def sequence_rotation(sequence: PackedSequence, config: ModelConfig, table: Tens
                 parts.append(image_rotation(segment.places, segment.grid, config))
         elif segment.kind == "class" and config.rope.axes == "raster":
             index = torch.arange(segment.num_tokens, device=table.device) % config.num_condition_tokens
-            parts.append(raster_rotation(index, config.rope, config.head_dim)[:, None])
+            turned = raster_rotation(index, config.rope, config.head_dim)[:, None]
+            parts.append(turned.expand(-1, segment.ar_step.shape[0], -1, -1))
         else:  # text tokens are not turned
-            unit = table.new_zeros(2, 1, segment.num_tokens, config.head_dim)
+            unit = table.new_zeros(2, segment.ar_step.shape[0], segment.num_tokens, config.head_dim)
             unit[0] = 1
             parts.append(unit)
     rows = max(part.shape[1] for part in parts)

@@ -217,9 +217,8 @@ class Transformer(nn.Module):
         if text_token is not None:
             text = [torch.cat(text, dim=1)[torch.arange(len(text_token)), text_token][:, None]]
         logits = self.text_logits(torch.cat(text, dim=1)) if text else None
-        of_image = (
-            torch.cat(image, dim=1) if image else rows[0].new_zeros(len(rows[0]), 0, self.config.image_size)
-        )
+        none = rows[0].new_zeros(rows[0].shape[0], 0, self.config.image_size)
+        of_image = torch.cat(image, dim=1) if image else none
         if self.joint:
             return Predictions(self.image_out(of_image), logits)
         if self.head is None:
@@ -269,16 +268,16 @@ class Transformer(nn.Module):
         asked = [self._mask_tokens(s) for s in segments if s.role == "asked"]
         assert segments == [*known, *(s for s in segments if s.role == "asked")], "asked tokens stand behind"
         places = [
-            self.encoder.class_position.expand(len(x), -1, -1)
+            self.encoder.class_position.expand(x.shape[0], -1, -1)
             if s.kind == "class"
-            else self._of_table(self.encoder.image_position, s).expand(len(x), -1, -1)
+            else self._of_table(self.encoder.image_position, s).expand(x.shape[0], -1, -1)
             for s in segments
         ]
         return torch.cat([x, *asked], dim=1) + torch.cat(places, dim=1)
 
     def _mask_tokens(self, segment: Segment) -> Tensor:
         assert self.mask_token is not None, "only a per-token head asks by mask tokens"
-        return self.mask_token.expand(len(segment.values), segment.num_tokens, -1)
+        return self.mask_token.expand(segment.values.shape[0], segment.num_tokens, -1)
 
     def _embed(self, segment: Segment) -> Tensor:
         if segment.kind == "class":

@@ -17,7 +17,13 @@ from causalfusion.config.serialize import to_dict
 from causalfusion.config.sizes import size_text
 from causalfusion.evaluate.samples.sample_set import SampleSet, missing_ranges, open_for_writing, write_part
 from causalfusion.files import hash_of, sha256_of
-from causalfusion.generate.output import describe, flops_of_product, uses_classes, warn_of_untrained_null
+from causalfusion.generate.output import (
+    describe,
+    flops_of_product,
+    quantized,
+    uses_classes,
+    warn_of_untrained_null,
+)
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.rank import generate_best
 from causalfusion.generate.run import task_of
@@ -159,6 +165,7 @@ def identity_of(
         "prompts": "none" if task.prompts is None else _listed_or_hashed(task.prompts, "prompts"),
         "candidates": task.candidates,
         "sample": to_dict(pipeline.process.settled(task.settings)),
+        **quantized(pipeline),
         **_other_size(pipeline, task),
         **({"adapters": list(pipeline.adapters)} if pipeline.adapters else {}),
     }

@@ -1,0 +1,1 @@
+"""Models as programs of torch.export: written, described, and sampled from."""
