@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import sys
 from typing import Any
@@ -14,8 +15,7 @@ from causalfusion.cli import run
 from causalfusion.errors import UserError
 
 NEEDED = pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("gradio") is None,
-    reason="gradio is not installed (the extra `app`)",
+    importlib.util.find_spec("gradio") is None, reason="gradio is not installed (the extra `app`)"
 )
 
 
