@@ -80,10 +80,10 @@ def image_at(image: Any) -> np.ndarray:
 
 def message(page: Any) -> str:
     """The line that the page shows for what went wrong."""
-    toast = page.locator(".toast-text").first
+    toast = page.locator("[data-testid=toast-text]").first
     toast.wait_for()
     text = toast.inner_text().strip()
-    page.locator(".toast-close").first.click()
+    page.locator("[data-testid=toast-close]").first.click()
     return text
 
 

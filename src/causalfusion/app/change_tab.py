@@ -11,7 +11,7 @@ from causalfusion.app.guard import guarded
 from causalfusion.app.opened import Opened
 from causalfusion.app.painter import PAINT, WITH_PAINTING, no_picture, painted_mask, painter
 from causalfusion.app.pictures import read_upload
-from causalfusion.app.stage import HEAVY, PRIVATE, QUICK, Stage, chosen_picture, make_stage
+from causalfusion.app.stage import HEAVY, LIGHT, PRIVATE, Stage, chosen_picture, make_stage
 from causalfusion.app.toolkit import gr
 from causalfusion.app.work import change
 from causalfusion.errors import UserError
@@ -78,12 +78,12 @@ def make_change_tab(opened: Opened, drawing: Controls) -> ChangeTab:
         run, inputs, stage.components, js=WITH_PAINTING, show_progress="hidden", trigger_mode="once", **HEAVY
     )
     stop.click(None, cancels=[job], **PRIVATE)
-    again.click(go_on, [stage.frames, stage.chosen], tab.targets, **QUICK)
+    again.click(go_on, [stage.frames, stage.chosen], tab.targets, **LIGHT)
     upload.upload(
         guarded(lambda path: paintable(read_upload(path, opened.pipeline.codec))),
         upload,
         tab.targets,
-        **QUICK,
+        **LIGHT,
     )
     return tab
 

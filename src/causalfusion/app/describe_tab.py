@@ -11,7 +11,7 @@ from causalfusion.app.frames import Frame
 from causalfusion.app.guard import guarded
 from causalfusion.app.opened import Opened
 from causalfusion.app.pictures import read_upload
-from causalfusion.app.stage import HEAVY, QUICK
+from causalfusion.app.stage import HEAVY, LIGHT
 from causalfusion.app.tiles import placeholder, tiles
 from causalfusion.app.toolkit import gr
 from causalfusion.app.work import describe
@@ -56,7 +56,7 @@ def make_describe_tab(opened: Opened) -> DescribeTab:
         guarded(lambda path: describable(read_upload(path, opened.pipeline.codec))),
         upload,
         tab.targets,
-        **QUICK,
+        **LIGHT,
     )
     read.success(run, tab.picture, caption, show_progress="hidden", **HEAVY)
     return tab

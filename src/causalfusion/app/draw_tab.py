@@ -77,7 +77,7 @@ def make_draw_tab(opened: Opened) -> DrawTab:
     begins = [start.click]
     if opened.reads_text:
         begins.append(fields["prompt"].submit)
-    jobs = [
+    jobs: list[Any] = [
         begin(run, tab.inputs, tab.outputs, show_progress="hidden", trigger_mode="once", **HEAVY)
         for begin in begins
     ]

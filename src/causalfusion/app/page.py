@@ -10,7 +10,7 @@ from causalfusion.app.draw_tab import DrawTab, follow_link, make_draw_tab
 from causalfusion.app.guard import guarded
 from causalfusion.app.opened import Opened
 from causalfusion.app.quality_tab import make_quality_tab, settings_in_time
-from causalfusion.app.stage import HEAVY, QUICK, chosen_picture
+from causalfusion.app.stage import HEAVY, LIGHT, chosen_picture
 from causalfusion.app.toolkit import gr
 from causalfusion.config.sizes import size_text
 from causalfusion.errors import UserError
@@ -45,7 +45,7 @@ def make_page(opened: Opened) -> Any:
             return [gr.Tabs(selected=DRAW), *settings_in_time(opened, tried, milliseconds, values)]
 
         quality.use.click(
-            use, [quality.tried, quality.milliseconds, *drawing.inputs], [tabs, *drawing.inputs], **QUICK
+            use, [quality.tried, quality.milliseconds, *drawing.inputs], [tabs, *drawing.inputs], **LIGHT
         )
     page.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
     return page
@@ -74,7 +74,7 @@ def _to_change(tabs: Any, drawing: DrawTab, tab: ChangeTab) -> None:
         return [gr.Tabs(selected=CHANGE), *paintable(_picture(frames, chosen)), prompt]
 
     inputs = [drawing.stage.frames, drawing.stage.chosen, drawing.controls.by_field["prompt"]]
-    drawing.onward["change"].click(go, inputs, [tabs, *tab.targets, tab.prompt], **QUICK)
+    drawing.onward["change"].click(go, inputs, [tabs, *tab.targets, tab.prompt], **LIGHT)
 
 
 def _to_describe(tabs: Any, drawing: DrawTab, tab: DescribeTab) -> None:
@@ -85,6 +85,6 @@ def _to_describe(tabs: Any, drawing: DrawTab, tab: DescribeTab) -> None:
         return [gr.Tabs(selected=DESCRIBE), *describable(_picture(frames, chosen))]
 
     went = drawing.onward["describe"].click(
-        go, [drawing.stage.frames, drawing.stage.chosen], [tabs, *tab.targets], **QUICK
+        go, [drawing.stage.frames, drawing.stage.chosen], [tabs, *tab.targets], **LIGHT
     )
     went.success(tab.run, tab.picture, tab.caption, show_progress="hidden", **HEAVY)

@@ -18,6 +18,8 @@ SHORTEST_PAUSE = 0.06
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """For events that are the page's own business."""
 QUICK: dict[str, Any] = {**PRIVATE, "queue": False, "show_progress": "hidden"}
+"""For events that need no model and cannot fail: the page shows errors of queued events only."""
+LIGHT: dict[str, Any] = {**PRIVATE, "concurrency_limit": None, "show_progress": "hidden"}
 """For events that need no model."""
 HEAVY: dict[str, Any] = {**PRIVATE, "concurrency_id": "model", "concurrency_limit": 1}
 """For the model's jobs: one at a time, whoever asks."""

@@ -31,7 +31,7 @@ def tiles(frame: Frame, *, labels: Sequence[str] = (), chosen: int | None = None
             if mask is not None and mask[index].any()
         )
         parts.append(_tile(index, pixels, marks, label, chosen=index == chosen))
-    columns = math.ceil(math.sqrt(len(parts)))
+    columns = len(parts) if len(parts) <= 3 else math.ceil(math.sqrt(len(parts)))
     return f'<div class="cf-tiles" style="--cf-columns:{columns}">{"".join(parts)}</div>'
 
 
