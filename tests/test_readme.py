@@ -34,6 +34,7 @@ def test_command_parses(line, monkeypatch):
     monkeypatch.setattr(cli, "model_settings", lambda *_: [])  # no model is at hand
     monkeypatch.setattr(cli, "teacher_settings", lambda *_: {})
     monkeypatch.setattr(cli, "probed_settings", lambda *_: {})
+    monkeypatch.setattr(cli, "finetune_settings", lambda *_: {})
     monkeypatch.setattr(auto, "settings_for", lambda *_: ({}, []))  # nor data
     monkeypatch.setattr("causalfusion.data.guess_source", lambda paths: "folder")
     prepared = cli.prepare(tokens)
