@@ -38,5 +38,5 @@ class CaptionObjective(Objective):
         text = text_cross_entropy(predictions.text, layout.text_targets, NO_TARGET)
         return Errors(predictions.image.flatten(0, 1), text)  # none, but in the graph
 
-    def _ar_steps(self, images: Draws, count: int) -> list[int]:
+    def _ar_steps(self, draws: Draws, count: int) -> list[int]:
         return [1] * count

@@ -160,6 +160,7 @@ class Objective:
         if layout is None or not layout.read:
             shape = (0, 0) if layout is None else layout.text_ids.shape
             return found, torch.zeros(shape, device=found.device)
+        assert predictions.text is not None, "texts that are read have logits"
         return found, text_cross_entropy(predictions.text, layout.text_targets, NO_TARGET)
 
     def of_images(self, values: Tensor, piece: Arranged, layout: Layout | None, length: int) -> Tensor:
