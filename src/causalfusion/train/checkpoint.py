@@ -133,7 +133,7 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
     temporary = partial_folder(final)
     save_model(temporary, snapshot.spec, snapshot.ema, raw=snapshot.raw, tokenizer=snapshot.tokenizer)
     (temporary / SAMPLING_FILE).write_text(snapshot.sampling)
-    if snapshot.finetune.adapter != "none":
+    if snapshot.finetune.trained != "none":
         write_adapter(temporary / ADAPTER_FOLDER, snapshot.finetune, snapshot.spec, snapshot.ema)
     state = temporary / "state"
     if snapshot.optimizer is not None:
