@@ -36,8 +36,8 @@ from causalfusion.saved.sampling import read_sampling
 MODEL, WORD = "shapes", "<heart>"
 PRIOR = ["--prior-preservation", "0.5"]
 WAYS: dict[str, list[str]] = {
-    "all weights": [],
-    "all weights, own images": PRIOR,
+    "all weights": ["--adapter", "none"],
+    "all weights, own images": ["--adapter", "none", *PRIOR],
     "LoRA": ["--adapter", "lora"],
     "LoRA, own images": ["--adapter", "lora", *PRIOR],
     "a word": ["--adapter", "text-inversion", "--word", WORD, "--like", "diamond"],

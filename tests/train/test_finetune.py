@@ -78,7 +78,7 @@ def test_classes_of_the_same_name_are_the_same():
 
 def test_rows_of_classes_that_the_data_lack_stay_to_the_bit(base, tmp_path):
     data, out = draw(tmp_path / "pictures", ("dog", "yak")), tmp_path / "mine"
-    assert finetune(base, "--data", data, "--out", out) == 0
+    assert finetune(base, "--data", data, "--out", out, "--adapter", "none") == 0
     spec = load_spec(latest_model(out))
     assert spec.class_names == ["cat", "dog", "owl", "yak"] and spec.model.num_classes == 4
     before, after = weights_of(base)[TABLE], weights_of(out)[TABLE]
@@ -91,7 +91,7 @@ def test_rows_of_classes_that_the_data_lack_stay_to_the_bit(base, tmp_path):
 
 def test_the_classes_of_the_data_may_be_all(base, tmp_path):
     data, out = draw(tmp_path / "pictures", ("dog", "yak")), tmp_path / "mine"
-    assert finetune(base, "--data", data, "--out", out, "--no-keep-classes") == 0
+    assert finetune(base, "--data", data, "--out", out, "--adapter", "none", "--no-keep-classes") == 0
     assert load_spec(latest_model(out)).class_names == ["dog", "yak"]
     images = Pipeline.load(out).generate(["yak"])
     assert images.shape == (1, 3, 8, 8)
@@ -99,7 +99,7 @@ def test_the_classes_of_the_data_may_be_all(base, tmp_path):
 
 def test_another_resolution(base, tmp_path):
     data, out = draw(tmp_path / "pictures", ("cat",), side=12), tmp_path / "mine"
-    assert finetune(base, "--data", data, "--data.image-size", 12, "--out", out) == 0
+    assert finetune(base, "--data", data, "--data.image-size", 12, "--out", out, "--adapter", "none") == 0
     spec = load_spec(latest_model(out))
     assert (spec.model.grid_height, spec.codec.image_width) == (6, 12)
     assert weights_of(out)["image_position"].shape == (36, 16)
@@ -130,7 +130,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(base, tmp_path):
 
 def test_own_images_are_drawn_once_and_kept(base, tmp_path, capsys):
     data, out = draw(tmp_path / "pictures", ("yak",)), tmp_path / "mine"
-    line = [base, "--data", data, "--out", out, "--prior-preservation", 0.5, "--prior-images", 6]
+    line = [base, "--data", data, "--out", out, "--adapter", "none"]
+    line += ["--prior-preservation", 0.5, "--prior-images", 6]
     assert finetune(*line) == 0
     parts = sorted((out / "prior").glob("part-*.npz"))
     with np.load(parts[0]) as drawn:
@@ -177,7 +178,7 @@ def test_what_is_missing_or_does_not_fit_is_said_in_one_line(base, tmp_path, cap
         ([base, "--data", data, "--adapter", "text-inversion"], "expected a word"),
         ([base, "--data", data, "--adapter", "text-inversion", "--word", "<x>"], "has no words of its own"),
         ([base, "--data", data, "--word", "<x>"], "without --adapter text-inversion"),
-        ([base, "--data", data, "--adapter", "lora", "--no-keep-classes"], "which only adds classes"),
+        ([base, "--data", data, "--adapter", "lora", "--no-keep-classes"], "adapters only add classes"),
         ([base, "--data.source", "in_context"], "finetune takes images"),
         ([base, "--data", data, "--prior-preservation", "1"], "a share in [0, 1)"),
     ]:

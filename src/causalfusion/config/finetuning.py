@@ -15,9 +15,9 @@ AdapterKind = Literal["none", "lora", "text-inversion"]
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    adapter: AdapterKind = "none"
-    """none: all weights learn; lora: only low-rank additions to the blocks' linear layers, saved as an
-    adapter of the model; text-inversion: only the embedding of one new word, saved likewise."""
+    adapter: AdapterKind = "lora"
+    """lora: only low-rank additions to the blocks' linear layers learn, and are saved as an adapter of the
+    model, too; text-inversion: only the embedding of one new word, saved likewise; none: all weights."""
     rank: int = 8
     """lora: rank of each addition."""
     alpha: float = 0.0
@@ -59,12 +59,17 @@ class FinetuneConfig:
         check(not set(self.word) & set(" \t\r\n"), "word", self.word, "a word without spaces")
         check(inverts or not self.like, "like", self.like, "none, without --adapter text-inversion")
         fits = self.keep_classes or self.adapter == "none"
-        check(fits, "keep_classes", "false", "true, for an adapter, which only adds classes")
+        check(fits, "keep_classes", "false", "true, without --adapter none: adapters only add classes")
         share = self.prior_preservation
         check(0 <= share < 1, "prior_preservation", share, "a share in [0, 1)")
         check(1 <= self.prior_images <= 1_000_000, "prior_images", self.prior_images, "1 to 1000000")
         fits = bool(share) or not self.prior_prompts
         check(fits, "prior_prompts", self.prior_prompts, "none, without --prior-preservation")
+
+    @property
+    def trained(self) -> AdapterKind:
+        """The adapter that a run trains; none for a run that is no fine-tuning."""
+        return self.adapter if self.base else "none"
 
 
 Finetune = Annotated[FinetuneConfig, Parameter(parse=False)]

@@ -141,7 +141,7 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
     (ema, ema_head), (raw, raw_head) = (_parted(weights) for weights in (snapshot.ema, snapshot.raw))
     save_model(temporary, snapshot.spec, ema, raw=raw, tokenizer=snapshot.tokenizer)
     (temporary / SAMPLING_FILE).write_text(snapshot.sampling)
-    if snapshot.finetune.adapter != "none":
+    if snapshot.finetune.trained != "none":
         write_adapter(temporary / ADAPTER_FOLDER, snapshot.finetune, snapshot.spec, snapshot.ema)
     state = temporary / "state"
     if snapshot.optimizer is not None:

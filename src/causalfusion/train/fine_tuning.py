@@ -56,7 +56,7 @@ def for_patches(
 
 def freeze_rest(model: Transformer, config: RunConfig) -> None:
     """Leave the weights that the settings do not train as they are."""
-    if config.finetune.adapter != "none":
+    if config.finetune.trained != "none":
         freeze_for_adapter(model, config)
         return
     if config.train.trainable == "all":

@@ -23,7 +23,7 @@ from causalfusion.saved.sampling import read_sampling
 from causalfusion.train.feed import TrainingData
 from causalfusion.weight_files import fingerprint_of
 
-IMAGES = 4_000
+IMAGES = 1_600
 RATES = {"none": 0.064, "lora": 1.024, "text-inversion": 1.28}
 """Learning rate times the model's width, by what learns."""
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
@@ -117,11 +117,9 @@ def _refuse(spec: ModelSpec, config: RunConfig, folder: Path) -> None:
     elif model.text_only:
         why = "is a language model without images; causalfusion train --config graft teaches it some"
     elif finetune.adapter == "lora" and model.lora.rank:
-        why = (
-            "has low-rank additions of its own; merge them first: causalfusion convert merge MODEL --out NEW"
-        )
+        why = "has low-rank additions of its own; merge them (convert merge), or give --adapter none"
     elif finetune.adapter == "lora" and model.own_image_weights:
-        why = "has weights of their own for image tokens, which no addition changes; leave --adapter out"
+        why = "has weights of their own for image tokens, which no addition changes; give --adapter none"
     elif finetune.adapter == "text-inversion" and (not model.vocab_size or model.speaks):
         why = "has no words of its own to add one to; --adapter text-inversion is for models with captions"
     if why:
