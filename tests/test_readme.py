@@ -1,5 +1,6 @@
 """The commands of all pages are ones that the command line takes, and their links lead somewhere."""
 
+import copy
 import os
 import re
 import shlex
@@ -7,10 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from cyclopts import App, CycloptsError
+from cyclopts.argument import ArgumentCollection
 
 from causalfusion import cli
 from causalfusion.config.recipes import recipe_names
-from causalfusion.vocabulary import options
+from causalfusion.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -45,14 +48,23 @@ def test_there_are_commands():
     assert len(commands()) > 100
 
 
-KNOWN: dict[str, options.Command] = {}
-"""Commands whose options were read."""
+ASSEMBLED: dict = {}
+"""The arguments of each command, which take longer to assemble than a line to parse."""
 
 
-def command_of(name, app):
-    if name not in KNOWN:
-        KNOWN[name] = options.command_of(name, app)
-    return KNOWN[name]
+def arguments_of(app, **settings):
+    """As `App.assemble_argument_collection`, without what an earlier line left in them."""
+    key = (*app.name, repr(app.default_command), *settings.items())
+    if key not in ASSEMBLED:
+        ASSEMBLED[key] = ASSEMBLE(app, **settings)
+    copies = {id(argument): copy.copy(argument) for argument in ASSEMBLED[key]}
+    for argument in copies.values():
+        argument.tokens, argument._marked_converted = [], False
+        argument.children = ArgumentCollection([copies[id(child)] for child in argument.children])
+    return ArgumentCollection(copies.values())
+
+
+ASSEMBLE = App.assemble_argument_collection
 
 
 @pytest.fixture
@@ -61,7 +73,7 @@ def nothing_at_hand(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("mine.toml", "pairs.toml"):
         (tmp_path / name).write_text("[train]\nimages = 1000\n")
-    monkeypatch.setattr(cli, "command_of", command_of)
+    monkeypatch.setattr(App, "assemble_argument_collection", arguments_of)
     monkeypatch.setattr(cli, "model_settings", lambda *_: [])
     for name in ("teacher_settings", "finetune_settings", "probed_settings"):
         monkeypatch.setattr(cli, name, lambda *_: {})
@@ -78,11 +90,29 @@ def test_command_parses(line, monkeypatch):
     if not rest or "--help" in rest:  # a mention
         assert chain and not (rest and apps[-1].default_command is None), f"there is no command {line}"
         return
-    prepared = cli.prepare(tokens)
+    prepared = parsed(tokens, monkeypatch)
     assert not prepared.notes
+
+
+def parsed(tokens, monkeypatch):
+    prepared = cli.prepare(tokens)
     monkeypatch.setattr(cli.app, "config", prepared.config())
     _, bound, _ = cli.app.parse_args(prepared.tokens, exit_on_error=False, print_error=False)
     assert bound.arguments
+    return prepared
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train photos --train.minuets 3", "train photos --config imagenet257", "train photos --train.lr fast",
+        "sample --num-ar-steps -2", "train photos --train.minutes -1", "plan --model shapes --bugdet 2s",
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("nothing_at_hand")
+def test_what_is_wrong_would_be_found(line, monkeypatch):
+    with pytest.raises((UserError, CycloptsError, ValueError)):
+        parsed(shlex.split(line), monkeypatch)
 
 
 def test_every_recipe_has_its_place_among_the_recipes():
