@@ -343,6 +343,11 @@ def test_each_command_takes_its_tables_of_a_recipe(tmp_path, monkeypatch, capsys
     assert "unknown setting sampel; did you mean sample" in refused(capsys, "sample", "--config", str(file))
 
 
+def test_a_recipe_of_finetune_is_no_training(capsys):
+    said = refused(capsys, "train", "--config", "digits-classify")
+    assert "causalfusion finetune MODEL --config digits-classify" in said
+
+
 @pytest.mark.parametrize("name", ["mps", "xpu", "meta", "cuda:77", "hpu", "nonsense", "cuda:x", ""])
 def test_a_device_that_is_not_there_is_one_line(name):
     with pytest.raises(UserError, match=f"device is '{name}'"):

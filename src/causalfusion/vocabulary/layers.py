@@ -18,7 +18,7 @@ from causalfusion.vocabulary.options import Command, Option, nearest
 from causalfusion.vocabulary.read import whole_number
 
 TABLES = (
-    *(field.name for field in dataclasses.fields(RunConfig) if field.name not in ("out", "finetune")),
+    *(field.name for field in dataclasses.fields(RunConfig) if field.name != "out"),
     FACTS,
 )
 READ_BY_COMMAND = ("estimate", "study")
@@ -33,6 +33,10 @@ def layers_for(command: Command, names: Sequence[str]) -> dict[str, Any]:
 
 def used_settings(command: Command, source: str, layer: dict[str, Any]) -> dict[str, Any]:
     """Those settings of a file that the command uses, as tables of its options."""
+    if isinstance(layer.get("finetune"), dict) and command.name in ("train", "distill"):
+        raise UserError(
+            f"config {source} is for going on from a model: causalfusion finetune MODEL --config {source}"
+        )
     is_recipe = any(isinstance(layer.get(table), dict) for table in TABLES)
     beneath: dict[str, Any] = {}
     direct: dict[str, Any] = {}
