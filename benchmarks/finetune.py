@@ -95,7 +95,7 @@ def measured(model: Path, count: int, file: Path, word: str) -> dict[str, Any]:
     if file.exists():
         return json.loads(file.read_text())
     tell(f"measuring {model}")
-    adapters = {model: 1.0} if (model / "adapter").is_dir() else None
+    adapters: dict[str | Path, float] | None = {model: 1.0} if (model / "adapter").is_dir() else None
     pipeline = Pipeline.load(MODEL if adapters else model, adapters=adapters)
     sample = read_sampling(latest_model(Path(MODEL)))
     assert sample is not None

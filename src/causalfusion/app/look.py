@@ -66,7 +66,7 @@ FOLLOW_LINK = """
 
 def theme() -> Any:
     """Of Gradio's themes the plain one, with nothing that is fetched from elsewhere."""
-    return gr.themes.Default(
+    return gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage] - as its documentation has it
         primary_hue="orange",
         neutral_hue="slate",
         radius_size="lg",

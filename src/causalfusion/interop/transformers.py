@@ -109,7 +109,7 @@ class CausalFusionFeatures(PreTrainedModel):
     def of(cls, pipeline: Pipeline, *, layer: int = -1, timestep: float | None = None, seed: int = 0) -> Self:
         """The features of a pipeline of this package; its weights are shared."""
         spec = {"format": FORMAT, **to_dict(pipeline.spec)}
-        made = cls(cls.config_class(spec=spec, layer=layer, timestep=timestep, seed=seed))
+        made = cls(CausalFusionConfig(spec=spec, layer=layer, timestep=timestep, seed=seed))
         made.model, made.pipeline = pipeline.model, pipeline
         return made.eval()
 

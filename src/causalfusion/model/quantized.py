@@ -21,7 +21,10 @@ def quantize_weights(model: Transformer) -> None:
     without torchao."""
     logging.disable(logging.WARNING)  # it tells of kernels for GPUs that it does not find
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.quantization import (  # pyright: ignore[reportMissingImports] - an extra
+            Int8WeightOnlyConfig,
+            quantize_,
+        )
     except ImportError:
         raise UserError(
             "int8 weights need the package torchao, which is not installed: pip install 'causalfusion[int8]' "

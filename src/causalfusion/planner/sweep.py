@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
-from causalfusion.config import ModelConfig, SampleConfig, SamplerName
+from causalfusion.config import ModelConfig, SampleConfig, SamplerChoice, SamplerName
 from causalfusion.errors import UserError, check
 
 Measure = Literal["frechet", "accuracy"]
@@ -19,7 +19,7 @@ Measure = Literal["frechet", "accuracy"]
 class Sweep:
     """The values to try, in every combination."""
 
-    samplers: Sequence[SamplerName] = ()
+    samplers: Sequence[SamplerChoice] = ()
     """Samplers to try. Default: ddim and dpm++, or euler and dpm++ for flows."""
     diffusion_steps: Sequence[int] = (4, 8, 16, 32, 64)
     """Numbers of diffusion steps to try, each the total over all AR steps; for a per-token head, which alone

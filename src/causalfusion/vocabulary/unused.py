@@ -126,7 +126,8 @@ def refuse_unused(line: Line, layers: dict[str, Any]) -> None:
     settings beneath it. An option that repeats the default is none."""
     if "--samples" in line.given or "samples" in layers:
         return  # nothing is generated, which `evaluate` says itself
-    beneath, given = flat(layers), {_setting(option): values for option, values in line.given.items()}
+    beneath = flat(layers)
+    given: dict[str, Sequence[str]] = {_setting(option): values for option, values in line.given.items()}
     for setting in given:
         if setting not in USED or _typed(setting, given[setting]) == DEFAULTS[setting]:
             continue

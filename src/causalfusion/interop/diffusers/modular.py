@@ -11,6 +11,10 @@ can stand between any two, also in the loop.
 Shape letters: B images, L image tokens, n tokens of an AR step, P token dimension.
 """
 
+# The values of a block's state are untyped in diffusers, and its classes override properties by attributes.
+# pyright: reportOptionalMemberAccess=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportIncompatibleMethodOverride=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
