@@ -25,7 +25,17 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("what comes in", ("data", "codec")),
     (
         "the method",
-        ("factorization", "sequence", "elements", "documents", "rows", "mask", "model", "diffusion", "losses"),
+        (
+            "factorization",
+            "sequence",
+            "elements",
+            "documents",
+            "rows",
+            "mask",
+            "model",
+            "diffusion",
+            "losses",
+        ),
     ),
     ("models in use", ("saved", "estimate", "pictures", "generate", "encoders", "train", "show")),
     ("figures", ("evaluate", "autoencode", "study", "planner", "probe", "interop", "doctor")),
