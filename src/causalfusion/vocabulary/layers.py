@@ -17,10 +17,7 @@ from causalfusion.errors import UserError
 from causalfusion.vocabulary.options import Command, Option, nearest
 from causalfusion.vocabulary.read import whole_number
 
-TABLES = (
-    *(field.name for field in dataclasses.fields(RunConfig) if field.name not in ("out", "finetune")),
-    FACTS,
-)
+TABLES = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "out"), FACTS)
 READ_BY_COMMAND = ("estimate", "study")
 """Commands that read their --config themselves."""
 
@@ -34,6 +31,10 @@ def layers_for(command: Command, names: Sequence[str]) -> dict[str, Any]:
 def used_settings(command: Command, source: str, layer: dict[str, Any]) -> dict[str, Any]:
     """Those settings of a file that the command uses, as tables of its options."""
     is_recipe = any(isinstance(layer.get(table), dict) for table in TABLES)
+    if command.name == "train" and isinstance(layer.get("finetune"), dict):
+        raise UserError(
+            f"config {source} is for fine-tuning; expected causalfusion finetune MODEL --config {source}"
+        )
     beneath: dict[str, Any] = {}
     direct: dict[str, Any] = {}
     for key, value in layer.items():
