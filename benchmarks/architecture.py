@@ -25,12 +25,24 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("what comes in", ("data", "codec")),
     (
         "the method",
-        ("factorization", "sequence", "documents", "rows", "mask", "model", "diffusion", "losses"),
+        (
+            "factorization",
+            "sequence",
+            "elements",
+            "documents",
+            "rows",
+            "mask",
+            "model",
+            "diffusion",
+            "losses",
+        ),
     ),
-    ("models in use", ("saved", "estimate", "pictures", "generate", "train", "show")),
+    ("models in use", ("saved", "estimate", "pictures", "generate", "encoders", "train", "show")),
     ("figures", ("evaluate", "autoencode", "study", "planner", "probe", "interop", "doctor")),
     ("doors", ("app", "demo", "commands", "vocabulary", "cli")),
 )
+WIDTH = 1.55 * max(len(rooms) for _, rooms in FLOORS)
+"""Of the picture, with room for the boxes of every floor, each 1.44 wide."""
 COLORS = ("#8a8f98", "#4c8b6b", "#c0504d", "#3f6fb0", "#8a5fa8", "#b98022")
 
 
@@ -51,11 +63,11 @@ def imports_of(room: str) -> Counter[str]:
 
 
 def draw(target: Path) -> None:
-    figure, axes = plt.subplots(figsize=(13, 8.6), dpi=110)
+    figure, axes = plt.subplots(figsize=(1.5 + WIDTH, 8.6), dpi=110)
     centres: dict[str, tuple[float, float]] = {}
     for floor, (name, rooms) in enumerate(FLOORS):
         axes.text(-0.1, floor, name, ha="right", va="center", fontsize=11, color=COLORS[floor])
-        width = 12 / len(rooms)
+        width = WIDTH / len(rooms)
         for place, room in enumerate(rooms):
             centres[room] = (place * width + width / 2, floor)
     for room, (x, y) in centres.items():
@@ -80,7 +92,7 @@ def draw(target: Path) -> None:
         axes.text(
             x, y - 0.12, f"{lines:,} lines", ha="center", va="center", fontsize=8, color="#666", zorder=3
         )
-    axes.set_xlim(-1.5, 12.1)
+    axes.set_xlim(-1.5, WIDTH + 0.1)
     axes.set_ylim(-0.5, len(FLOORS) - 0.4)
     axes.axis("off")
     figure.savefig(target, bbox_inches="tight", facecolor="white")

@@ -145,6 +145,11 @@ def begins_with_language_model(recipes: Sequence[str]) -> bool:
     return any(load_layer(name).get("text", {}).get("tokenizer") == "init" for name in recipes)
 
 
+def goes_on(name: str) -> bool:
+    """True for a recipe of `causalfusion finetune`, which has its size from a model."""
+    return "finetune" in load_layer(name)
+
+
 def cost_of(recipes: Sequence[str], device: Device, count: int) -> Sized:
     """What `causalfusion estimate` counts, where no data are at hand."""
     with tempfile.TemporaryDirectory() as nowhere, chdir(nowhere):
@@ -165,7 +170,10 @@ def measured(name: str) -> str:
 
 def run_section(name: str, device: Device, count: int) -> str:
     """A recipe that is a run."""
-    if begins_with_language_model([name]):
+    if goes_on(name):
+        images = load_layer(name)["train"]["images"]
+        rows = [f"size and cost are those of the model it goes on from; {images:,} images"]
+    elif begins_with_language_model([name]):
         rows = [
             "size and cost are those of the language model it begins with "
             "([language_models.md](language_models.md#which-graft) has those of SmolLM2-135M)"
@@ -206,14 +214,17 @@ def table(names: Sequence[str], over: str, device: Device, count: int) -> str:
 
 def page() -> str:
     runs = [name for name in recipe_names() if "data" in load_layer(name)]
-    large = [name for name in runs if "imagenet" in name or "256" in name]
+    tuning = [name for name in runs if goes_on(name)]
+    large = [name for name in runs if ("imagenet" in name or "256" in name) and name not in tuning]
     over = [name for name in recipe_names() if name not in (*runs, *SIZES)]
-    small = [name for name in runs if name not in large]
+    small = [name for name in runs if name not in (*large, *tuning)]
     parts = [
         INTRODUCTION,
         "## On a CPU or one GPU\n\n" + "\n".join(run_section(name, CORE, 1) for name in small),
         "## On ImageNet\n\nSet `data.path`, or `data.cache` with what `causalfusion encode` wrote.\n\n"
         + "\n".join(run_section(name, H100, 8) for name in large),
+        "## To go on from a model\n\n[Fine-tuning](finetuning.md) has the command.\n\n"
+        + "\n".join(run_section(name, CORE, 1) for name in tuning),
         f"## Sizes\n\n{table(SIZES, SIZE_RECIPE, H100, 8)}",
         f"## To lay over others\n\n{table(over, DATA_RECIPE, CORE, 1)}",
     ]

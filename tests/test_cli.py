@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from causalfusion import cli
-from causalfusion.config import RunConfig
+from causalfusion.commands.finetune import Task
+from causalfusion.config import ClassifyConfig, RunConfig
 from causalfusion.config.recipes import load_config, load_layer, recipe_names
 from causalfusion.config.serialize import from_dict, to_dict
 from causalfusion.errors import UserError
@@ -29,7 +30,26 @@ def configs(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("name", recipe_names())
+TUNING = [name for name in recipe_names() if "finetune" in load_layer(name)]
+"""Recipes of `finetune`."""
+
+
+@pytest.mark.parametrize("name", TUNING)
+def test_a_recipe_of_finetune_is_refused_by_train_and_taken_by_finetune(name, configs, monkeypatch, capsys):
+    assert cli.run(["train", "--config", name, *PATH_OPTIONS]) == 2 and not configs
+    assert f"causalfusion finetune MODEL --config {name}" in capsys.readouterr().err
+    seen: list = []
+    tasks = {"classify": Task(lambda *_: {}, lambda request, _: seen.append(request))}
+    monkeypatch.setattr("causalfusion.commands.finetune.TASKS", tasks | {"caption": tasks["classify"]})
+    layer = load_layer(name)
+    options = PATH_OPTIONS[1:] if layer["data"]["source"] in ("folder", "jsonl") else []
+    assert cli.run(["finetune", "shapes", "--config", name, *options]) == 0
+    (request,) = seen
+    assert request.task == layer["finetune"]["task"] and request.train.lr == layer["train"]["lr"]
+    assert request.classify == ClassifyConfig(**layer.get("classify", {}))
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name not in TUNING])
 def test_every_recipe_reaches_the_run_unchanged(name, configs):
     """Through the command line as through Python, every table of it."""
     names, options, paths = ([name], PATH_OPTIONS, PATHS)

@@ -27,30 +27,15 @@ from causalfusion.vocabulary.read import Line, read_line
 from causalfusion.vocabulary.unused import refuse_unused
 
 COMMANDS = (
-    "train",
-    "distill",
-    "finetune",
-    "sample",
-    "edit",
-    "caption",
-    "classify",
-    "complete",
-    "app",
-    "encode",
-    "convert",
-    "ema",
-    "publish",
-    "codec",
-    "tokenizer",
-    "doctor",
-    "demo",
-    "evaluate",
-    "compare",
-    "study",
-    "plan",
-    "probe",
-    "estimate",
+    *("train", "finetune", "distill"),
+    *("sample", "edit", "caption", "complete", "classify", "app"),
+    *("evaluate", "compare", "plan", "study", "probe"),
+    *("encode", "codec", "tokenizer", "estimate"),
+    *("convert", "ema", "publish"),
+    *("demo", "doctor"),
 )
+"""In the order of the help: making a model, using it, measuring it, what goes before a training, what comes
+after it."""
 BROKEN_PIPE = 141
 """Exit code if the reader of the output is gone, as in a shell (128 + SIGPIPE)."""
 

@@ -19,7 +19,7 @@ SETTINGS = {"SLURM_NNODES": "4", "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[
 def settings_of(tokens: list[str], monkeypatch) -> dict:
     """A torchrun command line as `causalfusion` reads it, and as torchrun does."""
     launch = get_args_parser().parse_args(tokens[1:])
-    assert launch.module and launch.training_script == "causalfusion.cli"
+    assert launch.module and launch.training_script == "causalfusion"
     own = launch.training_script_args
     prepared = cli.prepare(own)
     monkeypatch.setattr(cli.app, "config", prepared.config())

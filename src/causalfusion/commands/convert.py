@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from causalfusion.saved.folder import ModelSpec
 
 
-app = App(name="convert", help="Bring models into this format.", result_action="return_value")
+app = App(
+    name="convert",
+    help="Bring models into this format, and back; merge adapters; complete a folder.",
+    result_action="return_value",
+)
 
 
 @app.command

@@ -23,7 +23,7 @@ class FinetuneConfig:
     alpha: float = 0.0
     """lora: additions are scaled by alpha / rank; 0: by 1."""
     word: str = ""
-    """text-inversion: the new word, such as '<heart>', as the captions of the data have it."""
+    """text-inversion: the new word, such as `<heart>`, as the captions of the data have it."""
     like: str = ""
     """text-inversion: known words, whose mean the new one begins as. Empty: the mean of all words."""
     keep_classes: bool = True

@@ -182,11 +182,11 @@ def check_captions(captions: Iterable[str], tokenizer: Tokenizer, finetune: Fine
             f"no caption has the word {finetune.word}; expected it where its meaning is to be learned"
         )
     pieces = {word: tokenizer.pieces(word) for word, _ in counts.most_common()}
-    strange = [f"{word} ({number})" for word, number in pieces.items() if number > 1]
+    strange = [f"{word} (in {number})" for word, number in pieces.items() if number > 1]
     if strange:
         more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
         warnings.warn(
-            f"{len(strange)} words of the captions are not in the model's vocabulary, and spelled in pieces, "
-            f"as many as said, that it has to learn anew: {', '.join(strange[:SHOWN])}{more}",
+            f"words of the captions that are not in the model's vocabulary are spelled in pieces, whose "
+            f"sense it has to learn anew: {', '.join(strange[:SHOWN])}{more}",
             stacklevel=2,
         )
