@@ -158,3 +158,16 @@ def test_a_lock_and_leftovers_are_nothing(tmp_path):
     assert not holds_anything(tmp_path)
     (tmp_path / "photo.png").write_text("mine")
     assert holds_anything(tmp_path)
+
+
+def test_the_error_of_a_read_only_folder_names_the_file(tmp_path, monkeypatch):
+    """And not its temporary name, which cannot be removed there either."""
+
+    def refuse(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with pytest.raises(OSError, match="Read-only") as error:
+        write_whole(tmp_path / "classes.jsonl", "x")
+    assert error.value.filename == str(tmp_path / "classes.jsonl")

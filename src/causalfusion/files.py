@@ -56,7 +56,8 @@ def replace_file(file: Path, content: bytes | str | Callable[[BinaryIO], object]
         error.filename = str(file)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk, whose own error names the file
+            temporary.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import socket
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -47,6 +48,19 @@ def test_what_is_given_wrong_is_refused_in_one_line(line, words, capsys):
     assert run(line) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+@NEEDED
+@pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid", "x" * 80])
+def test_an_address_of_another_machine_is_refused_at_once(shapes: Opened, host: str):
+    from causalfusion.app.serve import launch
+
+    begin = time.monotonic()
+    with pytest.raises(
+        UserError, match=f"cannot be served on {host} .*; expected an address of this machine"
+    ):
+        launch(shapes, AppRequest(host=host))
+    assert time.monotonic() - begin < 60, "Gradio alone takes eight minutes"
 
 
 @NEEDED

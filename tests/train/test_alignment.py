@@ -253,3 +253,26 @@ def test_a_run_that_has_begun_keeps_its_encoder(command, digits_run, tmp_path, c
     kept = ["--align.cache", str(tmp_path / "kept")]
     assert run(command("run", *kept, images=32)) == 0, "where features are kept may change"
     assert run(command("from", "--train.init", str(tmp_path / "run"), images=16)) == 0
+
+
+def test_a_full_disk_is_told_before_a_mapped_file_is_written(tmp_path, monkeypatch):
+    """Which would kill the process; and a pass that left a damaged file begins anew."""
+    from causalfusion.train.image_features import _done, _reserved
+
+    file, note = tmp_path / "plain.unfinished", tmp_path / "plain.json"
+    array = _reserved(file, np.dtype(np.float16), (300, 16, 8))
+    assert file.stat().st_blocks * 512 >= array.nbytes, "its room is taken"
+    for told, expected in ((64, 64), (-3, 0), (301, 0), (1.5, 0), ("{", 0)):
+        note.write_text(str(told))
+        assert _done(file, note, 300) == expected
+    note.write_text("64")
+    file.write_bytes(file.read_bytes()[:5000])
+    assert _done(file, note, 300) == 0
+
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match=r"plain\.unfinished"):
+        _reserved(file, np.dtype(np.float16), (300, 16, 8))
+    assert not file.exists()

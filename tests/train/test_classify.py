@@ -103,6 +103,23 @@ def test_the_command_tells_classes_of_files(mine, tmp_path, capsys, digits_run):
     assert "--task classify" in capsys.readouterr().err
 
 
+def test_a_published_classifier_is_whole(mine, tmp_path, capsys):
+    assert cli.run(["publish", str(mine), "--out", str(tmp_path / "published")]) == 0
+    images = torch.rand(2, 1, 8, 8) * 2 - 1
+    expected = Classifier.load(mine).probabilities(images)
+    assert Classifier.load(tmp_path / "published").probabilities(images).equal(expected)
+    config = tmp_path / "published" / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"class_names": settings["class_names"][:3]}))
+    capsys.readouterr()
+    assert cli.run(["classify", str(tmp_path), "--model", str(tmp_path / "published")]) == 2
+    Image.new("L", (8, 8)).save(tmp_path / "two\nlines.png")
+    assert cli.run(["classify", str(tmp_path), "--model", str(tmp_path / "published")]) == 2
+    assert "names 3 classes, the model has 10" in capsys.readouterr().err
+    assert cli.run(["classify", str(tmp_path), "--model", str(mine)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_a_resumed_classification_is_the_same_to_the_bit(digits_run, tmp_path):
     options = {"mixup": 0.8, "cutmix": 1.0, "train__checkpoint_every": 2, "train__lr": 1e-3}
     assert finetune(digits_run, tmp_path / "whole", **options) == 0

@@ -130,6 +130,8 @@ def test_the_estimate_counts_its_forward_passes(guidance, ahead):
     without_gradient = calls.count(False)
     assert calls.count(True) == 1
     assert distillation_share(replace(objective.config, distill=config)) == without_gradient / 3
+    published = replace(config, teacher="")  # a path of the machine that trained it is not told
+    assert distillation_share(replace(objective.config, distill=published)) == without_gradient / 3
 
 
 @pytest.mark.parametrize("steps", [1, 2])

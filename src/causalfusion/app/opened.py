@@ -11,7 +11,7 @@ from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config.options import DEFAULT_MODEL
 from causalfusion.config.serialize import from_dict
 from causalfusion.data import open_source
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, printable
 from causalfusion.evaluate.samples.open_images import data_config
 from causalfusion.generate.output import check_prompts, read_labels, uses_classes
 from causalfusion.generate.pipeline import Pipeline
@@ -162,7 +162,7 @@ def open_model(request: AppRequest) -> Opened:
     reference = _reference(request, folder, pipeline)
     return Opened(
         pipeline,
-        str(request.model),
+        printable(request.model),  # a path that is not UTF-8 has no place on a page
         sampling or pipeline.default_sampling,
         reference,
         str(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from typing import Any
 
@@ -30,6 +31,7 @@ def serve(request: AppRequest) -> None:
 def launch(opened: Opened, request: AppRequest) -> Any:
     """The page, served by threads of this process. Raises UserError for an address or a port that cannot be
     had."""
+    _require_address(request)
     page = make_page(opened)
     try:
         _, local, public = page.launch(
@@ -52,12 +54,29 @@ def launch(opened: Opened, request: AppRequest) -> Any:
             css=CSS,
         )
     except OSError as error:
-        where = f"{request.host}, port {request.port}" if request.port else request.host
-        raise UserError(
-            f"the page cannot be served on {where} ({brief(error)}); expected an address of this machine, "
-            "and a port that is free: choose others with --host and --port"
-        ) from None
+        raise _no_address(request, error) from None
     say(f"{opened.name} on {public or local} (Ctrl-C ends it)")
     if request.host not in LOCAL:
         say(f"note: whoever reaches this machine by {request.host} can use the page")
     return page
+
+
+def _require_address(request: AppRequest) -> None:
+    """Raises UserError for an address that is not this machine's, or a port that is taken there: Gradio looks
+    at this machine's own address alone, and tries a hundred ports of another one, for minutes."""
+    try:
+        found = socket.getaddrinfo(request.host, request.port, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = found[0]
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise _no_address(request, error) from None
+
+
+def _no_address(request: AppRequest, error: Exception) -> UserError:
+    where = f"{request.host}, port {request.port}" if request.port else request.host
+    return UserError(
+        f"the page cannot be served on {where} ({brief(error)}); expected an address of this machine, "
+        "and a port that is free: choose others with --host and --port"
+    )

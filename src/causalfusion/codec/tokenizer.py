@@ -97,8 +97,9 @@ class Tokenizer:
         return self._base.encode(text, add_special_tokens=False).ids
 
     def with_word(self, word: str) -> Tokenizer:
-        """This tokenizer with one more word, its last id before the markers, whatever stands around it; the
-        space before it is part of it. Raises UserError for a word that it has, and for a language model's."""
+        """This tokenizer with one more word, its last id before the markers, wherever it stands, but not
+        within a longer word; the space before it is part of it. Raises UserError for a word that it has, and
+        for a language model's."""
         import tokenizers
 
         if self._json:
@@ -106,9 +107,13 @@ class Tokenizer:
                 f"a language model's tokenizer takes no new word, such as {word}; train --adapter lora"
             )
         base = parse_tokenizer(self.to_json())
-        if base.token_to_id(word) is not None:
+        alone = [ids for ids in map(self.encode, (word, f" {word}")) if len(ids) == 1]
+        if base.token_to_id(word) is not None or any(self.decode(ids).strip() == word for ids in alone):
             raise UserError(f"the tokenizer has the word {word!r}; expected a new one, such as '<heart>'")
-        base.add_tokens([tokenizers.AddedToken(word, lstrip=True, normalized=False)])
+        # Scripts with capitals have spaces between words; in others a word's neighbours tell nothing.
+        apart = all(end.upper() != end.lower() or end in "_0123456789" for end in (word[0], word[-1]))
+        added = tokenizers.AddedToken(word, single_word=apart, lstrip=True, normalized=False)
+        base.add_tokens([added])
         grown = Tokenizer(base.to_str())
         if grown.encode(f"a {word}")[-1] != self.base_size or grown.base_size != self.base_size + 1:
             raise UserError(

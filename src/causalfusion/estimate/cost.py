@@ -120,7 +120,7 @@ def distillation_share(config: RunConfig) -> float:
     """What a distillation computes beside an ordinary train step, as a fraction of it: forward passes, each a
     third of a step, of the teacher, twice under guidance, and of the student's own jump; 0 without one."""
     distill = config.distill
-    if not distill.teacher:
+    if not distill.steps:  # a published model does not tell its teacher
         return 0.0
     return (distill.ahead * (1 if distill.guidance_scale == 1 else 2) + 1) / 3
 

@@ -59,7 +59,7 @@ def state_bytes(config: RunConfig, sharded_over: int) -> float:
     frozen, by_muon = frozen_of(config), sum(map(math.prod, muon_shapes(config)))
     state = float(bytes_per_parameter(config.train) * (in_all - frozen) + FROZEN_BYTES * frozen)
     state -= MOMENT_BYTES * by_muon
-    teacher = FROZEN_BYTES * in_all if config.distill.teacher else 0  # whole in every process
+    teacher = FROZEN_BYTES * in_all if config.distill.steps else 0  # whole in every process
     if sharded_over == 1:
         return state + teacher
     gathered = 4 if config.train.precision == "float32" else 2  # plus a float32 gradient, below

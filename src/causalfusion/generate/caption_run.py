@@ -13,7 +13,7 @@ from torch import Tensor
 
 from causalfusion.data.names import SUFFIXES, is_hidden, is_image
 from causalfusion.data.written import pictures_beside
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, printable
 from causalfusion.files import write_whole
 from causalfusion.generate.layout import batches_of
 from causalfusion.generate.output import load_pipeline, one_line, say
@@ -72,7 +72,7 @@ def _in_batches(pipeline: Pipeline, request: CaptionRequest, files: Sequence[Pat
         progress.show(batch.start, "captions")
         texts = pipeline.caption(images, request.write, seed=request.seed, image_indices=batch)
         for index, text in zip(batch, texts, strict=True):
-            say(f"{files[index]}: {one_line(text)}")
+            say(f"{printable(files[index])}: {one_line(text)}")
         captions += texts
     progress.show(len(files), "done", force=True)
     progress.close()

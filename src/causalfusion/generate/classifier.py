@@ -17,11 +17,8 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.runtime import autocast
 from causalfusion.model.layers import readable
 from causalfusion.model.projector import add_classifier, is_of_classifier
-from causalfusion.saved.folder import latest_model
+from causalfusion.saved.folder import CLASSIFIER_FILE, latest_model
 from causalfusion.weight_files import read_weights
-
-CLASSIFIER_FILE = "classifier.safetensors"
-"""File in a model folder with the weights of the classifier."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,11 @@ class Classifier:
             autoencoder=autoencoder,
         )
         transformer, weights = pipeline.model, read_weights(file)
+        named, count = len(pipeline.spec.class_names), transformer.config.num_classes
+        if named != count:
+            raise UserError(
+                f"{folder / 'config.json'} names {named} classes, the model has {count}; it is damaged"
+            )
         add_classifier(transformer, transformer.config.num_classes)
         expected = {n: v.shape for n, v in transformer.state_dict().items() if is_of_classifier(n)}
         if expected != {name: value.shape for name, value in weights.items()}:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from causalfusion.errors import printable
 from causalfusion.files import write_whole
 from causalfusion.generate.caption_run import image_files, read_model_image
 from causalfusion.generate.classifier import Classifier
@@ -36,7 +37,7 @@ def classify_images(paths: Sequence[Path], request: ClassifyRequest) -> list[dic
         for index, row, numbers in zip(batch, shares.tolist(), classes.tolist(), strict=True):
             found.append({names[number]: share for number, share in zip(numbers, row, strict=True)})
             told = ", ".join(f"{one_line(name)} {100 * share:.1f} %" for name, share in found[-1].items())
-            say(f"{files[index]}: {told}")
+            say(f"{printable(files[index])}: {told}")
     if request.out is not None:
         lines = [
             json.dumps({"image": str(file), "classes": classes}, ensure_ascii=False)

@@ -10,6 +10,7 @@ from typing import Any
 from causalfusion.codec.codec import open_codec
 from causalfusion.errors import UserError
 from causalfusion.saved.folder import (
+    CLASSIFIER_FILE,
     SAMPLING_FILE,
     ModelSpec,
     latest_model,
@@ -20,7 +21,7 @@ from causalfusion.saved.folder import (
     replace_model,
 )
 
-COPIED = (SAMPLING_FILE, "README.md")
+COPIED = (SAMPLING_FILE, CLASSIFIER_FILE, "README.md")
 """Files of a model folder that are copied along with its weights and settings."""
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from causalfusion.errors import UserError
-from causalfusion.interop.bundle import COPIED
 from causalfusion.saved.adapted import merged, with_adapters
 from causalfusion.saved.adapter import read_adapter
 from causalfusion.saved.folder import (
     AUTOENCODER_FOLDER,
+    SAMPLING_FILE,
     latest_model,
     load_spec,
     load_tokenizer,
@@ -36,8 +36,7 @@ def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) ->
     replace_model(out, spec, weights, tokenizer=tokenizer)
     if (source / AUTOENCODER_FOLDER).is_dir():
         shutil.copytree(source / AUTOENCODER_FOLDER, out / AUTOENCODER_FOLDER)
-    for name in COPIED:
-        if (source / name).is_file() and name != "README.md":  # which tells of the model without them
-            shutil.copyfile(source / name, out / name)
+    if (source / SAMPLING_FILE).is_file():  # a page, or a classifier, is of the model without them
+        shutil.copyfile(source / SAMPLING_FILE, out / SAMPLING_FILE)
     count = sum(value.numel() for value in weights.values())
     return f"{out}: {source} with {len(given)} adapters inside, {count:,} parameters"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, isfinite
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import LoraConfig
@@ -37,6 +37,8 @@ def with_adapters(
             if not fits:
                 raise UserError(f"{adapter.place} is of another model: this one has no {layer} of its shape")
             grown[name] = grown[name] + (weight * addition.scale) * (addition.b @ addition.a)
+            if not bool(isfinite(grown[name]).all()):
+                raise UserError(f"{adapter.place} x {weight:g} makes {name} too large; give a smaller weight")
     for adapter, _ in adapters:
         spec, grown = _with_classes(spec, grown, adapter)
         spec, grown, tokenizer = _with_word(spec, grown, tokenizer, adapter)

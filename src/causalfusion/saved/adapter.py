@@ -20,7 +20,7 @@ from torch import Tensor
 
 from causalfusion.config import NUM_MARKERS, FinetuneConfig
 from causalfusion.config.serialize import read_object, read_record, to_dict
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, printable
 from causalfusion.model.tables import WORD_TABLES, class_table_of
 from causalfusion.saved.folder import ModelSpec, checkpoints_of
 from causalfusion.weight_files import read_weights
@@ -32,6 +32,7 @@ CONFIG_FILE, WEIGHTS_FILE, FACTS_FILE = (
     "adapter_model.safetensors",
     "causalfusion.json",
 )
+MAX_ALPHA = 1_000_000
 _PREFIX, _CLASS_ROWS = "base_model.model.", "class_rows"
 _TARGETS = r".*blocks\.\d+\.(attn|mlp)\.(qkv|proj|gate|fc1|fc2)"
 """Layers with low-rank additions, as a pattern for peft."""
@@ -147,7 +148,28 @@ def read_adapter(path: Path) -> Adapter:
             if value is not None:
                 tables[table] = value.float()
     additions = _additions(folder, tensors) if tensors else {}
+    _require_whole(folder / WEIGHTS_FILE, facts, additions, rows, tables)
     return Adapter(folder, facts, additions, None if rows is None else rows.float(), tables)
+
+
+def _require_whole(
+    file: Path,
+    facts: AdapterFacts | None,
+    additions: Mapping[str, LowRank],
+    rows: Tensor | None,
+    tables: Mapping[str, Tensor],
+) -> None:
+    """Raises UserError for an adapter without what it is there for, with which a model would draw as if it
+    had none."""
+    lacks = ""
+    if facts is not None and facts.word:
+        lacks = "" if tables else f"rows of the word {facts.word}"
+    elif not additions:
+        lacks = "low-rank additions"
+    elif facts is not None and facts.classes and rows is None:
+        lacks = "rows of its classes"
+    if lacks:
+        raise UserError(f"{file} lacks the {lacks}; it is damaged, or of another adapter")
 
 
 def _additions(folder: Path, tensors: dict[str, Tensor]) -> dict[str, LowRank]:
@@ -158,7 +180,7 @@ def _additions(folder: Path, tensors: dict[str, Tensor]) -> dict[str, LowRank]:
     for name in [name for name in tensors if name.endswith(".lora_A.weight")]:
         layer = name.removesuffix(".lora_A.weight")
         a, b = tensors.pop(name).float(), tensors.pop(f"{layer}.lora_B.weight", None)
-        if b is None or a.ndim != 2 or b.ndim != 2 or b.shape[1] != len(a):
+        if b is None or a.ndim != 2 or b.ndim != 2 or not b.shape[1] == len(a) > 0:
             raise UserError(f"{folder / WEIGHTS_FILE}: {name} has no lora_B that fits it; it is damaged")
         found[layer.removeprefix(_PREFIX)] = LowRank(a, b.float(), settings["lora_alpha"] / len(a))
     if tensors:
@@ -175,8 +197,10 @@ def _require_plain(settings: dict[str, Any], folder: Path) -> None:
         what = odd[0] if odd else f"{settings.get('peft_type')}, bias {settings.get('bias', 'none')}"
         raise UserError(f"{folder} is an adapter with {what}; expected plain LoRA")
     alpha = settings.get("lora_alpha")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
-        raise UserError(f"{folder / CONFIG_FILE}: lora_alpha is {alpha!r}; expected a number")
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not is_number or not abs(alpha) <= MAX_ALPHA:
+        told = printable(repr(alpha)) if not is_number else f"{str(alpha)[:12]}..."
+        raise UserError(f"{folder / CONFIG_FILE}: lora_alpha is {told}; expected a number up to {MAX_ALPHA}")
 
 
 def copy_adapter(checkpoint: Path, run: Path) -> Path | None:

@@ -44,6 +44,8 @@ T = TypeVar("T")
 FORMAT = "causalfusion-6"
 SAMPLING_FILE = "sample.toml"
 """File in a model folder with recommended sampling settings, which the user's settings override."""
+CLASSIFIER_FILE = "classifier.safetensors"
+"""File in a model folder with the weights of a classifier beside the model."""
 WeightsName = Literal["ema", "raw"]
 AUTOENCODER_FOLDER = "autoencoder"
 """Folder in a self-contained model folder with the autoencoder that the model needs."""

@@ -25,6 +25,7 @@ FETCHED = (
     "config.json",
     "model.safetensors",
     "sample.toml",
+    "classifier.safetensors",
     "tokenizer.json",
     "language/*.json",
     "language/*.jinja",

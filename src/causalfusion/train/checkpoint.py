@@ -32,6 +32,7 @@ from causalfusion.model.projector import is_of_classifier, is_of_projector
 from causalfusion.saved.adapter import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.adapter import write_adapter
 from causalfusion.saved.folder import (
+    CLASSIFIER_FILE,
     SAMPLING_FILE,
     ModelSpec,
     checkpoints_of,
@@ -49,8 +50,6 @@ from causalfusion.weight_files import read_weights
 _HIDDEN = ".partial-"
 OPTIMIZER_FILE, SHARDED_FOLDER, DATA_FILE = "optimizer.safetensors", "sharded", "data.json"
 WIDTHS_FILE, PROJECTOR_FILE = "ema_widths.safetensors", "projector.safetensors"
-CLASSIFIER_FILE = "classifier.safetensors"
-"""In the checkpoint, with the average, as its weights are; in its state, with the raw ones."""
 REMEDY = "delete the checkpoint {} to resume from the one before"
 
 
@@ -149,6 +148,7 @@ def write_snapshot(final: Path, snapshot: Snapshot) -> None:
     if snapshot.widths:
         save_file(snapshot.widths, state / WIDTHS_FILE)
     if ema_head:
+        # With the average, as the checkpoint's weights are; in its state, with the raw ones.
         save_file(ema_head, temporary / CLASSIFIER_FILE)
         save_file(raw_head, state / CLASSIFIER_FILE)
     if snapshot.projector:

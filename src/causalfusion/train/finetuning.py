@@ -142,6 +142,17 @@ def check_task(config: RunConfig, data: TrainingData) -> None:
         raise UserError(f"the data have {found}; expected images of two or more classes, for --task classify")
     if task == "classify" and not len(data.held_out):
         raise UserError("data.holdout is 0; expected a share of images to measure accuracy on")
+    reads = bool(config.finetune.base) and task != "classify" and data.tokenizer is not None
+    if reads and not config.data.has_documents and not data.source.has_captions:
+        where = config.data.cache or config.data.path or config.data.source
+        remedy = "images with captions (--data.captions class_names: the names of their classes)"
+        if task == "caption":
+            raise UserError(f"{where} has no captions; expected {remedy}, for --task caption")
+        warnings.warn(
+            f"{where} has no captions, and the model draws what it is told: all images come with an empty "
+            f"one; expected {remedy}",
+            stacklevel=2,
+        )
 
 
 def beneath_task(task: str, model: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,9 +184,9 @@ def check_captions(captions: Iterable[str], tokenizer: Tokenizer, finetune: Fine
     """Say which words of the captions the tokenizer knows by pieces alone. Raises UserError where the new
     word is in none of them."""
     counts: Counter[str] = Counter()
-    said = not finetune.word
+    said, word = not finetune.word, tokenizer.base_size - 1
     for caption in captions:
-        said = said or finetune.word in caption
+        said = said or word in tokenizer.encode(caption)
         counts.update(_WORD.findall(caption.replace(finetune.word, " ") if finetune.word else caption))
     if not said:
         raise UserError(

@@ -16,6 +16,7 @@ from causalfusion.data.loader import load_indices
 from causalfusion.data.sizes import grids_of, groups_of
 from causalfusion.data.source import ImageSource, UnreadableImage, spread
 from causalfusion.errors import UserError
+from causalfusion.train.prior import Mixed
 
 _STATISTICS_IMAGES = 2048
 TOKENIZER_IMAGES = 10_000
@@ -95,6 +96,8 @@ def classes_of(
         return config, names, None
     used = model.num_class_tokens > 0 or model.conditioning == "adaln_zero"
     mapped, table = map_classes(names, finetune.classes, keep=finetune.keep_classes, used=used)
+    if isinstance(source, Mixed) and table is not None:  # own images without a class are of the null class
+        table = np.append(table, max(len(mapped), 1) if used else 0)
     new = [name for name in mapped if name not in finetune.classes]
     return replace(config, finetune=replace(finetune, new_classes=new)), mapped, table
 

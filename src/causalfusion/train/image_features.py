@@ -9,7 +9,9 @@ Shape letters: B images of a batch, C, H, W channels and pixels, L image tokens,
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,14 +121,14 @@ def _make(encoded: EncodedSource, file: Path, *, show_progress: bool) -> None:
     """Make the features of all images, in the order of the source."""
     partial, note = file.with_suffix(".unfinished"), file.with_suffix(".json")
     count, mirror = len(encoded), file.stem == "mirrored"
-    done = _done(partial, note)
+    done = _done(partial, note, count)
     line = ProgressLine(count, done, enabled=show_progress, what="images")
     array, saved = open_memmap(partial, mode="r+") if done else None, time.monotonic()
     while done < count:
         indices = np.arange(done, min(done + BATCH, count))
         features = encoded.encode(encoded.read(indices, np.full(len(indices), mirror))).cpu().numpy()
         if array is None:
-            array = open_memmap(partial, mode="w+", dtype=features.dtype, shape=(count, *features.shape[1:]))
+            array = _reserved(partial, features.dtype, (count, *features.shape[1:]))
         array[indices] = features
         done += len(indices)
         line.show(done, f"features of {file.stem} images, to align with")
@@ -141,12 +143,31 @@ def _make(encoded: EncodedSource, file: Path, *, show_progress: bool) -> None:
     line.close()
 
 
-def _done(partial: Path, note: Path) -> int:
-    """Images that an interrupted pass has finished; 0 for none."""
+def _reserved(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """A new array on disk, whose room is taken at once: writing to a mapped file kills the process where the
+    disk is full. Raises OSError, and leaves no file, where there is no room."""
+    array = open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with file.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
+                return array
+            file.unlink()
+            error.filename = str(file)
+            raise
+    return array
+
+
+def _done(partial: Path, note: Path, count: int) -> int:
+    """Images that an interrupted pass has finished; 0 for none, and where its file is not whole."""
     try:
-        return int(json.loads(note.read_text())) if partial.is_file() else 0
+        done = json.loads(note.read_text())
+        whole = len(map_array(partial)) == count
     except (OSError, ValueError, TypeError):
         return 0
+    return done if whole and isinstance(done, int) and 0 < done <= count else 0
 
 
 def _open(file: Path, count: int) -> np.ndarray:

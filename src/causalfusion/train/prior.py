@@ -7,6 +7,8 @@ alone; a run that is stopped meanwhile goes on with those that are there.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from causalfusion.config import RunConfig, WriteConfig
 from causalfusion.config.serialize import read_json, to_dict
 from causalfusion.data.source import Example, ImageSource
 from causalfusion.documents import Text
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, brief
 from causalfusion.files import hash_of, sha256_of, write_whole
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.processes import World
@@ -26,6 +28,7 @@ from causalfusion.machine.progress import ProgressLine
 from causalfusion.rng import derive_seed
 from causalfusion.saved.folder import latest_model
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.train.arrange import caption_limit
 
 FOLDER, SETTINGS_FILE = "prior", "settings.json"
 PART = 20
@@ -36,20 +39,20 @@ class OwnImages:
     """The images in a folder that `draw_own_images` filled, with captions, or classes of the model."""
 
     def __init__(self, folder: Path, count: int, class_names: Sequence[str]) -> None:
+        """Raises UserError for a damaged file."""
         self.class_names = list(class_names)
         self.examples: list[Example] = []
         for part in range(-(-count // PART)):
-            with np.load(_file(folder, part), allow_pickle=False) as arrays:
-                for image, label, text in zip(
-                    *(arrays[n] for n in ("images", "labels", "texts")), strict=True
-                ):
-                    captions = (str(text),) if str(text) else ()
-                    self.examples.append(Example(image, int(label) if label >= 0 else None, captions))
+            for image, label, text in _read(_file(folder, part)):
+                captions = (str(text),) if str(text) else ()
+                known = 0 <= label < len(self.class_names)
+                self.examples.append(Example(image, int(label) if known else None, captions))
         self.examples = self.examples[:count]
 
 
 class Mixed:
-    """Images of a source, then the model's own; labels are by name."""
+    """Images of a source, then the model's own; labels are by name. Own images without a class have the label
+    behind the last, beside labelled ones, where none would be read as the first class."""
 
     def __init__(self, given: ImageSource, own: OwnImages) -> None:
         self.given, self.own, self.name, self.has_captions = given, own, given.name, given.has_captions
@@ -65,9 +68,11 @@ class Mixed:
         if index < len(self.given):
             return self.given.read(index)
         found = self.own.examples[index - len(self.given)]
-        if found.label is None or not self.class_names:
-            return Example(found.image, None, found.captions)
-        return Example(found.image, self._numbers[self.own.class_names[found.label]], found.captions)
+        label = None
+        if self.class_names:
+            none, names = len(self.class_names), self.own.class_names
+            label = none if found.label is None else self._numbers[names[found.label]]
+        return Example(found.image, label, found.captions)
 
     def fingerprint(self) -> str:
         return self.given.fingerprint()
@@ -166,13 +171,13 @@ def _draw(
 def _written(pipeline: Pipeline, indices: range, seed: int) -> list[str]:
     """Captions that the model writes from nothing, as likely as it holds them. Raises UserError for a model
     that writes none."""
-    tokenizer, count = pipeline.with_text(), len(indices)
-    if not pipeline.spec.text.loss_coefficient:
+    tokenizer, count, text = pipeline.with_text(), len(indices), pipeline.spec.text
+    if not text.loss_coefficient:
         raise UserError(
             "the model draws from texts and writes none; give prompts for its own images: --prior-prompts "
             "FILE"
         )
-    room = pipeline.model.config.max_text_tokens - 3
+    room = caption_limit(pipeline.model.config.max_text_tokens, text.examples_per_sequence)
     ids = pipeline.write(
         pipeline.null_labels(count), [[Text(open=True)] for _ in indices], None,
         WriteConfig(text_temperature=1.0, max_tokens=room), seed, indices,
@@ -201,6 +206,18 @@ def _given_prompts(path: str) -> list[str]:
     if not Path(path).is_file():
         raise UserError(f"--prior-prompts {path} is no file; expected a text with a prompt on each line")
     return read_prompts(Path(path))
+
+
+def _read(file: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(image, class, text) of each image in a file. Raises UserError."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return list(zip(*(arrays[name] for name in ("images", "labels", "texts")), strict=True))
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{file}, images of the model's own, is damaged ({brief(error)}); delete it, and run the same "
+            "command again, which draws them anew"
+        ) from None
 
 
 def _file(folder: Path, part: int) -> Path:
