@@ -17,7 +17,10 @@ from causalfusion.errors import UserError
 from causalfusion.vocabulary.options import Command, Option, nearest
 from causalfusion.vocabulary.read import whole_number
 
-TABLES = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "out"), FACTS)
+TABLES = (
+    *(field.name for field in dataclasses.fields(RunConfig) if field.name != "out"),
+    FACTS,
+)
 READ_BY_COMMAND = ("estimate", "study")
 """Commands that read their --config themselves."""
 
@@ -30,11 +33,11 @@ def layers_for(command: Command, names: Sequence[str]) -> dict[str, Any]:
 
 def used_settings(command: Command, source: str, layer: dict[str, Any]) -> dict[str, Any]:
     """Those settings of a file that the command uses, as tables of its options."""
-    is_recipe = any(isinstance(layer.get(table), dict) for table in TABLES)
-    if command.name == "train" and isinstance(layer.get("finetune"), dict):
+    if isinstance(layer.get("finetune"), dict) and command.name in ("train", "distill"):
         raise UserError(
-            f"config {source} is for fine-tuning; expected causalfusion finetune MODEL --config {source}"
+            f"config {source} is for going on from a model: causalfusion finetune MODEL --config {source}"
         )
+    is_recipe = any(isinstance(layer.get(table), dict) for table in TABLES)
     beneath: dict[str, Any] = {}
     direct: dict[str, Any] = {}
     for key, value in layer.items():
