@@ -17,7 +17,10 @@ from causalfusion.errors import UserError
 from causalfusion.vocabulary.options import Command, Option, nearest
 from causalfusion.vocabulary.read import whole_number
 
-TABLES = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "out"), FACTS)
+TABLES = (
+    *(field.name for field in dataclasses.fields(RunConfig) if field.name != "out"),
+    FACTS,
+)
 READ_BY_COMMAND = ("estimate", "study")
 """Commands that read their --config themselves."""
 
