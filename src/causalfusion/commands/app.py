@@ -17,6 +17,9 @@ def serve_page(*, request: Annotated[AppRequest, Settings] = AppRequest()) -> in
     `causalfusion app`, or `causalfusion app RUN`, prints the address of a page that this machine alone can
     reach, and serves it until Ctrl-C.
     """
+    from causalfusion.machine.progress import tell
+
+    tell("starting; the page's address follows")  # importing Gradio takes seconds
     from causalfusion.app.serve import serve
 
     serve(request)

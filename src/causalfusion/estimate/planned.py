@@ -45,6 +45,11 @@ def read_settings(recipes: Sequence[str], overrides: Sequence[str]) -> RunConfig
     """The settings of recipes, of which later ones override earlier ones, and of options, as in `train`,
     which override all; paths may be missing. Raises UserError or cyclopts' errors."""
     layers = merge([{"data": {"path": ELSEWHERE}}, load_layers(recipes)])  # recipes give no path
+    if "finetune" in layers:
+        raise UserError(
+            f"{', '.join(recipes)}: a recipe to go on from a model (causalfusion finetune), whose size it does "
+            "not say; expected recipes of a training"
+        )
     app = App(name="estimate", result_action="return_value", help_flags=[], version_flags=[])
     app.default(_identity)
     app.config = (Dict(layers, source=", ".join(recipes)),)

@@ -69,11 +69,11 @@ def beginning(
     config = data.config
     classes = config.model.num_classes
     held_out = f" and {len(data.held_out):,} held out" if len(data.held_out) else ""
-    num_parameters = sum(
-        p.numel() for n, p in model.named_parameters() if p.requires_grad and not is_of_projector(n)
-    )
+    own = [p for n, p in model.named_parameters() if not is_of_projector(n)]
+    in_all, num_parameters = sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)
+    of_them = f" of {in_all:,}" if num_parameters < in_all else ""
     lines = [
-        f"{folder}: {num_parameters:,} parameters, {config.model.num_tokens} tokens of "
+        f"{folder}: {num_parameters:,}{of_them} parameters, {config.model.num_tokens} tokens of "
         f"{config.model.token_dim}, {len(data.train_indices):,} training {data.examples}{held_out}, "
         f"{classes} class{'es' * (classes != 1)}, "
         f"{world.size} process{'es' * (world.size > 1)} on {world.device}"
