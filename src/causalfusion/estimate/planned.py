@@ -47,8 +47,8 @@ def read_settings(recipes: Sequence[str], overrides: Sequence[str]) -> RunConfig
     layers = merge([{"data": {"path": ELSEWHERE}}, load_layers(recipes)])  # recipes give no path
     if "finetune" in layers:
         raise UserError(
-            f"{', '.join(recipes)}: a recipe to go on from a model (causalfusion finetune), whose size it does "
-            "not say; expected recipes of a training"
+            f"{', '.join(recipes)}: a recipe to go on from a model (causalfusion finetune), whose size it "
+            "does not say; expected recipes of a training"
         )
     app = App(name="estimate", result_action="return_value", help_flags=[], version_flags=[])
     app.default(_identity)
