@@ -197,9 +197,8 @@ def _require_plain(settings: dict[str, Any], folder: Path) -> None:
         what = odd[0] if odd else f"{settings.get('peft_type')}, bias {settings.get('bias', 'none')}"
         raise UserError(f"{folder} is an adapter with {what}; expected plain LoRA")
     alpha = settings.get("lora_alpha")
-    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    if not is_number or not abs(alpha) <= MAX_ALPHA:
-        told = printable(repr(alpha)) if not is_number else f"{str(alpha)[:12]}..."
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= MAX_ALPHA:
+        told = printable(repr(alpha)[:24])
         raise UserError(f"{folder / CONFIG_FILE}: lora_alpha is {told}; expected a number up to {MAX_ALPHA}")
 
 
