@@ -198,7 +198,8 @@ def _require_plain(settings: dict[str, Any], folder: Path) -> None:
         raise UserError(f"{folder} is an adapter with {what}; expected plain LoRA")
     alpha = settings.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= MAX_ALPHA:
-        told = printable(repr(alpha)[:24])
+        told = printable(repr(alpha))
+        told = told if len(told) < 24 else f"{told[:12]}..."
         raise UserError(f"{folder / CONFIG_FILE}: lora_alpha is {told}; expected a number up to {MAX_ALPHA}")
 
 
