@@ -11,13 +11,20 @@ from causalfusion.errors import UserError
 from causalfusion.estimate.command import run
 from causalfusion.estimate.planned import plan_run, read_settings
 
-RUNS = [name for name in recipe_names() if "data" in load_layer(name)]
+OF_FINETUNE = [name for name in recipe_names() if "finetune" in load_layer(name)]
+RUNS = [name for name in recipe_names() if "data" in load_layer(name) and name not in OF_FINETUNE]
 
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working directory in which the paths of recipes lead nowhere."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", OF_FINETUNE)
+def test_what_goes_on_from_a_model_is_not_estimated_without_it(name: str):
+    with pytest.raises(UserError, match="to go on from a model"):
+        run([name], gpu="h100")
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -91,7 +91,8 @@ def _beneath(task: TaskName) -> Callable[[str, Mapping[str, Any]], dict[str, Any
     def beneath(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
         from causalfusion.train.finetuning import beneath_task
 
-        return beneath_task(task, model, given)
+        all_weights = {"adapter": "none"}  # which these tasks train
+        return {**all_weights, **beneath_task(task, model, {**all_weights, **given})}
 
     return beneath
 
