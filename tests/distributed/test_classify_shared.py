@@ -25,9 +25,8 @@ def base(tmp_path_factory) -> Path:
 def classifying(base: Path, out: Path, **train: object) -> RunConfig:
     config = tiny_config(out, train={"images": 48, "lr": 3e-3, "evaluate_every": 2, **train})
     config = replace(config, train=replace(config.train, init=str(base)))
-    return continued(
-        replace(config, finetune=FinetuneConfig(task="classify"), classify=ClassifyConfig(layer_decay=0.5))
-    )
+    finetune, classify = FinetuneConfig(task="classify", adapter="none"), ClassifyConfig(layer_decay=0.5)
+    return continued(replace(config, finetune=finetune, classify=classify))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

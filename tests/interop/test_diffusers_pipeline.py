@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -102,17 +101,6 @@ def test_a_saved_pipeline_is_loaded_by_diffusers(kind, shapes, latent_model: Pat
     for loaded in (own, custom):
         assert loaded.transformer.sampling == pipeline.transformer.sampling is not None
         assert torch.equal(loaded(**asked, generator=generator(), **QUICK).images, before)
-
-
-def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """docs/interop.md, to its last line: what is saved, diffusers loads."""
-    guide = (Path(__file__).resolve().parents[2] / "docs" / "interop.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
-    lines = re.findall(r"^    ((?:from diffusers|pipe = DiffusionPipeline).*)$", guide, re.MULTILINE)
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile("\n".join([block, *lines]), "interop.md", "exec"), names)
-    assert names["image"].size == (32, 32) and type(names["pipe"]) is CausalFusionPipeline
 
 
 def test_callbacks_and_generators(shapes):
