@@ -84,6 +84,7 @@ def message(page: Any) -> str:
     toast.wait_for()
     text = toast.inner_text().strip()
     page.locator("[data-testid=toast-close]").first.click()
+    page.wait_for_function("!document.querySelector('[data-testid=toast-text]')")  # it fades away
     return text
 
 
