@@ -70,9 +70,7 @@ class PublishedPipeline(TokenPipeline):
             if quantize == "int8":
                 quantize_weights(model)
             process, told = make_process(spec.diffusion), tuple(told_of(given))
-            return cls(
-                model, codec, spec, process, autocast_dtype, tokenizer, sampling, told, quantize
-            )  # fmt: skip
+            return cls(model, codec, spec, process, autocast_dtype, tokenizer, sampling, told, quantize)
 
         return read_latest(Path(folder), read)[0]
 

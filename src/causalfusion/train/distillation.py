@@ -18,16 +18,12 @@ from torch import Tensor, nn
 
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import RunConfig
-from causalfusion.diffusion.process import NoisedTokens, make_process
+from causalfusion.diffusion.process import NoisedTokens, Process
 from causalfusion.diffusion.segments import Segments
 from causalfusion.generate.guidance import Guidance
-from causalfusion.machine.processes import World
 from causalfusion.saved.folder import latest_model, load_model
-from causalfusion.train.alignment import AlignedObjective
 from causalfusion.train.arranged import Arranged, Errors
 from causalfusion.train.batch import TokenBatch
-from causalfusion.train.captioning import CaptionObjective
-from causalfusion.train.classification import ClassifyObjective
 from causalfusion.train.draws import Draws
 from causalfusion.train.step import Objective
 
@@ -39,6 +35,23 @@ class DistillationObjective(Objective):
     teacher: nn.Module
     guidance: Guidance
     segments: Segments
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, process: Process, markers: Markers | None, multiple: int, device: torch.device
+    ) -> DistillationObjective:
+        """The objective of a run, with its teacher loaded."""
+        distill = config.distill
+        teacher, _ = load_model(latest_model(Path(distill.teacher)), device=device)
+        return cls(
+            config,
+            process,
+            markers,
+            multiple,
+            teacher=teacher,
+            guidance=Guidance(distill.guidance_scale),
+            segments=Segments.of(process, distill.steps, distill.teacher_steps),
+        )
 
     def draw(self, batch: TokenBatch, *, seed: int, split_index: int) -> Draws:
         draws = super().draw(batch, seed=seed, split_index=split_index)
@@ -94,30 +107,6 @@ class DistillationObjective(Objective):
         """The x_0 of a prediction, float32; variances behind it have no part in it."""
         prediction = prediction[..., : noised.noised.shape[-1]].float()
         return self.process.to_clean(prediction, noised.noised, noised.levels)
-
-
-def make_objective(config: RunConfig, world: World, markers: Markers | None) -> Objective:
-    """What the run minimises; a distillation's teacher is loaded."""
-    process, distill = make_process(config.diffusion), config.distill
-    multiple = config.train.length_multiple or (64 if world.device.type == "cuda" else 1)
-    if config.finetune.task == "classify":
-        return ClassifyObjective.of(config, process, markers, multiple)
-    if config.finetune.task == "caption":
-        return CaptionObjective(config, process, markers, multiple)
-    if config.align.encoder:
-        return AlignedObjective(config, process, markers, multiple)
-    if not distill.teacher:
-        return Objective(config, process, markers, multiple)
-    teacher, _ = load_model(latest_model(Path(distill.teacher)), device=world.device)
-    return DistillationObjective(
-        config,
-        process,
-        markers,
-        multiple,
-        teacher=teacher,
-        guidance=Guidance(distill.guidance_scale),
-        segments=Segments.of(process, distill.steps, distill.teacher_steps),
-    )
 
 
 def _without_condition(draws: Draws) -> Draws:

@@ -23,8 +23,8 @@ from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.rng import derive_seed
 from causalfusion.train.arranged import Arranged
 from causalfusion.train.batch import TokenBatch
-from causalfusion.train.distillation import make_objective
 from causalfusion.train.ema import ema_decay
+from causalfusion.train.objectives import make_objective
 from causalfusion.train.optimizer import learning_rate, set_rate
 from causalfusion.train.parallel import data_parallel, gradient_sync
 from causalfusion.train.sharding import UnusedParameters, whole

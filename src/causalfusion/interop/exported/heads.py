@@ -78,8 +78,7 @@ class Ask(Program):
     ) -> Tensor:
         nothing = keys.new_empty(*positions.shape, 0)
         asked = replace(self.image(nothing, positions, 1, None, text_place), role="asked", timesteps=None)
-        sequence = self.alone(labels, asked)
-        return self.model(sequence, ContextAttend.of(sequence, keys, values, seen)).condition
+        return self.model(*self.against(asked, labels, keys, values, seen)).condition
 
 
 class Reread(Program):
@@ -161,7 +160,6 @@ class AppendForNext(Append):
         text_place: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         image = replace(self.image(tokens, positions, 1, None, text_place), asks_next=True)
-        sequence = self.alone(labels, image)
-        attend = ContextAttend.of(sequence, keys, values, seen)
+        sequence, attend = self.against(image, labels, keys, values, seen)
         condition = self.model(sequence, attend).condition
         return (*attend.kept(), condition)

@@ -161,6 +161,13 @@ class Program(nn.Module, ABC):
             labels = torch.zeros_like(segment.ar_step[:, 0])
         return PackedSequence((classes_of(labels, 0), segment))
 
+    def against(
+        self, segment: Segment, labels: Tensor | None, keys: Tensor, values: Tensor, seen: Tensor
+    ) -> tuple[PackedSequence, ContextAttend]:
+        """A segment behind a cached context, and its attention to that."""
+        sequence = self.alone(labels, segment)
+        return sequence, ContextAttend.of(sequence, keys, values, seen)
+
 
 def classes_of(labels: Tensor, num_tokens: int) -> Segment:
     """Class tokens with an AR step in each row, as the image tokens of a program have them: which of several
@@ -213,8 +220,7 @@ class Append(Program):
         text_place: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         image = self.image(tokens, positions, 1, None, text_place)
-        sequence = self.alone(labels, image)
-        attend = ContextAttend.of(sequence, keys, values, seen)
+        sequence, attend = self.against(image, labels, keys, values, seen)
         self.model.hidden(sequence, attend)
         return attend.kept()
 
@@ -242,8 +248,8 @@ class Step(Program):
         labels: Tensor | None = None,
         text_place: Tensor | None = None,
     ) -> Tensor:
-        sequence = self.alone(labels, self.image(tokens, positions, 1, timesteps, text_place))
-        return self.model(sequence, ContextAttend.of(sequence, keys, values, seen)).image
+        image = self.image(tokens, positions, 1, timesteps, text_place)
+        return self.model(*self.against(image, labels, keys, values, seen)).image
 
 
 class Uncached(Program):
