@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+from benchmarks.gaps import in_words
 from causalfusion.cli import run
 from causalfusion.train.log import read_log
 
@@ -105,11 +106,8 @@ def main() -> None:
                 found.setdefault(name, {}).setdefault(arm, []).append(value)
     for name, of_arms in found.items():
         gaps = [b - a for a, b in zip(of_arms["plain"], of_arms["aligned"], strict=True)]
-        error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
-        seen = (min(gaps) > 0 or max(gaps) < 0) and abs(mean(gaps)) > 2 * error
-        words = "a difference" if seen else "no difference to be seen"
         both = ", ".join(f"{arm} {mean(of_arms[arm]):.4g}" for arm in ARMS)
-        print(f"{name}: {both}; aligned - plain {mean(gaps):+.4g} ± {error:.2g}: {words}")
+        print(f"{name}: {both}; aligned - plain {in_words(gaps)}")
 
 
 if __name__ == "__main__":
