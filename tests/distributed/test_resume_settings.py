@@ -31,9 +31,8 @@ def without(settings: dict, names: tuple[str, ...]) -> dict:
 
 
 @pytest.fixture
-def old_run(tmp_path, monkeypatch) -> RunConfig:
+def old_run(tmp_path) -> RunConfig:
     """A run of two steps, as an older version has left it."""
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
     config = tiny_config(tmp_path / "run", train={"images": 24})
     jobs.train(config)
     path = checkpoints_of(tmp_path / "run")[-1] / "state" / "run.json"

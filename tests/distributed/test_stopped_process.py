@@ -36,7 +36,7 @@ COMMAND = """
 import sys
 from causalfusion import cli
 from causalfusion.train import reports
-reports.measure_gemm_rate = lambda *_: 1e9  # it takes seconds
+reports.peak_rate = lambda *_: 1e9  # it takes seconds
 sys.exit(cli.run(sys.argv[1:]))
 """
 
@@ -73,6 +73,7 @@ def wait_until(condition, seconds: float = 240) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_by_name_and_the_job_resumes(tmp_path):
     script, out = tmp_path / "command.py", tmp_path / "run"
     script.write_text(COMMAND)

@@ -117,6 +117,7 @@ def test_goes_on_with_a_run_that_was_stopped(command, monkeypatch):
     assert checkpoints_of(done[0])[-1].stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_two_workers_find_the_same(command, tmp_path):
     assert run(command) == 0
     alone = (tmp_path / "out" / "small" / "two" / "results.csv").read_text()

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from causalfusion.config import RunConfig
@@ -31,14 +32,21 @@ def tiny_run(tmp_path: Path):
     return make
 
 
+@pytest.fixture
+def one_thread():
+    """One thread, as in a process with OMP_NUM_THREADS=1: sums are then the same to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 SIZES = [(8, 8)] * 30 + [(8, 12)] * 25 + [(13, 8)] * 20 + [(3, 9)] * 2 + [(20, 40)] * 15
 
 
 @pytest.fixture
-def native_run(tiny_run, tmp_path, monkeypatch):
-    """A run on a folder of pictures of several sizes, some of which are too small or too large; it does not
-    measure the machine."""
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
+def native_run(tiny_run, tmp_path):
+    """A run on a folder of pictures of several sizes, some of which are too small or too large."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     random = np.random.default_rng(0)

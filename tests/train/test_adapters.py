@@ -28,14 +28,6 @@ SMALL = {"hidden_size": 16, "depth": 2, "num_heads": 2, "num_class_tokens": 2}
 WORD = "<yak>"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _unmeasured():
-    """The machine's speed is not measured."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
-        yield
-
-
 def draw(folder: Path, word: str, label: str) -> Path:
     """A JSONL file of 12 captioned pictures of one class."""
     folder.mkdir()

@@ -27,11 +27,6 @@ MODEL = ModelConfig(hidden_size=32, depth=3, num_heads=2, num_class_tokens=2, nu
 SMALL = ["--model.hidden-size", "16", "--model.depth", "2", "--train.evaluate-every", "0"]
 
 
-@pytest.fixture(autouse=True)
-def unmeasured_machine(monkeypatch):
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
-
-
 def aligned_model(layer: int = 2) -> Transformer:
     torch.manual_seed(5)
     model = Transformer(MODEL)

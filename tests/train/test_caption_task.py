@@ -44,7 +44,6 @@ def test_the_loss_is_that_of_text_behind_clean_images():
 
 
 def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
     monkeypatch.setattr("causalfusion.evaluate.captioning.IMAGES", 8)
     out = tmp_path / "run"
     line = ["finetune", "shapes", "--config", "shapes-caption", *SHORT, "--out", str(out)]

@@ -26,11 +26,6 @@ FAST = {"--data.source": "digits", "--train.images": "64", "--train.batch-size":
         "--train.warmup-images": "0", "--task": "classify"}  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def unmeasured_machine(monkeypatch):
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
-
-
 def finetune(model: Path | str, out: Path, **options: object) -> int:
     given = FAST | {f"--{name.replace('__', '.').replace('_', '-')}": str(v) for name, v in options.items()}
     return cli.run(
@@ -40,10 +35,8 @@ def finetune(model: Path | str, out: Path, **options: object) -> int:
 
 @pytest.fixture(scope="module")
 def mine(digits_run, tmp_path_factory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
-        out = tmp_path_factory.mktemp("classify") / "mine"
-        assert finetune(digits_run, out, train__lr=3e-3, train__images=640, mixup=0.4, cutmix=0.4) == 0
+    out = tmp_path_factory.mktemp("classify") / "mine"
+    assert finetune(digits_run, out, train__lr=3e-3, train__images=640, mixup=0.4, cutmix=0.4) == 0
     return out
 
 

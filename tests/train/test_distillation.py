@@ -192,11 +192,6 @@ SMALL = ["--model.hidden-size", "16", "--model.depth", "1", "--model.num-heads",
 FEW = ["--train.images", "96", "--train.batch-size", "16", "--train.evaluate-every", "0"]
 
 
-@pytest.fixture(autouse=True)
-def unmeasured_machine(monkeypatch):
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "run"

@@ -23,14 +23,6 @@ SHORT = [
 TABLE = "class_embedding.table.weight"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _unmeasured():
-    """The machine's speed is not measured."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
-        yield
-
-
 def draw(folder: Path, names: tuple[str, ...], side: int = 8) -> Path:
     """A folder of pictures, 12 of each class."""
     for number, name in enumerate(names):

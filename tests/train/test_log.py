@@ -86,7 +86,6 @@ def test_a_last_line_cut_short_is_left_out_in_silence(tmp_path):
 def test_a_full_disk_ends_a_run_saved_and_named(tiny_run, monkeypatch, what):
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
     config = tiny_run(train={"checkpoint_every": 0, "evaluate_every": 0})
 
     def fail_at(images_seen: object) -> None:

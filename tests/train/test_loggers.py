@@ -20,8 +20,7 @@ SITTINGS = {"images": 96, "batch_size": 16, "evaluate_every": 3, "sample_every":
 
 
 @pytest.fixture
-def small_run(tiny_run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
+def small_run(tiny_run):
 
     def sit(images: int, *log_to: str) -> Path:
         settings = {**SITTINGS, "images": images, "log_to": list(log_to)}

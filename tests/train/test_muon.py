@@ -94,8 +94,7 @@ def test_one_rate_for_both_and_that_of_text_as_a_multiple(tiny_run):
     assert rates[named["image_in.weight"]] == 1e-3
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(tiny_run, monkeypatch):
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
+def test_a_resumed_run_is_the_same_to_the_bit(tiny_run):
     values = {**MUON, "grad_accumulation": 2, "weight_decay": 0.1}
     whole = train(tiny_run("whole", train=values), device="cpu", show_progress=False)
     for images in (80, 160):
@@ -112,9 +111,8 @@ def test_a_resumed_run_is_the_same_to_the_bit(tiny_run, monkeypatch):
         train(tiny_run("parts", train={"grad_accumulation": 2}), device="cpu", show_progress=False)
 
 
-def test_a_state_of_another_optimizer_is_refused_in_one_line(tiny_run, monkeypatch):
+def test_a_state_of_another_optimizer_is_refused_in_one_line(tiny_run):
     """Also where the settings beside it were changed."""
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
     checkpoint = train(tiny_run(train={"images": 16}), device="cpu", show_progress=False)
     path = checkpoint / "state" / "run.json"
     path.write_text(path.read_text().replace('"adamw"', '"muon"'))

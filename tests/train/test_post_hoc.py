@@ -81,12 +81,7 @@ def test_a_width_that_was_tracked_is_itself():
         assert np.allclose(coefficients, np.eye(16)[place], atol=1e-6) and distance < 1e-6
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
-
-
-def test_averages_of_a_run_against_those_over_all_its_steps(tiny_run, tmp_path, monkeypatch, quick):
+def test_averages_of_a_run_against_those_over_all_its_steps(tiny_run, tmp_path, monkeypatch):
     """Tracked widths at any snapshot, and others at the last, to float16 and the fit."""
     steps: list[dict[str, torch.Tensor]] = []
     real = WidthAverages.update
@@ -133,7 +128,7 @@ def error(made: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], prefix
     return float((far / norm).sqrt())
 
 
-def test_a_killed_run_comes_back_to_the_same_snapshots(tiny_run, quick):
+def test_a_killed_run_comes_back_to_the_same_snapshots(tiny_run):
     """Killed after its second checkpoint, with later snapshots and a half-written one on the disk."""
     values = {**WIDTHS, "checkpoint_every": 3, "keep_checkpoints": 9}
     for name in ("whole", "killed"):
@@ -158,7 +153,7 @@ def test_a_killed_run_comes_back_to_the_same_snapshots(tiny_run, quick):
         assert a == b, name
 
 
-def test_snapshots_after_the_checkpoint_go_even_before_the_first_step(tiny_run, quick):
+def test_snapshots_after_the_checkpoint_go_even_before_the_first_step(tiny_run):
     config = tiny_run(train={**WIDTHS, "images": 64})
     train(config, device="cpu", show_progress=False)
     run = Path(config.out)
@@ -169,7 +164,7 @@ def test_snapshots_after_the_checkpoint_go_even_before_the_first_step(tiny_run, 
     assert [s.images_seen for s in read_snapshots(run)] == [32, 64, 80]
 
 
-def test_damaged_averages_of_a_checkpoint_are_refused(tiny_run, quick):
+def test_damaged_averages_of_a_checkpoint_are_refused(tiny_run):
     checkpoint = train(tiny_run(train={**WIDTHS, "images": 32}), device="cpu", show_progress=False)
     path = checkpoint / "state" / "ema_widths.safetensors"
     tensors = load_file(path)
@@ -191,7 +186,7 @@ def refusal(line: str, capsys) -> str:
     return said
 
 
-def test_wrong_requests_are_refused_in_one_line(tiny_run, tmp_path, capsys, quick):
+def test_wrong_requests_are_refused_in_one_line(tiny_run, tmp_path, capsys):
     config = tiny_run(train={**WIDTHS, "images": 48})
     train(config, device="cpu", show_progress=False)
     run, out = Path(config.out), tmp_path / "out"
@@ -235,7 +230,7 @@ def test_settings_that_do_not_fit_are_refused(values, said):
         TrainConfig(**values)
 
 
-def test_the_cost_of_widths_is_told_before_training(tiny_run, capsys, quick):
+def test_the_cost_of_widths_is_told_before_training(tiny_run, capsys):
     config = tiny_run(train={**WIDTHS, "images": 80})
     checkpoint = train(config, device="cpu", show_progress=True)
     spec = load_spec(checkpoint)

@@ -44,9 +44,8 @@ def settings(out: Path, photos: Path, **changes) -> RunConfig:
 
 
 @pytest.fixture
-def go_on(began, tmp_path, monkeypatch):
+def go_on(began, tmp_path):
     """Go on with a copy of the run, with other data or settings."""
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
     run, photos = began
     shutil.copytree(run, tmp_path / "run")
 
@@ -122,10 +121,9 @@ def test_what_a_killed_process_left_is_gone_at_the_next_start(go_on, tmp_path, b
     assert [p.name for p in folder.iterdir()] == ["000000000016"]
 
 
-def test_a_cache_may_move_and_nothing_else_may_take_its_place(began, tmp_path, monkeypatch):
+def test_a_cache_may_move_and_nothing_else_may_take_its_place(began, tmp_path):
     from causalfusion.codec.encode import encode_to_cache
 
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)
     config = settings(tmp_path / "run", began[1])
     for name in ("cache", "moved"):
         encode_to_cache(config, tmp_path / name, device="cpu")

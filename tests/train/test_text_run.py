@@ -38,7 +38,6 @@ TIMED = ("images_per_second", "flops_share", "waiting_share")
 def few_scenes(monkeypatch):
     """A data set of 80 scenes: their captions and their epochs are short."""
     monkeypatch.setitem(LENGTHS, "train", 80)
-    monkeypatch.setattr("causalfusion.train.reports.measure_gemm_rate", lambda *_: 1e9)  # it takes a second
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -115,6 +116,12 @@ def measure_gemm_rate(
             _synchronize(device)
             best = max(best, 2 * rows * columns * inner / (clock() - start))
     return best
+
+
+@cache
+def peak_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """`measure_gemm_rate`, which takes a second or two, once in a process."""
+    return measure_gemm_rate(dtype, device)
 
 
 def measure_copy_rate(device: torch.device, repeats: int = 5) -> float:

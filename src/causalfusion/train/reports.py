@@ -10,7 +10,7 @@ from pathlib import Path
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
-from causalfusion.machine.runtime import compute_dtype, measure_gemm_rate
+from causalfusion.machine.runtime import compute_dtype, peak_rate
 from causalfusion.model.arithmetic import train_step_flops
 from causalfusion.pictures.charts import save_loss_map
 from causalfusion.train.classification import Accuracy
@@ -29,7 +29,7 @@ class Reports:
         self.run, self.world = run, world
         config, trainer = run.config, run.trainer
         seen = trainer.progress.images_seen
-        self.peak = measure_gemm_rate(compute_dtype(config.train.precision), world.device)
+        self.peak = peak_rate(compute_dtype(config.train.precision), world.device)
         self.display = Display(config, world, seen, show=show, peak=self.peak)
         for line in beginning(folder, run.data, trainer.model, world, seen):
             self.display.say(line)
