@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.gaps import in_words
+from benchmarks.arms import in_words
 from causalfusion.cli import run
 from causalfusion.train.log import read_log
 

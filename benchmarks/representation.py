@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +22,15 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 
-from benchmarks.gaps import in_words
-from causalfusion.cli import run
+from benchmarks.arms import in_words, once, random_weights
 from causalfusion.config import DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import read_indices, split_holdout, to_float
 from causalfusion.files import write_whole
 from causalfusion.generate.classifier import Classifier
-from causalfusion.generate.pipeline import Pipeline
-from causalfusion.machine.progress import tell
-from causalfusion.model.transformer import Transformer
 from causalfusion.pictures.charts import axes_of
 from causalfusion.probe.figures import Figure, KnownFigures, best_of
 from causalfusion.probe.heads import Labelled, linear
-from causalfusion.saved.folder import latest_model, save_model
 
 MANY, ONE, DIT = "CausalFusion", "one AR step", "DiT"
 ARMS = {
@@ -127,28 +121,6 @@ def tuned(folder: Path, out: Path, setting: Setting, seed: int, options: str = "
     if not file.exists():
         write_whole(file, json.dumps(accuracy(Classifier.load(out), *held_out(setting))))
     return json.loads(file.read_text())
-
-
-def random_weights(folder: Path, seed: int) -> Path:
-    """A model like that of a run, as it was before training."""
-    out = folder / "random"
-    if not out.exists():
-        pipeline = Pipeline.load(latest_model(folder))
-        torch.manual_seed(seed)
-        save_model(out, pipeline.spec, Transformer(pipeline.model.config).state_dict())
-    return out
-
-
-def once(done: Path, line: str) -> float:
-    """Run a command unless `done` tells that it was. Its CPU seconds. Raises SystemExit if it fails."""
-    if not done.exists():
-        tell(f"causalfusion {line}")
-        begin = time.process_time()
-        code = run(line.split())
-        if code:
-            raise SystemExit(code)
-        write_whole(done, json.dumps(time.process_time() - begin))
-    return json.loads(done.read_text())
 
 
 def held_out(setting: Setting) -> tuple[torch.Tensor, np.ndarray]:
