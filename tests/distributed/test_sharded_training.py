@@ -102,6 +102,7 @@ def records(run: Path, kind: str) -> list[dict]:
     return [r for r in read_log(run / "log.jsonl") if r["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_resumed_on_any_number_of_processes(tmp_path):
     """2 -> 3 -> 1 -> 2 -> 2 copies: the losses of one process all through, and a model all along."""
     common = {"evaluate_every": 3, "sample_every": 6}

@@ -143,6 +143,7 @@ with join_world("cpu") as world:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_a_killed_launcher_takes_its_processes_along(tmp_path):
     (tmp_path / "sleep.py").write_text(JOIN_AND_SLEEP)
     command = [*TORCHRUN, "--nproc-per-node=2", str(tmp_path / "sleep.py")]

@@ -312,6 +312,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_figures(model, cache, tmp_path, request_of):
     """Reference included: it is not in the cache."""
     alone = evaluated(request_of())

@@ -140,7 +140,10 @@ def test_signal_to_the_whole_group_saves(tiny_run, tmp_path):
     assert len(checkpoints_of(Path(config.out))) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_a_signal_saves_and_has_an_exit_code_of_its_own(tiny_run, tmp_path, number):
     """SIGHUP: the terminal is gone. In a script, `train && sample` does not go on."""
     config = tiny_run(train={"images": 160_000, "checkpoint_every": 0})
