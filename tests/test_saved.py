@@ -32,6 +32,7 @@ from causalfusion.saved.folder import (
     read_spec,
     save_model,
 )
+from causalfusion.saved.replace import replace_folder
 from causalfusion.train.log import read_log
 from causalfusion.train.run import train
 
@@ -264,3 +265,29 @@ def test_a_bundle_is_complete_in_itself_and_moves(latent_model, autoencoders, tm
     assert moved.spec.codec.autoencoder == "autoencoder" and (tmp_path / "elsewhere/sample.toml").is_file()
     with pytest.raises(UserError, match="is the model itself"):
         bundle_model(tmp_path / "elsewhere", tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", '{"model_type": "llama"}', "holds another library's model; give another --out"),
+        ("notes.txt", "mine", "holds notes.txt beside a model; give another --out, or move it away"),
+        ("photos", None, "holds photos beside a model"),
+    ],
+)
+def test_only_a_model_of_ours_is_replaced(folder, name, content, message):
+    if content is None:
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_text(content)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=message):
+        replace_folder(folder, lambda _: pytest.fail("written"))
+    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_model_of_ours_is_replaced_whole(folder):
+    (folder / "sample.toml").write_text("")
+    replace_folder(folder, lambda new: shutil.copytree(folder, new, ignore=lambda *_: ["sample.toml"]))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
