@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from causalfusion import cli
 from causalfusion.codec.tokenizer import Markers
-from causalfusion.config import FactorizationConfig, ModelConfig, RunConfig, TextConfig
+from causalfusion.config import DataConfig, FactorizationConfig, ModelConfig, RunConfig, TextConfig
 from causalfusion.diffusion.process import make_process
+from causalfusion.errors import UserError
+from causalfusion.evaluate.captioning import score_run
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import latest_model, load_weights
 from causalfusion.train.batch import TokenBatch
@@ -67,3 +70,10 @@ def test_a_model_without_text_is_refused(digits_run, tmp_path, capsys):
     line = ["finetune", str(digits_run), "--task", "caption", "--data.source", "shapes", *SHORT]
     assert cli.run([*line, "--out", str(tmp_path / "run")]) == 2
     assert "has no text; expected a model that was trained with captions" in capsys.readouterr().err
+
+
+def test_captions_of_a_cache_alone_are_told_to_be_unscored(tmp_path, capsys):
+    assert score_run(tmp_path, DataConfig(source="folder", cache="latents")) == {}
+    assert "data.cache holds no images" in capsys.readouterr().out
+    with pytest.raises(UserError):
+        score_run(tmp_path, DataConfig(source="folder"))

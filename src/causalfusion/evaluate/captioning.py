@@ -33,7 +33,13 @@ def score_run(run: Path, data: DataConfig, device: str = "auto") -> dict[str, fl
     captions are true. By the main process alone."""
     if os.environ.get("RANK", "0") != "0":
         return {}
-    source = open_source(replace(data, cache=""))
+    try:
+        source = open_source(replace(data, cache=""))
+    except UserError as error:
+        if not data.cache:
+            raise
+        tell(f"note: captions are not scored, as data.cache holds no images ({error}); give data.path, too")
+        return {}
     train, held_out = split_holdout(len(source), data.holdout)
     chosen = (held_out if len(held_out) else train)[:IMAGES]
     pipeline = Pipeline.load(latest_model(run), device=select_device(device))
