@@ -111,6 +111,15 @@ def test_words_of_the_data_are_single_tokens(tokenizer: Tokenizer) -> None:
     assert pieces == ["a", *(f" {word}" for word in text.split()[1:])]
 
 
+@pytest.mark.parametrize("word", ["<heart>", "herzé", "straße", "日本"])
+def test_a_new_word_survives_wherever_it_stands(tokenizer: Tokenizer, word: str) -> None:
+    grown = tokenizer.with_word(word)
+    for text in (word, f"a {word} red", f"{word} {word}", f"red, {word}, circle"):
+        ids = grown.encode(text)
+        assert grown.base_size - 1 in ids
+        assert grown.decode(ids) == text
+
+
 def test_markers_lie_behind_the_vocabulary(tokenizer: Tokenizer) -> None:
     markers = tokenizer.markers
     ids = [markers.text, markers.text_end, markers.image, markers.image_end, markers.end]

@@ -85,6 +85,9 @@ class Tokenizer:
             raise ValueError(f"it has {len(ids):,} tokens, and one of them has the id {self.base_size - 1:,}")
         if vocabulary and vocabulary < self.base_size:
             raise ValueError(f"it has {self.base_size:,} ids, the model's vocabulary {vocabulary:,}")
+        added = {} if vocabulary else self._base.get_added_tokens_decoder()
+        self._words = {token: word.content for token, word in added.items() if word.lstrip and not word.special}
+        """Words of `with_word`, by their ids."""
         first = vocabulary or self.base_size
         self.markers = Markers(*range(first, first + NUM_MARKERS))
         self.vocab_size = first + NUM_MARKERS
@@ -127,8 +130,17 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Markers and unknown ids are skipped; bytes that are not UTF-8 become U+FFFD."""
-        known = [token for token in ids if 0 <= token < self.base_size]
-        return self._base.decode(known, skip_special_tokens=False)
+        text, between = "", list[int]()
+        for token in (token for token in ids if 0 <= token < self.base_size):
+            word = self._words.get(token)
+            if word is None:
+                between.append(token)
+                continue
+            # By itself: a decoder of bytes would take its letters for bytes. The space before is part of it.
+            text += self._base.decode(between, skip_special_tokens=False)
+            text += word if not text or text[-1].isspace() else f" {word}"
+            between = []
+        return text + self._base.decode(between, skip_special_tokens=False)
 
     def decode_stream(self) -> DecodeStream:
         """A decoder for ids that arrive one by one."""
