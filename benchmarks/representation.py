@@ -172,7 +172,7 @@ def measured(
         for arm in (MANY, DIT):
             folder = out / f"{arm}-{next(iter(PREDICTIONS))}-{seed}".replace(" ", "-")
             begin, classify = random_weights(folder, seed), folder / "classify-random"
-            share = tuned(begin, classify, setting, seed, "--classify.layer-decay 1")
+            share = tuned(begin, classify, setting, seed, "--layer-decay 1")
             yield TUNED, f"{SUPERVISED}, as {arm}", share
 
 
