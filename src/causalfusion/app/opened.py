@@ -155,6 +155,8 @@ def open_model(request: AppRequest) -> Opened:
             device=device,
             autocast_dtype=compute_dtype(request.precision),
             autoencoder=request.autoencoder,
+            adapters=request.weighted_adapters(),
+            quantize=request.quantize,
         )
         return pipeline, read_sampling(folder)
 

@@ -29,7 +29,8 @@ from causalfusion.saved.folder import (
     load_weights,
     replace_model,
 )
-from causalfusion.saved.hub import hub_name, parse_hub_name, upload_model
+from causalfusion.saved.hub import hub_name, parse_hub_name
+from causalfusion.saved.hub_upload import upload_model
 from causalfusion.saved.model_card import CardFacts, CardFigure, makers_notes, model_card
 from causalfusion.train.resume import settings_of_run, stored_settings
 from causalfusion.weight_files import read_shapes

@@ -59,6 +59,7 @@ def probe(request: ProbeRequest) -> list[Figure]:
             device=device,
             autocast_dtype=compute_dtype(request.precision),
             autoencoder=request.autoencoder,
+            adapters=request.weighted_adapters(),
         )
 
     pipeline, _ = read_latest(request.model, load)
