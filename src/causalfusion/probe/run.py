@@ -105,6 +105,7 @@ def _facts(request: ProbeRequest, pipeline: Pipeline, data: ProbeData) -> dict[s
         "seed": request.seed,
         "training images": data.train.fingerprint(),
         "held-out images": data.test.fingerprint(),
+        **({"adapters": ", ".join(pipeline.adapters)} if pipeline.adapters else {}),
     }
 
 

@@ -13,11 +13,13 @@ from causalfusion.errors import UserError
 from causalfusion.files import holds_anything, remove_leftovers, temporary_name
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """A model's folder as `write` makes it, in place of a model that is there. Raises UserError if it holds
-    anything else, or cannot be written."""
-    if not (folder / "config.json").is_file() and holds_anything(folder):
-        raise UserError(f"{folder} holds other things than a model; give another --out")
+def replace_folder(
+    folder: Path, write: Callable[[Path], None], file: str = "config.json", what: str = "a model"
+) -> None:
+    """A model's folder as `write` makes it, in place of a model that is there, which has this `file`. Raises
+    UserError if it holds anything else, or cannot be written."""
+    if not (folder / file).is_file() and holds_anything(folder):
+        raise UserError(f"{folder} holds other things than {what}; give another --out")
     temporary = temporary_name(folder)
     remove_leftovers(folder.parent)
     try:
@@ -26,7 +28,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"model {folder} could not be written: {error}") from error
+        raise UserError(f"{folder} could not be written: {error}") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
