@@ -209,7 +209,7 @@ def test_without_a_network_the_cache_serves(hub: LocalHub, make_adapter, tmp_pat
     adapter = make_adapter(tmp_path / "heart", SHAPES)
     hub.add("me/heart", files_of(adapter))
     hub.add("me/within", files_of(adapter, "adapter/"))
-    options = {"me/heart": 0.7, "me/within": 0.2}
+    options: dict[str | Path, float] = {"me/heart": 0.7, "me/within": 0.2}
     online = Pipeline.from_pretrained("shapes", adapters=options)
     asked = len(hub.asked)
     assert same(Pipeline.from_pretrained("shapes", adapters=options, local_files_only=True), online)
