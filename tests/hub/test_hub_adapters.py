@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from local_hub import LocalHub
+from local_hub import LocalHub, Repository
 from PIL import Image
 
 from causalfusion import Pipeline, cli
@@ -88,7 +88,9 @@ def test_a_published_adapter_is_the_same_adapter(hub: LocalHub, run: Path, tmp_p
     assert record["adapters"] == [f"me/heart@main {digest} x 2"]
 
 
-def test_the_page_says_how_it_is_used(run: Path, digits_run: Path, make_adapter, tmp_path: Path):
+def test_the_page_says_how_it_is_used(
+    hub: LocalHub, run: Path, digits_run: Path, make_adapter, tmp_path: Path
+):
     write_adapter_publication(run, tmp_path / "lora", "me/heart", AdapterPublication(license="mit"))
     page = (tmp_path / "lora" / "README.md").read_text()
     assert page.startswith("---\nlibrary_name: causalfusion\nlicense: mit\ntags:")
@@ -97,6 +99,8 @@ def test_the_page_says_how_it_is_used(run: Path, digits_run: Path, make_adapter,
     assert "![Samples during training, after 8 images](pictures/00.png)" in page
     assert "| trained on | 8 images, repeats counted |" in page
 
+    hub.repositories["me/shapes"] = Repository()
+    hub.repositories["me/shapes"].commit("v1", {})
     word = make_adapter(tmp_path / "word", SHAPES, word="<heart>", base="me/shapes@v1")
     (word / "README.md").write_text("Made by hand.")
     write_adapter_publication(word, tmp_path / "page", "me/word", AdapterPublication())
@@ -115,15 +119,13 @@ def test_the_page_says_how_it_is_used(run: Path, digits_run: Path, make_adapter,
     assert "pipeline.generate(['yak'])" in page and "| new classes | yak, gnu |" in page
 
 
-def test_a_model_that_is_here_alone_is_named_without_its_path(
-    run: Path, make_adapter, tmp_path: Path, capsys
-):
+def test_a_model_that_is_here_alone_is_named_without_its_path(hub: LocalHub, make_adapter, tmp_path, capsys):
     model = tmp_path / "secret" / "mine"
     shutil.copytree(packaged_models()["shapes"], model)
     adapter, out = make_adapter(tmp_path / "heart", model), tmp_path / "out"
     assert cli.run(["publish", str(adapter), "--adapter", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "nobody else can load mine, which is a path here" in said and "--base user/model" in said
+    assert "nobody else can load mine, which is not on the hub" in said and "--base user/model" in said
     assert not any(b"secret" in content for content in files_of(out).values())
     assert json.loads((out / NAMES[2]).read_text())["base"] == "mine"
     assert "`mine` (not published)" in (out / "README.md").read_text()
@@ -134,6 +136,11 @@ def test_a_model_that_is_here_alone_is_named_without_its_path(
     assert "--model shapes" in (out / "README.md").read_text()
     line = ["publish", str(adapter), "--adapter", "--out", str(tmp_path / "other")]
     assert "is not a name that others know" in refused(capsys, *line, "--base", str(model))
+    assert "is not a name that others know" in refused(capsys, *line, "--base", "me/absent")
+    elsewhere = make_adapter(tmp_path / "elsewhere", SHAPES, base="photos/mine")  # a path of another folder
+    assert cli.run(["publish", str(elsewhere), "--adapter", "--out", str(out)]) == 0
+    assert "nobody else can load mine" in capsys.readouterr().out
+    assert b"photos" not in b"".join(files_of(out).values())
 
 
 def test_the_base_has_to_be_the_model_of_the_adapter(hub: LocalHub, make_adapter, tmp_path: Path, capsys):

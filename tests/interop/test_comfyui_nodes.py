@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,6 +101,8 @@ def test_an_adapter_that_is_no_adapter_of_the_model(nodes, model, make_adapter, 
     (once,) = nodes["LoadAdapter"]().add(model, str(word))
     with pytest.raises(UserError, match="the tokenizer has the word '<yak>'"):
         nodes["LoadAdapter"]().add(once, str(word))
+    with pytest.raises(UserError, match="the pipeline's weights are int8, to which no adapter is added"):
+        nodes["LoadAdapter"]().add(replace(model, quantize="int8"), str(word))
     for each in (model, once):
         with pytest.raises(UserError, match="is an adapter of another model, user/other"):
             nodes["LoadAdapter"]().add(each, str(other))

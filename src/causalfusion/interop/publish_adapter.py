@@ -26,7 +26,7 @@ from causalfusion.saved.folder import (
     load_weights,
     packaged_models,
 )
-from causalfusion.saved.hub import hub_name, name_of_path
+from causalfusion.saved.hub import hub_name, listing, name_of_path
 from causalfusion.saved.hub_upload import upload_adapter
 from causalfusion.saved.model_card import license_section, notes_section, table
 from causalfusion.saved.replace import replace_folder
@@ -90,8 +90,8 @@ def write_adapter_publication(source: Path, out: Path, name: str, asked: Adapter
     notes = [f"{_kind(adapter)}, {size:,.0f} kB, of the model {base.name}"]
     if not base.known:
         notes.append(
-            f"nobody else can load {base.name}, which is a path here: publish it too, and give its name as "
-            "--base user/model"
+            f"nobody else can load {base.name}, which is not on the hub: publish it too, and give its name "
+            "as --base user/model"
         )
     if not asked.license:
         notes.append("no licence is stated, so nobody may use it: --license NAME, such as apache-2.0")
@@ -117,11 +117,11 @@ def _base_of(adapter: Adapter, given: str) -> _Base:
     packaged, name = packaged_models(), given or recorded
     if not name:
         raise UserError(f"{adapter.told} does not say which model it belongs to; give --base user/model")
-    known = name in packaged or name_of_path(Path(name)) is not None
+    known = name in packaged or _is_on_hub(name)
     if given and not known:
         raise UserError(
-            f"--base {given} is not a name that others know; expected user/model on the hub, or one of the "
-            f"package ({', '.join(packaged)})"
+            f"--base {given} is not a name that others know; expected user/model on the hub, which this "
+            f"token may read, or one of the package ({', '.join(packaged)})"
         )
     place = packaged.get(name)
     if given and given != recorded:
@@ -137,6 +137,20 @@ def _base_of(adapter: Adapter, given: str) -> _Base:
         if model is not None and ((model / "config.json").is_file() or checkpoints_of(model)):
             return _Base(name if known else Path(name).name, known, load_spec(latest_model(model)))
     return _Base(name if known else Path(name).name, known, None)
+
+
+def _is_on_hub(name: str) -> bool:
+    """True for a model of the hub, as far as it tells: a path may have the same form."""
+    from huggingface_hub import HfApi
+
+    found = name_of_path(Path(name))
+    if found is None:
+        return False
+    try:
+        listing(HfApi(), found)
+    except UserError:
+        return False
+    return True
 
 
 def _run_of(folder: Path) -> Path | None:
