@@ -216,7 +216,8 @@ def _usage(name: str, adapter: Adapter, base: _Base) -> str:
         "```python\nfrom causalfusion import Pipeline\n\n"
         f"pipeline = Pipeline.load({base.name!r}, adapters={{{name!r}: 1.0}})\n"
         f'images = pipeline.generate({call})\npipeline.to_pil(images)[0].save("image.png")\n```\n\n'
-        "The number is the weight of its additions (`--adapter-weights`); several adapters mix."
+        + ("The number is a factor for its additions (`--adapter-weights`). " if adapter.additions else "")
+        + "Several adapters mix."
     )
 
 
@@ -236,11 +237,10 @@ def _example(adapter: Adapter, spec: ModelSpec | None) -> tuple[str, str]:
 def _rows(adapter: Adapter, base: _Base) -> dict[str, str]:
     rows, facts = {"kind": _kind(adapter), "model": _named(base)}, adapter.facts
     if facts is not None:
-        rows["the model's weights"] = f"hash `{facts.fingerprint[:16]}`; to others it is refused"
+        rows["the model's weights"] = f"hash `{facts.fingerprint[:16]}`; with others it is refused"
         if facts.classes:
             rows["new classes"] = ", ".join(facts.classes)
-        if facts.word:
-            rows["new word"] = f"`{facts.word}`, as it stands in prompts"
-        rows["trained on"] = f"{facts.images_seen:,} images, repeats counted"
+        if facts.images_seen:
+            rows["trained on"] = f"{facts.images_seen:,} images, repeats counted"
     rows["hash"] = f"`{sha256_of(adapter.place / WEIGHTS_FILE)[:16]}`, as records of images tell it"
     return rows
