@@ -1,4 +1,4 @@
-"""Nodes for ComfyUI: load a model, draw images, redraw what a mask covers. See docs/interop.md."""
+"""Nodes for ComfyUI: load a model and adapters, draw images, redraw under a mask. See docs/interop.md."""
 
 from __future__ import annotations
 

@@ -67,6 +67,32 @@ class LoadModel:
         return (Pipeline.load(place, device=select_device(device), autoencoder=autoencoder.strip()),)
 
 
+class LoadAdapter:
+    CATEGORY, FUNCTION = _CATEGORY, "add"
+    RETURN_TYPES, RETURN_NAMES = (_MODEL,), ("model",)
+    DESCRIPTION = "The model with an adapter: a folder, a run that trained it, or user/heart on the hub."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "A factor for its additions; words and classes come as they were learned"
+        return {
+            "required": {
+                "model": (_MODEL,),
+                "adapter": ("STRING", {"default": ""}),
+                "strength": (
+                    "FLOAT",
+                    {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05, "tooltip": tooltip},
+                ),
+            }
+        }
+
+    def add(self, model: Pipeline, adapter: str = "", strength: float = 1.0) -> tuple[Pipeline]:
+        """Several in a row add up; the model that comes in stays as it is. Raises UserError."""
+        if not adapter.strip():
+            raise UserError("no adapter is named; give a folder, a run that trained one, or user/heart")
+        return (model.with_adapters({Path(adapter.strip()).expanduser(): strength}),)
+
+
 class Sample:
     CATEGORY, FUNCTION = _CATEGORY, "sample"
     RETURN_TYPES = ("IMAGE",)
@@ -230,11 +256,13 @@ def _watch() -> Callable[[StepEvent], None] | None:
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
     "CausalFusionLoad": LoadModel,
+    "CausalFusionLoadAdapter": LoadAdapter,
     "CausalFusionSample": Sample,
     "CausalFusionEdit": Edit,
 }
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "CausalFusionLoad": "CausalFusion: load a model",
+    "CausalFusionLoadAdapter": "CausalFusion: load an adapter",
     "CausalFusionSample": "CausalFusion: draw images",
     "CausalFusionEdit": "CausalFusion: redraw under a mask",
 }

@@ -270,9 +270,17 @@ def test_a_bundle_is_complete_in_itself_and_moves(latent_model, autoencoders, tm
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", '{"model_type": "llama"}', "holds another library's model; give another --out"),
-        ("notes.txt", "mine", "holds notes.txt beside a model; give another --out, or move it away"),
-        ("photos", None, "holds photos beside a model"),
+        (
+            "config.json",
+            '{"model_type": "llama"}',
+            "holds other things than a model of causalfusion; give another --out",
+        ),
+        (
+            "notes.txt",
+            "mine",
+            "holds notes.txt beside a model of causalfusion; give another --out, or move it away",
+        ),
+        ("photos", None, "holds photos beside a model of causalfusion"),
     ],
 )
 def test_only_a_model_of_ours_is_replaced(folder, name, content, message):

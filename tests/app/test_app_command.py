@@ -6,6 +6,7 @@ import importlib.util
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,3 +117,27 @@ def test_errors_become_one_line_for_the_page_and_nothing_of_the_code(caplog):
     assert failing(MemoryError()).message == one_line(NO_MEMORY) and not caplog.records
     assert failing(RuntimeError("a secret")).message == one_line(UNEXPECTED)
     assert "a secret" in caplog.text and "Traceback" in caplog.text, "the terminal says what"
+
+
+@NEEDED
+def test_a_page_has_and_names_the_adapters_that_it_is_given(shapes: Opened, make_adapter, tmp_path, capsys):
+    from causalfusion.app.opened import open_model
+    from causalfusion.app.serve import launch
+
+    adapter = make_adapter(tmp_path / "heart", Path("shapes"))
+    request = AppRequest(device="cpu", adapters=[str(adapter)], adapter_weights=[0.5])
+    opened = open_model(request)
+    weights = [each.pipeline.model.state_dict()["blocks.0.attn.qkv.weight"] for each in (opened, shapes)]
+    assert not weights[0].equal(weights[1])
+    page = launch(opened, request)
+    try:
+        (told,) = opened.adapters
+        assert told.startswith("heart ") and told.endswith(" x 0.5")
+        texts = [part["props"].get("value") for part in page.config["components"]]
+        (title,) = [text for text in texts if str(text).startswith("# CausalFusion")]
+        assert f"The model `shapes` with `{told}` draws" in title
+        assert f"shapes with {told} on http://127.0.0.1:" in capsys.readouterr().out
+    finally:
+        page.close(verbose=False)
+    assert run(["app", "--adapters", str(tmp_path)]) == 2
+    assert "holds no adapter" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from local_hub import WRITER, LocalHub
 
 from causalfusion.saved import hub as hub_module
+from causalfusion.saved import hub_adapter
 
 
 @pytest.fixture
@@ -22,6 +23,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", WRITER)
     hub_module.fetched_once.cache_clear()
+    hub_adapter.adapter_fetched_once.cache_clear()
     yield server
     hub_module.fetched_once.cache_clear()
+    hub_adapter.adapter_fetched_once.cache_clear()
     server.close()

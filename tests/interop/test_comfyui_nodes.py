@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,10 +77,44 @@ def test_an_edit_changes_what_the_mask_covers_and_nothing_else(nodes, model):
     assert torch.equal(each[0][~inside], image[0][~inside]) and torch.equal(each[1][inside], image[1][inside])
 
 
+def test_adapters_in_a_row_are_those_of_one_load(nodes, model, make_adapter, tmp_path):
+    first = make_adapter(tmp_path / "first", Path("shapes"), seed=1)
+    second = make_adapter(tmp_path / "second", Path("shapes"), seed=2)
+    word = make_adapter(tmp_path / "word", Path("shapes"), word="<yak>")
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    found = model
+    for place, strength in ((first, 0.5), (second, -2.0), (word, 1.0)):
+        (found,) = nodes["LoadAdapter"]().add(found, f" {place} ", strength)
+    loaded = Pipeline.load("shapes", adapters={first: 0.5, second: -2.0, word: 1.0})
+    assert found.adapters == loaded.adapters and len(found.adapters) == 3
+    weights = loaded.model.state_dict()
+    assert all(value.equal(weights[name]) for name, value in found.model.state_dict().items())
+    assert not before["blocks.0.attn.qkv.weight"].equal(weights["blocks.0.attn.qkv.weight"])
+    assert all(value.equal(before[name]) for name, value in model.model.state_dict().items())
+    drawn = [nodes["Sample"]().sample(each, prompt="a <yak>", seed=1, **QUICK)[0] for each in (found, model)]
+    assert drawn[0].shape == (1, 32, 32, 3) and not drawn[0].equal(drawn[1])
+
+
+def test_an_adapter_that_is_no_adapter_of_the_model(nodes, model, make_adapter, tmp_path):
+    word = make_adapter(tmp_path / "word", Path("shapes"), word="<yak>")
+    other = make_adapter(tmp_path / "other", Path("shapes"), fingerprint="0" * 32, base="user/other")
+    (once,) = nodes["LoadAdapter"]().add(model, str(word))
+    with pytest.raises(UserError, match="the tokenizer has the word '<yak>'"):
+        nodes["LoadAdapter"]().add(once, str(word))
+    with pytest.raises(UserError, match="the pipeline's weights are int8, to which no adapter is added"):
+        nodes["LoadAdapter"]().add(replace(model, quantize="int8"), str(word))
+    for each in (model, once):
+        with pytest.raises(UserError, match="is an adapter of another model, user/other"):
+            nodes["LoadAdapter"]().add(each, str(other))
+
+
 @pytest.mark.parametrize(
     ("node", "inputs", "answer"),
     [
         ("Load", {"model": "nowhere"}, "nowhere"),
+        ("LoadAdapter", {"adapter": " "}, "no adapter is named; give a folder, a run"),
+        ("LoadAdapter", {"adapter": "/nowhere"}, "there is no /nowhere"),
+        ("LoadAdapter", {"adapter": str(FOLDER)}, "comfyui holds no adapter"),
         ("Sample", {"class_name": "zebra"}, "class 'zebra' is unknown"),
         ("Sample", {"width": 33}, "the image width is 33; expected a multiple of"),
         ("Edit", {"image": (1, 64, 32, 3), "mask": (64, 32)}, "has 32x64 pixels, the model's have 32x32"),

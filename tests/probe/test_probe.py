@@ -96,7 +96,7 @@ def test_held_out_images_from_elsewhere(command, tmp_path):
     """Classes are matched by name, whatever their numbers are there."""
     from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
     folder = tmp_path / "test"
     for number in range(300):
         if labels[number] >= 3:
@@ -146,3 +146,18 @@ def test_damaged_features_are_one_line(command, tmp_path, capsys):
     assert run(command(kind="linear")) == 0
     (tmp_path / "probe" / "features" / "training-clean" / "pooled-002.npy").write_bytes(b"\x93NUMPY")
     assert "is damaged; delete it" in refused(capsys, *command(kind="knn"))
+
+
+def test_adapters_change_what_is_probed_and_are_told(command, model, make_adapter, tmp_path, capsys):
+    adapter = make_adapter(tmp_path / "heart", model)
+    options = {"layers": "-1", "levels": "clean", "kind": "linear"}
+    assert run(command(**options)) == 0
+    line = command(**options, adapters=str(adapter), adapter_weights="4")
+    assert "was measured with model" in refused(capsys, *line), "without the adapter"
+    line[line.index("--out") + 1] = str(tmp_path / "adapted")
+    assert run(line) == 0
+    plain, adapted = (
+        json.loads((tmp_path / name / "probe.json").read_text()) for name in ("probe", "adapted")
+    )
+    assert adapted["facts"]["adapters"].startswith("heart ") and "adapters" not in plain["facts"]
+    assert adapted["facts"]["model"] != plain["facts"]["model"]

@@ -115,6 +115,14 @@ def test_a_new_class_comes_with_its_adapter(runs):
     assert "x 0.5" in pipeline.adapters[0]
 
 
+def test_a_rule_for_larger_grids_stays_when_adapters_are_added(make_adapter, tmp_path):
+    adapter, pipeline = make_adapter(tmp_path / "heart", Path("shapes")), Pipeline.load("shapes")
+    pipeline.extrapolate("ntk")
+    grown = pipeline.with_adapters({adapter: 1.0})
+    assert grown.model.config.rope == pipeline.model.config.rope != Pipeline.load("shapes").model.config.rope
+    assert pipeline.with_adapters({}) is pipeline
+
+
 def test_the_files_are_those_of_peft(runs):
     from safetensors.torch import load_file
 

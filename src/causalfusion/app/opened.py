@@ -48,6 +48,11 @@ class Opened:
     """Prompts to begin with."""
 
     @property
+    def adapters(self) -> list[str]:
+        """The adapters in the model, with hashes and weights; a path that is not UTF-8 is written out."""
+        return [printable(told) for told in self.pipeline.adapters]
+
+    @property
     def reads_text(self) -> bool:
         return self.pipeline.tokenizer is not None
 
@@ -155,6 +160,8 @@ def open_model(request: AppRequest) -> Opened:
             device=device,
             autocast_dtype=compute_dtype(request.precision),
             autoencoder=request.autoencoder,
+            adapters=request.weighted_adapters(),
+            quantize=request.quantize,
         )
         return pipeline, read_sampling(folder)
 

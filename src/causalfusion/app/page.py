@@ -56,7 +56,13 @@ def _title(opened: Opened) -> str:
     what = "what you describe" if opened.reads_text else "pictures of its classes"
     if not opened.reads_text and not opened.class_names:
         what = "pictures like those it has seen"
-    return f"# CausalFusion\n\nThe model `{opened.name}` draws {what}, part by part, at {size} pixels."
+    return f"# CausalFusion\n\nThe model {_named(opened)} draws {what}, part by part, at {size} pixels."
+
+
+def _named(opened: Opened) -> str:
+    """The model, and the adapters in it with their hashes and weights."""
+    adapters = ", ".join(f"`{told}`" for told in opened.adapters)
+    return f"`{opened.name}`" + (f" with {adapters}" if adapters else "")
 
 
 def _picture(frames: Any, chosen: int) -> Any:

@@ -55,7 +55,8 @@ def launch(opened: Opened, request: AppRequest) -> Any:
         )
     except OSError as error:
         raise _no_address(request, error) from None
-    say(f"{opened.name} on {public or local} (Ctrl-C ends it)")
+    adapters = f" with {', '.join(opened.adapters)}" if opened.adapters else ""
+    say(f"{opened.name}{adapters} on {public or local} (Ctrl-C ends it)")
     if request.host not in LOCAL:
         say(f"note: whoever reaches this machine by {request.host} can use the page")
     return page

@@ -86,7 +86,9 @@ class Tokenizer:
         if vocabulary and vocabulary < self.base_size:
             raise ValueError(f"it has {self.base_size:,} ids, the model's vocabulary {vocabulary:,}")
         added = {} if vocabulary else self._base.get_added_tokens_decoder()
-        self._words = {token: word.content for token, word in added.items() if word.lstrip and not word.special}
+        self._words = {
+            token: word.content for token, word in added.items() if word.lstrip and not word.special
+        }
         """Words of `with_word`, by their ids."""
         first = vocabulary or self.base_size
         self.markers = Markers(*range(first, first + NUM_MARKERS))

@@ -47,7 +47,8 @@ Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu, cuda,
 Adapters = Annotated[
     Sequence[str],
     Parameter(
-        help="Folders of adapters of the model, from causalfusion finetune, whose additions are added."
+        help="Adapters of the model, from causalfusion finetune, whose additions are added: folders, "
+        "runs, or names on the hub (user/heart, user/heart@revision)."
     ),
 ]
 AdapterWeights = Annotated[
@@ -104,8 +105,8 @@ class GeneratingOptions(ComputationOptions):
         places, weights = list(self.adapters), list(self.adapter_weights)
         if weights and len(weights) != len(places):
             raise UserError(
-                f"--adapters has {len(places)} folders, --adapter-weights {len(weights)} numbers; expected a "
-                "number for each, or none"
+                f"--adapters has {len(places)} adapters, --adapter-weights {len(weights)} numbers; expected "
+                "a number for each, or none"
             )
         if len(set(places)) < len(places):
             raise UserError(f"--adapters is {places}; expected each once, with the weight that it is to have")

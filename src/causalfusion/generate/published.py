@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +18,7 @@ from causalfusion.errors import UserError
 from causalfusion.files import write_whole
 from causalfusion.generate.token_pipeline import TokenPipeline
 from causalfusion.model.quantized import quantize_weights
-from causalfusion.saved.adapted import adapted, told_of
+from causalfusion.saved.adapted import Weighted, adapted, told_of
 from causalfusion.saved.adapter import read_adapter
 from causalfusion.saved.folder import (
     WeightsName,
@@ -28,9 +29,12 @@ from causalfusion.saved.folder import (
     read_latest,
     replace_model,
 )
-from causalfusion.saved.hub import fetch_model, hub_name, parse_hub_name, upload_model
+from causalfusion.saved.hub import fetch_model, hub_name, parse_hub_name
+from causalfusion.saved.hub_adapter import fetch_adapter
+from causalfusion.saved.hub_upload import upload_model
 from causalfusion.saved.model_card import CardFacts, model_card
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.weight_files import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -52,27 +56,64 @@ class PublishedPipeline(TokenPipeline):
     ) -> Self:
         """From a model folder, a training run (its last checkpoint), the name of a packaged model, or a name
         on the hub; `autoencoder`: its place, if neither in the folder nor where it was in training;
-        `adapters`: folders of adapters of this model, each with its weight, as {"models/heart": 0.7};
-        `quantize`: as in docs/export.md:
+        `adapters`: adapters of this model, folders or names on the hub, each with its weight, as
+        {"models/heart": 0.7, "user/star": 1.0}; `quantize`: as in docs/export.md:
 
         pipeline = Pipeline.load("shapes")
         pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
         """
 
         given = [(read_adapter(Path(place)), weight) for place, weight in (adapters or {}).items()]
+        return cls._opened(Path(folder), given, weights, device, autocast_dtype, autoencoder, quantize)
+
+    @classmethod
+    def _opened(
+        cls,
+        folder: Path,
+        given: Weighted,
+        weights: WeightsName,
+        device: torch.device | str,
+        autocast_dtype: torch.dtype,
+        autoencoder: str,
+        quantize: QuantizeChoice,
+    ) -> Self:
+        """`load` with adapters that are read."""
 
         def read(place: Path) -> Self:
             model, spec = load_model(place, weights, device)
             codec = open_model_codec(place, spec, autoencoder).to(device)
             tokenizer, sampling = load_tokenizer(place, spec), read_sampling(place)
-            if given:
-                model, spec, tokenizer = adapted(model, spec, tokenizer, given)
+            process = make_process(spec.diffusion)
+            plain = cls(model, codec, spec, process, autocast_dtype, tokenizer, sampling)
+            pipeline = plain._with(given)
             if quantize == "int8":
-                quantize_weights(model)
-            process, told = make_process(spec.diffusion), tuple(told_of(given))
-            return cls(model, codec, spec, process, autocast_dtype, tokenizer, sampling, told, quantize)
+                quantize_weights(pipeline.model)
+            return replace(pipeline, quantize=quantize)
 
-        return read_latest(Path(folder), read)[0]
+        return read_latest(folder, read)[0]
+
+    def with_adapters(self, adapters: Mapping[str | Path, float]) -> Self:
+        """This pipeline with further adapters of its model, as for `load`; itself it stays as it is:
+
+        hearts = pipeline.with_adapters({"user/heart": 0.7})
+
+        Raises UserError."""
+        if self.quantize != "none":
+            raise UserError(
+                f"the pipeline's weights are {self.quantize}, to which no adapter is added; give the "
+                "adapters where it is loaded"
+            )
+        return self._with([(read_adapter(Path(place)), weight) for place, weight in adapters.items()])
+
+    def _with(self, given: Weighted) -> Self:
+        if not given:
+            return self
+        fingerprint = self.fingerprint or fingerprint_of(self.model.state_dict())
+        model, spec, tokenizer = adapted(self.model, self.spec, self.tokenizer, given, fingerprint)
+        told = (*self.adapters, *told_of(given))
+        return replace(
+            self, model=model, spec=spec, tokenizer=tokenizer, adapters=told, fingerprint=fingerprint
+        )
 
     @classmethod
     def from_pretrained(
@@ -90,7 +131,7 @@ class PublishedPipeline(TokenPipeline):
         adapters: Mapping[str | Path, float] | None = None,
         quantize: QuantizeChoice = "none",
     ) -> Self:
-        """As `load`; a name on the hub (user/model) with the hub's own options:
+        """As `load`; names on the hub (user/model), those of adapters too, with the hub's own options:
 
         pipeline = Pipeline.from_pretrained("user/model", revision="v1.0")
 
@@ -99,11 +140,9 @@ class PublishedPipeline(TokenPipeline):
         name = None if Path(model).exists() else parse_hub_name(str(model), revision)
         if name is not None:
             model = fetch_model(name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-        return cls.load(
-            model, weights=weights, device=device, autocast_dtype=autocast_dtype, autoencoder=autoencoder,
-            adapters=adapters,
-            quantize=quantize,
-        )  # fmt: skip
+        fetch = partial(fetch_adapter, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+        given = [(read_adapter(Path(place), fetch), weight) for place, weight in (adapters or {}).items()]
+        return cls._opened(Path(model), given, weights, device, autocast_dtype, autoencoder, quantize)
 
     def save_pretrained(
         self, folder: Path | str, *, license: str = "", sampling: SampleConfig | None = None, name: str = ""

@@ -48,6 +48,8 @@ class TokenPipeline:
     """The adapters in the model, with hashes and weights, as records of what was generated tell them."""
     quantize: QuantizeChoice = "none"
     """Number format of the blocks' weights: none is that of the others."""
+    fingerprint: str = ""
+    """Hash of the model's weights before the adapters; empty: none are in it."""
 
     @property
     def device(self) -> torch.device:

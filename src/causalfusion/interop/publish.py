@@ -21,6 +21,7 @@ from causalfusion.evaluate.measures.figure import format_value
 from causalfusion.evaluate.run import GRID_FILE
 from causalfusion.files import sha256_of, write_whole
 from causalfusion.interop.bundle import COPIED, bundle_model
+from causalfusion.saved.adapter_files import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.folder import (
     AUTOENCODER_FOLDER,
     latest_model,
@@ -29,7 +30,8 @@ from causalfusion.saved.folder import (
     load_weights,
     replace_model,
 )
-from causalfusion.saved.hub import hub_name, parse_hub_name, upload_model
+from causalfusion.saved.hub import hub_name, parse_hub_name
+from causalfusion.saved.hub_upload import upload_model
 from causalfusion.saved.model_card import CardFacts, CardFigure, makers_notes, model_card
 from causalfusion.train.resume import settings_of_run, stored_settings
 from causalfusion.weight_files import read_shapes
@@ -72,14 +74,16 @@ def write_publication(model: Path, out: Path, name: str, asked: Publication) -> 
     cards, left_out = _cards(source, run, asked.cards)
     if left_out:
         notes.append(f"{left_out} result cards in {run} are of other weights, and left out")
+    if (source / ADAPTER_FOLDER).is_dir():
+        notes.append("this is the whole model; the adapter that the run trained is published by --adapter")
     facts = CardFacts(
         parameters=_count_parameters(source),
         license=asked.license,
         figures=[figure for _, card in cards for figure in _figures_of(card)],
         data=_data_facts(source),
         recipe=_write_recipe(source, out),
-        pictures=_copy_pictures(run, cards, asked.pictures, out),
-        own_text=_own_text(source),
+        pictures=copy_pictures(run, cards, asked.pictures, out),
+        own_text=own_text(source),
     )
     for number, (_, card) in enumerate(cards):
         write_whole(out / "figures" / f"{number:02d}.json", _without_paths(card).to_json())
@@ -125,7 +129,8 @@ def _count_parameters(source: Path) -> int:
     return sum(math.prod(shape) for shape in read_shapes(source / "model.safetensors").values())
 
 
-def _own_text(source: Path) -> str:
+def own_text(source: Path) -> str:
+    """What its makers wrote about the model, or adapter, of a folder."""
     file = source / "README.md"
     return makers_notes(file.read_text(encoding="utf-8")) if file.is_file() else ""
 
@@ -232,7 +237,7 @@ def _write_recipe(source: Path, out: Path) -> str:
     return RECIPE_FILE
 
 
-def _copy_pictures(
+def copy_pictures(
     run: Path | None, cards: list[tuple[Path, Card]], given: Sequence[Path], out: Path
 ) -> list[tuple[str, str]]:
     """Copy the run's latest samples, the grids of evaluations and those that are given; (description, file)

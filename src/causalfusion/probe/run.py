@@ -59,6 +59,7 @@ def probe(request: ProbeRequest) -> list[Figure]:
             device=device,
             autocast_dtype=compute_dtype(request.precision),
             autoencoder=request.autoencoder,
+            adapters=request.weighted_adapters(),
         )
 
     pipeline, _ = read_latest(request.model, load)
@@ -104,6 +105,7 @@ def _facts(request: ProbeRequest, pipeline: Pipeline, data: ProbeData) -> dict[s
         "seed": request.seed,
         "training images": data.train.fingerprint(),
         "held-out images": data.test.fingerprint(),
+        **({"adapters": ", ".join(pipeline.adapters)} if pipeline.adapters else {}),
     }
 
 

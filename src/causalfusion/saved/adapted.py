@@ -14,7 +14,8 @@ from causalfusion.files import sha256_of
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.tables import WORD_TABLES, chosen_classes, class_table_of, with_word
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.adapter import WEIGHTS_FILE, Adapter
+from causalfusion.saved.adapter import Adapter
+from causalfusion.saved.adapter_files import WEIGHTS_FILE
 from causalfusion.saved.folder import ModelSpec, load_strictly
 from causalfusion.weight_files import fingerprint_of
 
@@ -23,22 +24,27 @@ Weighted = Sequence[tuple[Adapter, float]]
 
 
 def with_adapters(
-    spec: ModelSpec, weights: dict[str, Tensor], tokenizer: Tokenizer | None, adapters: Weighted
+    spec: ModelSpec,
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer | None,
+    adapters: Weighted,
+    fingerprint: str = "",
 ) -> tuple[ModelSpec, dict[str, Tensor], Tokenizer | None]:
     """A model, by its settings and float32 weights, with adapters inside. The weight of an adapter scales its
-    low-rank additions; new words and classes are there as they were learned. Raises UserError for an adapter
-    of another model, and for two with the same word or class."""
-    _require_own(weights, adapters)
+    low-rank additions; new words and classes are there as they were learned. `fingerprint` is the hash of the
+    model's weights as they were before earlier adapters; empty: there are none. Raises UserError for an
+    adapter of another model, and for two with the same word or class."""
+    _require_own(fingerprint, weights, adapters)
     grown = dict(weights)
     for adapter, weight in adapters:
         for layer, addition in adapter.additions.items():
             name = f"{layer}.weight"
             fits = name in grown and tuple(grown[name].shape) == (len(addition.b), addition.a.shape[1])
             if not fits:
-                raise UserError(f"{adapter.place} is of another model: this one has no {layer} of its shape")
+                raise UserError(f"{adapter.told} is of another model: this one has no {layer} of its shape")
             grown[name] = grown[name] + (weight * addition.scale) * (addition.b @ addition.a)
             if not bool(isfinite(grown[name]).all()):
-                raise UserError(f"{adapter.place} x {weight:g} makes {name} too large; give a smaller weight")
+                raise UserError(f"{adapter.told} x {weight:g} makes {name} too large; give a smaller weight")
     for adapter, _ in adapters:
         spec, grown = _with_classes(spec, grown, adapter)
         spec, grown, tokenizer = _with_word(spec, grown, tokenizer, adapter)
@@ -55,16 +61,16 @@ def merged(spec: ModelSpec, weights: dict[str, Tensor]) -> tuple[ModelSpec, dict
     return replace(spec, model=replace(spec.model, lora=LoraConfig())), plain
 
 
-def _require_own(weights: dict[str, Tensor], adapters: Weighted) -> None:
-    """Raises UserError for an adapter that was trained on other weights than these."""
-    found = ""
+def _require_own(found: str, weights: dict[str, Tensor], adapters: Weighted) -> None:
+    """Raises UserError for an adapter that was trained on other weights than these, whose hash is `found`, if
+    it is known."""
     for adapter, _ in adapters:
         if adapter.facts is None:
             continue
         found = found or fingerprint_of(weights)
         if adapter.facts.fingerprint != found:
             raise UserError(
-                f"{adapter.place} is an adapter of another model, {adapter.facts.base} (its weights' hash "
+                f"{adapter.told} is an adapter of another model, {adapter.facts.base} (its weights' hash "
                 f"{adapter.facts.fingerprint[:16]}, this model's is {found[:16]}); give --model "
                 f"{adapter.facts.base}, or an adapter of this one"
             )
@@ -81,11 +87,9 @@ def _with_classes(
     known = spec.class_names or [str(number) for number in range(count)] * (count > 1)
     again = sorted(set(names) & set(known))
     if again:
-        raise UserError(
-            f"{adapter.place} adds the class {again[0]}, which is there already; give one of them"
-        )
+        raise UserError(f"{adapter.told} adds the class {again[0]}, which is there already; give one of them")
     if rows.shape != (len(names), weights[table].shape[1]):
-        raise UserError(f"{adapter.place} is of another model: its rows of classes have another width")
+        raise UserError(f"{adapter.told} is of another model: its rows of classes have another width")
     grown = chosen_classes(weights[table], [*range(len(known)), *[-1] * len(names)], rows)
     model = replace(spec.model, num_classes=len(known) + len(names))
     return replace(spec, model=model, class_names=[*known, *names]), {**weights, table: grown}
@@ -97,9 +101,9 @@ def _with_word(
     if not adapter.word_rows or adapter.facts is None:
         return spec, weights, tokenizer
     if tokenizer is None or {name for name in WORD_TABLES if name in weights} != set(adapter.word_rows):
-        raise UserError(f"{adapter.place} adds a word, and this model has no table for it; it is of another")
+        raise UserError(f"{adapter.told} adds a word, and this model has no table for it; it is of another")
     if any(row.shape != weights[name].shape[1:] for name, row in adapter.word_rows.items()):
-        raise UserError(f"{adapter.place} is of another model: its word has another width")
+        raise UserError(f"{adapter.told} is of another model: its word has another width")
     tokenizer = tokenizer.with_word(adapter.facts.word)
     model = replace(spec.model, vocab_size=tokenizer.vocab_size)
     spec = replace(spec, model=model, tokenizer_fingerprint=tokenizer.fingerprint)
@@ -107,14 +111,19 @@ def _with_word(
 
 
 def adapted(
-    model: Transformer, spec: ModelSpec, tokenizer: Tokenizer | None, adapters: Weighted
+    model: Transformer,
+    spec: ModelSpec,
+    tokenizer: Tokenizer | None,
+    adapters: Weighted,
+    fingerprint: str = "",
 ) -> tuple[Transformer, ModelSpec, Tokenizer | None]:
-    """A loaded model with adapters inside, as `with_adapters`, on the same device."""
+    """A loaded model with adapters inside, as `with_adapters`, on the same device; the loaded one stays as it
+    is."""
     device = next(model.parameters()).device
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
-    spec, weights, tokenizer = with_adapters(spec, weights, tokenizer, adapters)
+    spec, weights, tokenizer = with_adapters(spec, weights, tokenizer, adapters, fingerprint)
     with skeleton():
-        changed = Transformer(spec.model)
+        changed = Transformer(replace(spec.model, rope=model.config.rope))  # which may have been extrapolated
     load_strictly(changed, weights, "the model with its adapters", assign=True)
     if spec.model.position_embedding != "learnable":
         changed.fill_positions()
@@ -124,6 +133,6 @@ def adapted(
 def told_of(adapters: Weighted) -> list[str]:
     """Name, hash and weight of each adapter."""
     return [
-        f"{adapter.place.name} {sha256_of(adapter.place / WEIGHTS_FILE)[:16]} x {weight:g}"
+        f"{adapter.name} {sha256_of(adapter.place / WEIGHTS_FILE)[:16]} x {weight:g}"
         for adapter, weight in adapters
     ]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,37 +22,16 @@ from causalfusion.config import NUM_MARKERS, FinetuneConfig
 from causalfusion.config.serialize import read_object, read_record, to_dict
 from causalfusion.errors import UserError, printable
 from causalfusion.model.tables import WORD_TABLES, class_table_of
+from causalfusion.saved.adapter_files import CONFIG_FILE, FACTS_FILE, FOLDER, WEIGHTS_FILE, AdapterFacts
 from causalfusion.saved.folder import ModelSpec, checkpoints_of
+from causalfusion.saved.hub import HubName, name_of_path
+from causalfusion.saved.hub_adapter import adapter_fetched_once
 from causalfusion.weight_files import read_weights
 
-FOLDER = "adapter"
-"""Folder in a checkpoint, or a run, with the adapter that it trains."""
-CONFIG_FILE, WEIGHTS_FILE, FACTS_FILE = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "causalfusion.json",
-)
 MAX_ALPHA = 1_000_000
 _PREFIX, _CLASS_ROWS = "base_model.model.", "class_rows"
 _TARGETS = r".*blocks\.\d+\.(attn|mlp)\.(qkv|proj|gate|fc1|fc2)"
 """Layers with low-rank additions, as a pattern for peft."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterFacts:
-    """What is to be known of an adapter besides its numbers."""
-
-    format: Literal["causalfusion-adapter-1"] = "causalfusion-adapter-1"
-    kind: Literal["lora", "text-inversion"] = "lora"
-    base: str = ""
-    """The model that it was trained on, as it was named then."""
-    fingerprint: str = ""
-    """Hash of that model's weights."""
-    word: str = ""
-    """The new word of a text inversion."""
-    classes: list[str] = field(default_factory=list)
-    """New classes, in the order of their rows."""
-    images_seen: int = 0
 
 
 class LowRank(NamedTuple):
@@ -76,6 +55,13 @@ class Adapter:
     """(n, D) rows of the new classes in the table of classes."""
     word_rows: dict[str, Tensor] = field(default_factory=dict)
     """(D,) the new word's row in each table that has one."""
+    name: str = ""
+    """What users know it by: its name on the hub, or that of its run or folder."""
+
+    @property
+    def told(self) -> str:
+        """Its name on the hub, or its path: what messages call it by."""
+        return self.name if "/" in self.name else str(self.place)
 
 
 def write_adapter(
@@ -121,22 +107,28 @@ def write_adapter(
         (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def find_adapter(path: Path) -> Path:
-    """The adapter's folder that a path means: itself, or that of a run, or of its last checkpoint. Raises
-    UserError if there is none."""
+def find_adapter(path: Path, fetch: Callable[[HubName], Path] = adapter_fetched_once) -> Path:
+    """The adapter's folder that a path means: itself, or that of a run, or of its last checkpoint, or the one
+    of this name on the hub, which `fetch` gets. What is on disk takes precedence. Raises UserError if there
+    is none."""
     checkpoints = [checkpoint / FOLDER for checkpoint in checkpoints_of(path)[-1:]]
     for folder in (path, *checkpoints, path / FOLDER):
         if (folder / WEIGHTS_FILE).is_file():
             return folder
+    name = name_of_path(path)
+    if name is not None:
+        return fetch(name)
     what = f"{path} holds no adapter" if path.exists() else f"there is no {path}"
     raise UserError(
-        f"{what}: expected a folder with {WEIGHTS_FILE}, or a run of causalfusion finetune --adapter lora"
+        f"{what}: expected a folder with {WEIGHTS_FILE}, a run of causalfusion finetune --adapter lora, or a "
+        "name on the hub (user/heart)"
     )
 
 
-def read_adapter(path: Path) -> Adapter:
-    """The adapter of a folder or run. Raises UserError where there is none, or none that is understood."""
-    folder = find_adapter(path)
+def read_adapter(path: Path, fetch: Callable[[HubName], Path] = adapter_fetched_once) -> Adapter:
+    """The adapter of a folder, a run, or a name on the hub, which `fetch` gets. Raises UserError where there
+    is none, or none that is understood."""
+    folder = find_adapter(path, fetch)
     facts = None
     if (folder / FACTS_FILE).is_file():
         facts = read_record(AdapterFacts, folder / FACTS_FILE, "adapter")
@@ -149,7 +141,18 @@ def read_adapter(path: Path) -> Adapter:
                 tables[table] = value.float()
     additions = _additions(folder, tensors) if tensors else {}
     _require_whole(folder / WEIGHTS_FILE, facts, additions, rows, tables)
-    return Adapter(folder, facts, additions, None if rows is None else rows.float(), tables)
+    rows = None if rows is None else rows.float()
+    return Adapter(folder, facts, additions, rows, tables, _name_of(path))
+
+
+def _name_of(path: Path) -> str:
+    """What an adapter is called by in records: its name on the hub, or the last part of its path that says
+    more than that it is an adapter."""
+    on_hub = name_of_path(path)
+    if on_hub is not None:
+        return str(on_hub)
+    path = path.resolve()
+    return path.parent.name if path.name == FOLDER else path.name
 
 
 def _require_whole(

@@ -1,14 +1,14 @@
-"""Model folders on the Hugging Face hub: fetched into its cache, and uploaded.
+"""Model folders on the Hugging Face hub, fetched into its cache, and the rules for all that is fetched.
 
-Only files of the names in FETCHED are ever fetched: weights as safetensors, settings as JSON and TOML, texts.
-Nothing of a repository is executed.
+Only files of the names in FETCHED are ever fetched of a model: weights as safetensors, settings as JSON and
+TOML, texts. Nothing of a repository is executed.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +34,6 @@ FETCHED = (
     "README.md",
 )
 """Patterns of a model folder's files. `.jinja` is a chat template, which is rendered in a sandbox."""
-PUBLISHED_BESIDE = ("figures/*", "pictures/*", "training.toml")
-"""Further files that a model is published with: for its page, not for its use."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\S+))?")
 _FOLDERS = ("runs", "models")
@@ -69,10 +67,15 @@ def model_of_hub(path: Path) -> Path | None:
     """The folder of the model of the hub that a path's text names; None for a path of another form, and for
     one into a folder that exists: what is here takes precedence, and a mistyped path asks no hub. Raises
     UserError if the hub does not give it."""
+    name = name_of_path(path)
+    return None if name is None else fetched_once(name)
+
+
+def name_of_path(path: Path) -> HubName | None:
+    """The repository of the hub that a path's text names, by the rules of `model_of_hub`; None for others."""
     first = Path(*path.parts[:1])
     local = path.exists() or first.is_dir() or str(first) in _FOLDERS
-    name = None if local else parse_hub_name(str(path))
-    return None if name is None else fetched_once(name)
+    return None if local else parse_hub_name(str(path))
 
 
 @lru_cache(maxsize=16)
@@ -98,7 +101,7 @@ def fetch_model(
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     hub = HfApi(token=token)
-    files = None if local_files_only else _listing(hub, name)
+    files = None if local_files_only else listing(hub, name)
     if files is not None:
         _require_model(name, files)
     try:
@@ -110,18 +113,20 @@ def fetch_model(
             local_files_only=files is None,
         )
         _require_ours(Path(config), name)
-        return _snapshot(hub, name, Path(config).parent, cache_dir, local=files is None)
+        commit, needed = Path(config).parent, ["model.safetensors"]
+        return snapshot(hub, name, commit, cache_dir, FETCHED, needed, local=files is None)
     except UserError:
         raise
     except LocalEntryNotFoundError:
-        raise UserError(_not_here(name, offline=local_files_only)) from None
+        raise UserError(not_here(name, offline=local_files_only)) from None
     except Exception as error:  # the hub's own errors, those of the network, and of the disk
         raise UserError(refusal(name, error)) from None
 
 
-def _listing(hub: HfApi, name: HubName) -> list[str] | None:
-    """The files of a repository; None where the hub cannot be reached, which one request finds out: a
-    download would try again for half a minute. Raises UserError for what the hub refuses."""
+def listing(hub: HfApi, name: HubName, what: str = "a model") -> list[str] | None:
+    """The files of a repository that is to hold `what`; None where the hub cannot be reached, which one
+    request finds out: a download would try again for half a minute. Raises UserError for what the hub
+    refuses."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -129,7 +134,7 @@ def _listing(hub: HfApi, name: HubName) -> list[str] | None:
     except (HfHubHTTPError, HFValidationError) as error:
         if _status(error) >= 500:
             return None
-        raise UserError(refusal(name, error)) from None
+        raise UserError(refusal(name, error, what)) from None
     except Exception:  # offline, or one of the many errors of networks
         return None
     return [file.rfilename for file in siblings or []]
@@ -140,8 +145,18 @@ def _status(error: Exception) -> int:
     return getattr(getattr(error, "response", None), "status_code", 0)
 
 
-def _snapshot(hub: HfApi, name: HubName, commit: Path, cache_dir: Path | str | None, *, local: bool) -> Path:
-    """The folder of a commit with all its FETCHED files; quiet where they are in the cache already."""
+def snapshot(
+    hub: HfApi,
+    name: HubName,
+    commit: Path,
+    cache_dir: Path | str | None,
+    patterns: Sequence[str],
+    needed: Sequence[str],
+    *,
+    local: bool,
+) -> Path:
+    """The folder of a commit with all files of these patterns; quiet where those that are `needed` are in the
+    cache already."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def download(*, local: bool) -> Path:
@@ -149,14 +164,14 @@ def _snapshot(hub: HfApi, name: HubName, commit: Path, cache_dir: Path | str | N
             name.repository,
             revision=commit.name,
             cache_dir=cache_dir,
-            allow_patterns=list(FETCHED),
+            allow_patterns=list(patterns),
             local_files_only=local,
         )
         return Path(folder)
 
     try:
         found = download(local=True)
-        if local or (found / "model.safetensors").is_file():
+        if local or all((found / file).is_file() for file in needed):
             return found
     except LocalEntryNotFoundError:
         if local:
@@ -193,21 +208,22 @@ def _require_model(name: HubName, files: list[str]) -> None:
         )
 
 
-def _not_here(name: HubName, *, offline: bool) -> str:
-    """The message where the hub was not asked, or did not answer, and the cache has no such model."""
+def not_here(name: HubName, *, offline: bool) -> str:
+    """The message where the hub was not asked, or did not answer, and the cache has no such thing."""
     from huggingface_hub import constants
 
     why = f"the hub, {constants.ENDPOINT}, cannot be reached"
     if offline or constants.is_offline_mode():
         why = "the offline mode is on (HF_HUB_OFFLINE, or local_files_only)"
     return (
-        f"{name} is no path here, not in the hub's cache, and {why}; give a folder's path, or fetch the "
-        "model once with a network"
+        f"{name} is no path here, not in the hub's cache, and {why}; give a folder's path, or fetch it once "
+        "with a network"
     )
 
 
-def refusal(name: HubName, error: Exception, *, writing: bool = False) -> str:
-    """The message for an error of the hub: what is wrong, and what to do."""
+def refusal(name: HubName, error: Exception, what: str = "a model", *, writing: bool = False) -> str:
+    """The message for an error of the hub, of a repository that is to hold `what`: what is wrong, and what to
+    do."""
     from huggingface_hub import constants, errors
 
     status = _status(error)
@@ -223,7 +239,7 @@ def refusal(name: HubName, error: Exception, *, writing: bool = False) -> str:
         return f"this token may not write to {name}; give one with write access to it as HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"{name.repository} is neither a path here nor a model on the hub that this token may read; "
+            f"{name.repository} is neither a path here nor {what} on the hub that this token may read; "
             "check the name; a private one needs HF_TOKEN"
         )
     if isinstance(error, errors.HFValidationError):
@@ -246,39 +262,3 @@ def hub_name(text: str) -> HubName:
     if name is None:
         raise UserError(f"{text!r} is not the name of a repository; {_FORM}")
     return name
-
-
-def upload_model(
-    folder: Path, name: HubName, *, private: bool = False, token: str | bool | None = None, message: str = ""
-) -> str:
-    """Upload a folder to a repository of the hub, which is created if it is not there; the address of the
-    model's page. Files of an earlier model that the folder lacks are removed. Raises UserError."""
-    from huggingface_hub import HfApi
-
-    require_publishable(folder.rglob("*"))
-    hub = HfApi(token=token)
-    try:
-        hub.create_repo(name.repository, private=private or None, exist_ok=True)
-        if private and not hub.model_info(name.repository).private:
-            raise UserError(f"{name.repository} exists and is public; leave --private out, or give another")
-        if name.revision:
-            hub.create_branch(name.repository, branch=name.revision, exist_ok=True)
-        hub.upload_folder(
-            repo_id=name.repository,
-            folder_path=folder,
-            revision=name.revision,
-            commit_message=message or "Model by causalfusion",
-            delete_patterns=[*FETCHED, *PUBLISHED_BESIDE],
-        )
-    except UserError:
-        raise
-    except Exception as error:  # the hub's own errors, those of the network, and of the disk
-        raise UserError(refusal(name, error, writing=True)) from None
-    return f"{hub.endpoint}/{name.repository}" + (f"/tree/{name.revision}" if name.revision else "")
-
-
-def require_publishable(files: Iterable[Path]) -> None:
-    """Raises UserError if one of the files is pickled."""
-    for file in files:
-        if file.suffix in PICKLED:
-            raise UserError(f"{file} is a pickle, which is not published; expected safetensors")

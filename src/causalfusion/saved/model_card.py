@@ -55,13 +55,18 @@ def model_card(name: str, spec: ModelSpec, facts: CardFacts) -> str:
         f"noise levels ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})), made with CausalFusion.",
         *[f"![{description}]({file})\n\n*{description}*" for description, file in facts.pictures],
         _usage(name, spec),
-        "## The model\n\n" + _table(("", ""), list(_model_rows(spec, facts).items())),
+        "## The model\n\n" + table(("", ""), list(_model_rows(spec, facts).items())),
         _figures(facts.figures),
         _training(spec, facts),
-        _license(facts.license),
-        f"{_NOTES}\n\n{facts.own_text.strip()}" if facts.own_text.strip() else "",
+        license_section(facts.license),
+        notes_section(facts.own_text),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def notes_section(text: str) -> str:
+    """The part of a page with what a model's makers wrote themselves."""
+    return f"{_NOTES}\n\n{text.strip()}" if text.strip() else ""
 
 
 def makers_notes(readme: str) -> str:
@@ -154,7 +159,7 @@ def _figures(figures: list[CardFigure]) -> str:
     rows = [(f.name, f.value, f.uncertainty, f"{f.count:,}", f.of) for f in figures]
     head = ("figure", "value", "95 % interval or standard error", "N", "of")
     return (
-        f"## Figures\n\n{_table(head, rows)}\n\nMeasured by `causalfusion evaluate`; the cards in `figures/` "
+        f"## Figures\n\n{table(head, rows)}\n\nMeasured by `causalfusion evaluate`; the cards in `figures/` "
         "have all settings that the figures depend on. Figures of another N, reference or sampling do not "
         "compare."
     )
@@ -165,7 +170,7 @@ def _training(spec: ModelSpec, facts: CardFacts) -> str:
         return "## Training\n\nNot told."
     text = "## Training"
     if facts.data:
-        text += "\n\n" + _table(("data", ""), list(facts.data.items()))
+        text += "\n\n" + table(("data", ""), list(facts.data.items()))
     if facts.recipe:
         text += (
             f"\n\nAll settings are in `{facts.recipe}`; on data of your own: `causalfusion train DATA "
@@ -174,12 +179,14 @@ def _training(spec: ModelSpec, facts: CardFacts) -> str:
     return text
 
 
-def _license(name: str) -> str:
+def license_section(name: str) -> str:
+    """The part of a page that states the licence; empty: it is not stated."""
     told = f"`{name}`." if name else "Not stated: ask the model's makers before you use it."
     return f"## Licence\n\n{told}"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 

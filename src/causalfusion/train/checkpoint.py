@@ -29,8 +29,8 @@ from causalfusion.config import FinetuneConfig
 from causalfusion.config.serialize import from_dict, read_object
 from causalfusion.errors import UserError, check
 from causalfusion.model.projector import is_of_classifier, is_of_projector
-from causalfusion.saved.adapter import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.adapter import write_adapter
+from causalfusion.saved.adapter_files import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.folder import (
     CLASSIFIER_FILE,
     SAMPLING_FILE,

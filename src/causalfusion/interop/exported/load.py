@@ -76,6 +76,9 @@ class ExportedPipeline(Pipeline):
     def features(self, *_: Any, **__: Any) -> Tensor:
         raise UserError("exported programs give no features; load the model itself")
 
+    def with_adapters(self, *_: Any, **__: Any) -> Self:
+        raise UserError("exported programs take no adapters; export the model with them inside")
+
     def save_pretrained(self, *_: Any, **__: Any) -> Path:
         raise UserError("exported programs cannot be saved as a model; save the model itself")
 

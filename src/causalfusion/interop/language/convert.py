@@ -220,7 +220,13 @@ def export_model(folder: Path, out: Path) -> list[str]:
         shutil.copyfile(folder / TOKENIZER_FILE, new / TOKENIZER_FILE)
         write_weights(new / WEIGHTS, shapes, tensors())
 
-    replace_folder(out, write, config=(beside / CONFIG).read_bytes())
+    config = (beside / CONFIG).read_bytes()
+
+    def is_own(found: Path) -> bool:
+        file = found / CONFIG
+        return file.is_file() and file.read_bytes() == config
+
+    replace_folder(out, write, is_own, f"the same {family.architecture}")
     lines = [f"{out}: {family.architecture}, {len(shapes)} weights, {num_bytes / GB:.2f} GB"]
     if left_out:
         lines.append(f"note: {left_out} weights of images are left out")
