@@ -161,3 +161,15 @@ def test_adapters_change_what_is_probed_and_are_told(command, model, make_adapte
     )
     assert adapted["facts"]["adapters"].startswith("heart ") and "adapters" not in plain["facts"]
     assert adapted["facts"]["model"] != plain["facts"]["model"]
+
+
+def test_quantized_weights_are_what_is_probed(command, tmp_path, capsys):
+    pytest.importorskip("torchao")
+    options = {"layers": "-1", "levels": "clean", "kind": "linear"}
+    assert run(command(**options)) == 0
+    line = command(**options, quantize="int8")
+    assert "was measured with" in refused(capsys, *line)
+    line[line.index("--out") + 1] = str(tmp_path / "int8")
+    assert run(line) == 0
+    facts = json.loads((tmp_path / "int8" / "probe.json").read_text())["facts"]
+    assert facts["quantize"] == "int8"

@@ -18,6 +18,7 @@ from causalfusion.generate.levels import level_text
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.runtime import compute_dtype, select_device, tune_allocator
 from causalfusion.model.layers import num_layers
+from causalfusion.model.quantized import quantize_weights
 from causalfusion.probe.cache import FeatureCache, Form
 from causalfusion.probe.figures import Figure, KnownFigures, best_of, key_of
 from causalfusion.probe.heads import Labelled, attentive, knn, linear
@@ -67,8 +68,11 @@ def probe(request: ProbeRequest) -> list[Figure]:
         pipeline = pipeline.at(*parse_size(request.size, "--size"))
     tasks = _tasks(request, pipeline)
     data = open_data(request, pipeline.image_size, pipeline.codec.config.image_channels)
+    facts = _facts(request, pipeline, data)
+    if request.quantize == "int8":  # after the weights' hash, which is of those in the folder
+        quantize_weights(pipeline.model)
     with in_use(request.out, "the probe"):
-        known = KnownFigures.open(request.out, _facts(request, pipeline, data))
+        known = KnownFigures.open(request.out, facts)
         for level in request.noise_levels:
             missing = [task for task in tasks if task.level == level and task.key not in known.found]
             if missing:
@@ -106,6 +110,7 @@ def _facts(request: ProbeRequest, pipeline: Pipeline, data: ProbeData) -> dict[s
         "training images": data.train.fingerprint(),
         "held-out images": data.test.fingerprint(),
         **({"adapters": ", ".join(pipeline.adapters)} if pipeline.adapters else {}),
+        **({"quantize": request.quantize} if request.quantize != "none" else {}),
     }
 
 
