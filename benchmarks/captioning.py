@@ -4,8 +4,8 @@ docs/representation.md settles.
     python -m benchmarks.captioning OUT [--seeds 0 1 2]
 
 Small models of `shapes` learn to draw from captions and nothing else; then they, and the same architecture
-with random weights, are trained to write captions, all else being equal. The oracle judges the captions of 500
-held-out scenes, and of 300 scenes of one object. What is in OUT is not made again.
+with random weights, are trained to write captions, all else being equal. The oracle judges the captions of
+500 held-out scenes, and of 300 scenes of one object. What is in OUT is not made again.
 """
 
 from __future__ import annotations
