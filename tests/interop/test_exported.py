@@ -7,12 +7,14 @@ and our kernel for CPUs (`model/cpu_feed_forward.py`) rounds otherwise.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 
 from causalfusion import Pipeline, SampleConfig, UserError
 from causalfusion.cli import run
@@ -74,6 +76,13 @@ def some_pipeline(text: TextConfig | None = None, **changes: Any) -> Pipeline:
     return Pipeline(model, opened, spec, process, tokenizer=tokenizer)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_tracing() -> Iterator[None]:
+    """Without torch's cache of shapes, which takes a third of the time for models of two layers."""
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
+
+
 @pytest.fixture
 def torchs_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_feed_forward, "runs_here", lambda _: False)
@@ -81,7 +90,7 @@ def torchs_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def ours() -> Pipeline:
-    return some_pipeline()
+    return some_pipeline(qk_norm=QKNormConfig(kind="none"))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +154,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "no-condition": (
-        "append step uncached block", {"num_class_tokens": 0, "qk_norm": QKNormConfig(kind="none")},
+        "append step uncached block",
+        {"num_class_tokens": 0, "qk_norm": QKNormConfig(weight="none")},
     ),
     "adaln": (
         "append step uncached block",
@@ -181,7 +191,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "lora": LoraConfig(rank=2), "max_images": 2,
             "language": LanguageConfig(
                 positions="rope", markers="own", tied=True, longest=60,
-                scaling=ScalingConfig(kind="dynamic", factor=2.0, trained_length=8),
+                scaling=ScalingConfig(kind="yarn", factor=2.0, trained_length=8),
             ),
         },
     ),
@@ -253,12 +263,24 @@ def test_the_uncached_form_is_the_cached_one():
     torch.testing.assert_close(uncached(**given), cached, rtol=0, atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_refused_by_name(exported, tmp_path, capsys):
+def test_what_cannot_be_exported_is_refused_by_name(exported, ours, tmp_path, capsys):
     window = LanguageConfig(positions="rope", window=4)
     with pytest.raises(UserError, match=r"cannot be exported: .* \(language.window\)"):
         refuse(ModelConfig(vocab_size=9, num_class_tokens=0, language=window, token_dim=1))
+    longer = ScalingConfig(kind="dynamic", factor=2.0, trained_length=40)
+    text = ModelConfig(
+        vocab_size=9, num_class_tokens=0, language=LanguageConfig(positions="rope", scaling=longer),
+        token_dim=1, max_text_tokens=39,
+    )  # fmt: skip
+    refuse(text)
+    with pytest.raises(UserError, match=r"more than 40 places, it has room for 41"):
+        refuse(replace(text, max_text_tokens=40))
     with pytest.raises(UserError, match="the programs are for 8x8 alone"):
         exported.at(16, 16)
+    with pytest.raises(UserError, match="the frequencies of training alone"):
+        exported.extrapolate("ntk")
+    with pytest.raises(UserError, match="the weights are int8; load the model without quantize"):
+        write_programs(replace(ours, quantize="int8"), tmp_path)
     with pytest.raises(UserError, match="load the model itself"):
         exported.features(torch.zeros(1, 1, 8, 8))
     with pytest.raises(UserError, match=r"has no export\.json"):
