@@ -300,8 +300,8 @@ def test_the_packaged_model_draws_prompts(tmp_path, monkeypatch):
     config = replace(ours.default_sampling, num_ar_steps=4, diffusion_steps=[3])
     images = exported.generate(prompts=prompts, config=config, seed=2)
     usual = ours.generate(prompts=prompts, config=config, seed=2)
-    # The rounding of our kernel, through twelve passes under guidance: a hundredth of a step of 8 bits.
-    torch.testing.assert_close(images, usual, rtol=0, atol=1e-4)
+    # The rounding of our kernel, through twelve passes under guidance: an eighth of a step of 8 bits.
+    torch.testing.assert_close(images, usual, rtol=0, atol=1e-3)
     monkeypatch.setattr(cpu_feed_forward, "runs_here", lambda _: False)
     expected = ours.generate(prompts=prompts, config=config, seed=2)
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
