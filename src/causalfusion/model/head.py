@@ -39,8 +39,9 @@ class PerTokenHead(nn.Module):
     def denoise(self, condition: Tensor, tokens: Tensor, timesteps: Tensor) -> Tensor:
         """`forward` under conditions (B, n, W) that are already projected: the same in each diffusion
         step."""
-        copies = tokens.shape[1] // condition.shape[1]
-        c = condition.repeat(1, copies, 1) + self.timestep_embedding(timesteps)
+        if tokens.shape[1] != condition.shape[1]:
+            condition = condition.repeat(1, tokens.shape[1] // condition.shape[1], 1)
+        c = condition + self.timestep_embedding(timesteps)
         x, c = self.token_in(tokens), F.silu(c)
         for block in self.blocks:
             x = block(x, c)

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from causalfusion.config import ModelConfig
+from causalfusion.config import ModelConfig, RopeExtrapolation
 from causalfusion.config.serialize import read_object
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
@@ -69,6 +69,11 @@ class ExportedPipeline(Pipeline):
             own = self.image_size
             raise UserError(f"size is {width}x{height}; the programs are for {own[1]}x{own[0]} alone")
         return self
+
+    def extrapolate(self, rule: RopeExtrapolation) -> None:
+        raise UserError(
+            f"the rope extrapolation is {rule}; the programs have the frequencies of training alone"
+        )
 
     def read(self, labels: Tensor, documents: Any, tokens: Tensor | None) -> Context:
         raise UserError("exported programs draw images; load the model itself to caption, rank or complete")

@@ -78,6 +78,7 @@ class Program(nn.Module, ABC):
         super().__init__()
         self.config, self.noised_context = model.config, noised_context
         self.model: Any = self.part_of(model)
+        self.register_forward_pre_hook(Program._same_lengths, with_kwargs=True)
 
     def part_of(self, model: Transformer) -> nn.Module:
         """What of the model takes part: its weights are in the program's file."""
@@ -90,6 +91,17 @@ class Program(nn.Module, ABC):
     @property
     @abstractmethod
     def outputs(self) -> list[Argument]: ...
+
+    def _same_lengths(self, _: tuple[Any, ...], given: dict[str, Tensor]) -> None:
+        """Compares the sizes of inputs with one letter. Export takes the sizes of two inputs for two unknowns
+        until it meets such a comparison, and what it derives from their sums and quotients before may rule
+        out lengths of 1."""
+        lengths: dict[str, int] = {}
+        for one in self.inputs:
+            for place, letter in enumerate(one.shape):
+                if isinstance(letter, str) and one.name in given:
+                    size = given[one.name].shape[place]
+                    assert size == lengths.setdefault(letter, size), f"{one.name}: {letter} is {size}"
 
     # --- arguments that several have --------------------------------------------------------------------
 
@@ -280,8 +292,6 @@ class Uncached(Program):
         lengths: Tensor | None = None,
     ) -> Tensor:
         segments = self.condition(labels, ids, lengths)
-        # Tells the program that both are of one length, before sums of it are compared with others.
-        finished_steps = finished_steps + torch.zeros_like(finished_positions)
         if ids is not None:
             finished_steps = finished_steps + ids.shape[1]
         place = lengths if self.turned_by_text else None

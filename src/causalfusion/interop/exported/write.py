@@ -47,13 +47,20 @@ class Written:
 
 def refuse(config: ModelConfig) -> None:
     """Raises UserError, with the option's name and the reason, for a model that cannot be exported."""
-    why = ""
+    why, text = "", config.language
+    longest = config.max_text_tokens + config.max_images
     if config.text_only:
         why = "it is a language model without images, and what is exported is the denoising of images"
-    elif config.language.window:
+    elif text.window:
         why = (
-            f"its text attends within a window of {config.language.window} places (language.window), and a "
-            "program is given one mask for all layers"
+            f"its text attends within a window of {text.window} places (language.window), and a program is "
+            "given one mask for all layers"
+        )
+    elif config.vocab_size and text.scaling.depends_on_length and longest > text.scaling.trained_length:
+        why = (
+            f"its rotary frequencies ({text.scaling.kind}, language.scaling) are others where what is read "
+            f"at once has more than {text.scaling.trained_length} places, it has room for {longest}, and a "
+            "program reads a part at a time"
         )
     elif config.own_image_weights:
         why = (
@@ -91,6 +98,8 @@ def write_programs(pipeline: Pipeline, out: Path, extras: Sequence[Extra] = ()) 
     """The folder of a model's programs, in place of one that is there, with its settings, tokenizer,
     autoencoder and recommended sampling. Raises UserError for a model that cannot be exported, and where a
     program differs from the eager pass."""
+    if pipeline.quantize != "none":
+        raise UserError(f"the weights are {pipeline.quantize}; load the model without quantize to export it")
     programs, written = programs_of(pipeline, extras), list[Written]()
 
     def write(folder: Path) -> None:
