@@ -72,12 +72,12 @@ def settings(data: str, shared: Path) -> Setting:
     judge = shared / "eval" / "resnet56_cifar10.safetensors"
     small = "--train.batch-size 32 --train.ema-decay 0.99 --train.checkpoint-every 200"
     return Setting(
-        train=f"--config cifar10 --data.path {shards} --model.hidden-size 96 --train.images 25600 {small} "
-        "--train.warmup-images 2560 --train.sample-every 0",
+        train=f"--config cifar10 --data.path {shards} --model.hidden-size 96 --train.images 12800 {small} "
+        "--train.warmup-images 1280 --train.sample-every 0",
         draw=f"--reference {test} --features resnet-cifar-jpeg:{judge} --images 500 --diffusion-steps 15",
-        probe=f"--levels clean 0.2 --images 5000 --test {test}",
-        finetune=f"--config cifar10-classify --data.path {shards} --train.images 25600 {small} "
-        "--train.warmup-images 2560",
+        probe=f"--levels clean --images 5000 --test {test}",
+        finetune=f"--config cifar10-classify --data.path {shards} --train.images 12800 {small} "
+        "--train.warmup-images 1280",
         test=test,
     )
 
