@@ -218,22 +218,25 @@ def shares(runs: Sequence[Sequence[Figure]], layer: int, level: str) -> list[flo
 
 
 def picture(file: Path, layers: Layers) -> None:
-    """Accuracy over layers: a plot for each prediction and level, a line for each arm, its range of seeds."""
+    """Accuracy on clean images over layers, from the first block on: a plot for each prediction, a line for
+    each arm, and the range of its seeds."""
     every = [figure for runs in layers.values() for run in runs for figure in run]
-    levels, numbers = list(dict.fromkeys(f.level for f in every)), sorted({f.layer for f in every})
-    plots = [(p, level) for p in PREDICTIONS for level in levels]
-    with axes_of(file, len(plots), (3.6 * len(plots) + 0.4, 3.8)) as axes_of_plots:
-        for (prediction, level), axes in zip(plots, axes_of_plots, strict=True):
+    numbers = sorted({figure.layer for figure in every} - {0})
+    with axes_of(file, len(PREDICTIONS), (4.4 * len(PREDICTIONS) + 0.4, 3.8)) as plots:
+        for prediction, axes in zip(PREDICTIONS, plots, strict=True):
             for arm, color in COLORS.items():
-                of_layers = [shares(layers[f"{arm}, {prediction}"], n, level) for n in numbers]
+                of_layers = [shares(layers[f"{arm}, {prediction}"], n, "clean") for n in numbers]
                 axes.plot(numbers, [mean(values) for values in of_layers], "o-", color=color, label=arm)
                 low, high = [min(values) for values in of_layers], [max(values) for values in of_layers]
                 axes.fill_between(numbers, low, high, color=color, alpha=0.15, linewidth=0)
-            axes.set_title(f"{prediction}, {level if level == 'clean' else f'level {level}'}")
+            axes.set_title(f"predicting {prediction}")
             axes.set_xticks(numbers)
             axes.set_xlabel("layer")
             axes.set_ylabel("linear probe, held-out accuracy, %")
             axes.legend(frameon=False, fontsize=8)
+        limits = [limit for axes in plots for limit in axes.get_ylim()]
+        for axes in plots:
+            axes.set_ylim(min(limits), max(limits))
 
 
 def pixels_alone() -> float:
