@@ -177,6 +177,8 @@ def test_what_is_missing_or_does_not_fit_is_said_in_one_line(base, tmp_path, cap
         assert cli.run(["finetune", *map(str, line), "--out", str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err
     assert not checkpoints_of(tmp_path / "out")
+    assert finetune(base, "--data", data, "--out", base) == 2
+    assert "is the model that the run goes on from; give another folder" in capsys.readouterr().err
 
 
 def test_images_of_other_channels_are_refused_before_any_are_drawn(base, tmp_path, capsys):

@@ -71,6 +71,8 @@ def continued(config: RunConfig) -> RunConfig:
             f"data.source is {config.data.source}; finetune takes images: a model goes on with documents by "
             f"causalfusion train --train.init {config.train.init}"
         )
+    if Path(config.out).resolve() == Path(config.train.init).resolve():
+        raise UserError(f"--out {config.out} is the model that the run goes on from; give another folder")
     spec, folder = read_latest(Path(config.train.init), load_spec)
     _refuse(spec, config, folder)
     finetune = replace(config.finetune, base=config.train.init, classes=_classes(spec))
