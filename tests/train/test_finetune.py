@@ -171,6 +171,7 @@ def test_what_is_missing_or_does_not_fit_is_said_in_one_line(base, tmp_path, cap
         ([base, "--data", data, "--adapter", "text-inversion", "--word", "<x>"], "has no words of its own"),
         ([base, "--data", data, "--word", "<x>"], "without --adapter text-inversion"),
         ([base, "--data", data, "--adapter", "lora", "--no-keep-classes"], "adapters only add classes"),
+        (["shapes", "--data.source", "shapes", "--text.tokenizer", "train"], "the tokenizer of its model"),
         ([base, "--data.source", "in_context"], "finetune takes images"),
         ([base, "--data", data, "--prior-preservation", "1"], "a share in [0, 1)"),
     ]:

@@ -108,6 +108,11 @@ def _refuse(spec: ModelSpec, config: RunConfig, folder: Path) -> None:
         raise UserError(
             f"--task {finetune.task} trains all weights; leave --adapter and --prior-preservation out"
         )
+    if finetune.adapter != "none" and config.text.tokenizer not in ("", "init"):
+        raise UserError(  # where the adapter is used, its model's tokenizer reads prompts
+            f"--text.tokenizer is {config.text.tokenizer!r}; an adapter is learned with the tokenizer of its "
+            "model: leave it out, or give --adapter none"
+        )
     if finetune.task == "classify" and (config.data.native or config.data.has_documents):
         raise UserError("--task classify needs images of one size; give another --data.image-size")
     if finetune.task == "caption" and not model.vocab_size:
