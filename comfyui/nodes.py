@@ -185,7 +185,7 @@ def _settings(
     given: dict[str, Any] = {"num_ar_steps": ar_steps, "order": order, "sizes": []}
     if steps:
         given["diffusion_steps"] = [steps]
-    if guidance >= 0:
+    if guidance != -1.0:
         given["guidance_scale"] = guidance
     if sampler != _RECOMMENDED:
         given["sampler"] = sampler

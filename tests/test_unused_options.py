@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from causalfusion import cli
+from causalfusion.commands.finetune import FinetuneRequest
 from causalfusion.config import DiffusionConfig, RunConfig, SampleConfig, WriteConfig
 from causalfusion.config.recipes import load_layer, recipe_names
 from causalfusion.generate.settings import warn_of_unused
-from causalfusion.vocabulary.unused import DEFAULTS, USED
+from causalfusion.vocabulary.unused import DEFAULTS, OUT, USED, _typed
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,63 @@ def test_a_run_that_has_begun_takes_the_command_that_it_began_with(monkeypatch, 
     assert cli.run(line) == 2
     (tmp_path / "checkpoints" / "000000000064").mkdir(parents=True)
     assert cli.run(line) == 0 and seen[0].sample.level_shift == 3
+
+
+FINETUNE = "finetune shapes --data.source shapes"
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ("--mixup 0.5", "--mixup 0.5 would change nothing, as it needs --task classify, not generate;"),
+        ("--task classify --rank 4", "--rank 4 would change nothing, as it needs --adapter lora, not none;"),
+        ("--adapter none --alpha 2", "as it needs --adapter lora, not none;"),
+        ("--prior-images 5", "as it needs --prior-preservation other than 0.0;"),
+        ("--train.trainable embeddings_norms_biases", "as it needs --adapter none, not lora;"),
+        ("--train.evaluate-images 5", "as it needs --train.evaluate-every other than 0;"),
+        ("--data.subset x", "as it needs --data.source datasets, not shapes;"),
+        (
+            "--adapter text-inversion --word <x> --text.caption-first 0.5",
+            "as it needs --adapter none or lora, not text-inversion;",
+        ),
+        ("--sample.variance fixed_small", "as it needs --sample.sampler ddpm, not dpm++;"),
+        ("--diffusion.beta-end 0.1", "finetune has no option --diffusion.beta-end"),
+        ("--train.init other", "--train.init other is for train; finetune takes one MODEL"),
+    ],
+)
+def test_fine_tuning_refuses_what_would_change_nothing(options, answer, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(f"{FINETUNE} {options}".split()) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert answer in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--rank 4 --alpha 2 --prior-preservation 0.5 --prior-images 5",
+        "--adapter none --train.trainable embeddings_norms_biases",
+        "--text.caption-first 0.5 --text.image-first 0.5",
+        "--task classify --mixup 0.5 --train.evaluate-images 5",
+        "--config digits-classify --label-smoothing 0.2",
+        "--sample.level-shift 3",  # of the model's path
+        "--rank 8 --mixup 0",  # the defaults
+    ],
+)
+def test_fine_tuning_takes_what_is_used(options, monkeypatch, tmp_path):
+    seen: list[RunConfig] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config) or tmp_path)
+    monkeypatch.setattr("causalfusion.train.finetuning.report", lambda *_: None)
+    assert cli.run(f"{FINETUNE} {options}".split()) == 0 and len(seen) == 1
+
+
+def test_commands_that_train_have_these_folders():
+    assert {"train": RunConfig().out, "finetune": FinetuneRequest().out} == OUT
+
+
+def test_a_flag_that_repeats_the_default_is_taken():
+    assert _typed("data.streaming", ["false"]) is False and _typed("data.streaming", ["true"]) is True
 
 
 def test_the_same_is_said_once_of_settings_from_elsewhere():

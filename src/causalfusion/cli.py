@@ -111,7 +111,7 @@ def prepare(tokens: Sequence[str]) -> Prepared:
     if line.command.name == "train" and "images" not in layers.get("train", {}):
         decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(layers).keys()
         prepared = _with_choices(prepared, decided)
-    if line.command.name in ("train", "caption", *GENERATING):
+    if line.command.name in ("train", "finetune", "caption", "probe", *GENERATING):
         refuse_unused(line, prepared.settings)
     return prepared
 
@@ -186,6 +186,8 @@ def finetune_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
 
     model = line.value("--model") or layers.get("model")
     given = {name.removeprefix("--") for name in line.given} | flat(layers).keys()
+    if "--train.init" in line.given:
+        raise UserError(f"--train.init {line.value('--train.init')} is for train; finetune takes one MODEL")
     if not model or not {"data.path", "data.cache", "data.source"} & given:
         lacks = "data" if model else "a model"
         raise UserError(f"finetune needs {lacks}: causalfusion finetune MODEL --data PATH --out models/mine")

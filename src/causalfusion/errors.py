@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import Any
+import typing
+from typing import Any, Literal
 
 
 class UserError(ValueError):
@@ -62,10 +64,22 @@ def _written_out(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def check_finite(config: Any, section: str) -> None:
-    """Raises UserError if a number in a configuration is NaN or infinite."""
+def check_values(config: Any, section: str) -> None:
+    """Raises UserError if a number in a configuration is NaN or infinite, or a choice is none that there is:
+    in Python, nothing else looks at them."""
+    choices = _choices_of(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         numbers = value if isinstance(value, list | tuple) else [value]
         wrong = any(isinstance(number, float) and not math.isfinite(number) for number in numbers)
         check(not wrong, f"{section}.{field.name}", value, "a finite number")
+        known = choices.get(field.name)
+        if known is not None and value not in known:
+            check(False, f"{section}.{field.name}", value, f"one of {', '.join(map(str, known))}")
+
+
+@functools.cache
+def _choices_of(config: type) -> dict[str, tuple[Any, ...]]:
+    """The values that each setting of a configuration may have, for those with a few."""
+    hints = typing.get_type_hints(config)
+    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}

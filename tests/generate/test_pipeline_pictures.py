@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from causalfusion.config import SampleConfig, WriteConfig
+from causalfusion.config import FactorizationConfig, FinetuneConfig, SampleConfig, WriteConfig
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
 
@@ -54,3 +54,46 @@ def test_the_same_class_by_name_and_number(pipeline):
         pipeline.generate(["fish"], FAST)
     with pytest.raises(UserError, match="mode F; expected 8 bits"):
         pipeline.caption(Image.new("F", (8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        (lambda p: p.generate([], FAST), "no image is asked for; expected at least one label"),
+        (lambda p: p.generate([0, 1], FAST, image_indices=[5]), "2 images and 1 image_indices"),
+        (lambda p: p.generate([1.5], FAST), "class 1.5 is no class; expected a number or a name"),
+        (lambda p: p.generate([None], FAST), "class None is no class"),
+        (lambda p: p.edit([], "right", []), "there are no images; expected at least one"),
+        (lambda p: p.edit(Image.new("RGB", (8, 8)), "right", [0], FAST, variants=0), "variants is 0"),
+        (lambda p: p.edit(torch.zeros(0, 3, 8, 8), "right", []), "there are no images; expected"),
+        (lambda p: p.caption(torch.zeros(0, 3, 8, 8)), "there are no images; expected"),
+        (lambda p: p.caption([]), "there are no images; expected at least one"),
+        (lambda p: p.features(Image.new("RGB", (8, 8)), layer=-1.5), "layer is -1.5; expected 0"),
+        (lambda p: p.with_adapters(["a"]), "adapters is \\['a'\\]; expected weights by place"),
+        (lambda p: p.with_adapters({"a": "1"}), "weight of adapter a is '1'; expected a finite number"),
+        (lambda p: p.with_adapters({"a": float("nan")}), "weight of adapter a is nan; expected a finite"),
+    ],
+)
+def test_what_python_can_give_wrong_is_one_line(call, answer, pipeline):
+    with pytest.raises(UserError, match=answer):
+        call(pipeline)
+
+
+def test_weights_are_of_known_kinds(models):
+    with pytest.raises(UserError, match="quantize is 'int4'; expected one of none, int8"):
+        Pipeline.load(models["both"], quantize="int4")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="adapters is 'a'; expected weights by place"):
+        Pipeline.load(models["both"], adapters="a")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "choices"),
+    [
+        (SampleConfig, "order", "random, raster, block_raster, dilated"),
+        (FactorizationConfig, "split", "per_batch, per_image"),
+        (FinetuneConfig, "adapter", "none, lora, text-inversion"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_named(config, name, choices):
+    with pytest.raises(UserError, match=rf"\.{name} is 'spiral'; expected one of {choices}"):
+        config(**{name: "spiral"})

@@ -22,8 +22,10 @@ from causalfusion.evaluate.measures.figure import Figure
 from causalfusion.files import sha256_of
 from causalfusion.interop.publish import Publication, write_publication
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import ModelSpec, latest_model, replace_model
+from causalfusion.saved.folder import ModelSpec, latest_model, load_spec, replace_model
 from causalfusion.train.run import train
+
+SHORT = ["--train.images", "16", "--train.batch-size", "8", "--train.precision", "float32"]
 
 
 def card_of(weights: str) -> Card:
@@ -162,3 +164,25 @@ def test_an_autoencoder_goes_along_or_is_told(hub: LocalHub, tmp_path: Path, cap
     gone = latent_model(tmp_path / "gone", str(tmp_path / "nowhere"))
     assert cli.run(["publish", str(gone), "--to", "me/gone"]) == 2
     assert "give its place as --autoencoder PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["classify", "caption"])
+def test_a_page_tells_how_to_use_what_was_trained_for_another_task(task: str, tmp_path: Path):
+    out, model = tmp_path / task, tmp_path / "model"
+    data = ["--data.source", "digits"] if task == "classify" else ["--data.source", "shapes"]
+    if task == "classify":
+        small = ["--model.hidden-size", "16", "--model.depth", "1", "--model.num-heads", "2"]
+        assert cli.run(["train", "--config", "digits", *small, *SHORT, "--out", str(model)]) == 0
+    begun = [str(model) if task == "classify" else "shapes", "--task", task]
+    assert cli.run(["finetune", *begun, *data, *SHORT, "--out", str(out)]) == 0
+    write_publication(out, tmp_path / "page", "me/model", Publication())
+    page = (tmp_path / "page" / "README.md").read_text()
+    tag = {"classify": "image-classification", "caption": "image-to-text"}[task]
+    assert f"pipeline_tag: {tag}" in page and f"causalfusion {task} photo.png --model me/model" in page
+    again = f"causalfusion finetune MODEL --data DATA --task {task} --config training.toml"
+    assert again in page and "causalfusion sample" not in page
+    recipe = tmp_path / "page" / "training.toml"
+    assert f"--task {task}" in recipe.read_text()
+    once_more = [*begun, *data, "--config", str(recipe), "--out", str(tmp_path / "again")]
+    assert cli.run(["finetune", *once_more]) == 0
+    assert load_spec(latest_model(tmp_path / "again")).images_seen == 16

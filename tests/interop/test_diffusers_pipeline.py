@@ -145,6 +145,7 @@ def test_output_types(shapes):
         ({"prompt": "x", "output_type": "latent"}, "output_type is 'latent'; expected one of pil, np, pt"),
         ({"prompt": "x", "num_images_per_prompt": 0}, "num_images_per_prompt is 0; expected at least 1"),
         ({"prompt": "x", "generator": [torch.Generator()] * 2}, "2 generators for 1 images"),
+        ({"prompt": "x", "generator": 5}, "generator is 5; expected a torch.Generator"),
         ({"prompt": "x", "callback_on_step_end_tensor_inputs": ["latents"]}, "has latents; expected tokens"),
         ({"prompt": "x", "num_ar_steps": 10**6}, "sample.num_ar_steps is 1000000; expected at most"),
     ],

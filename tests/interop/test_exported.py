@@ -7,6 +7,8 @@ and our kernel for CPUs (`model/cpu_feed_forward.py`) rounds otherwise.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +47,7 @@ from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec
 
 FOUR = SampleConfig(num_ar_steps=4, diffusion_steps=[2], guidance_scale=2.0)
+EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
 PROMPTS = ["a small red circle", "a blue star", "a large green square to the left of a small red star"]
 
 
@@ -307,3 +310,22 @@ def test_the_packaged_model_draws_prompts(tmp_path, monkeypatch):
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
     with pytest.raises(UserError, match="load the model itself to caption"):
         exported.caption(images)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "answer"),
+    [
+        ("step.pt2", b"", "step.pt2 is damaged: it is cut short, or no program"),
+        ("step.pt2", EMPTY_ZIP, "step.pt2 cannot be read"),
+        ("export.json", {"programs": None}, "export.json is damaged"),
+        ("export.json", {"programs": [{}]}, "export.json is damaged (KeyError('name'))"),
+        ("export.json", {"programs": []}, "has none named condition"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(file, content, answer, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "programs")
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((copy / file).read_text()) | content).encode()
+    (copy / file).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(answer)):
+        load_exported(copy).generate([0])

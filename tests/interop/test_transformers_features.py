@@ -49,3 +49,11 @@ def test_the_auto_classes_know_it(digits_run: Path, tmp_path: Path):
     torch.testing.assert_close(made(**inputs).pooler_output, expected, rtol=0, atol=1e-6)
     with pytest.raises(UserError, match="is no folder here"):
         CausalFusionFeatures.from_pretrained(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "answer"), [({"layer": 99}, "layer is 99"), ({"timestep": -1}, "level is -1")]
+)
+def test_what_the_model_does_not_have_is_refused_before_it_is_saved(chosen, answer):
+    with pytest.raises(UserError, match=answer):
+        CausalFusionFeatures.from_causalfusion("shapes", **chosen)

@@ -125,6 +125,12 @@ def test_bad_input_is_one_line(command, model, tmp_path, capsys):
         ({"test": str(tmp_path / "two")}, "has a class 'cat', which digits has not"),
         ({"data.holdout": "0"}, "no image is held out"),
         ({"neighbours": "190"}, "--neighbours is 190"),
+        ({"kind": "knn", "steps": "9"}, "--steps 9 would change nothing, as it needs --kind attentive"),
+        ({"kind": "linear", "neighbours": "9"}, "as it needs --kind knn"),
+        ({"data.image-size": "16"}, "the size of a probe's images is --size"),
+        ({"data.flip": "true"}, "--data.flip is for training"),
+        ({"data.cache": str(tmp_path)}, "--data.cache is for training"),
+        ({"data.subset": "x"}, "as it needs --data.source datasets, not digits"),
     ):
         assert words in refused(capsys, *command(**options, out=str(tmp_path / "other"))), options
     assert "such as --data.path PATH" in refused(capsys, "probe", "shapes")

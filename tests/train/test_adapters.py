@@ -78,7 +78,7 @@ def test_additions_begin_as_nothing(runs):
     torch.testing.assert_close(found, pipeline.features(image), rtol=0, atol=1e-6)
 
 
-def test_a_merged_model_computes_what_the_run_computes(runs, tmp_path):
+def test_a_merged_model_computes_what_the_run_computes(runs, tmp_path, capsys):
     image = torch.rand(2, 3, 8, 8) * 2 - 1
     whole, base = Pipeline.load(runs["one"]), Pipeline.load(runs["base"])
     loaded = Pipeline.load(runs["base"], adapters={runs["one"]: 1.0})
@@ -86,7 +86,9 @@ def test_a_merged_model_computes_what_the_run_computes(runs, tmp_path):
     assert not torch.allclose(base.features(image), whole.features(image), atol=1e-4)
     line = ["convert", "merge", str(runs["base"]), "--adapters", str(runs["one"])]
     assert cli.run([*line, "--out", str(tmp_path / "merged")]) == 0
+    assert " with 1 adapter inside, " in capsys.readouterr().out
     assert cli.run(["convert", "merge", str(runs["one"]), "--out", str(tmp_path / "own")]) == 0
+    assert " with its low-rank additions inside, " in capsys.readouterr().out
     assert cli.run(["convert", "merge", str(runs["base"]), "--out", str(tmp_path / "none")]) == 2
     for name in ("merged", "own"):
         plain = Pipeline.load(tmp_path / name)

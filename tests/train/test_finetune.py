@@ -171,9 +171,20 @@ def test_what_is_missing_or_does_not_fit_is_said_in_one_line(base, tmp_path, cap
         ([base, "--data", data, "--adapter", "text-inversion", "--word", "<x>"], "has no words of its own"),
         ([base, "--data", data, "--word", "<x>"], "without --adapter text-inversion"),
         ([base, "--data", data, "--adapter", "lora", "--no-keep-classes"], "adapters only add classes"),
+        (["shapes", "--data.source", "shapes", "--text.tokenizer", "train"], "the tokenizer of its model"),
         ([base, "--data.source", "in_context"], "finetune takes images"),
         ([base, "--data", data, "--prior-preservation", "1"], "a share in [0, 1)"),
     ]:
         assert cli.run(["finetune", *map(str, line), "--out", str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err
     assert not checkpoints_of(tmp_path / "out")
+    assert finetune(base, "--data", data, "--out", base) == 2
+    assert "is the model that the run goes on from; give another folder" in capsys.readouterr().err
+
+
+def test_images_of_other_channels_are_refused_before_any_are_drawn(base, tmp_path, capsys):
+    np.savez(tmp_path / "grey.npz", images=np.zeros((20, 8, 8), np.uint8))
+    grey = ["--data", tmp_path / "grey.npz", "--out", tmp_path / "out"]
+    assert finetune(base, *grey, "--prior-preservation", 0.5) == 2
+    assert "have 1 channel (grey, such as an .npz file may hold), the model's 3" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "prior").exists()

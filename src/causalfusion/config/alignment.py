@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class AlignConfig:
     """Number of its features, filled in when a run begins."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "align")
+        check_values(self, "align")
         check(0 <= self.layer <= 4096, "align.layer", self.layer, "the number of a layer, from 1, or 0")
         check(self.coefficient > 0, "align.coefficient", self.coefficient, "a positive number")
         check(0 <= self.width <= 65536, "align.width", self.width, "0 to 65536")

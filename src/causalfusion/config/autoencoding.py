@@ -8,7 +8,7 @@ from typing import Literal
 
 from causalfusion.config.settings import DataConfig
 from causalfusion.config.training import TrainConfig
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 NORM_GROUPS = 32
 """Largest number of groups of a convolutional network's group norms."""
@@ -40,7 +40,7 @@ class AutoencoderConfig:
     """fixed_variance: root mean square of the deviations of the latents."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "autoencoder")
+        check_values(self, "autoencoder")
         check(1 <= self.downsample <= 256, "downsample", self.downsample, "1 to 256")
         power = self.kind == "fixed_variance" or self.downsample.bit_count() == 1
         check(power, "downsample", self.downsample, "a power of two, for --kind kl")
@@ -108,7 +108,7 @@ class ReconstructionConfig:
     """Train steps between records in log.jsonl."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "codec train")
+        check_values(self, "codec train")
         check(bool(self.minutes or self.images), "minutes", self.minutes, "more than 0, or --images")
         for name in ("minutes", "images", "perceptual_weight", "checkpoint_minutes", "picture_minutes"):
             check(getattr(self, name) >= 0, name.replace("_", "-"), getattr(self, name), "0 or more")

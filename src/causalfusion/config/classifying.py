@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class ClassifyConfig:
     """classify: the learning rate of each layer is that of the next one times this; 1: the same for all."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "classify")
+        check_values(self, "classify")
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         for name in ("mixup", "cutmix"):
             check(0 <= getattr(self, name) <= 100, name, getattr(self, name), "0 to 100")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "velocity", "score"]
 _OF_FLOWS = ("epsilon", "sample", "velocity", "score")
@@ -75,7 +75,7 @@ class DiffusionConfig:
     level itself (FiTv2's time_shifting)."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "diffusion")
+        check_values(self, "diffusion")
         self._check_numbers()
         self._check_combination()
 

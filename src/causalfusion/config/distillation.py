@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 MOST_STEPS = 4
 
@@ -30,7 +30,7 @@ class DistillConfig:
     """SHA-256 of the teacher's weights, filled in when a run begins."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "distill")
+        check_values(self, "distill")
         least = 1 if self.teacher else 0
         in_range = least <= self.steps <= MOST_STEPS
         check(in_range, "distill.steps", self.steps, f"1 to {MOST_STEPS}")

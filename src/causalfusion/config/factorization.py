@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from causalfusion.config.generation import OrderName
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class FactorizationConfig:
     """Noised copies of every AR step, each at its own noise level (4x and 8x t in the paper)."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "factorization")
+        check_values(self, "factorization")
         check(0 < self.decay <= 1, "factorization.decay", self.decay, "a number in (0, 1]")
         check(self.num_ar_steps >= 0, "factorization.num_ar_steps", self.num_ar_steps, "0 or more")
         check(self.block_size >= 1, "factorization.block_size", self.block_size, "at least 1")

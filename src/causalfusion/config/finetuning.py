@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 TaskName = Literal["generate", "classify", "caption"]
 AdapterKind = Literal["none", "lora", "text-inversion"]
@@ -49,7 +49,7 @@ class FinetuneConfig:
     """Classes of the data that the model does not have."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "finetune")
+        check_values(self, "finetune")
         check(1 <= self.rank <= 65_536, "rank", self.rank, "1 to 65536")
         check(self.alpha >= 0, "alpha", self.alpha, "0 or a positive number")
         inverts = self.adapter == "text-inversion"

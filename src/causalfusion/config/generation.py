@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 OrderName = Literal["random", "raster", "block_raster", "dilated"]
 SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde", "sde_heun"]
@@ -82,7 +82,7 @@ class SampleConfig:
     """Guide only this many channels of the latents, the first ones (DiT, Large-DiT, FiTv2: 3); 0: all."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "sample")
+        check_values(self, "sample")
         check(self.num_ar_steps >= 0, "sample.num_ar_steps", self.num_ar_steps, "0 or more")
         check(all(n >= 1 for n in self.sizes), "sample.sizes", self.sizes, "positive numbers of tokens")
         counts = self.diffusion_steps

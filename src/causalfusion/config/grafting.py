@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class LoraConfig:
     """Additions are scaled by alpha / rank; 0: by 1."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "lora")
+        check_values(self, "lora")
         check(0 <= self.rank <= 65_536, "model.lora.rank", self.rank, "0 to 65536")
         check(self.alpha >= 0, "model.lora.alpha", self.alpha, "0 or a positive number")
         check(

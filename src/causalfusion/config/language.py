@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 NUM_MARKERS = 5
 """Markers of texts and images: the last ids of a vocabulary (`codec.tokenizer.Markers`)."""
@@ -40,7 +40,7 @@ class ScalingConfig:
     """longrope: those for longer sequences."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "scaling")
+        check_values(self, "scaling")
         name = "model.language.scaling."
         check(self.factor > 0, name + "factor", self.factor, "a positive number")
         check(self.attention > 0, name + "attention", self.attention, "a positive number")
@@ -83,7 +83,7 @@ class LanguageConfig:
     """First block with that window; earlier ones see all."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "language")
+        check_values(self, "language")
         check(self.rope_base > 1, "model.language.rope_base", self.rope_base, "a number above 1")
         check(0 <= self.window <= 100_000_000, "model.language.window", self.window, "0 to 100000000")
         check(0 <= self.longest <= 100_000_000, "model.language.longest", self.longest, "0 to 100000000")

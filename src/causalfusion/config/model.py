@@ -15,7 +15,7 @@ from causalfusion.config.parts import (
     QKNormConfig,
     RopeConfig,
 )
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 _BOUNDS = {
     "hidden_size": (1, 65_536), "depth": (1, 1_000), "num_heads": (1, 4_096), "num_kv_heads": (0, 4_096),
@@ -100,7 +100,7 @@ class ModelConfig:
     """Image tokens per row, so that L = grid_height * grid_width; 0 until known from the data."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "model")
+        check_values(self, "model")
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
             check(least <= value <= most, f"model.{name}", value, f"{least} to {most}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 NormKind = Literal["layer_norm", "rms_norm"]
 NormWeight = Literal["auto", "learned", "none"]
@@ -22,7 +22,7 @@ class NormConfig:
     """Added to the variance."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "norm")
+        check_values(self, "norm")
         check(self.eps > 0, "norm.eps", self.eps, "a positive number")
 
     def learned(self, adaln: bool) -> bool:
@@ -42,7 +42,7 @@ class QKNormConfig:
     """Added to the variance."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "qk_norm")
+        check_values(self, "qk_norm")
         check(self.eps > 0, "qk_norm.eps", self.eps, "a positive number")
 
 
@@ -85,7 +85,7 @@ class RopeConfig:
     """Side of the grid of training, in tokens; 0: that of the model's grid."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "rope")
+        check_values(self, "rope")
         check(self.base > 1, "model.rope.base", self.base, "a number above 1")
         check(0 <= self.trained_side <= 16_384, "model.rope.trained_side", self.trained_side, "0 to 16384")
         fits = self.extrapolation == "none" or (self.axes == "grid" and self.spacing == "open")

@@ -21,7 +21,7 @@ from causalfusion.config.model import ModelConfig
 from causalfusion.config.sizes import MAX_SIDE, Fit, parse_size, size_text
 from causalfusion.config.text import TextConfig
 from causalfusion.config.training import TrainConfig
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 SourceName = Literal[
     "digits", "shapes", "folder", "webdataset", "jsonl", "npz", "parquet", "datasets", "documents",
@@ -91,7 +91,7 @@ class DataConfig:
     """Folder written by `causalfusion encode`: train on its latents instead of encoding again."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "data")
+        check_values(self, "data")
         self._check_image_size()
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a share in [0, 1)")
         in_range = 0 <= self.num_workers <= MAX_WORKERS
@@ -185,7 +185,7 @@ class CodecConfig:
     of the square that it draws by default; 0: all its images have one size."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "codec")
+        check_values(self, "codec")
         check(1 <= self.patch_size <= 4096, "codec.patch_size", self.patch_size, "1 to 4096")
         for name in ("image_height", "image_width", "image_channels", "latent_channels", "downsample"):
             check(0 <= getattr(self, name) <= 65536, f"codec.{name}", getattr(self, name), "0 to 65536")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TextConfig:
     """image_context = noised: timesteps of images before text are below this."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "text")
+        check_values(self, "text")
         names = ("caption_first", "image_first", "image_only", "text_only")
         for name in names:
             check(0 <= getattr(self, name) <= 1, f"text.{name}", getattr(self, name), "a share in [0, 1]")
@@ -65,7 +65,7 @@ class WriteConfig:
     """Sample only from the most likely tokens that together have this probability."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "write")
+        check_values(self, "write")
         check(self.max_tokens >= 1, "write.max_tokens", self.max_tokens, "at least 1")
         check(self.text_temperature >= 0, "write.text_temperature", self.text_temperature, "0 or more")
         check(self.top_k >= 0, "write.top_k", self.top_k, "0 or more")

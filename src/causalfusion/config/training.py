@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from causalfusion.errors import check, check_finite
+from causalfusion.errors import check, check_values
 
 LoggerName = Literal["tensorboard", "wandb", "trackio"]
 _AT_LEAST_1 = (
@@ -139,7 +139,7 @@ class TrainConfig:
     """Minutes between grids of samples, which take at most a tenth of the time; 0: by steps only."""
 
     def __post_init__(self) -> None:
-        check_finite(self, "train")
+        check_values(self, "train")
         for name in _AT_LEAST_1:
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in _AT_LEAST_0:

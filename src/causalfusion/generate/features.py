@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def layer_number(config: ModelConfig, layer: int) -> int:
     """The number of a layer, of which negative ones count from the last. Raises UserError where there is
     none."""
     last = num_layers(config)
-    if not -last - 1 <= layer <= last:
+    if not isinstance(layer, SupportsIndex) or not -last - 1 <= layer <= last:
         raise UserError(
             f"layer is {layer}; expected 0 (what enters the first block) to {last} (the last), or -1 (the "
             f"last) to {-last - 1}"

@@ -19,7 +19,10 @@ from causalfusion.rng import derive_generator
 def draw_orders(
     config: SampleConfig, grid_height: int, grid_width: int, seed: int, image_indices: Sequence[int]
 ) -> Tensor:
-    """(B, L): each image's order of generation, a function of (seed, image index)."""
+    """(B, L): each image's order of generation, a function of (seed, image index). Raises UserError where
+    there is no image."""
+    if not image_indices:
+        raise UserError("no image is asked for; expected at least one label, prompt or image")
     grid = (grid_height, grid_width)
     generators = [derive_generator(seed, "order", index) for index in image_indices]
     return torch.stack(

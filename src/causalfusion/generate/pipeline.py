@@ -15,7 +15,7 @@ from torch import Tensor
 
 from causalfusion.config import RopeExtrapolation, SampleConfig, WriteConfig
 from causalfusion.documents import Document, Image, ImageToCome, Text
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 from causalfusion.factorization import Plan
 from causalfusion.generate.context import prefill
 from causalfusion.generate.features import image_features
@@ -66,6 +66,8 @@ class Pipeline(PublishedPipeline):
 
     def to_tensor(self, images: Images) -> Tensor:
         """(B, C, H, W) in [-1, 1] of pictures or image files, cropped and scaled as in training."""
+        if isinstance(images, Sequence | Tensor) and not len(images):
+            raise UserError("there are no images; expected at least one")
         if isinstance(images, Tensor):
             return images
         config = self.codec.config
@@ -157,6 +159,7 @@ class Pipeline(PublishedPipeline):
             raise UserError("this model cannot edit: its head asks for one token after another")
         mask, images = self._mask(mask, images), self.to_tensor(images)
         label_tensor, documents = self.conditions(labels, prompts)
+        check(variants >= 1, "variants", variants, "at least 1")
         if mask.shape != images.shape[-2:] or len(label_tensor) != len(images):
             raise UserError(
                 f"mask {tuple(mask.shape)} and {len(label_tensor)} labels or prompts do not fit images of "

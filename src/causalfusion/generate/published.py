@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import torch
 
 from causalfusion.config import SampleConfig
 from causalfusion.config.options import QuantizeChoice
 from causalfusion.diffusion.process import make_process
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 from causalfusion.files import write_whole
 from causalfusion.generate.token_pipeline import TokenPipeline
 from causalfusion.model.quantized import quantize_weights
 from causalfusion.saved.adapted import Weighted, adapted, told_of
-from causalfusion.saved.adapter import read_adapter
+from causalfusion.saved.adapter import Adapter, read_adapter
 from causalfusion.saved.folder import (
     WeightsName,
     load_model,
@@ -35,6 +37,16 @@ from causalfusion.saved.hub_upload import upload_model
 from causalfusion.saved.model_card import CardFacts, model_card
 from causalfusion.saved.sampling import read_sampling
 from causalfusion.weight_files import fingerprint_of
+
+
+def weighted(adapters: Mapping[str | Path, float], read: Callable[[Path], Adapter]) -> Weighted:
+    """The adapters of {place: weight}. Raises UserError for what is none, before anything is read."""
+    expected = "weights by place, such as {'runs/hearts-lora': 0.7}"
+    check(isinstance(adapters, Mapping), "adapters", adapters, expected)
+    for place, weight in adapters.items():
+        fits = isinstance(weight, Real) and math.isfinite(weight)
+        check(fits, f"the weight of adapter {place}", weight, "a finite number")
+    return [(read(Path(place)), weight) for place, weight in adapters.items()]
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class PublishedPipeline(TokenPipeline):
         pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
         """
 
-        given = [(read_adapter(Path(place)), weight) for place, weight in (adapters or {}).items()]
+        given = weighted(adapters or {}, read_adapter)
         return cls._opened(Path(folder), given, weights, device, autocast_dtype, autoencoder, quantize)
 
     @classmethod
@@ -78,6 +90,8 @@ class PublishedPipeline(TokenPipeline):
         quantize: QuantizeChoice,
     ) -> Self:
         """`load` with adapters that are read."""
+        choices = get_args(QuantizeChoice)
+        check(quantize in choices, "quantize", quantize, f"one of {', '.join(choices)}")
 
         def read(place: Path) -> Self:
             model, spec = load_model(place, weights, device)
@@ -103,7 +117,7 @@ class PublishedPipeline(TokenPipeline):
                 f"the pipeline's weights are {self.quantize}, to which no adapter is added; give the "
                 "adapters where it is loaded"
             )
-        return self._with([(read_adapter(Path(place)), weight) for place, weight in adapters.items()])
+        return self._with(weighted(adapters, read_adapter))
 
     def _with(self, given: Weighted) -> Self:
         if not given:
@@ -141,7 +155,7 @@ class PublishedPipeline(TokenPipeline):
         if name is not None:
             model = fetch_model(name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         fetch = partial(fetch_adapter, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-        given = [(read_adapter(Path(place), fetch), weight) for place, weight in (adapters or {}).items()]
+        given = weighted(adapters or {}, partial(read_adapter, fetch=fetch))
         return cls._opened(Path(model), given, weights, device, autocast_dtype, autoencoder, quantize)
 
     def save_pretrained(

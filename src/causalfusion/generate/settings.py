@@ -6,6 +6,7 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import SupportsIndex
 
 import torch
 
@@ -171,7 +172,9 @@ def _as_number(text: str) -> int | None:
 
 
 def check_label(label: int, num_classes: int) -> int:
-    if not 0 <= label < num_classes:
+    if not isinstance(label, SupportsIndex):
+        raise UserError(f"class {label!r} is no class; expected a number or a name")
+    if not 0 <= int(label) < num_classes:
         raise UserError(f"class {label} is out of range; expected a number from 0 to {num_classes - 1}")
     return label
 

@@ -129,6 +129,8 @@ class TokenPipeline:
     ) -> Tensor:
         """Tokens (B, L, P), in raster order, of the images to come of documents with images (N, L, P)."""
         indices, prompts = list(image_indices), self.prompts_of(documents, tokens)
+        if len(indices) != len(labels):
+            raise UserError(f"{len(labels)} images and {len(indices)} image_indices; expected equal numbers")
         num_tokens = self.codec.num_tokens
         sizes = step_sizes(config, num_tokens, seed)
         order = draw_orders(config, *self.grid, seed, indices).to(self.device)

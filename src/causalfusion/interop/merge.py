@@ -39,4 +39,5 @@ def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) ->
     if (source / SAMPLING_FILE).is_file():  # a page, or a classifier, is of the model without them
         shutil.copyfile(source / SAMPLING_FILE, out / SAMPLING_FILE)
     count = sum(value.numel() for value in weights.values())
-    return f"{out}: {source} with {len(given)} adapters inside, {count:,} parameters"
+    told = f"{len(given)} adapter{'s' * (len(given) != 1)}" if given else "its low-rank additions"
+    return f"{out}: {source} with {told} inside, {count:,} parameters"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from causalfusion.config import RunConfig
+from causalfusion.config.finetuning import TaskName
 from causalfusion.config.serialize import flat, read_object, to_dict
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import FILE_NAME as CARD_FILE
@@ -24,6 +25,7 @@ from causalfusion.interop.bundle import COPIED, bundle_model
 from causalfusion.saved.adapter_files import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.folder import (
     AUTOENCODER_FOLDER,
+    CLASSIFIER_FILE,
     latest_model,
     load_spec,
     load_tokenizer,
@@ -43,7 +45,9 @@ _PATHS = (
 )  # fmt: skip
 _NOT_TOLD = ("out", "distill.teacher_hash", "align.encoder_hash", *_PATHS)
 _OF_PRIOR = ("finetune.prior_preservation", "finetune.prior_images")
-_OF_ADAPTER = ("finetune.adapter", "finetune.rank", "finetune.alpha", "finetune.word", "finetune.like")
+_OF_ADAPTER = (
+    "finetune.task", "finetune.adapter", "finetune.rank", "finetune.alpha", "finetune.word", "finetune.like",
+)  # fmt: skip
 _FROM_DATA = (
     "model.num_classes", "model.token_dim", "model.vocab_size", "model.grid_height", "model.grid_width",
     "codec.image_height", "codec.image_width", "codec.image_channels", "codec.latent_channels",
@@ -82,6 +86,7 @@ def write_publication(model: Path, out: Path, name: str, asked: Publication) -> 
         figures=[figure for _, card in cards for figure in _figures_of(card)],
         data=_data_facts(source),
         recipe=_write_recipe(source, out),
+        task=_task_of(source),
         pictures=copy_pictures(run, cards, asked.pictures, out),
         own_text=own_text(source),
     )
@@ -207,6 +212,13 @@ def _data_facts(source: Path) -> dict[str, str]:
         "seed": str(settings.get("train.seed", "")),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _task_of(source: Path) -> TaskName:
+    """What the model of a checkpoint, or of a folder without its training, was last trained for."""
+    if (source / CLASSIFIER_FILE).is_file():
+        return "classify"
+    return "caption" if flat(settings_of_run(source)).get("finetune.task") == "caption" else "generate"
 
 
 def _write_recipe(source: Path, out: Path) -> str:

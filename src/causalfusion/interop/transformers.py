@@ -23,7 +23,7 @@ from causalfusion.codec.tokenizer import LANGUAGE_FOLDER
 from causalfusion.config.serialize import to_dict
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
-from causalfusion.generate.features import image_features
+from causalfusion.generate.features import image_features, layer_number, share_of
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.read import image_of
 from causalfusion.model.transformer import Transformer
@@ -107,7 +107,11 @@ class CausalFusionFeatures(PreTrainedModel):
 
     @classmethod
     def of(cls, pipeline: Pipeline, *, layer: int = -1, timestep: float | None = None, seed: int = 0) -> Self:
-        """The features of a pipeline of this package; its weights are shared."""
+        """The features of a pipeline of this package; its weights are shared. Raises UserError for a layer or
+        noise level that its model does not have."""
+        layer_number(pipeline.model.config, layer)
+        if timestep is not None:
+            share_of(pipeline, timestep)
         spec = {"format": FORMAT, **to_dict(pipeline.spec)}
         made = cls(CausalFusionConfig(spec=spec, layer=layer, timestep=timestep, seed=seed))
         made.model, made.pipeline = pipeline.model, pipeline
@@ -115,7 +119,8 @@ class CausalFusionFeatures(PreTrainedModel):
 
     @classmethod
     def from_causalfusion(cls, model: Path | str, **chosen: Any) -> Self:
-        """From whatever `Pipeline.load` takes; `chosen`: layer, timestep and seed."""
+        """From whatever `Pipeline.load` takes; `chosen`: layer, timestep and seed. Raises UserError, for a
+        layer or noise level that the model does not have, too."""
         return cls.of(Pipeline.load(model), **chosen)
 
     @property

@@ -56,6 +56,13 @@ class ProbeRequest(GeneratingOptions):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise UserError(f"--{name} is {list(values)}; expected one or more, each once")
+        for name, kind in (("steps", "attentive"), ("neighbours", "knn")):
+            value = getattr(self, name)
+            if value != getattr(ProbeRequest, name) and kind not in self.kind:
+                raise UserError(
+                    f"--{name} {value} would change nothing, as it needs --kind {kind}; leave it out, or "
+                    "change the other"
+                )
         self.noise_levels  # noqa: B018 - raises for what is no level
         self.layer_numbers  # noqa: B018
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from causalfusion.config.finetuning import TaskName
 from causalfusion.errors import printable
 from causalfusion.saved.folder import AUTOENCODER_FOLDER, ModelSpec
 
@@ -42,6 +43,8 @@ class CardFacts:
     """Name of the file with the training's settings; empty where they are unknown."""
     pictures: list[tuple[str, str]] = field(default_factory=list)
     """(description, file) of each picture."""
+    task: TaskName = "generate"
+    """What the model was last trained for: to draw, to tell classes, or to describe."""
     own_text: str = ""
     """A text about the model that lay in its folder."""
 
@@ -54,7 +57,7 @@ def model_card(name: str, spec: ModelSpec, facts: CardFacts) -> str:
         "A causal diffusion transformer: one decoder-only model, factorised over autoregressive steps and "
         f"noise levels ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})), made with CausalFusion.",
         *[f"![{description}]({file})\n\n*{description}*" for description, file in facts.pictures],
-        _usage(name, spec),
+        _usage(name, spec, facts.task),
         "## The model\n\n" + table(("", ""), list(_model_rows(spec, facts).items())),
         _figures(facts.figures),
         _training(spec, facts),
@@ -86,20 +89,32 @@ def _front_matter(spec: ModelSpec, facts: CardFacts) -> str:
     values: dict[str, object] = {"library_name": "causalfusion"}
     if facts.license:
         values["license"] = facts.license
-    values["pipeline_tag"] = _task(spec)
+    values["pipeline_tag"] = _task(spec, facts.task)
     values["tags"] = ["causalfusion", "causal-diffusion", f"arxiv:{PAPER}"]
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
 
 
-def _task(spec: ModelSpec) -> str:
+def _task(spec: ModelSpec, task: TaskName) -> str:
     """The hub's name of what the model does."""
+    if task != "generate":
+        return {"classify": "image-classification", "caption": "image-to-text"}[task]
     if spec.model.text_only:
         return "text-generation"
     return "text-to-image" if spec.model.vocab_size else "unconditional-image-generation"
 
 
-def _usage(name: str, spec: ModelSpec) -> str:
-    if spec.model.text_only:
+def _usage(name: str, spec: ModelSpec, task: TaskName) -> str:
+    if task == "classify":
+        return (
+            f"## Use\n\n    causalfusion classify photo.png --model {name}\n\n"
+            "```python\nfrom causalfusion.generate.classifier import Classifier\n\n"
+            f'classifier = Classifier.load("{name}")\nimages = classifier.pipeline.to_tensor(["photo.png"])\n'
+            "shares = classifier.probabilities(images)  # of classifier.class_names\n```"
+        )
+    if task == "caption":
+        command, load = "caption photo.png", "Pipeline.from_pretrained"
+        call = 'caption("photo.png")'
+    elif spec.model.text_only:
         command, load, call = "complete 'Once upon a time'", "LanguagePipeline.load", 'complete(["Once"])'
     elif spec.model.vocab_size:
         command, load = "sample 'a prompt'", "Pipeline.from_pretrained"
@@ -172,8 +187,11 @@ def _training(spec: ModelSpec, facts: CardFacts) -> str:
     if facts.data:
         text += "\n\n" + table(("data", ""), list(facts.data.items()))
     if facts.recipe:
+        begins = (
+            "train DATA" if facts.task == "generate" else f"finetune MODEL --data DATA --task {facts.task}"
+        )
         text += (
-            f"\n\nAll settings are in `{facts.recipe}`; on data of your own: `causalfusion train DATA "
+            f"\n\nAll settings are in `{facts.recipe}`; on data of your own: `causalfusion {begins} "
             f"--config {facts.recipe}`."
         )
     return text

@@ -71,6 +71,8 @@ def continued(config: RunConfig) -> RunConfig:
             f"data.source is {config.data.source}; finetune takes images: a model goes on with documents by "
             f"causalfusion train --train.init {config.train.init}"
         )
+    if Path(config.out).resolve() == Path(config.train.init).resolve():
+        raise UserError(f"--out {config.out} is the model that the run goes on from; give another folder")
     spec, folder = read_latest(Path(config.train.init), load_spec)
     _refuse(spec, config, folder)
     finetune = replace(config.finetune, base=config.train.init, classes=_classes(spec))
@@ -105,6 +107,11 @@ def _refuse(spec: ModelSpec, config: RunConfig, folder: Path) -> None:
     if finetune.task != "generate" and (finetune.adapter != "none" or finetune.prior_preservation):
         raise UserError(
             f"--task {finetune.task} trains all weights; leave --adapter and --prior-preservation out"
+        )
+    if finetune.adapter != "none" and config.text.tokenizer not in ("", "init"):
+        raise UserError(  # where the adapter is used, its model's tokenizer reads prompts
+            f"--text.tokenizer is {config.text.tokenizer!r}; an adapter is learned with the tokenizer of its "
+            "model: leave it out, or give --adapter none"
         )
     if finetune.task == "classify" and (config.data.native or config.data.has_documents):
         raise UserError("--task classify needs images of one size; give another --data.image-size")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from causalfusion.config import RunConfig, SampleConfig, WriteConfig
+from causalfusion.config import ClassifyConfig, FinetuneConfig, RunConfig, SampleConfig, WriteConfig
 from causalfusion.config.options import option_name
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import UserError
@@ -45,6 +45,8 @@ TABLES = Use("data.source", ("parquet", "datasets"))
 ALIGNED = Use("align.encoder", unless="")
 TEACHER = Use("distill.teacher", unless="")
 TEXT, GUIDANCE = Use("text.tokenizer", unless=""), Use("sample.guidance_scale", unless=1.0)
+CLASSIFIES, ALL_WEIGHTS = Use("finetune.task", ("classify",)), Use("finetune.adapter", ("none",))
+LORA, NO_NEW_WORD = Use("finetune.adapter", ("lora",)), Use("finetune.adapter", ("none", "lora"))
 NORMAL, WEIGHTED = (
     Use("diffusion.level_distribution", ("logit_normal",)),
     Use("factorization.loss_weight", ("linear", "cosine")),
@@ -93,19 +95,23 @@ USED: dict[str, tuple[Use, ...]] = {
     "factorization.loss_weight_first": (WEIGHTED,),
     "factorization.loss_weight_last": (WEIGHTED,),
     "text.vocab_size": (Use("text.tokenizer", ("train",)),),
-    "text.caption_first": (TEXT, IMAGES),
-    "text.image_first": (TEXT, IMAGES),
-    "text.image_only": (TEXT, IMAGES),
-    "text.text_only": (TEXT, IMAGES),
+    "text.caption_first": (TEXT, IMAGES, NO_NEW_WORD),
+    "text.image_first": (TEXT, IMAGES, NO_NEW_WORD),
+    "text.image_only": (TEXT, IMAGES, NO_NEW_WORD),
+    "text.text_only": (TEXT, IMAGES, NO_NEW_WORD),
     "text.caption_dropout": (TEXT,),
     "text.loss_coefficient": (TEXT,),
     "text.max_context_timestep": (TEXT, Use("text.image_context", ("noised",))),
     "model.max_text_tokens": (TEXT,),
     "train.text_lr_factor": (TEXT, Use("train.trainable", ("all",))),
     "train.lr_decay": (Use("train.lr_schedule", ("wsd",)),),
-    "train.trainable": (Use("train.init", unless=""),),
+    "train.trainable": (Use("train.init", unless=""), ALL_WEIGHTS),
     "train.class_dropout": (Use("model.num_class_tokens", unless=0),),
     "train.evaluate_images": (Use("train.evaluate_every", unless=0),),
+    "finetune.rank": (LORA,),
+    "finetune.alpha": (LORA,),
+    "finetune.prior_images": (Use("finetune.prior_preservation", unless=0.0),),
+    **{f"classify.{name}": (CLASSIFIES,) for name in flat(to_dict(ClassifyConfig()))},
     "align.layer": (ALIGNED,),
     "align.coefficient": (ALIGNED,),
     "align.width": (ALIGNED,),
@@ -119,6 +125,24 @@ USED: dict[str, tuple[Use, ...]] = {
 as their help says (`sizes`, `given_order`, `epochs`), and those that their configuration itself refuses
 (`eta`, `temperature`)."""
 DEFAULTS = {**flat(to_dict(RunConfig())), **flat({"write": to_dict(WriteConfig())})}
+OUT = {"train": DEFAULTS["out"], "finetune": "runs/finetune"}
+"""The commands that train by the settings of a run, and the folder of each where none is given."""
+
+
+_OF_COMMANDS = {
+    "sample": SampleConfig, "write": WriteConfig, "finetune": FinetuneConfig, "classify": ClassifyConfig,
+}  # fmt: skip
+"""Tables whose settings are options without their name (--rank) of some commands."""
+
+
+_OF_TRAINING = frozenset(
+    f"--data.{name}"
+    for name in (
+        "max-area", "batches", "packed-tokens", "flip", "captions", "class-words", "cache", "task",
+        "examples",
+    )
+)  # fmt: skip
+"""Options of data that a probe, which reads plain images and their classes, has no use for."""
 
 
 def refuse_unused(line: Line, layers: dict[str, Any]) -> None:
@@ -126,6 +150,8 @@ def refuse_unused(line: Line, layers: dict[str, Any]) -> None:
     settings beneath it. An option that repeats the default is none."""
     if "--samples" in line.given or "samples" in layers:
         return  # nothing is generated, which `evaluate` says itself
+    if line.command.name == "probe":
+        _refuse_of_training(line)
     beneath = flat(layers)
     given: dict[str, Sequence[str]] = {_setting(option): values for option, values in line.given.items()}
     for setting in given:
@@ -135,6 +161,14 @@ def refuse_unused(line: Line, layers: dict[str, Any]) -> None:
             now = _value(line, given, beneath, use.other)
             if not use.holds(now) and not _has_begun(line, layers):
                 raise UserError(_refusal(line, setting, given[setting], use, now))
+
+
+def _refuse_of_training(line: Line) -> None:
+    for option in line.given:
+        if option == "--data.image-size":
+            raise UserError(f"{option} would change nothing: the size of a probe's images is --size")
+        if option in _OF_TRAINING:
+            raise UserError(f"{option} is for training, and would change nothing in a probe; leave it out")
 
 
 def _refusal(line: Line, setting: str, values: Sequence[str], use: Use, now: Any) -> str:
@@ -147,7 +181,7 @@ def _refusal(line: Line, setting: str, values: Sequence[str], use: Use, now: Any
 def _setting(option: str) -> str:
     """The name in a run's configuration of what an option sets: `sample.sampler` for --sampler."""
     name = option.removeprefix("--").replace("-", "_")
-    for table, config in (("sample", SampleConfig), ("write", WriteConfig)):
+    for table, config in _OF_COMMANDS.items():
         if name in config.__dataclass_fields__:
             return f"{table}.{name}"
     return name
@@ -155,8 +189,8 @@ def _setting(option: str) -> str:
 
 def _option(line: Line, setting: str) -> str:
     """The option of the line's command for a setting."""
-    short = option_name(setting.rpartition(".")[2])
-    return short if line.command.name != "train" else option_name(setting)
+    short, full = option_name(setting.rpartition(".")[2]), option_name(setting)
+    return full if line.command.get(full) else short
 
 
 def _value(line: Line, given: dict[str, Sequence[str]], beneath: dict[str, Any], setting: str) -> Any:
@@ -171,10 +205,15 @@ def _value(line: Line, given: dict[str, Sequence[str]], beneath: dict[str, Any],
 
 def _value_beneath(line: Line, beneath: dict[str, Any], setting: str) -> Any:
     """The value of a setting that the line does not give: from the files, the model or the default."""
-    table, _, name = setting.partition(".")
-    key = name if table in ("sample", "write") and line.command.name != "train" else setting
-    if setting == "diffusion.path" and line.command.name != "train":
+    command, (table, _, name) = line.command.name, setting.partition(".")
+    if setting == "diffusion.path" and command != "train":
         return _path_of_model(line, beneath)
+    if setting == "train.init" and command == "finetune":
+        return line.value("--model") or beneath.get("model")
+    if table == "finetune" and command != "finetune":
+        return "none" if setting == "finetune.adapter" else DEFAULTS[setting]
+    own = table in _OF_COMMANDS and not line.command.get(option_name(setting))
+    key = name if own else setting
     return beneath.get(key, DEFAULTS[setting])
 
 
@@ -189,8 +228,10 @@ def _has_begun(line: Line, layers: dict[str, Any]) -> bool:
     """True for a training that has a checkpoint to go on from."""
     from causalfusion.saved.folder import checkpoints_of
 
-    run = line.value("--out") or layers.get("out") or DEFAULTS["out"]
-    return line.command.name == "train" and bool(checkpoints_of(Path(run)))
+    if line.command.name not in OUT:
+        return False
+    run = line.value("--out") or layers.get("out") or OUT[line.command.name]
+    return bool(checkpoints_of(Path(run)))
 
 
 def _typed(setting: str, values: Sequence[str]) -> Any:
@@ -200,6 +241,8 @@ def _typed(setting: str, values: Sequence[str]) -> Any:
     try:
         if isinstance(default, list):
             return [float(value) for value in values]
+        if isinstance(default, bool):
+            return values[-1] == "true"
         return type(default)(values[-1])
     except ValueError:
         return values[-1]

@@ -193,10 +193,12 @@ def seed_of(generator: torch.Generator | None) -> int:
 def _seeds(
     generator: torch.Generator | Sequence[torch.Generator] | None, count: int
 ) -> list[tuple[int, range]]:
-    """(seed, rows) of the images that are drawn together. Raises UserError for another number of generators
-    than images."""
+    """(seed, rows) of the images that are drawn together. Raises UserError for what is no generator, or
+    another number of them than of images."""
     if generator is None or isinstance(generator, torch.Generator):
         return [(seed_of(generator), range(count))]
+    if not isinstance(generator, Sequence):
+        raise UserError(f"generator is {generator!r}; expected a torch.Generator, or one for each image")
     if len(generator) != count:
         raise UserError(f"{len(generator)} generators for {count} images; expected one, or one for each")
     return [(seed_of(each), range(row, row + 1)) for row, each in enumerate(generator)]

@@ -7,6 +7,7 @@ Shape letters: B rows, T context tokens, n tokens of a segment, P token dimensio
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from causalfusion.config import ModelConfig, RopeExtrapolation
 from causalfusion.config.serialize import read_object
 from causalfusion.diffusion.process import make_process
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, brief
 from causalfusion.factorization import UNSEEN, raster_of
 from causalfusion.generate.context import Context
 from causalfusion.generate.pipeline import Pipeline
@@ -43,17 +44,35 @@ def load_exported(folder: Path | str, autoencoder: str = "") -> ExportedPipeline
     if told.get("format") != FORMAT:
         raise UserError(f"{folder / DESCRIPTION} is not of the format {FORMAT}; export the model again")
     spec = load_spec(folder)
-    programs = {}
-    for program in told["programs"]:
-        file = folder / program["file"]
-        if not file.is_file():
-            raise UserError(f"{folder} has no {program['file']}, of which {DESCRIPTION} tells; export again")
-        inputs = {one["name"] for one in program["inputs"]}
-        programs[program["name"]] = (torch.export.load(file).module(), inputs)
+    programs = {name: _opened(folder, *one) for name, one in _told(folder, told).items()}
     model = ExportedModel(spec.model, programs)
     codec, tokenizer = open_model_codec(folder, spec, autoencoder), load_tokenizer(folder, spec)
     process, sampling = make_process(spec.diffusion), read_sampling(folder)
     return ExportedPipeline(model, codec, spec, process, tokenizer=tokenizer, sampling=sampling)  # pyright: ignore
+
+
+def _told(folder: Path, description: dict[str, Any]) -> dict[str, tuple[str, set[str]]]:
+    """(file, names of inputs) of each program, by its name. Raises UserError for a damaged description."""
+    try:
+        return {
+            str(one["name"]): (str(one["file"]), {str(given["name"]) for given in one["inputs"]})
+            for one in description["programs"]
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / DESCRIPTION} is damaged ({error!r}); export the model again") from error
+
+
+def _opened(folder: Path, name: str, inputs: set[str]) -> tuple[Any, set[str]]:
+    """A program of a file, with the names of its inputs. Raises UserError for a damaged file."""
+    file = folder / name
+    if not file.is_file():
+        raise UserError(f"{folder} has no {name}, of which {DESCRIPTION} tells; export again")
+    if not zipfile.is_zipfile(file):  # of which torch would print a page before it raises
+        raise UserError(f"{file} is damaged: it is cut short, or no program; export the model again")
+    try:
+        return torch.export.load(file).module(), inputs
+    except Exception as error:  # torch raises of many kinds for one cause
+        raise UserError(f"{file} cannot be read ({brief(error)}); export the model again") from error
 
 
 @dataclass(frozen=True)
@@ -110,6 +129,8 @@ class ExportedModel:
 
     def _run(self, name: str, **given: Any) -> Any:
         """A program with those of the inputs that it takes."""
+        if name not in self.programs:
+            raise UserError(f"the folder of exported programs has none named {name}; export the model again")
         run, inputs = self.programs[name]
         with torch.no_grad():
             return run(**{key: value for key, value in given.items() if key in inputs})
