@@ -21,9 +21,9 @@ def open_codec_for(source: ImageSource, data: DataConfig, config: CodecConfig) -
     channels, height, width = load_indices(source, np.arange(1), data, fit).images.shape[1:]
     if config.image_channels not in (0, channels):
         kinds = {1: "1 channel (grey, such as an .npz file may hold)", 3: "3 channels (colour)"}
-        expected = kinds.get(config.image_channels, f"{config.image_channels} channels")
+        found, expected = (kinds.get(n, f"{n} channels") for n in (channels, config.image_channels))
         raise UserError(
-            f"images of {printable(source.name)} have {kinds[channels]}, the model's {expected}; "
+            f"images of {printable(source.name)} have {found}, the model's {expected}; "
             "give images of as many, or another model"
         )
     config = replace(config, max_area=data.max_area if data.native else 0)
