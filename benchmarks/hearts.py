@@ -1,5 +1,8 @@
 """Scenes with a shape that the packaged model never saw, and a judge of them.
 
+    python -m benchmarks.hearts hearts                          # 80 captioned scenes, hearts/scenes.jsonl
+    python -m benchmarks.hearts words --word '<heart>'
+
 A heart is a diamond with two discs on its upper edges. The judge works as the oracle of the other shapes: the
 colour of a figure from its inner pixels, its shape from the pixels that it covers.
 
@@ -8,6 +11,7 @@ Shape letters: H and W pixels.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from dataclasses import dataclass
@@ -150,3 +154,19 @@ def check_judge(count: int = 300) -> float:
         image = draw_heart(figure) if shape == HEART else draw_scene(Scene((figure,)), SIDE)
         right += look(image) == Seen(1, figure.color, shape, figure.size)
     return right / count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.hearts", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=80)
+    parser.add_argument("--word", default=HEART, help="the name of the shape in the captions")
+    given = parser.parse_args()
+    print(write_scenes(given.folder, given.count, 0, given.word))
+
+
+if __name__ == "__main__":
+    main()

@@ -47,6 +47,7 @@ def test_own_images_are_replaced_and_others_files_stay(models, tmp_path, capsys,
     assert (out / "cat.png").read_bytes() == b"mine"
     told = capsys.readouterr().err + " ".join(str(w.message) for w in recwarn)
     assert f"{out} holds 1 other file (cat.png), left as it is" in told
+    assert f"note: {out}: 8 files of an earlier sample replaced" in told
     assert settings_of(out)["finished"] is True and settings_of(out)["num"] == 3
 
 
@@ -210,3 +211,11 @@ def test_a_damaged_part_of_a_stopped_run_is_one_line(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(UserError, match="damaged: remove it"):
         parts.read(range(2))
+
+
+def test_words_that_the_captions_hardly_had_are_named_once(tmp_path, capsys, recwarn):
+    line = ["sample", "a purple heart", "a heart to the left of a star", "--out", str(tmp_path), *FAST]
+    assert cli.run([*line, "--images", "2"]) == 0
+    told = [str(w.message) for w in recwarn] + capsys.readouterr().err.splitlines()
+    (note,) = [text for text in told if "spells them in pieces" in text]
+    assert note.endswith("pieces: heart (in 3)")

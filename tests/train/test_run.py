@@ -269,3 +269,13 @@ def test_weights_load_strictly(tiny_run):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"model\.depth 3, its weights have 2 blocks"):
         load_model(folder)
+
+
+def test_a_run_says_what_comes_next_and_that_its_warmup_is_too_long(tiny_run, capsys):
+    config = tiny_run(train={"images": 32, "warmup_images": 32, "evaluate_every": 0})
+    train(config, device="cpu")
+    said = capsys.readouterr().out
+    assert "rises over 32 images (train.warmup_images) and the run has 32: it never gets there" in said
+    assert said.rstrip().endswith(f"{config.out}: causalfusion sample --model {config.out}")
+    train(replace(config, train=replace(config.train, images=48)), device="cpu")
+    assert "train.warmup_images" not in capsys.readouterr().out

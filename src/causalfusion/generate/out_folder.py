@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from causalfusion.data.written import BESIDE, SETTINGS, written_settings
 from causalfusion.errors import UserError
 from causalfusion.files import write_whole
+from causalfusion.machine.progress import tell
 
 PART = ".part-"
 """Begins the names of what is put together at the end."""
@@ -87,9 +89,13 @@ def begin(folder: Path, settings: dict[str, Any], earlier: dict[str, Any] | None
     path = folder / SETTINGS[settings["command"]]
     if earlier is not None and not keep:
         write_settings(path, {**earlier, "finished": False})
-        old = set(files_of(earlier)) | {e.name for e in os.scandir(folder) if e.name.startswith(PART)}
-        for name in old:
+        old = {name for name in files_of(earlier) if (folder / name).exists()}
+        for name in old | {e.name for e in os.scandir(folder) if e.name.startswith(PART)}:
             (folder / name).unlink(missing_ok=True)
+        if old:
+            files = f"{len(old)} file{'s' * (len(old) > 1)}"
+            told = f"note: {folder}: {files} of an earlier {earlier['command']} replaced (another --out keeps both)"
+            tell(told, stream=sys.stderr)
     write_settings(path, {**settings, "finished": False})
 
 

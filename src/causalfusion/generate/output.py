@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import unicodedata
 import warnings
@@ -36,6 +37,11 @@ _UNTRAINED = (
 )
 IMAGES_TO_COMPILE = 1000
 """From so many images on, compiling takes less time than it saves."""
+SMALL_VOCABULARY = 4096
+"""Largest vocabulary that is taken for one of captions."""
+SHOWN = 8
+"""Words that a note names."""
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
@@ -116,9 +122,19 @@ def warn_of_untrained_null(pipeline: Pipeline, settings: SampleConfig, labels: I
 
 def check_prompts(pipeline: Pipeline, prompts: Iterable[str]) -> None:
     """Raise UserError, before any work is done, for prompts that this model cannot take."""
-    tokenizer = pipeline.with_text()
+    tokenizer, words = pipeline.with_text(), dict[str, int]()
     for prompt in dict.fromkeys(prompts):
         prompt_ids(prompt, tokenizer, pipeline.model.config)
+        words |= {word: tokenizer.pieces(word) for word in _WORD.findall(prompt)}
+    strange = [f"{word} (in {number})" for word, number in words.items() if number > 1]
+    # A small vocabulary is that of the captions; a large one spells in pieces what its model knows well.
+    if strange and tokenizer.vocab_size <= SMALL_VOCABULARY:
+        more = ", ..." if len(strange) > SHOWN else ""
+        warnings.warn(
+            f"words of the prompts that the model's captions hardly had, so that it spells them in pieces: "
+            f"{', '.join(strange[:SHOWN])}{more}",
+            stacklevel=2,
+        )
 
 
 def facts(

@@ -30,6 +30,7 @@ from causalfusion.saved.folder import (
     load_spec,
     load_tokenizer,
     load_weights,
+    packaged_models,
     replace_model,
 )
 from causalfusion.saved.hub import hub_name, parse_hub_name
@@ -95,7 +96,7 @@ def write_publication(model: Path, out: Path, name: str, asked: Publication) -> 
     write_whole(out / "README.md", model_card(name, load_spec(out), facts))
     notes.append(f"{len(facts.figures)} figures, {len(facts.pictures)} pictures" + _named(facts.recipe))
     if not asked.license:
-        notes.append("no licence is stated, so nobody may use it: --license NAME, such as apache-2.0")
+        notes.append("no licence is given, so others may not use it; add --license NAME, such as apache-2.0")
     return notes
 
 
@@ -204,8 +205,13 @@ def _data_facts(source: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     kept, settings = read_object(file, "training state"), flat(stored_settings(source))
+    base = str(settings.get("finetune.base", ""))
+    ours = {"runs", "models"} & set(Path(base).parts[:1])  # where our commands put models: no user's name
+    on_hub = not ours and parse_hub_name(base) is not None and not _is_here(source, base)
+    known = base in packaged_models() or on_hub
     where = settings.get("data.cache") or settings.get("data.path") or ""
     facts = {
+        "fine-tuned from": base if known else "",
         "source": " ".join(filter(None, [str(settings.get("data.source", "")), Path(where).name])),
         "images": f"{kept.get('images', 0):,}",
         "fingerprint": str(kept.get("fingerprint", ""))[:16],

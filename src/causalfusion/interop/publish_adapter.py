@@ -94,7 +94,7 @@ def write_adapter_publication(source: Path, out: Path, name: str, asked: Adapter
             "as --base user/model"
         )
     if not asked.license:
-        notes.append("no licence is stated, so nobody may use it: --license NAME, such as apache-2.0")
+        notes.append("no licence is given, so others may not use it; add --license NAME, such as apache-2.0")
     return notes
 
 

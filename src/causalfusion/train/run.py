@@ -32,8 +32,13 @@ def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True
         show = show_progress and world.is_main
         if show and config.train.precision == "auto" and not run.resumed:
             tell(f"train.precision auto: {run.config.train.precision}, which is faster on this machine")
+        if show and not run.resumed:
+            _tell_of_warmup(run.config)
         if not loop.finished:
             loop.go(folder, show=show)
+            adapts = run.config.finetune.base and run.config.finetune.adapter != "none"
+            if show and loop.finished and not adapts:  # an adapter's own line is told where it is written
+                tell(_what_next(run, folder))
         elif show:
             tell(_is_finished(run, folder, out_of_time=loop.out_of_time))
         last = checkpoints_of(folder)[-1]
@@ -106,6 +111,25 @@ class TrainingLoop:
     def _time_is_up(self) -> bool:
         minutes = self.run.config.train.minutes
         return minutes > 0 and self.trainer.progress.seconds >= 60 * minutes
+
+
+def _tell_of_warmup(config: RunConfig) -> None:
+    train = config.train
+    if train.warmup_images >= train.images:
+        tell(
+            f"note: the learning rate rises over {train.warmup_images:,} images (train.warmup_images) and "
+            f"the run has {train.images:,}: it never gets there; give fewer, or more train.images"
+        )
+
+
+def _what_next(run: OpenRun, folder: Path) -> str:
+    """The line at the end of a run: where it is, and the command that uses it."""
+    task, command = run.config.finetune.task, "sample"
+    if task in ("classify", "caption"):
+        command = f"{task} IMAGES"
+    elif run.spec.model.text_only:
+        command = "complete TEXT"
+    return f"{folder}: causalfusion {command} --model {folder}"
 
 
 def _is_finished(run: OpenRun, folder: Path, *, out_of_time: bool) -> str:

@@ -36,7 +36,7 @@ DESCRIPTION = "export.json"
 
 def load_exported(folder: Path | str, autoencoder: str = "") -> ExportedPipeline:
     """A pipeline whose model is the programs of a folder that `causalfusion convert export` wrote. They are
-    read by torch.export.load: load folders of those alone whom you trust. Raises UserError."""
+    read by torch.export.load: only load folders from people you trust. Raises UserError."""
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} has no {DESCRIPTION}; expected a folder of causalfusion convert export")
