@@ -93,9 +93,8 @@ def begin(folder: Path, settings: dict[str, Any], earlier: dict[str, Any] | None
         for name in old | {e.name for e in os.scandir(folder) if e.name.startswith(PART)}:
             (folder / name).unlink(missing_ok=True)
         if old:
-            files = f"{len(old)} file{'s' * (len(old) > 1)}"
-            told = f"note: {folder}: {files} of an earlier {earlier['command']} replaced (another --out keeps both)"
-            tell(told, stream=sys.stderr)
+            files = f"{len(old)} file{'s' * (len(old) > 1)} of an earlier {earlier['command']}"
+            tell(f"note: {folder}: {files} replaced (another --out keeps both)", stream=sys.stderr)
     write_settings(path, {**settings, "finished": False})
 
 
