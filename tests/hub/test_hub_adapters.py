@@ -270,3 +270,8 @@ def test_an_adapter_of_another_model_is_named_as_on_the_hub(hub: LocalHub, make_
     hub.add("me/heart", files_of(adapter))
     told = refused(capsys, "sample", "x", "--adapters", "me/heart")
     assert "me/heart is an adapter of another model, me/other" in told and "cache" not in told
+
+
+def test_a_whole_model_says_what_it_was_fine_tuned_from(run: Path, tmp_path: Path, capsys):
+    assert cli.run(["publish", str(run), "--out", str(tmp_path / "page")]) == 0
+    assert "| fine-tuned from | shapes |" in (tmp_path / "page" / "README.md").read_text()

@@ -33,7 +33,7 @@ from causalfusion.saved.folder import (
     packaged_models,
     replace_model,
 )
-from causalfusion.saved.hub import hub_name, parse_hub_name
+from causalfusion.saved.hub import hub_name, name_of_path, parse_hub_name
 from causalfusion.saved.hub_upload import upload_model
 from causalfusion.saved.model_card import CardFacts, CardFigure, makers_notes, model_card
 from causalfusion.train.resume import settings_of_run, stored_settings
@@ -206,9 +206,7 @@ def _data_facts(source: Path) -> dict[str, str]:
         return {}
     kept, settings = read_object(file, "training state"), flat(stored_settings(source))
     base = str(settings.get("finetune.base", ""))
-    ours = {"runs", "models"} & set(Path(base).parts[:1])  # where our commands put models: no user's name
-    on_hub = not ours and parse_hub_name(base) is not None and not _is_here(source, base)
-    known = base in packaged_models() or on_hub
+    known = base in packaged_models() or name_of_path(Path(base)) is not None
     where = settings.get("data.cache") or settings.get("data.path") or ""
     facts = {
         "fine-tuned from": base if known else "",
