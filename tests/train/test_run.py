@@ -84,7 +84,10 @@ def test_resumed_run_is_the_same_run(tiny_run):
 
 
 KILLED_RUN = """
-import json, sys
+import json, signal, sys
+# A shell's background job, and nohup, leave these ignored, as a run then keeps them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from causalfusion.config import RunConfig
 from causalfusion.config.serialize import from_dict
 from causalfusion.errors import TrainingStopped
@@ -99,12 +102,23 @@ except TrainingStopped as stopped:
 """
 
 
-def start(config, tmp_path: Path, *, start_new_session: bool = False) -> subprocess.Popen:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(to_dict(config)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED_RUN, str(path)]
-    return subprocess.Popen(command, env=environment, start_new_session=start_new_session)
+@pytest.fixture
+def start(tmp_path: Path):
+    """Start the run of a configuration in a process of its own, which does not outlive the test."""
+    started = list[subprocess.Popen]()
+
+    def start(config, *, start_new_session: bool = False) -> subprocess.Popen:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(to_dict(config)))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", KILLED_RUN, str(path)]
+        started.append(subprocess.Popen(command, env=environment, start_new_session=start_new_session))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def wait_for_images(config, images: int, process: subprocess.Popen) -> None:
@@ -117,23 +131,23 @@ def wait_for_images(config, images: int, process: subprocess.Popen) -> None:
     raise AssertionError("the run made no progress")
 
 
-def test_killed_run_goes_on_as_the_same_run(tiny_run, tmp_path, one_thread):
+def test_killed_run_goes_on_as_the_same_run(tiny_run, start, one_thread):
     """SIGKILL at arbitrary moments; the same command ends in the same bits."""
     options = {"images": 1200, "checkpoint_every": 7, "log_every": 3, "evaluate_every": 31}
     whole = train(tiny_run("whole", train=options), device="cpu", show_progress=False)
     config = tiny_run("killed", train=options)
     for images in (200, 700):
-        process = start(config, tmp_path)
+        process = start(config)
         wait_for_images(config, images, process)
         process.kill()
         process.wait()
     assert_same_run(whole, train(config, device="cpu", show_progress=False))
 
 
-def test_signal_to_the_whole_group_saves(tiny_run, tmp_path):
+def test_signal_to_the_whole_group_saves(tiny_run, start):
     """Schedulers and torchrun signal the group: the data workers must not die under the run."""
     config = tiny_run(train={"images": 160_000, "checkpoint_every": 0}, data={"num_workers": 1})
-    process = start(config, tmp_path, start_new_session=True)
+    process = start(config, start_new_session=True)
     wait_for_images(config, 64, process)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 3
@@ -144,10 +158,10 @@ def test_signal_to_the_whole_group_saves(tiny_run, tmp_path):
     "number",
     [signal.SIGINT, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGTERM, signal.SIGHUP))],
 )
-def test_a_signal_saves_and_has_an_exit_code_of_its_own(tiny_run, tmp_path, number):
+def test_a_signal_saves_and_has_an_exit_code_of_its_own(tiny_run, start, number):
     """SIGHUP: the terminal is gone. In a script, `train && sample` does not go on."""
     config = tiny_run(train={"images": 160_000, "checkpoint_every": 0})
-    process = start(config, tmp_path)
+    process = start(config)
     wait_for_images(config, 64, process)
     process.send_signal(number)
     assert process.wait(timeout=30) == 3

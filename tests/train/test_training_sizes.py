@@ -70,11 +70,13 @@ def test_killed_run_goes_on_as_the_same_run(native_run, tmp_path, one_thread):
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     command = [sys.executable, "-c", RUN, str(tmp_path / "config.json")]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while len(checkpoints_of(Path(config.out))) < 2:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    try:
+        while len(checkpoints_of(Path(config.out))) < 2:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
     resumed = train(config, device="cpu", show_progress=False)
     whole = train(native_run("whole", train=options), device="cpu", show_progress=False)
     assert_same_model(whole, resumed)
