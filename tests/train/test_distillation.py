@@ -267,7 +267,10 @@ def test_another_teacher_is_refused(command, tmp_path, teacher, capsys):
         (["--steps", "1", "--teacher-steps", "0"], "distill.teacher_steps is 0"),
         (["--steps", "1", "--teacher-steps", "2000"], "expected at most 1000"),
         (["--steps", "1", "--ahead", "9"], "distill.ahead is 9; expected 1 to teacher_steps 8"),
-        (["--steps", "1", "--data.source", "shapes"], "model.num_classes is 10"),
+        (
+            ["--steps", "1", "--data.source", "shapes"],
+            "images of shapes have 3 channels (colour), the model's 1 channel",
+        ),
         (["--steps", "1", "extra"], "unexpected 'extra'; distill takes one model"),
     ],
 )
