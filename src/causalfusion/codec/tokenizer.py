@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +27,9 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_GAPS = 16
 """Largest ratio of ids to tokens in a vocabulary whose ids have gaps."""
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
+_NAMED = 8
+"""Words that a note names."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -186,6 +190,16 @@ class DecodeStream:
         new = text[self.given :]
         self.given += len(new)
         return new
+
+
+def words_in_pieces(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
+    """The words of texts that the tokenizer spells in pieces, the most frequent first, for a note; empty: it
+    has them all."""
+    counts = Counter(word for text in texts for word in _WORD.findall(text))
+    pieces = {word: tokenizer.pieces(word) for word, _ in counts.most_common()}
+    strange = [f"{word} (in {number})" for word, number in pieces.items() if number > 1]
+    more = f" and {len(strange) - _NAMED} more" if len(strange) > _NAMED else ""
+    return ", ".join(strange[:_NAMED]) + more
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

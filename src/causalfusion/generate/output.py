@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import sys
 import unicodedata
 import warnings
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from causalfusion import __version__
+from causalfusion.codec.tokenizer import words_in_pieces
 from causalfusion.config import RopeExtrapolation, SampleConfig
 from causalfusion.config.options import GeneratingOptions
 from causalfusion.config.serialize import to_dict
@@ -39,9 +39,6 @@ IMAGES_TO_COMPILE = 1000
 """From so many images on, compiling takes less time than it saves."""
 SMALL_VOCABULARY = 4096
 """Largest vocabulary that is taken for one of captions."""
-SHOWN = 8
-"""Words that a note names."""
-_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
@@ -122,17 +119,16 @@ def warn_of_untrained_null(pipeline: Pipeline, settings: SampleConfig, labels: I
 
 def check_prompts(pipeline: Pipeline, prompts: Iterable[str]) -> None:
     """Raise UserError, before any work is done, for prompts that this model cannot take."""
-    tokenizer, words = pipeline.with_text(), dict[str, int]()
-    for prompt in dict.fromkeys(prompts):
+    tokenizer, each = pipeline.with_text(), list(dict.fromkeys(prompts))
+    for prompt in each:
         prompt_ids(prompt, tokenizer, pipeline.model.config)
-        words |= {word: tokenizer.pieces(word) for word in _WORD.findall(prompt)}
-    strange = [f"{word} (in {number})" for word, number in words.items() if number > 1]
-    # A small vocabulary is that of the captions; a large one spells in pieces what its model knows well.
-    if strange and tokenizer.vocab_size <= SMALL_VOCABULARY:
-        more = ", ..." if len(strange) > SHOWN else ""
+    if tokenizer.vocab_size > SMALL_VOCABULARY:
+        return  # a large vocabulary is not that of the captions, and spells in pieces what its model knows
+    strange = words_in_pieces(tokenizer, each)
+    if strange:
         warnings.warn(
             f"words of the prompts that the model's captions hardly had, so that it spells them in pieces: "
-            f"{', '.join(strange[:SHOWN])}{more}",
+            f"{strange}",
             stacklevel=2,
         )
 

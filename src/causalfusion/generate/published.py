@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Self, get_args
 
@@ -20,8 +18,7 @@ from causalfusion.errors import UserError, check
 from causalfusion.files import write_whole
 from causalfusion.generate.token_pipeline import TokenPipeline
 from causalfusion.model.quantized import quantize_weights
-from causalfusion.saved.adapted import Weighted, adapted, told_of
-from causalfusion.saved.adapter import Adapter, read_adapter
+from causalfusion.saved.adapted import Weighted, adapted, read_weighted, told_of
 from causalfusion.saved.folder import (
     WeightsName,
     load_model,
@@ -37,16 +34,6 @@ from causalfusion.saved.hub_upload import upload_model
 from causalfusion.saved.model_card import CardFacts, model_card
 from causalfusion.saved.sampling import read_sampling
 from causalfusion.weight_files import fingerprint_of
-
-
-def weighted(adapters: Mapping[str | Path, float], read: Callable[[Path], Adapter]) -> Weighted:
-    """The adapters of {place: weight}. Raises UserError for what is none, before anything is read."""
-    expected = "weights by place, such as {'runs/hearts-lora': 0.7}"
-    check(isinstance(adapters, Mapping), "adapters", adapters, expected)
-    for place, weight in adapters.items():
-        fits = isinstance(weight, Real) and math.isfinite(weight)
-        check(fits, f"the weight of adapter {place}", weight, "a finite number")
-    return [(read(Path(place)), weight) for place, weight in adapters.items()]
 
 
 @dataclass(frozen=True)
@@ -75,7 +62,7 @@ class PublishedPipeline(TokenPipeline):
         pipeline.to_pil(pipeline.generate(prompts=["a small red circle"]))[0].save("circle.png")
         """
 
-        given = weighted(adapters or {}, read_adapter)
+        given = read_weighted(adapters or {})
         return cls._opened(Path(folder), given, weights, device, autocast_dtype, autoencoder, quantize)
 
     @classmethod
@@ -117,7 +104,7 @@ class PublishedPipeline(TokenPipeline):
                 f"the pipeline's weights are {self.quantize}, to which no adapter is added; give the "
                 "adapters where it is loaded"
             )
-        return self._with(weighted(adapters, read_adapter))
+        return self._with(read_weighted(adapters))
 
     def _with(self, given: Weighted) -> Self:
         if not given:
@@ -155,7 +142,7 @@ class PublishedPipeline(TokenPipeline):
         if name is not None:
             model = fetch_model(name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         fetch = partial(fetch_adapter, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-        given = weighted(adapters or {}, partial(read_adapter, fetch=fetch))
+        given = read_weighted(adapters or {}, fetch)
         return cls._opened(Path(model), given, weights, device, autocast_dtype, autoencoder, quantize)
 
     def save_pretrained(

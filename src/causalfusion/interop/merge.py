@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from causalfusion.errors import UserError
-from causalfusion.saved.adapted import merged, with_adapters
-from causalfusion.saved.adapter import read_adapter
+from causalfusion.saved.adapted import merged, read_weighted, with_adapters
 from causalfusion.saved.folder import (
     AUTOENCODER_FOLDER,
     SAMPLING_FILE,
@@ -30,7 +29,7 @@ def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) ->
     if not adapters and not spec.model.lora.rank:
         raise UserError(f"{source} has no low-rank additions; give --adapters to merge into it")
     weights = {name: value.float() for name, value in load_weights(source).items()}
-    given = [(read_adapter(Path(place)), weight) for place, weight in adapters.items()]
+    given = read_weighted(adapters)
     spec, weights, tokenizer = with_adapters(spec, weights, load_tokenizer(source, spec), given)
     spec, weights = merged(spec, weights)
     replace_model(out, spec, weights, tokenizer=tokenizer)

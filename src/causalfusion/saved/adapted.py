@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
+from pathlib import Path
 
 from torch import Tensor, isfinite
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import LoraConfig
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 from causalfusion.files import sha256_of
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.tables import WORD_TABLES, chosen_classes, class_table_of, with_word
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.adapter import Adapter
+from causalfusion.saved.adapter import Adapter, read_adapter
 from causalfusion.saved.adapter_files import WEIGHTS_FILE
 from causalfusion.saved.folder import ModelSpec, load_strictly
+from causalfusion.saved.hub import HubName
+from causalfusion.saved.hub_adapter import adapter_fetched_once
 from causalfusion.weight_files import fingerprint_of
 
 Weighted = Sequence[tuple[Adapter, float]]
 """Adapters, each with the weight that its additions have."""
+
+
+def read_weighted(
+    adapters: Mapping[str | Path, float], fetch: Callable[[HubName], Path] = adapter_fetched_once
+) -> Weighted:
+    """The adapters of {place: weight}, those of the hub by `fetch`. Raises UserError for what is none, before
+    anything is read."""
+    expected = "weights by place, such as {'runs/hearts-lora': 0.7}"
+    check(isinstance(adapters, Mapping), "adapters", adapters, expected)
+    for place, weight in adapters.items():
+        fits = isinstance(weight, Real) and math.isfinite(weight)
+        check(fits, f"the weight of adapter {place}", weight, "a finite number")
+    return [(read_adapter(Path(place), fetch), weight) for place, weight in adapters.items()]
 
 
 def with_adapters(

@@ -18,6 +18,12 @@ FORMAT_4 = "causalfusion-4"
 FORMAT_5 = "causalfusion-5"
 EARLIER = (FORMAT_5, FORMAT_4, FORMAT_3, FORMAT_2, FORMAT_1)
 
+
+def is_ours(config: Any) -> bool:
+    """Whether the content of a config.json is that of a model of ours, in any format, a later one too."""
+    return isinstance(config, dict) and str(config.get("format")).startswith("causalfusion-")
+
+
 _DEFAULTS_1: dict[str, Any] = {
     "model": {
         "hidden_size": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0, "num_class_tokens": 4,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from causalfusion.config.serialize import read_json
 from causalfusion.errors import UserError, brief
 from causalfusion.machine.progress import tell
+from causalfusion.saved.earlier_formats import is_ours
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -182,9 +183,7 @@ def snapshot(
 
 def _require_ours(config: Path, name: HubName) -> None:
     """Raises UserError unless a config.json is that of a model of ours; its weights are fetched only then."""
-    values = read_json(config, "model")
-    form = values.get("format") if isinstance(values, dict) else None
-    if not str(form).startswith("causalfusion-"):
+    if not is_ours(read_json(config, "model")):
         raise UserError(
             f"{name} on the hub holds no model of causalfusion (its config.json is another library's); "
             "language models and other systems' weights are read by causalfusion convert"

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from causalfusion.errors import UserError
 from causalfusion.files import LOCK_FILE, holds_anything, remove_leftovers, temporary_name
+from causalfusion.saved.earlier_formats import is_ours
 
 OWN = (
     *("*.json", "*.safetensors", "*.toml", "*.pt2", "*.jinja", "README.md", LOCK_FILE),
@@ -24,10 +25,9 @@ OWN = (
 def is_model(folder: Path) -> bool:
     """Whether the config.json of a folder is that of a model of ours."""
     try:
-        values = json.loads((folder / "config.json").read_bytes())
+        return is_ours(json.loads((folder / "config.json").read_bytes()))
     except (OSError, ValueError):
         return False
-    return isinstance(values, dict) and str(values.get("format")).startswith("causalfusion-")
 
 
 def replace_folder(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from causalfusion.codec.tokenizer import Tokenizer
+from causalfusion.codec.tokenizer import Tokenizer, words_in_pieces
 from causalfusion.config import CodecConfig, FinetuneConfig, LoraConfig, RunConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.config.sizes import size_text
@@ -26,8 +24,6 @@ from causalfusion.weight_files import fingerprint_of
 IMAGES = 1_600
 RATES = {"none": 0.064, "lora": 1.024, "text-inversion": 1.28}
 """Learning rate times the model's width, by what learns."""
-_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
-SHOWN = 8
 
 
 def settings_beneath(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,21 +186,18 @@ def report(config: RunConfig, checkpoint: Path) -> None:
 def check_captions(captions: Iterable[str], tokenizer: Tokenizer, finetune: FinetuneConfig) -> None:
     """Say which words of the captions the tokenizer knows by pieces alone. Raises UserError where the new
     word is in none of them."""
-    counts: Counter[str] = Counter()
-    said, word = not finetune.word, tokenizer.base_size - 1
+    said, word, read = not finetune.word, tokenizer.base_size - 1, list[str]()
     for caption in captions:
         said = said or word in tokenizer.encode(caption)
-        counts.update(_WORD.findall(caption.replace(finetune.word, " ") if finetune.word else caption))
+        read.append(caption.replace(finetune.word, " ") if finetune.word else caption)
     if not said:
         raise UserError(
             f"no caption has the word {finetune.word}; expected it where its meaning is to be learned"
         )
-    pieces = {word: tokenizer.pieces(word) for word, _ in counts.most_common()}
-    strange = [f"{word} (in {number})" for word, number in pieces.items() if number > 1]
+    strange = words_in_pieces(tokenizer, read)
     if strange:
-        more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
         warnings.warn(
             f"words of the captions that are not in the model's vocabulary are spelled in pieces, whose "
-            f"sense it has to learn anew: {', '.join(strange[:SHOWN])}{more}",
+            f"sense it has to learn anew: {strange}",
             stacklevel=2,
         )
