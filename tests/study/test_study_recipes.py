@@ -1,13 +1,23 @@
 """The studies that ship are whole and have the paper's figures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
+from causalfusion.estimate.planned import plan_run
+from causalfusion.model.arithmetic import expected_train_flops
 from causalfusion.study.grid import jobs_of
-from causalfusion.study.recipe import fill_in, load_study, load_study_data, study_data_names, study_names
+from causalfusion.study.recipe import (
+    Variant,
+    fill_in,
+    load_study,
+    load_study_data,
+    study_data_names,
+    study_names,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 PAPER = {
@@ -24,8 +34,8 @@ PAPER = {
 
 def test_every_table_of_the_paper_is_a_study():
     assert study_names() == [
-        "ar-steps", "ar-weight", "class-tokens", "conditioning", "decay", "noise", "order", "systems",
-        "timesteps",
+        "ar-steps", "ar-weight", "class-tokens", "conditioning", "decay", "efficient", "noise", "order",
+        "systems", "timesteps",
     ]  # fmt: skip
     for (study, variant), figures in PAPER.items():
         assert next(v.paper for v in load_study(study).variants if v.name == variant) == figures
@@ -81,9 +91,52 @@ def test_layers_change_the_training(tmp_path):
     assert {job.config.train.images for job in jobs} == {123}
 
 
+def test_equal_arithmetic_is_the_first_variants_to_a_batch(tmp_path):
+    study = load_study("efficient")
+    jobs = jobs_of(study, load_study_data("digits", []), [0], tmp_path)
+    arithmetic = []
+    for variant, job in zip(study.variants, jobs, strict=True):
+        config = plan_run(job.config).config
+        an_image = expected_train_flops(config, config.train.batch_size).needed
+        whole = an_image * config.train.images / variant.share
+        arithmetic.append((whole, an_image * config.train.batch_size))
+        assert config.train.warmup_images / config.train.images == pytest.approx(5000 / 40_000, rel=1e-3)
+    first = arithmetic[0][0]
+    for variant, (whole, batch) in zip(study.variants, arithmetic, strict=True):
+        assert abs(whole - first) <= batch / variant.share, variant.name
+    images = [job.config.train.images for job in jobs]
+    assert images[0] == 40_000 and len(set(images)) > 4, "the variants cost different arithmetic an image"
+
+
+def test_a_share_of_the_images_shortens_the_training(tmp_path):
+    study = replace(load_study("decay"), variants=[Variant(name="all"), Variant(name="half", share=0.5)])
+    jobs = jobs_of(study, load_study_data("digits", []), [0], tmp_path)
+    assert [job.config.train.images for job in jobs] == [40_000, 19_968]
+    with pytest.raises(UserError, match="half: share is 0"):
+        Variant(name="half", share=0)
+
+
+def test_a_variant_goes_on_from_its_base(tmp_path):
+    jobs = {
+        job.variant: job.config
+        for job in jobs_of(load_study("efficient"), load_study_data("digits", []), [0], tmp_path)
+    }
+    last = jobs["the last with clean data under the velocity's error"]
+    assert (last.diffusion.path, last.diffusion.prediction_type) == ("rectified_flow", "sample")
+    assert (last.train.optimizer, last.model.mlp, last.factorization.decay) == ("muon", "swiglu", 0.6)
+    velocity = jobs["velocity on a straight path"]
+    assert (velocity.train.optimizer, velocity.factorization.decay) == ("adamw", 0.9)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            'title = "t"\nquestion = "q"\nar_steps = [1]\n[[variants]]\nname = "a"\nbase = "b"\n'
+            '[[variants]]\nname = "b"',
+            "variant 'a' has the base 'b'; expected one of the variants before it: there is none",
+        ),
+        ('title = "t"\nquestion = "q"\nar_steps = [1]\nequal = "time"\nvariants = []', "equal is 'time'"),
         ("title = 1", "title is 1; expected a value of type str"),
         ('title = "t"\nquestion = "q"\nar_steps = [1]\nvariants = []', "no variants"),
         (

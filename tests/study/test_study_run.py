@@ -2,13 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
 from causalfusion.cli import run
 from causalfusion.saved.folder import checkpoints_of
 from causalfusion.study import run as study_run
-from causalfusion.study.recipe import StudyData, load_study
+from causalfusion.study.recipe import StudyData, Variant, load_study
 from causalfusion.study.tables import write_results
 
 RECIPE = """
@@ -137,10 +138,28 @@ def test_tables_have_means_and_spreads(tmp_path):
         for v in study.variants
         for seed in (0, 1, 2)
     }
-    write_results(tmp_path, study, study_data, "digits", [0, 1, 2], figures)
+    images = {v.name: 40_000 for v in study.variants}
+    write_results(tmp_path, study, study_data, "digits", [0, 1, 2], figures, images)
     table = (tmp_path / "results.md").read_text()
+    assert "Training:" not in table, "all saw the same images"
     assert "| λ = 2 | 3 ± 1 | 12.13 | 15.15 | 18.09 |" in table
     assert "| λ = 2 | 60.0% ± 10.0% |" in table
+
+
+def test_unequal_lengths_of_training_are_told(tmp_path):
+    half = Variant(name="half", base="one", share=0.5)
+    study = load_study(str(_written(tmp_path)))
+    study = replace(study, variants=[*study.variants, half], equal="arithmetic")
+    study_data = StudyData(recipes=["digits"], num_tokens=16, features="digits", count=10)
+    figures = {(v.name, 0): {1: {"frechet": 2.0}} for v in study.variants}
+    write_results(tmp_path, study, study_data, "digits", [0], figures, {"one": 640, "all": 512, "half": 320})
+    told = "the same arithmetic for all, but for the shares named; images: one: 640; all: 512; half: 320 (a"
+    assert told in (tmp_path / "results.md").read_text()
+
+
+def _written(folder):
+    (folder / "two.toml").write_text(RECIPE)
+    return folder / "two.toml"
 
 
 @pytest.mark.parametrize(

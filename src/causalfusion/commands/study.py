@@ -26,8 +26,9 @@ def study(
     Parameters
     ----------
     studies
-        ar-steps, decay, order, ar-weight, timesteps, class-tokens, conditioning, several of them, or a TOML
-        file of the same form. Runs that several studies need are trained once.
+        ar-steps, decay, order, ar-weight, timesteps, class-tokens, conditioning (the paper's), noise,
+        systems, efficient, several of them, or a TOML file of the same form. Runs that several studies need
+        are trained once.
     """
     from causalfusion.study.recipe import load_study_data
     from causalfusion.study.run import run_studies

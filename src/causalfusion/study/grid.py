@@ -9,9 +9,10 @@ from typing import Any
 
 from causalfusion.config import RunConfig, SampleConfig
 from causalfusion.config.earlier import rename_settings
-from causalfusion.config.recipes import load_layers, merge
+from causalfusion.config.recipes import load_facts, load_layers, merge
 from causalfusion.config.serialize import flat, from_dict, to_dict
 from causalfusion.files import hash_of
+from causalfusion.study.budget import shares_of, shortened
 from causalfusion.study.recipe import Study, StudyData, Variant, fill_in
 
 
@@ -51,11 +52,13 @@ LONGEST_NAME = 100
 
 def jobs_of(study: Study, study_data: StudyData, seeds: Sequence[int], out: Path) -> list[Job]:
     """One job for every variant and seed; all variants with the first seed come first."""
+    configs = {v.name: _settings(study, v, study_data, seeds[0])[1] for v in study.variants}
+    shares = shares_of(study, configs, load_facts(study_data.recipes))
     return [
         Job(
             variant.name,
             seed,
-            run_config(study, variant, study_data, seed, out),
+            run_config(study, variant, study_data, seed, out, shares[variant.name]),
             study.ar_steps_of(variant, study_data.num_tokens),
             _sampling(study, variant),
             tuple(study.budgets),
@@ -71,8 +74,10 @@ def _sampling(study: Study, variant: Variant) -> dict[str, Any]:
     return merge([of_recipes, study.sample, variant.sample])
 
 
-def run_config(study: Study, variant: Variant, study_data: StudyData, seed: int, out: Path) -> RunConfig:
-    """The settings of a variant's training, in a folder named after what differs from the data file's own."""
+def _settings(
+    study: Study, variant: Variant, study_data: StudyData, seed: int
+) -> tuple[RunConfig, RunConfig]:
+    """The settings of the data file's own training, and those of a variant of the same length."""
     base = [
         load_layers(study_data.recipes),
         study_data.settings,
@@ -83,6 +88,16 @@ def run_config(study: Study, variant: Variant, study_data: StudyData, seed: int,
     plain, config = (
         from_dict(RunConfig, rename_settings(merge(tables), "study")) for tables in (base, [*base, *layers])
     )
+    return plain, config
+
+
+def run_config(
+    study: Study, variant: Variant, study_data: StudyData, seed: int, out: Path, share: float
+) -> RunConfig:
+    """The settings of a variant's training, on this share of the images, in a folder named after what differs
+    from the data file's own."""
+    plain, config = _settings(study, variant, study_data, seed)
+    config = shortened(config, share)
     if study.budgets:  # a checkpoint at each, and at the end
         steps = -(-config.train.images // config.train.batch_size)
         every = max(round(steps * study.budgets[0]), 1)

@@ -8,16 +8,16 @@ A data file says how a small model is trained on the data and how its images are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from causalfusion.config import SampleConfig
 from causalfusion.config.recipes import load_layers, merge
 from causalfusion.config.serialize import from_dict, parse_toml, to_dict
-from causalfusion.errors import UserError, check
+from causalfusion.errors import UserError, check, check_values
 
 PLACEHOLDERS: tuple[str, ...] = ("L", "side/2", "side/4")
 """Words for numbers in a variant: an image's tokens; half and a quarter of its side in tokens."""
@@ -26,6 +26,8 @@ PLACEHOLDERS: tuple[str, ...] = ("L", "side/2", "side/4")
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     name: str
+    base: str = ""
+    """An earlier variant, whose recipes, settings and sampling this one has too, and changes."""
     recipes: list[str] = field(default_factory=list)
     """Recipes over the data file's settings; a recipe's [sample] holds for the figures too."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -35,8 +37,13 @@ class Variant:
     ar_steps: list[int] = field(default_factory=list)
     """Numbers of AR steps S at which this variant is evaluated, its own best first, instead of the study's;
     0: one for each token."""
+    share: float = 1.0
+    """Train for this share of what the study makes `equal`."""
     paper: list[float] = field(default_factory=list)
     """The paper's figure for each S, as far as it has any."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.share < math.inf, f"{self.name}: share", self.share, "a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +72,16 @@ class Study:
     """Settings of all variants."""
     sample: dict[str, Any] = field(default_factory=dict)
     """Sampling settings of all variants, which override those of the data file."""
+    equal: Literal["images", "arithmetic"] = "images"
+    """The length of training that all variants have in common: images, or needed arithmetic, which is the
+    first variant's; the others see as many images as that allows."""
     budgets: list[float] = field(default_factory=list)
     """Shares of the training, each a multiple of the first, after which the figures at a variant's first S
     are measured too. With budgets, results also tell what each variant costs."""
     paper_figure: str = "FID-10k, ImageNet 256x256"
+
+    def __post_init__(self) -> None:
+        check_values(self, "study")
 
     def sampling(self, of_data: SampleConfig) -> SampleConfig:
         """The settings of the data file, with those of the study above them."""
@@ -125,7 +138,7 @@ def study_data_names() -> list[str]:
 def load_study(name: str) -> Study:
     """A study by its name, or from a file. Raises UserError if it is missing or inconsistent."""
     values = _load(resources.files("causalfusion") / "studies", name, "study", study_names())
-    study = from_dict(Study, values, f"study {name}: ")
+    study = _with_bases(from_dict(Study, values, f"study {name}: "), name)
     from_dict(SampleConfig, study.sample, f"study {name}: sample.")
     names = [variant.name for variant in study.variants]
     twice = sorted({n for n in names if names.count(n) > 1})
@@ -147,6 +160,26 @@ def load_study(name: str) -> Study:
                 f"study {name}: the claim {claim.text!r} {what}; expected pairs of this study's 'variant @ S'"
             )
     return study
+
+
+def _with_bases(study: Study, name: str) -> Study:
+    """The study, each variant with the recipes and settings of its base under its own."""
+    whole: dict[str, Variant] = {}
+    for variant in study.variants:
+        if variant.base and variant.base not in whole:
+            raise UserError(
+                f"study {name}: the variant {variant.name!r} has the base {variant.base!r}; expected one of "
+                f"the variants before it: {', '.join(whole) or 'there is none'}"
+            )
+        if base := whole.get(variant.base):
+            variant = replace(
+                variant,
+                recipes=[*base.recipes, *variant.recipes],
+                settings=merge([base.settings, variant.settings]),
+                sample=merge([base.sample, variant.sample]),
+            )
+        whole.setdefault(variant.name, variant)
+    return replace(study, variants=[whole[variant.name] for variant in study.variants])
 
 
 def _check_budgets(study: Study, name: str) -> None:

@@ -50,7 +50,8 @@ def _run_study(planned: _Planned, study_data: StudyData, request: StudyRequest, 
         _train_and_measure(planned.jobs, planned.name, study_data, request)
         figures = {(job.variant, job.seed): _figures(job, study_data) for job in planned.jobs}
         folder.mkdir(parents=True, exist_ok=True)
-        write_results(folder, planned.study, study_data, out.name, request.seeds, figures)
+        images = {job.variant: job.config.train.images for job in planned.jobs}
+        write_results(folder, planned.study, study_data, out.name, request.seeds, figures, images)
         if planned.study.budgets:
             write_systems(folder, planned.study, study_data, planned.jobs)
     print((folder / "results.md").read_text("utf-8"))

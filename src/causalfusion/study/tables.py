@@ -24,8 +24,10 @@ def write_results(
     data_name: str,
     seeds: Sequence[int],
     figures: Mapping[tuple[str, int], Figures],
+    images: Mapping[str, int],
 ) -> None:
-    """Write `results.md`, `results.csv` and `results.png`; `figures` are by (variant, seed)."""
+    """Write `results.md`, `results.csv` and `results.png`; `figures` are by (variant, seed), `images` of
+    the training by variant."""
     here = by_entry(figures, "frechet")
     paper = {
         entry(v.name, s): f for v in study.variants for s, f in zip(study.ar_steps, v.paper, strict=False)
@@ -33,7 +35,7 @@ def write_results(
     verdicts = [v for claim in study.claims if (v := judge(claim, here, paper)) is not None]
     parts = [
         f"# {study.title}\n\n{study.question}\n",
-        _setting(study, study_data, data_name, seeds),
+        _setting(study, study_data, data_name, seeds) + _lengths(study, images),
         _table(study, study_data.num_tokens, here, paper, show_distance),
     ]
     accuracy = by_entry(figures, "accuracy")
@@ -64,6 +66,20 @@ def _beyond(study: Study, study_data: StudyData) -> str:
     tokens = study_data.num_tokens
     left_out = [str(s) for s in study.ar_steps if s > tokens]
     return f"Left out, as there are {tokens} tokens: S = {', '.join(left_out)}.\n" if left_out else ""
+
+
+def _lengths(study: Study, images: Mapping[str, int]) -> str:
+    """A sentence on how long each variant was trained; empty if all saw the same number of images."""
+    if len(set(images.values())) == 1:
+        return ""
+    shares = {variant.name: variant.share for variant in study.variants}
+    each = [f"{name}: {n:,}" + _of(shares[name]) for name, n in images.items()]
+    equal = "the same arithmetic" if study.equal == "arithmetic" else "the same images"
+    return f"Training: {equal} for all, but for the shares named; images: {'; '.join(each)}.\n"
+
+
+def _of(share: float) -> str:
+    return "" if share == 1 else f" (a share of {share:g})"
 
 
 def by_entry(figures: Mapping[tuple[str, int], Figures], name: str) -> dict[str, list[float]]:
@@ -111,9 +127,10 @@ def _with_spread(values: Sequence[float], show: Show) -> str:
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
+    of_paper = any(compared.paper for verdict in verdicts for compared in verdict.comparisons)
+    title = "What the paper found" if of_paper else "What was expected"
     lines = [
-        "What the paper found, and whether it holds here "
-        f"(ratios paired over the seeds, one-sided {CONFIDENCE:.0%}):\n\n",
+        f"{title}, and whether it holds here (ratios paired over the seeds, one-sided {CONFIDENCE:.0%}):\n\n",
         row(["finding", "comparison", "paper", "here", "verdict"]),
         row(["---"] * 5),
     ]
