@@ -24,7 +24,6 @@ from causalfusion.generate.language import is_language_model
 from causalfusion.generate.language_run import complete_text
 from causalfusion.generate.out_folder import begin, check_room, finish, settings_there
 from causalfusion.generate.output import (
-    describe,
     facts,
     load_pipeline,
     one_line,
@@ -33,6 +32,7 @@ from causalfusion.generate.output import (
     warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.progress import describe
 from causalfusion.generate.request import CompleteRequest
 from causalfusion.generate.settings import check_settings
 from causalfusion.generate.tokens import StepEvent

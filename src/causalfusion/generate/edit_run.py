@@ -17,7 +17,6 @@ from causalfusion.generate.layout import tokens_of_mask
 from causalfusion.generate.out_folder import begin, check_room, files_of, finish, settings_there
 from causalfusion.generate.output import (
     check_prompts,
-    describe,
     facts,
     load_pipeline,
     read_labels,
@@ -26,6 +25,7 @@ from causalfusion.generate.output import (
     warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.progress import BatchProgress
 from causalfusion.generate.rank import best_of
 from causalfusion.generate.read import read_fitted, to_float
 from causalfusion.generate.regions import Original, read_mask, region_mask
@@ -152,6 +152,7 @@ def _fit(pipeline: Pipeline, size: str) -> Fit:
 def _edit(pipeline: Pipeline, request: EditRequest, task: _Task) -> Tensor:
     """(variants, C, H, W), each the best of its candidates."""
     progress = ProgressLine(request.variants, 0, what="edits")
+    watch = BatchProgress(progress, 0, request.variants, request.candidates)
 
     def draw(seed: int) -> Tensor:
         return pipeline.edit(
@@ -163,7 +164,7 @@ def _edit(pipeline: Pipeline, request: EditRequest, task: _Task) -> Tensor:
             seed=seed,
             variants=request.variants,
             paste=request.paste,
-            watch=lambda event: progress.show(0, describe(event)),
+            watch=watch,
         )
 
     captions = (task.prompts or [""]) * request.variants

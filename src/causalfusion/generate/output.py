@@ -25,7 +25,6 @@ from causalfusion.generate.prompts import prompt_ids
 from causalfusion.generate.request import CompileChoice, CompleteRequest, EditRequest, SampleRequest
 from causalfusion.generate.settings import parse_classes, step_sizes
 from causalfusion.generate.store import png_of
-from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import compute_dtype
 from causalfusion.model.compiled import compile_blocks
@@ -164,14 +163,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def describe(event: StepEvent) -> str:
-    """The AR step and the diffusion step in words, for a line of progress."""
-    return (
-        f"AR step {event.ar_step}/{event.num_ar_steps}, "
-        f"diffusion step {event.diffusion_step}/{event.num_diffusion_steps}"
-    )
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ from causalfusion.generate.out_folder import begin, check_room, files_of, finish
 from causalfusion.generate.output import (
     check_prompts,
     compile_for,
-    describe,
     facts,
     flops_of_product,
     load_pipeline,
@@ -35,12 +33,12 @@ from causalfusion.generate.output import (
     warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.progress import BatchProgress
 from causalfusion.generate.rank import generate_best
 from causalfusion.generate.read import to_float
 from causalfusion.generate.request import SampleRequest
 from causalfusion.generate.settings import check_settings
 from causalfusion.generate.store import PartStore, PngStore, Store, png_of, runs_of, write_npz
-from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import World, join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.machine.threads import Threads
@@ -176,7 +174,7 @@ def _generate(pipeline: Pipeline, request: SampleRequest, job: _Job, world: Worl
         entries = [index - task.first for index in batch]
         of_size = pipeline if size is None else pipeline.at(*size)
         threads.adapt(flops_of_product(of_size, request.settings, len(batch)))
-        watch = partial(_show, progress, done)
+        watch = BatchProgress(progress, done, len(batch) * world.size, request.candidates)
         if task.documents is not None:
             documents = [task.documents[index % len(task.documents)] for index in batch]
             made = pipeline.draw_next(
@@ -198,10 +196,6 @@ def _generate(pipeline: Pipeline, request: SampleRequest, job: _Job, world: Worl
     progress.show(len(task), "done", force=True)
     progress.close()
     return time.monotonic() - start
-
-
-def _show(progress: ProgressLine, done: int, event: StepEvent) -> None:
-    progress.show(done, describe(event))
 
 
 def _batches(

@@ -41,8 +41,9 @@ class ProgressLine:
         """True if the next `show` prints the line."""
         return self.enabled and time.monotonic() - self.last_shown >= self.seconds_between
 
-    def show(self, done: int, text: str, *, force: bool = False, limit: float = math.inf) -> None:
-        """Print the line if it is due or `force` is set. `limit` is the number of seconds after which the
+    def show(self, done: float, text: str, *, force: bool = False, limit: float = math.inf) -> None:
+        """Print the line if it is due or `force` is set. Of `done`, whole ones are printed, and the time left
+        follows from all of it. `limit` is the number of seconds after which the
         work ends even if it is not complete."""
         if not (self.enabled and force) and not self.due():
             return
@@ -51,11 +52,12 @@ class ProgressLine:
         rate = (done - self.first) / elapsed
         left = (self.total - done) / rate if rate > 0 else math.nan
         by_time = left > limit
-        whole = f"{done:,}" if by_time else f"{done:>{len(str(self.total))}}/{self.total}"
+        finished = int(done)
+        whole = f"{finished:,}" if by_time else f"{finished:>{len(str(self.total))}}/{self.total}"
         time_left = f"{duration(min(left, limit))} left"
         if self.terminal:
-            finished = elapsed / (elapsed + limit) if by_time else done / max(self.total, 1)
-            line = with_bar(f"{whole} {self.what}  {time_left}  {text}", finished)
+            share = elapsed / (elapsed + limit) if by_time else done / max(self.total, 1)
+            line = with_bar(f"{whole} {self.what}  {time_left}  {text}", share)
             tell(f"\r\x1b[K{line}", end="", stream=sys.stderr)
         else:
             tell(f"{whole} {self.what}  {text}  {time_left}", stream=sys.stderr)

@@ -18,17 +18,16 @@ from causalfusion.config.sizes import size_text
 from causalfusion.evaluate.samples.sample_set import SampleSet, missing_ranges, open_for_writing, write_part
 from causalfusion.files import hash_of, sha256_of
 from causalfusion.generate.output import (
-    describe,
     flops_of_product,
     quantized,
     uses_classes,
     warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.progress import BatchProgress
 from causalfusion.generate.rank import generate_best
 from causalfusion.generate.run import task_of
 from causalfusion.generate.settings import check_settings
-from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.processes import World
 from causalfusion.machine.progress import ProgressLine
 from causalfusion.machine.threads import Threads
@@ -112,11 +111,7 @@ def _fill(
     before, made, begin, threads = progress.first, 0, time.monotonic(), Threads()
     for batch in batches[world.rank :: world.size]:
         start = time.monotonic()
-
-        def tell(event: StepEvent, made: int = made) -> None:
-            shown = f"{made * world.size / max(time.monotonic() - begin, 1e-9):.2f}/s"
-            progress.show(min(before + made * world.size, task.images), f"{shown}, {describe(event)}")
-
+        watch = BatchProgress(progress, before + made * world.size, len(batch) * world.size, task.candidates)
         threads.adapt(flops_of_product(pipeline, task.settings, len(batch)))
         entries = task_of(pipeline, task.classes, task.prompts, batch)
         images = generate_best(
@@ -127,7 +122,7 @@ def _fill(
             task.candidates,
             seed=task.seed,
             image_indices=batch,
-            watch=tell,
+            watch=watch,
         )
         labels = np.array(entries.labels) if _has_labels(pipeline, task) else None
         seconds = time.monotonic() - start
