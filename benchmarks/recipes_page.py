@@ -129,8 +129,7 @@ def comment_of(name: str) -> str:
             break
         command = line.startswith("#   ")
         lines += ["", f"    {line[1:].strip()}", ""] if command else [line[1:].strip()]
-    said = "\n".join(lines).strip().replace("of PAPER section", "of the paper's section")
-    said = said.replace("PAPER section", "The paper's section")
+    said = "\n".join(lines).strip()
     options = r"(--config [\w-]+ --config [\w-]+|--train\.init(?! models)|\b[a-z]+\.[a-z]+_[a-z]+\b)"
     return re.sub(r"docs/(\w+\.md)", r"[\1](\1)", re.sub(options, r"`\1`", said))
 

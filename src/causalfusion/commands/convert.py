@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 app = App(
     name="convert",
-    help="Bring models into this format, and back; merge adapters; complete a folder.",
+    help="Bring models into this format, and back; merge adapters; complete a folder; export programs.",
     result_action="return_value",
 )
 

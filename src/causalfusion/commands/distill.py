@@ -40,8 +40,9 @@ def distill(
 ) -> int:
     """Distil a model into one that takes 1 to 4 diffusion steps in each AR step, without guidance.
 
-    `causalfusion distill RUN --steps 1 --out models/fast`: settings that are not given are those with which
-    the run was trained. The same command resumes; Ctrl-C, SIGTERM and SIGHUP save and exit with code 3.
+    `causalfusion distill RUN --steps 1 --out models/fast`: data, batch size and learning rate that are not
+    given are those with which the run was trained. The same command resumes; Ctrl-C, SIGTERM and SIGHUP save
+    and exit with code 3.
     """
     from causalfusion.train.run import train
     from causalfusion.train.teacher import student_of

@@ -66,7 +66,8 @@ def finetune(
     """Go on from a model with data of your own: other classes, captions, or another resolution.
 
     `causalfusion finetune shapes --data photos --out models/mine`: settings that are not given follow from
-    the model. The same command resumes; Ctrl-C, SIGTERM and SIGHUP save and exit with code 3.
+    the model. With --task, it learns to classify or to describe images instead of drawing them. The same
+    command resumes; Ctrl-C, SIGTERM and SIGHUP save and exit with code 3.
     """
     TASKS[request.task].run(request, device)
     return 0

@@ -26,7 +26,7 @@ def train(
     config: Recipes = (),
     data: DataConfig = DataConfig(),  # noqa: B008
 ) -> int:
-    """Train a byte-level BPE on the captions of a data set, or on text files.
+    """Train a byte-level BPE on the captions of a data set, the texts of documents, or on text files.
 
     Parameters
     ----------

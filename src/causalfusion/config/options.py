@@ -57,7 +57,7 @@ AdapterWeights = Annotated[
 Seed = Annotated[int, Parameter(help="The same seed gives the same result.")]
 Paths = Annotated[
     Sequence[str],
-    Parameter(help="The data, as --data.path: a folder of images, shards, a .jsonl or an .npz file."),
+    Parameter(help="The data, as --data.path: a folder of images, shards, a .jsonl, .npz or parquet file."),
 ]
 Recipes = Annotated[
     Sequence[str],
