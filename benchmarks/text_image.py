@@ -1,7 +1,7 @@
 """`python -m benchmarks.text_image`: text and images on `shapes`, judged by the oracles.
 
     evaluate MODEL      text→image, captions and edits of a trained model, by number of objects
-    compare             CausalFusion against Transfusion: same data, size, steps and seeds (PAPER section 7)
+    compare             CausalFusion against Transfusion: same data, size, steps and seeds
     coefficient         the coefficient of the text loss, by experiment
     ship RUN            train the recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights
                         of the one before, the last in that folder, unless that is done, and make the model
@@ -183,9 +183,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("evaluate", "compare", "coefficient", "ship"):
         command = commands.add_parser(name)
-        command.add_argument("--count", type=int, default=500, help="scenes for each figure")
+        count = 200 if name == "ship" else 500
+        command.add_argument("--count", type=int, default=count, help="scenes for each figure")
         command.add_argument("--ar-steps", type=int, nargs="+", default=[1, 4])
-        command.add_argument("--guidance-scale", type=float, default=2.0)
+        command.add_argument("--guidance-scale", type=float, default=3.0 if name == "ship" else 2.0)
         command.add_argument("--config", action="append", default=[], help="TOML laid over the recipe")
         if name in ("evaluate", "ship"):
             command.add_argument("model", type=Path)

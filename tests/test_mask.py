@@ -26,7 +26,7 @@ def sequence_of(sizes, copies=1, num_class_tokens=3, batch_size=2):
 
 
 def oracle(sizes, num_class_tokens):
-    """PAPER section 3, word by word: condition tokens see each other and everything sees them; clean tokens
+    """The paper, word by word: condition tokens see each other and everything sees them; clean tokens
     of step s see clean tokens of steps <= s; noisy ones see clean tokens of steps < s and their own step."""
     step = [s for s, size in enumerate(sizes) for _ in range(size)]
     context = len(step) - sizes[-1]

@@ -1,4 +1,4 @@
-"""Documents: texts and images in any order as one packed sequence (DESIGN section 1, PAPER section 7).
+"""Documents: texts and images in any order as one packed sequence.
 
 A document is a list of elements. Its text tokens, including the markers of texts and images, are one stream,
 each in an AR step of its own; an image takes as many AR steps as its plan has, between its markers. Because

@@ -1,4 +1,4 @@
-"""Plans: the order of an image's tokens, and the AR step of each (PAPER sections 1, 4).
+"""Plans: the order of an image's tokens, and the AR step of each.
 
 Shape letters: B images, L image tokens, S AR steps. A plan's split is drawn for a whole batch (leading
 size 1) or for every image (leading size B). Everything is drawn before the model runs, from generators
@@ -108,7 +108,7 @@ def ar_step_of(step_sizes: Sequence[int]) -> Tensor:
 
 
 def num_ar_steps_probabilities(num_tokens: int, config: FactorizationConfig) -> Tensor:
-    """Probabilities of S = 1..L, (L,) float64 (PAPER section 4: proportional to γ^(S-1)). Raises UserError if
+    """Probabilities of S = 1..L, (L,) float64 (proportional to γ^(S-1)). Raises UserError if
     a fixed S is larger than L."""
     if config.distribution == "mask_ratio":
         probabilities = torch.zeros(num_tokens, dtype=torch.float64)
@@ -267,8 +267,7 @@ def plan_together(plans: Sequence[Plan], grids: Sequence[tuple[int, int]]) -> Pl
 
 
 def loss_weights(ar_step: Tensor, config: FactorizationConfig, lengths: Tensor | None = None) -> Tensor:
-    """AR loss weights, (1 or B, L) float32, which fall from λ to 1 with the start of the token's AR step
-    (PAPER section 4).
+    """AR loss weights, (1 or B, L) float32, which fall from λ to 1 with the start of the token's AR step.
 
     linear: w = λ - (λ - 1) start/L; cosine: w = 1 + (λ - 1) (1 + cos(π start/L)) / 2.
 

@@ -1,4 +1,4 @@
-"""The diffusion loss with AR weights (PAPER section 4), and the cross-entropy of text (section 7).
+"""The diffusion loss with AR weights, and the cross-entropy of text.
 
 Shape letters: B images or rows, L image tokens, R noised copies of every AR step, P token dimension, n text
 tokens.

@@ -1,4 +1,4 @@
-"""Generalized causal attention (PAPER section 3): one predicate over role and AR step, in two forms.
+"""Generalized causal attention: one predicate over role and AR step, in two forms.
 
 Where several images stand in a row, their tokens have owners too, and see those of their own owner alone:
 AR steps cannot tell images apart whose clean tokens all come before another's.
@@ -23,7 +23,7 @@ def may_attend(
     q_owner: Tensor | None = None,
     k_owner: Tensor | None = None,
 ) -> Tensor:
-    """True where a query may attend to a key (DESIGN section 1), elementwise over broadcast tensors. Without
+    """True where a query may attend to a key, elementwise over broadcast tensors. Without
     owners, all tokens of a row have the same."""
     to_context = k_clean & ((k_ar_step < q_ar_step) | ((k_ar_step == q_ar_step) & q_clean))
     to_own_step = ~k_clean & ~q_clean & (k_ar_step == q_ar_step)

@@ -1,4 +1,4 @@
-"""Packed sequences: rows of tokens that each carry a kind, a role and an AR step (DESIGN section 1).
+"""Packed sequences: rows of tokens that each carry a kind, a role and an AR step.
 
 A sequence is a tuple of segments; a segment is a run of tokens of one kind and one role. Attention depends on
 roles and AR steps alone (and on owners, where a row holds several images), not on the order of segments. The
@@ -211,7 +211,7 @@ def pack_training(
     timesteps: Tensor,
     length_multiple: int = 1,
 ) -> PackedSequence:
-    """`[class tokens][clean tokens of κ_1..κ_{S-1}][noised tokens of κ_1..κ_S]` (PAPER section 3).
+    """`[class tokens][clean tokens of κ_1..κ_{S-1}][noised tokens of κ_1..κ_S]`.
 
     `clean_tokens` (B, L, P) and `noised_tokens` (B, R*L, P) stand in the plan's order. R > 1 gives every AR
     step R noised copies, each at its own noise level. `timesteps` (B, 1 or R*L).

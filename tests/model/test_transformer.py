@@ -37,7 +37,7 @@ def inputs(config: ModelConfig, plan: Plan, batch_size: int = 2):
     ("size", "millions"), [("L", 369.520), ("XL", 713.988), ("H", 1045.204), ("H48", 1235.635)]
 )
 def test_parameter_counts(size, millions):
-    """PAPER section 2: L has 368M parameters with 64 class tokens at 256 tokens."""
+    """The paper: L has 368M parameters with 64 class tokens at 256 tokens."""
     config = load_config(
         "imagenet256", size, codec={"autoencoder": "kl16.ckpt"}, data={"path": "imagenet"}
     ).model

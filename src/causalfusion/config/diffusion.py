@@ -1,4 +1,4 @@
-"""Settings of the diffusion process: path, prediction, noise levels, loss weights (DESIGN section 2)."""
+"""Settings of the diffusion process: path, prediction, noise levels, loss weights."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from causalfusion.errors import check, check_values
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizationConfig:
-    """Splitting of training images into AR steps (PAPER section 4)."""
+    """Splitting of training images into AR steps."""
 
     distribution: Literal["decay", "uniform", "fixed", "mask_ratio"] = "decay"
     """Distribution of the number of AR steps S: proportional to decay**(S-1), uniform on 1..L, or always

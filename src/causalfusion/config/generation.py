@@ -15,7 +15,7 @@ SamplerChoice = Literal["auto", SamplerName]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Generation of tokens (PAPER section 5). No field depends on how the model was trained."""
+    """Generation of tokens. No field depends on how the model was trained."""
 
     num_ar_steps: int = 1
     """Number of AR steps, S: 1 is plain diffusion, L (or 0) is next-token prediction."""

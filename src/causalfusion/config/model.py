@@ -1,4 +1,4 @@
-"""The choices that make a model: its block, its head and what surrounds them (DESIGN section 3)."""
+"""The choices that make a model: its block, its head and what surrounds them."""
 
 from __future__ import annotations
 

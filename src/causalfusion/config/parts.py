@@ -1,4 +1,4 @@
-"""The parts of a model: norms, biases, rotary positions, head, encoder (DESIGN section 3)."""
+"""The parts of a model: norms, biases, rotary positions, head, encoder."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from causalfusion.errors import check, check_values
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Text in the sequences of a run (PAPER section 7)."""
+    """Text in the sequences of a run."""
 
     tokenizer: str = ""
     """A tokenizer.json, a folder with one, a hub id; `train`: a byte-level BPE trained on the captions;

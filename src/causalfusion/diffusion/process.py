@@ -1,4 +1,4 @@
-"""The process: all that is to be known about noise (DESIGN section 2).
+"""The process: all that is to be known about noise.
 
 A process owns the path from clean tokens to noise, what the model predicts, how noise levels are drawn, what
 an error counts at each level, and which samplers exist. Nothing outside this package knows what a level is

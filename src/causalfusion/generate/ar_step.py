@@ -1,4 +1,4 @@
-"""One AR step: its tokens go through all diffusion steps against a fixed context (PAPER section 5).
+"""One AR step: its tokens go through all diffusion steps against a fixed context.
 
 A joint head runs the transformer in every diffusion step. A per-token head has it run once, for the
 conditions of the step's tokens, and denoises them by itself.

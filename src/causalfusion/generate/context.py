@@ -1,5 +1,4 @@
-"""The context of generation: the condition and finished tokens, in a cache or to be read anew (PAPER
-section 5).
+"""The context of generation: the condition and finished tokens, in a cache or to be read anew.
 
 Shape letters: B images, L image tokens, K known tokens, n tokens of an AR step, P token dimension, D width.
 Rows of the model are B with the condition and, under guidance, B more without it behind them.

@@ -1,4 +1,4 @@
-"""What a trained model makes of images: its layers' outputs, for probes and distances (PAPER section 8).
+"""What a trained model makes of images: its layers' outputs, for probes and distances.
 
 An image is read without its class or caption: the null class stands before it, or an empty text. Its tokens
 are clean, as the paper's are in fine-tuning, or noised to a level. A model that never learned from clean

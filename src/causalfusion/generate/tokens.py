@@ -1,4 +1,4 @@
-"""The generation loop: condition -> context -> AR step -> diffusion steps -> append (PAPER section 5).
+"""The generation loop: condition -> context -> AR step -> diffusion steps -> append.
 
 Shape letters: B images, n tokens of an AR step, P token dimension.
 """

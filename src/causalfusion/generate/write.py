@@ -1,4 +1,4 @@
-"""Text, one token after another, against the cache (PAPER section 7).
+"""Text, one token after another, against the cache.
 
 Shape letters: B rows, V vocabulary.
 """

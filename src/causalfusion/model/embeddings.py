@@ -1,4 +1,4 @@
-"""Embeddings of timesteps and classes (PAPER section 2).
+"""Embeddings of timesteps and classes.
 
 Shape letters: B images, n tokens, C class tokens, D width.
 """

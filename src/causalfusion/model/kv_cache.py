@@ -1,4 +1,4 @@
-"""The keys and values of the clean tokens that generation has finished (PAPER section 5).
+"""The keys and values of the clean tokens that generation has finished.
 
 Shape letters: B images, N heads of keys and values, T cached tokens, n new tokens, H head size.
 """

@@ -1,4 +1,4 @@
-"""The decoder-only transformer (PAPER section 2): packed sequence in, predictions for its tokens out.
+"""The decoder-only transformer: packed sequence in, predictions for its tokens out.
 
 Shape letters: B rows, T packed tokens, n tokens of a segment, L image tokens, C class tokens, D width, P
 token dimension, R rows of modulation. The model draws nothing (but for dropout, where it is on), adds no

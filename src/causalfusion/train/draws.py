@@ -1,4 +1,4 @@
-"""All that is random in a training step, drawn before the model runs (PAPER sections 4 and 7).
+"""All that is random in a training step, drawn before the model runs.
 
 Draws are functions of (seed, place in the sample stream), and of `split_index` where the split is shared; so
 they are the same whichever process or resumed run makes them.

@@ -1,4 +1,4 @@
-"""AdamW as in PAPER section 4, or Muon beside it, their state on disk, and the learning rate as a function of
+"""AdamW as in the paper, or Muon beside it, their state on disk, and the learning rate as a function of
 the images seen."""
 
 from __future__ import annotations

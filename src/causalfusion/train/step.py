@@ -1,4 +1,4 @@
-"""From a batch to its errors: the one corridor of training (PAPER sections 3, 4 and 7); nothing random here.
+"""From a batch to its errors: the one corridor of training; nothing random here.
 
     pieces = objective.arrange(batch, objective.draw(...))
     errors = objective.errors(model, pieces)

@@ -1,1 +1,1 @@
-"""Models of other systems: what their authors released, under our names and back (DESIGN section 3)."""
+"""Models of other systems: what their authors released, under our names and back."""
