@@ -71,8 +71,8 @@ EXPECTED: dict[str, tuple[str, str]] = {
         "in-context",
     ),
     "graft-shapes": (
-        "after 20,700 scenes, 40 minutes of a core: colours as asked in 78 and 81 % of 100 captions, two seeds "
-        "(chance is 12.5 %), sizes and shapes at chance",
+        "after 20,700 scenes, 40 minutes of a core: colours as asked in 78 and 81 % of 100 captions, two "
+        "seeds (chance is 12.5 %), sizes and shapes at chance",
         "a-language-model-that-learned-to-draw",
     ),
     "per-token": ("on digits: 96.7 % classified correctly at S = 8", "the-neighbours-in-one-frame"),
