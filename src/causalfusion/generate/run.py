@@ -35,7 +35,7 @@ from causalfusion.generate.output import (
     warn_of_untrained_null,
 )
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.generate.rank import generate_best
+from causalfusion.generate.rank import check_judged, generate_best
 from causalfusion.generate.read import to_float
 from causalfusion.generate.request import SampleRequest
 from causalfusion.generate.settings import check_settings
@@ -83,6 +83,8 @@ def sample_to_folder(request: SampleRequest) -> Path:
     with join_world(request.device) as world, ExitStack() as stack:
         pipeline, folder = load_pipeline(request.model, request, world, request.rope_extrapolation)
         task = _task(pipeline, request)
+        if request.candidates > 1:
+            check_judged(pipeline, task.prompts or ())
         for at in [pipeline.at(*size) for size in task.sizes] or [pipeline]:
             check_settings(request.settings, at.model.config, at.spec.diffusion, at.grid)
         if world.is_main:
