@@ -102,6 +102,17 @@ def test_a_stopped_set_is_not_gone_on_with_under_other_settings(models, tmp_path
     assert (pixels(out)[:2] != first).any() and len(pixels(out)) == 4
 
 
+def test_a_set_is_not_gone_on_with_under_another_adapter(models, tmp_path, make_adapter):
+    adapter, out = make_adapter(tmp_path / "adapter", models["classes"]), tmp_path / "out"
+    for weight in (1, 0.5):
+        told = ("--adapters", adapter, "--adapter-weights", weight)
+        assert sample(models["classes"], out, "--images", 2, *told) == 0
+        assert sample(models["classes"], out, "--images", 1, "--first", 2, *told) == 0
+        assert len(pixels(out)) == 3
+        assert sample(models["classes"], out, "--images", 1, "--first", 3) == 0
+        assert names(out) == ["000003.png", "grid.png", "settings.json"], "and not the adapter's beside it"
+
+
 def test_first_goes_on_with_a_finished_set(models, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert sample(models["classes"], whole, "--images", 5) == 0

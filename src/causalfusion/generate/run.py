@@ -162,7 +162,7 @@ def _identity(pipeline: Pipeline, folder: Path, request: SampleRequest) -> str:
     told = [folder.resolve(), stamp(weights), to_dict(pipeline.spec), request.weights, request.precision]
     told += [request.seed, request.candidates, list(request.classes), prompts]
     told += [to_dict(pipeline.process.settled(request.settings)), *quantized(pipeline).values()]
-    told += [list(request.size), request.rope_extrapolation]
+    told += [list(request.size), request.rope_extrapolation, *pipeline.adapters]
     if request.documents is not None:
         told.append(JsonlDocuments(str(request.documents)).fingerprint())
     return hash_of([__version__, *told])
