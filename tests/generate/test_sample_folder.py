@@ -188,6 +188,13 @@ def test_an_edit_replaces_an_earlier_one_and_no_samples(models, tmp_path, capsys
     assert names(made) == ["000000.png", "grid.png", "settings.json"]
 
 
+def test_another_numbered_file_is_no_image_of_the_set(models, tmp_path):
+    (tmp_path / "1.png").write_bytes(b"mine")
+    (tmp_path / "2").mkdir()
+    assert sample(models["classes"], tmp_path, "--images", 3) == 0
+    assert {"000000.png", "000001.png", "000002.png", "1.png", "2"} < set(names(tmp_path))
+
+
 def test_both_stores_give_the_same_arrays(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, 4, 5, 3), dtype=np.uint8)
     made = {}
