@@ -196,7 +196,7 @@ class TrainingData:
         most so many and each cut to the room of a sequence; none in a run without text."""
         if self.tokenizer is None:
             return []
-        chosen = self.held_out if len(self.held_out) else self.train_indices
+        chosen = self.held_out if len(self.held_out) else np.unique(self.train_indices)  # which may repeat
         found = captions_among(self.source, chosen[:count])
         return list(self._ids([captions[0] if captions else None for captions in found]) or ())
 
