@@ -21,6 +21,7 @@ from causalfusion.data.sizes import grids_of
 from causalfusion.data.transforms import fit_image
 from causalfusion.errors import UserError
 from causalfusion.evaluate.measures.scenes import read_scene
+from causalfusion.train.from_data import large_enough
 
 SIDES = st.integers(1, 3000)
 
@@ -168,6 +169,14 @@ def test_all_too_small_is_one_line(tmp_path):
     config = DataConfig(source="folder", path=str(tmp_path), image_size="native")
     with pytest.raises(UserError, match="all 2 images are smaller than one token of 16x16 pixels"):
         grids_of(open_source(config), config.fit(16))
+
+
+def test_images_to_train_on_that_are_all_too_small_are_one_line():
+    grids = np.array([[0, 0], [2, 3], [0, 0]])
+    train, held_out = large_enough(grids, np.array([0, 1]), np.array([2]))
+    assert train.tolist() == [1] and held_out.tolist() == []
+    with pytest.raises(UserError, match=r"of the 2 images to train on, none can be used, .*, and 1 are held"):
+        large_enough(grids, np.array([0, 2]), np.array([1]))
 
 
 def test_sizes_are_those_of_upright_pictures(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from causalfusion import cli
+from causalfusion.codec.codec import Codec
 from causalfusion.config import ModelConfig, RopeConfig, SampleConfig
 from causalfusion.errors import UserError
 from causalfusion.factorization import Plan, ar_step_of, grid_tensor, places_of
@@ -181,6 +182,25 @@ def test_an_image_is_edited_in_its_own_shape(models, tmp_path):
     assert (
         np.array_equal(edited[~changed], original[~changed]) and (edited[changed] != original[changed]).any()
     )
+
+
+def test_a_model_of_any_size_reads_and_edits_images_in_their_own(models):
+    """Tokens stand where they are in the image, not where they would be in one of the default size."""
+    fixed = Pipeline.load(models["both"])
+    codec = Codec(replace(fixed.codec.config, max_area=4096), None)
+    pipeline = replace(fixed, codec=codec)
+    height, width = 3 * codec.cell, 2 * codec.cell
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    sized = pipeline.at(height, width)
+    assert pipeline.caption(images) == sized.caption(images)
+    settings = SampleConfig(diffusion_steps=[2], num_ar_steps=2)
+    for mask in ("right", torch.arange(height)[:, None].expand(-1, width) < height // 2):
+        found = [p.edit(images, mask, ["dog"] * 2, settings) for p in (pipeline, sized)]
+        assert found[0].equal(found[1]) and found[0].shape == images.shape
+    with pytest.raises(UserError, match=f"images have {width}x{height} pixels; expected "):
+        pipeline.draw_next([[images[0]]])
+    with pytest.raises(UserError, match="the model's are"):
+        fixed.caption(images)
 
 
 def test_a_picture_of_less_than_a_token_is_one_line(models, tmp_path, capsys):

@@ -77,6 +77,17 @@ def test_the_best_of_several_draws_is_kept_for_each_prompt(pipeline):
     assert torch.equal(generate_best(pipeline, None, PROMPTS, SAMPLE, 1, seed=7), draws[0])
 
 
+def test_a_prompt_that_fits_before_an_image_alone_is_refused_with_candidates(pipeline):
+    """Behind the image that is judged stands one marker more."""
+    fitting = "a" + " a" * 35
+    longest = f"{fitting} a"
+    assert len(pipeline.with_text().encode(longest)) == pipeline.model.config.max_text_tokens - 3
+    assert len(generate_best(pipeline, None, [longest], SAMPLE, 1)) == 1
+    assert len(generate_best(pipeline, None, [fitting], SAMPLE, 2)) == 1
+    with pytest.raises(UserError, match="has 37 tokens; to judge candidates, the model has room for 36"):
+        generate_best(pipeline, None, [fitting, longest], SAMPLE, 2)
+
+
 def test_candidates_need_prompts(pipeline):
     with pytest.raises(UserError, match="candidates is 2; expected 1 where there are no prompts"):
         generate_best(replace(pipeline), [0], None, SAMPLE, 2)

@@ -102,6 +102,17 @@ def test_a_stopped_set_is_not_gone_on_with_under_other_settings(models, tmp_path
     assert (pixels(out)[:2] != first).any() and len(pixels(out)) == 4
 
 
+def test_a_set_is_not_gone_on_with_under_another_adapter(models, tmp_path, make_adapter):
+    adapter, out = make_adapter(tmp_path / "adapter", models["classes"]), tmp_path / "out"
+    for weight in (1, 0.5):
+        told = ("--adapters", adapter, "--adapter-weights", weight)
+        assert sample(models["classes"], out, "--images", 2, *told) == 0
+        assert sample(models["classes"], out, "--images", 1, "--first", 2, *told) == 0
+        assert len(pixels(out)) == 3
+        assert sample(models["classes"], out, "--images", 1, "--first", 3) == 0
+        assert names(out) == ["000003.png", "grid.png", "settings.json"], "and not the adapter's beside it"
+
+
 def test_first_goes_on_with_a_finished_set(models, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert sample(models["classes"], whole, "--images", 5) == 0
@@ -175,6 +186,13 @@ def test_an_edit_replaces_an_earlier_one_and_no_samples(models, tmp_path, capsys
     assert cli.run([*edit, "--out", str(made)]) == 2
     assert "holds a settings.json of `sample`; give another --out" in capsys.readouterr().err
     assert names(made) == ["000000.png", "grid.png", "settings.json"]
+
+
+def test_another_numbered_file_is_no_image_of_the_set(models, tmp_path):
+    (tmp_path / "1.png").write_bytes(b"mine")
+    (tmp_path / "2").mkdir()
+    assert sample(models["classes"], tmp_path, "--images", 3) == 0
+    assert {"000000.png", "000001.png", "000002.png", "1.png", "2"} < set(names(tmp_path))
 
 
 def test_both_stores_give_the_same_arrays(tmp_path):

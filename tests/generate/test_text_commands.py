@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,16 @@ def test_edit_by_prompt_changes_the_region_alone(models, photos, tmp_path):
     assert np.asarray(alone)[:60].tolist() != np.asarray(with_class)[:60].tolist(), "it says what was asked"
     edits = to_float(pixels_of(tmp_path / "both", "edited-*.png").astype(np.uint8))
     assert facts["read_as"] == Pipeline.load(models["both"]).caption(edits), "and what the model reads there"
+
+
+def test_a_model_that_never_learned_to_describe_images_edits_them(models, photos, tmp_path):
+    """Its edits are not read by it, which it would refuse."""
+    pipeline = Pipeline.load(models["both"])
+    spec = replace(pipeline.spec, text=replace(pipeline.spec.text, loss_coefficient=0.0))
+    model = replace(pipeline, spec=spec).save_pretrained(tmp_path / "model")
+    line = ["edit", photos / "0.png", "--model", model, "--region", "right", "--prompt", CAPTIONS[0], *SAMPLE]
+    run(*line, "--out", tmp_path / "edit")
+    assert facts_of(tmp_path / "edit")["read_as"] is None and (tmp_path / "edit/sheet.png").is_file()
 
 
 def test_a_packaged_model_has_a_name(models, photos, tmp_path, monkeypatch, capsys):

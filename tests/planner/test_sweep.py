@@ -50,6 +50,20 @@ def test_diffusion_steps_are_shared_among_the_ar_steps():
     assert found == [(1, [2]), (1, [10]), (4, [3, 3, 2, 2])]
 
 
+def test_the_options_that_are_told_draw_what_was_measured():
+    """On top of what the model recommends, as `sample` takes them."""
+    settings = SampleConfig(sampler="unipc", diffusion_steps=[3, 2], num_ar_steps=2, guidance_interval=(0, 1))
+    own = replace(settings, order="raster", guidance_interval=(0.1, 0.9), guidance_schedule="linear")
+    found = Tried(settings=settings, seconds_per_image=1.0)
+    main = "--sampler unipc --num-ar-steps 2 --diffusion-steps 3 2 --guidance-scale 1"
+    assert found.as_options(settings) == main
+    told = found.as_options(own).removeprefix(main).split(" --")
+    assert sorted(told) == ["", "guidance-interval 0 1", "guidance-schedule constant", "order random"]
+    assert found.as_options(replace(settings, respacing="10")) == f'{main} --respacing ""'
+    rarer = replace(found, settings=replace(settings, solver_order=3, level_shift=1.5))
+    assert rarer.as_options(SampleConfig()) == f"{main} --solver-order 3 --level-shift 1.5"
+
+
 def test_a_per_token_head_has_all_diffusion_steps_in_each_ar_step():
     sweep = Sweep(samplers=["ddim"], diffusion_steps=[2], ar_steps=[1, 4], guidance_scales=[1.0])
     for ask, expected in (("mask", [(1, [2]), (4, [2])]), ("previous", [(16, [2])])):

@@ -1,17 +1,21 @@
 """`finetune --task caption`: clean images in, text out, and nothing of the image is learned to draw."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from causalfusion import cli
+from causalfusion.codec.codec import Codec
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import DataConfig, FactorizationConfig, ModelConfig, RunConfig, TextConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.evaluate.captioning import score_run
+from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import latest_model, load_weights
 from causalfusion.train.batch import TokenBatch
@@ -64,6 +68,34 @@ def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys, monkeypatch):
     assert "captions of 8 held-out images" in said.out
     if "CIDEr-D" not in record["figures"]:
         assert "captions are not scored" in said.err
+
+
+def test_images_of_several_sizes_are_scored_in_their_own(tmp_path, monkeypatch):
+    """Each caption beside those of its image, at the place of the image in the data."""
+    pictures, run = tmp_path / "pictures", tmp_path / "run"
+    pictures.mkdir()
+    for number in range(12):
+        side = 32 + 4 * (number % 3)
+        Image.new("RGB", (32, side), (20 * number, 0, 0)).save(pictures / f"{number:02d}.png")
+        (pictures / f"{number:02d}.txt").write_text(f"{32 * side}")
+    pipeline = Pipeline.load("shapes")
+    native = replace(pipeline, codec=Codec(replace(pipeline.codec.config, max_area=4096)))
+
+    def caption(self, images, *_, **__):
+        return [str(image[0].numel()) for image in images]
+
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: native)
+    monkeypatch.setattr(Pipeline, "caption", caption)
+    monkeypatch.setattr("causalfusion.evaluate.captioning.latest_model", lambda run: run)
+    monkeypatch.setattr("causalfusion.evaluate.captioning.caption_scores", compared)
+    data = DataConfig(source="folder", path=str(pictures), image_size="native", holdout=0.5)
+    assert score_run(run, data, "cpu") == {"same": 1.0}
+    assert json.loads((run / "captions.json").read_text())["images"] == 6
+
+
+def compared(captions: list[str], references: list[list[str]]) -> dict[str, float]:
+    pairs = list(zip(captions, references, strict=True))
+    return {"same": sum([caption] == own for caption, own in pairs) / len(pairs)}
 
 
 def test_a_model_without_text_is_refused(digits_run, tmp_path, capsys):

@@ -109,11 +109,12 @@ def loss_of(objective: DistillationObjective, student: nn.Module, spread: float,
 
 
 @pytest.mark.parametrize("diffusion", PATHS, ids=lambda d: f"{d.path}-{d.prediction_type}")
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_a_student_that_knows_the_guided_flow_has_no_loss(diffusion, steps):
-    """Of data that are one point, every step along the flow is exact, and guidance moves the point."""
+@pytest.mark.parametrize(("steps", "ahead"), [(1, 1), (2, 1), (4, 1), (1, 6), (2, 3)])
+def test_a_student_that_knows_the_guided_flow_has_no_loss(diffusion, steps, ahead):
+    """Of data that are one point, every step along the flow is exact, and guidance moves the point. Steps
+    ahead end where the part of the path does, also at clean data."""
     teacher, student = Gaussian(diffusion, 0.0), Gaussian(diffusion, 0.0, guidance=3.0)
-    objective = objective_of(diffusion, steps, 6, teacher, guidance=3.0)
+    objective = objective_of(diffusion, steps, 6, teacher, guidance=3.0, ahead=ahead)
     assert loss_of(objective, student, 0.0) < 1e-7
     assert loss_of(objective, teacher, 0.0) > 1e-3, "the teacher is not guided by itself"
 

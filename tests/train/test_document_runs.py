@@ -326,6 +326,28 @@ def test_the_held_out_loss_is_always_of_the_same_documents(file):
     assert all(sum(not isinstance(e, str) for e in b) <= 2 for b in beginnings) and len(beginnings) <= 2
 
 
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_the_held_out_loss_is_of_all_texts_however_few_have_images(file, size):
+    data = open_document_data(run_of(file), ALONE)
+    trainer, markers = Trainer(data.config, ALONE, data.tokenizer), data.tokenizer.markers
+    whole = next(data.evaluation_batches(8))
+    texts = [[Text((5, 6 + n))] for n in range(7)]
+    documents = [*texts[:3], [Text((5,)), Image(0)], *texts[3:]]
+    batch = replace(
+        whole, tokens=whole.tokens[:1], sample_indices=whole.sample_indices[:1],
+        documents=replace(whole.documents, documents=tuple(map(tuple, documents))),
+    )  # fmt: skip
+    objective = trainer.objective
+    errors = objective.errors(
+        trainer.model, objective.arrange(batch, objective.draw(batch, seed=0, split_index=0))
+    )
+    number, total = int((errors.text > 0).sum()), float(errors.text.detach().sum())
+    parts = [batch.slice(slice(start, start + size)) for start in range(0, 8, size)]
+    found = loss_map(trainer.model, objective.process, data.config, parts, markers)
+    assert found.text["document"] == pytest.approx(total / number, rel=1e-4)
+    assert found.mean > 0
+
+
 def test_settings_for_a_path_alone_have_room_for_its_documents(file):
     given = RunConfig(data=DataConfig(source="documents", path=str(file)))
     chosen, lines = settings_for(given, ALONE.device)

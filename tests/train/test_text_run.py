@@ -233,6 +233,13 @@ def test_a_latent_cache_gives_the_same_batches(shapes_run, tmp_path):
     assert load_spec(folder).tokenizer_fingerprint == a.tokenizer.fingerprint
 
 
+def test_captions_of_the_grid_are_of_different_images_however_often_these_are_seen(shapes_run):
+    """As given images are, beside many of the model's own (--prior-preservation)."""
+    data = opened(shapes_run(data={"holdout": 0.0}))
+    often = replace(data, train_indices=data.train_indices.repeat(20))
+    assert often.held_out_captions(8) == data.held_out_captions(8) and len(data.held_out_captions(8)) == 8
+
+
 def test_long_captions_are_cut_to_the_room(shapes_run):
     data = opened(shapes_run(model={"max_text_tokens": 9}))
     with pytest.warns(UserWarning, match=r"longer than the 4 tokens .* and cut: 8 of the first 8") as said:

@@ -59,7 +59,7 @@ class Opened:
     @property
     def describes(self) -> bool:
         """True if it learned to write about images."""
-        return self.reads_text and self.pipeline.spec.text.loss_coefficient != 0
+        return self.pipeline.describes
 
     @property
     def class_names(self) -> list[str]:

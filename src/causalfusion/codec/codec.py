@@ -173,6 +173,14 @@ class Codec:
         return self.to_tokens(latents[None])[0, 0]
 
     def encode_tokens(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        """Tokens (B, L, P) of images of this codec's size; where images may have any, the codec `at` theirs
+        has them, as tokens do not tell their places. Raises UserError."""
+        own = (self.config.image_height, self.config.image_width)
+        if self.config.max_area and images.shape[2:] != own:
+            given = f"{images.shape[3]}x{images.shape[2]}"
+            raise UserError(
+                f"images have {given} pixels; expected {own[1]}x{own[0]}, or Pipeline.at their size"
+            )
         return self.to_tokens(self.encode(images, noise))
 
     def decode_tokens(self, tokens: Tensor) -> Tensor:

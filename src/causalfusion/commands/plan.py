@@ -4,6 +4,7 @@ from typing import Annotated
 
 from cyclopts import App
 
+from causalfusion.config import SampleConfig
 from causalfusion.config.options import SamplingFiles, Settings
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import in_time
@@ -19,6 +20,8 @@ def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = (
     and draws quality against time per image. The same command resumes after an interruption.
     """
     from causalfusion.planner.run import plan as make_plan
+    from causalfusion.saved.folder import latest_model
+    from causalfusion.saved.sampling import read_sampling
 
     best = make_plan(request)
     quality, time = f"Fréchet distance {best.frechet:.4g}", in_time(best.seconds_per_image)
@@ -31,5 +34,6 @@ def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = (
     size = f" --size {request.size}" if request.size else ""
     if request.save:
         print(f"{best.model or request.model}: its images are made so from now on")
-    print(f"  causalfusion sample --model {best.model or request.model} {best.as_options()}{size}")
+    own = read_sampling(latest_model(request.model)) or SampleConfig()
+    print(f"  causalfusion sample --model {best.model or request.model} {best.as_options(own)}{size}")
     return 0

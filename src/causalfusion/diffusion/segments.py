@@ -81,9 +81,9 @@ class Segments:
         return (places - 1) // self.points * self.points
 
     def jump(self, noised: Tensor, clean: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-        """x at places `stop` of x at `start`, where x_0 is `clean`."""
+        """x at places `stop` of x at `start`, where x_0 is `clean`; x itself where both are the same."""
         (alpha, sigma), (alpha_stop, sigma_stop) = self._scales(start), self._scales(stop)
-        ratio = sigma_stop / sigma
+        ratio = torch.where(start == stop, 1.0, sigma_stop / sigma)  # clean data have no noise to divide by
         return fit(ratio, noised) * noised + fit(alpha_stop - alpha * ratio, noised) * clean
 
     def by_one_jump(self, noised: Tensor, landed: Tensor, start: Tensor, stop: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from causalfusion.config import DataConfig, WriteConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import load_indices, split_holdout
 from causalfusion.data.shapes import Shapes
+from causalfusion.data.sizes import grids_of, groups_of
 from causalfusion.errors import UserError
 from causalfusion.evaluate.measures.captions import caption_scores
 from causalfusion.evaluate.measures.scenes import caption_truth
@@ -21,6 +24,7 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.progress import ProgressLine, tell
 from causalfusion.machine.runtime import select_device
 from causalfusion.saved.folder import latest_model
+from causalfusion.train.from_data import large_enough
 
 IMAGES = 500
 """At most so many held-out images are described."""
@@ -40,17 +44,22 @@ def score_run(run: Path, data: DataConfig, device: str = "auto") -> dict[str, fl
             raise
         tell(f"note: captions are not scored, as data.cache holds no images ({error}); give data.path, too")
         return {}
-    train, held_out = split_holdout(len(source), data.holdout)
-    chosen = (held_out if len(held_out) else train)[:IMAGES]
     pipeline = Pipeline.load(latest_model(run), device=select_device(device))
     fit, captions, references = data.fit(pipeline.codec.cell), list[str](), list[list[str]]()
-    line = ProgressLine(len(chosen), 0, what="images")
-    for batch in batches_of(len(chosen), 64):
-        found = load_indices(source, chosen[batch.start : batch.stop], data, fit)
-        captions += pipeline.caption(found.images.to(pipeline.device), WriteConfig(), image_indices=batch)
-        references += [list(texts) for texts in found.all_captions]
-        line.show(batch.stop, "captions")
+    grids = grids_of(source, fit) if data.native else None
+    train, held_out = large_enough(grids, *split_holdout(len(source), data.holdout))
+    chosen = (held_out if len(held_out) else train)[:IMAGES]
+    line, groups = ProgressLine(len(chosen), 0, what="images"), groups_of(grids, chosen)
+    for group in groups:  # images of one size
+        for batch in batches_of(len(group), 64):
+            rows = group[batch.start : batch.stop]
+            found = load_indices(source, chosen[rows], data, fit, grids)
+            images = found.images.to(pipeline.device)
+            captions += pipeline.caption(images, WriteConfig(), image_indices=rows.tolist())
+            references += [list(texts) for texts in found.all_captions]
+            line.show(len(captions), "captions")
     line.close()
+    chosen = chosen[np.concatenate(groups)]
     figures: dict[str, float] = {}
     if isinstance(source, Shapes):
         figures |= caption_truth(captions, [source.scene(index) for index in chosen.tolist()])

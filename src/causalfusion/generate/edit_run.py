@@ -91,7 +91,7 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
         mask = task.mask.numpy()
         if request.paste:  # exactly the input's pixels, whatever rounding the way through floats had
             pixels = np.where(mask[None, :, :, None], pixels, before)
-        read_as = None if pipeline.tokenizer is None else pipeline.caption(to_float(pixels[:SHOWN]))
+        read_as = pipeline.caption(to_float(pixels[:SHOWN])) if pipeline.describes else None
         with in_use(request.out, "the folder"):
             begin(request.out, settings, earlier, keep=False)
             for index, edit in enumerate(pixels):

@@ -149,15 +149,16 @@ class Pipeline(PublishedPipeline):
         (B, C, H, W) in [-1, 1], pictures, or image files.
 
         `mask` (H, W) is True where pixels may change; or it is the path of a mask image, or a region's name
-        ("right", as `region_mask` says). A token is regenerated if any of its pixels is
-        masked. The kept tokens are clean context, in the cache once for all variants. With `paste`, pixels
-        outside the mask are those of the input, exactly. Returns (B * variants, C, H, W), the variants of
-        an image next to each other; variant v of image b is drawn at image index b * variants + v.
+        ("right", as `region_mask` says). A token is regenerated if any of its pixels is masked. The kept
+        tokens are clean context, in the cache once for all variants. With `paste`, pixels outside the mask
+        are those of the input, exactly. Returns (B * variants, C, H, W), the variants of an image next to
+        each other; variant v of image b is drawn at image index b * variants + v.
         """
         spec = self.model.config
         if spec.head.ask == "previous":
             raise UserError("this model cannot edit: its head asks for one token after another")
-        mask, images = self._mask(mask, images), self.to_tensor(images)
+        sized = self._sized(given := self.to_tensor(images))
+        mask, images = sized._mask(mask, images), given
         label_tensor, documents = self.conditions(labels, prompts)
         check(variants >= 1, "variants", variants, "at least 1")
         if mask.shape != images.shape[-2:] or len(label_tensor) != len(images):
@@ -165,22 +166,22 @@ class Pipeline(PublishedPipeline):
                 f"mask {tuple(mask.shape)} and {len(label_tensor)} labels or prompts do not fit images of "
                 f"shape {tuple(images.shape)}; expected a mask (H, W), and one of them for each image"
             )
-        masked = tokens_of_mask(mask, *self.grid).flatten()
+        masked = tokens_of_mask(mask, *sized.grid).flatten()
         if not masked.any():
             raise UserError("the mask is empty; expected at least one masked pixel")
         original = images.to(self.device)
-        tokens = self.codec.encode_tokens(original, None)
+        tokens = sized.codec.encode_tokens(original, None)
         kept, changed = (m.nonzero().flatten().to(self.device) for m in (~masked, masked))
         batch_size = len(images)
         config = config or fit_ar_steps(self.default_sampling, len(changed))
         sizes = step_sizes(config, len(changed), seed)
         indices = list(range(batch_size * variants))
-        order = self._orders_among(changed, config, seed, indices)
-        noise = ImageNoise(seed, indices, self.codec.num_tokens, spec.token_dim)
+        order = sized._orders_among(changed, config, seed, indices)
+        noise = ImageNoise(seed, indices, sized.codec.num_tokens, spec.token_dim)
         with autocast(self.device, self.autocast_dtype):
             context = prefill(
                 self.model, label_tensor, config, prompts=self.prompts_of(documents),
-                kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1), grid=self.grid,
+                kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1), grid=sized.grid,
                 sizes=sizes,
             ).fork(variants)  # fmt: skip
             new = generate_tokens(
@@ -189,11 +190,15 @@ class Pipeline(PublishedPipeline):
             )  # fmt: skip
         result = tokens.repeat_interleave(variants, dim=0)
         result.scatter_(1, order[:, :, None].expand(-1, -1, spec.token_dim), new)
-        edited = self.codec.decode_tokens(result)
+        edited = sized.codec.decode_tokens(result)
         if not paste:
             return edited
         inside = mask.to(self.device)
         return torch.where(inside, edited, original.repeat_interleave(variants, dim=0))
+
+    def _sized(self, images: Tensor) -> Self:
+        """This pipeline for images (B, C, H, W) of their size, where the model's may have any."""
+        return self.at(*images.shape[-2:]) if self.codec.config.max_area else self
 
     def _mask(self, mask: Tensor | Path | str, images: Images) -> Tensor:
         if isinstance(mask, Tensor):
@@ -223,11 +228,12 @@ class Pipeline(PublishedPipeline):
 
         Text i depends on (seed, image_indices[i]) and image i alone."""
         tokenizer, images = self.describing(), self.to_tensor(images)
+        sized = self._sized(images)
         label_tensor, _ = self.conditions(labels or [self.model.config.null_label] * len(images), None)
         documents = [[Image(row), Text(open=True)] for row in range(len(images))]
-        tokens = self.codec.encode_tokens(images.to(self.device), None)
+        tokens = sized.codec.encode_tokens(images.to(self.device), None)
         indices = range(len(images)) if image_indices is None else image_indices
-        texts = self.write(label_tensor, documents, tokens, config or WriteConfig(), seed, indices, watch)
+        texts = sized.write(label_tensor, documents, tokens, config or WriteConfig(), seed, indices, watch)
         return [tokenizer.decode(ids) for ids in texts]
 
     def features(

@@ -81,11 +81,13 @@ def best_of(
 ) -> Tensor:
     """The best of `candidates` draws of images (B, C, H, W): of each image, the one of likeliest caption.
 
-    `draw` takes a seed: the first draw that of the run, the others ones derived from it.
+    `draw` takes a seed: the first draw that of the run, the others ones derived from it. Raises UserError,
+    before anything is drawn, for captions that the model cannot judge.
     """
-    best = draw(seed)
     if candidates == 1:
-        return best
+        return draw(seed)
+    check_judged(pipeline, captions)
+    best = draw(seed)
     best_scores = caption_log_likelihoods(pipeline, best, captions)
     for candidate in range(1, candidates):
         images = draw(derive_seed(seed, "candidate", candidate))
@@ -94,3 +96,16 @@ def best_of(
         best = torch.where(better.to(images.device)[:, None, None, None], images, best)
         best_scores = torch.where(better, scores, best_scores)
     return best
+
+
+def check_judged(pipeline: Pipeline, captions: Sequence[str]) -> None:
+    """Refuse captions for which the model has no room behind an image."""
+    tokenizer, model = pipeline.describing(), pipeline.model.config
+    room = model.max_text_tokens - 4  # the markers of the image and of the text
+    for caption in captions:
+        count = len(prompt_ids(caption, tokenizer, model))
+        if count > room:
+            raise UserError(
+                f"the prompt has {count} tokens; to judge candidates, the model has room for {room} behind "
+                f"an image: shorten it ({caption[:40]!r}...), or give candidates 1"
+            )

@@ -34,7 +34,7 @@ from causalfusion.generate.output import (
 )
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.progress import BatchProgress
-from causalfusion.generate.rank import generate_best
+from causalfusion.generate.rank import check_judged, generate_best
 from causalfusion.generate.read import to_float
 from causalfusion.generate.request import SampleRequest
 from causalfusion.generate.settings import check_settings
@@ -81,6 +81,8 @@ def sample_to_folder(request: SampleRequest) -> Path:
     with join_world(request.device) as world, ExitStack() as stack:
         pipeline, folder = load_pipeline(request.model, request, world, request.rope_extrapolation)
         task = _task(pipeline, request)
+        if request.candidates > 1:
+            check_judged(pipeline, task.prompts or ())
         for at in [pipeline.at(*size) for size in task.sizes] or [pipeline]:
             check_settings(request.settings, at.model.config, at.spec.diffusion, at.grid)
         if world.is_main:
@@ -158,7 +160,7 @@ def _identity(pipeline: Pipeline, folder: Path, request: SampleRequest) -> str:
     told = [folder.resolve(), stamp(weights), to_dict(pipeline.spec), request.weights, request.precision]
     told += [request.seed, request.candidates, list(request.classes), prompts]
     told += [to_dict(pipeline.process.settled(request.settings)), *quantized(pipeline).values()]
-    told += [list(request.size), request.rope_extrapolation]
+    told += [list(request.size), request.rope_extrapolation, *pipeline.adapters]
     if request.documents is not None:
         told.append(JsonlDocuments(str(request.documents)).fingerprint())
     return hash_of([__version__, *told])

@@ -50,8 +50,10 @@ class PngStore:
         self.folder, self.identity = folder, identity
 
     def has(self) -> set[int]:
-        stems = (entry.name.removesuffix(".png") for entry in os.scandir(self.folder))
-        return {int(stem) for stem in stems if stem.isdecimal()}
+        names = {entry.name for entry in os.scandir(self.folder)}
+        stems = (name.removesuffix(".png") for name in names)
+        # Another's 7.png, or folder 7, is no image of this set.
+        return {int(stem) for stem in stems if stem.isdecimal() and image_name(int(stem)) in names}
 
     def write(self, indices: Sequence[int], pixels: np.ndarray) -> None:
         for index, image in zip(indices, pixels, strict=True):

@@ -76,10 +76,15 @@ class TokenPipeline:
             )
         return self.tokenizer
 
+    @property
+    def describes(self) -> bool:
+        """True if the model learned to write about images."""
+        return self.tokenizer is not None and self.spec.text.loss_coefficient > 0
+
     def describing(self) -> Tokenizer:
         """The tokenizer; a model that never learned to write about images is refused too."""
-        tokenizer, text = self.with_text(), self.spec.text
-        if text.loss_coefficient == 0:
+        tokenizer = self.with_text()
+        if not self.describes:
             raise UserError(
                 "this model draws from texts, and never learned to describe images (text.loss_coefficient "
                 "was 0 in its training); expected one that was trained with text.image_first"

@@ -110,15 +110,15 @@ class Tried:
         model = f"{self.model}: " if self.model else ""
         return model + ", ".join([*words, *(f"{name} {value}" for name, value in self._rarer())])
 
-    def as_options(self) -> str:
-        s = self.settings
-        steps = " ".join(map(str, s.diffusion_steps))
+    def as_options(self, own: SampleConfig) -> str:
+        """The options with which `sample` draws so, for a model that recommends its `own` settings: what they
+        are measured with differs from those, too."""
         if self.model:  # the rest is in its own folder
-            return f"--num-ar-steps {s.num_ar_steps}"
-        return (
-            f"--sampler {s.sampler} --num-ar-steps {s.num_ar_steps} --diffusion-steps {steps} "
-            f"--guidance-scale {s.guidance_scale:g}"
-        ) + "".join(f" --{name.replace(' ', '-')} {value}" for name, value in self._rarer())
+            return f"--num-ar-steps {self.settings.num_ar_steps}"
+        values = vars(self.settings)
+        others = [name for name, value in values.items() if value not in (getattr(own, name), [])]
+        names = dict.fromkeys(("sampler", "num_ar_steps", "diffusion_steps", "guidance_scale", *others))
+        return " ".join(f"--{name.replace('_', '-')} {_as_option(values[name])}" for name in names)
 
     def _rarer(self) -> list[tuple[str, str]]:
         """(name, value) of the settings that only a refinement varies, where they are not the default."""
@@ -131,6 +131,12 @@ class Tried:
             "level shift": (s.level_shift != plain.level_shift, f"{s.level_shift:.4g}"),
         }
         return [(name, value) for name, (differs, value) in values.items() if differs]
+
+
+def _as_option(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_as_option, value))
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 def frontier(tried: Iterable[Tried], by: Measure = "frechet") -> list[Tried]:

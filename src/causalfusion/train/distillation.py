@@ -66,6 +66,9 @@ class DistillationObjective(Objective):
     def errors(self, model: nn.Module, piece: Arranged, num_text: int = 0) -> Errors:
         """Squared errors of the clean tokens, and those of text."""
         if not piece.num_images:
+            if self._own_jump:
+                with torch.no_grad():
+                    super().errors(model, piece, num_text)
             return super().errors(model, piece, num_text)
         noised = piece.noised_from(0, self.process)
         target = self.target(model, piece, noised)
@@ -74,6 +77,13 @@ class DistillationObjective(Objective):
 
     def weight(self, levels: Tensor) -> Tensor:
         return torch.ones(levels.shape, device=levels.device)
+
+    @property
+    def _own_jump(self) -> bool:
+        """The student is asked for its target, unless the teacher always goes all the way. That does not
+        depend on a batch: processes that share the student's weights or buffers have to run it equally
+        often."""
+        return self.config.distill.ahead < self.segments.points
 
     @torch.no_grad()
     def target(self, student: nn.Module, piece: Arranged, noised: NoisedTokens) -> Tensor:
@@ -89,7 +99,7 @@ class DistillationObjective(Objective):
             state = replace(state, noised=moved, levels=segments.at(after))
             place = after
         clean = segments.by_one_jump(noised.noised, state.noised, start, place)
-        if bool((place == end).all()):
+        if not self._own_jump:
             return clean
         own = self._clean(self.predict(student, unread, state)[0], state)
         share = segments.share(start, place, end)[:, :, None].to(own.dtype)

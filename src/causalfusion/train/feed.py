@@ -35,11 +35,12 @@ from causalfusion.train.batch import TokenBatch, together
 from causalfusion.train.from_data import (
     captions_among,
     classes_of,
+    large_enough,
     measured,
     open_grids,
     tokenizer_of,
     with_facts_of_data,
-)
+)  # fmt: skip
 from causalfusion.train.image_features import Features
 from causalfusion.train.prior import Mixed, with_own_images
 
@@ -195,7 +196,7 @@ class TrainingData:
         most so many and each cut to the room of a sequence; none in a run without text."""
         if self.tokenizer is None:
             return []
-        chosen = self.held_out if len(self.held_out) else self.train_indices
+        chosen = self.held_out if len(self.held_out) else np.unique(self.train_indices)  # which may repeat
         found = captions_among(self.source, chosen[:count])
         return list(self._ids([captions[0] if captions else None for captions in found]) or ())
 
@@ -297,8 +298,7 @@ def open_training_data(config: RunConfig, world: World, tokenizer: Tokenizer | N
         source, train_indices = with_own_images(source, train_indices, config, world)
         class_names = source.class_names
     grids = open_grids(config, source, codec, show_progress=world.is_main)
-    if grids is not None:
-        train_indices, held_out = (i[grids[i, 0] > 0] for i in (train_indices, held_out))
+    train_indices, held_out = large_enough(grids, train_indices, held_out)
     if config.codec.normalization == "measured":
         codec = measured(codec, source, train_indices, config, grids)
     if config.text.tokenizer and tokenizer is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.model.norm import Norm
@@ -54,21 +54,22 @@ def for_patches(
     return {name: value for name, value in weights.items() if name not in fresh}, fresh
 
 
-def freeze_rest(model: Transformer, config: RunConfig) -> None:
-    """Leave the weights that the settings do not train as they are."""
+def freeze_rest(model: Transformer, config: RunConfig) -> dict[nn.Parameter, slice]:
+    """Leave the weights that the settings do not train as they are. Returns the rows that learn of a table of
+    which not all do."""
     if config.finetune.trained != "none":
-        freeze_for_adapter(model, config)
-        return
+        return freeze_for_adapter(model, config)
     if config.train.trainable == "all":
-        return
+        return {}
     if config.train.trainable == "images":
         for name, parameter in model.named_parameters():
             marks = name.startswith(("marker_embedding.", "marker_out."))
             parameter.requires_grad_(config.reads_text if marks else not is_of_text(name))
-        return
+        return {}
     trained = set(_TABLES)
     for name, module in model.named_modules():
         if isinstance(module, Norm) or name in _FIRST_AND_LAST:
             trained |= {f"{name}.{own}" for own, _ in module.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained or name.endswith(".bias") or is_of_projector(name))
+    return {}

@@ -52,6 +52,23 @@ def open_grids(
     return grids
 
 
+def large_enough(
+    grids: np.ndarray | None, train_indices: np.ndarray, held_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The training and held-out images that have a grid; all where they have one size. Raises UserError where
+    none is left to train on."""
+    if grids is None:
+        return train_indices, held_out
+    train, held = (indices[grids[indices, 0] > 0] for indices in (train_indices, held_out))
+    if not len(train):
+        raise UserError(
+            f"of the {len(train_indices)} images to train on, none can be used, as they are smaller than a "
+            f"token or cannot be read, and {len(held_out)} are held out: give more images, or a smaller "
+            "data.holdout"
+        )
+    return train, held
+
+
 def tokenizer_of(
     config: RunConfig, source: ImageSource | LatentCache, train_indices: np.ndarray
 ) -> Tokenizer:

@@ -74,8 +74,9 @@ def loss_map(
     of_text: dict[str, list[Tensor]] = defaultdict(list)
     group = 1 if markers is None else config.text.examples_per_sequence
     for batch in batches:
-        batch = batch.slice(slice(len(batch.tokens) // group * group))
-        if not len(batch.tokens):  # too few for a document
+        count = len(batch.labels)  # examples, of which documents may have no image or several
+        batch = batch.slice(slice(count // group * group))
+        if not len(batch.labels):  # too few for a document
             continue
         split_index = int(batch.sample_indices[0]) if split == "per_batch" else 0
         draws = objective.draw(batch, seed=_EVALUATION_SEED, split_index=split_index)

@@ -66,9 +66,10 @@ def for_word(weights: dict[str, Tensor], like: str, tokenizer: Tokenizer) -> dic
     return with_word(weights, {"text_embedding.weight": chosen.mean(0), **rows})
 
 
-def freeze_for_adapter(model: nn.Module, config: RunConfig) -> None:
+def freeze_for_adapter(model: nn.Module, config: RunConfig) -> dict[nn.Parameter, slice]:
     """Leave all weights as they are but those of the adapter: low-rank additions and the rows of new classes,
-    or the row of the new word. Raises UserError for settings that would change the other rows."""
+    or the row of the new word. Returns the rows that learn of a table whose others stay, which the trainer
+    sees to. Raises UserError for settings that would change the other rows."""
     finetune, rows = config.finetune, {}
     if finetune.adapter == "lora":
         table = class_table_of(name for name, _ in model.named_parameters())
@@ -86,12 +87,4 @@ def freeze_for_adapter(model: nn.Module, config: RunConfig) -> None:
     added = additions_of(named) if finetune.adapter == "lora" else ()
     for name, parameter in named.items():
         parameter.requires_grad_(name in added or name in rows)
-        if name in rows:
-            _learn_only(parameter, rows[name])
-
-
-def _learn_only(table: nn.Parameter, rows: slice) -> None:
-    """Give all other rows a gradient of zero, with which the optimizer leaves them as they are to the bit."""
-    mask = torch.zeros(len(table), 1, device=table.device)
-    mask[rows] = 1
-    table.register_hook(lambda gradient: gradient * mask)
+    return {named[name]: learned for name, learned in rows.items()}

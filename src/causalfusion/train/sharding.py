@@ -112,6 +112,15 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def zero_other_rows(tensor: Tensor, rows: slice) -> None:
+    """Set all rows of a matrix, which may be sharded, to zero but these."""
+    mask = torch.zeros(len(tensor), 1, device=tensor.device)
+    mask[rows] = 1
+    if isinstance(tensor, DTensor):
+        mask = distribute_tensor(mask, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    local_part(tensor).mul_(local_part(mask))
+
+
 def gather(tensors: Mapping[str, Tensor], world: World, *, copy: bool) -> dict[str, Tensor]:
     """All of them whole, in the host's memory of the main process, one after another; nothing elsewhere.
     Without `copy`, they may share the memory of the ones given."""

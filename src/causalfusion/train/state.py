@@ -46,7 +46,7 @@ class TrainState:
         self.config, self.world, self.tokenizer = config, world, tokenizer
         self.model = build_model(config, world)
         self.sharded = is_sharded(self.model)
-        freeze_rest(self.model, config)
+        self.learned_rows = freeze_rest(self.model, config)
         named = dict(self.model.named_parameters())
         saved = {name: value for name, value in named.items() if not is_of_projector(name)}
         self.ema = EMA(saved.items())

@@ -27,7 +27,7 @@ from causalfusion.train.ema import ema_decay
 from causalfusion.train.objectives import make_objective
 from causalfusion.train.optimizer import learning_rate, set_rate
 from causalfusion.train.parallel import data_parallel, gradient_sync
-from causalfusion.train.sharding import UnusedParameters, whole
+from causalfusion.train.sharding import UnusedParameters, whole, zero_other_rows
 from causalfusion.train.state import LOWER_RATE, TrainState
 
 
@@ -85,6 +85,9 @@ class Trainer(TrainState):
                 losses += part.detach()
         if self.unused is not None:
             self.unused.drop()
+        for table, rows in self.learned_rows.items():
+            if table.grad is not None:  # of zero, the optimizer leaves rows as they are to the bit
+                zero_other_rows(table.grad, rows)
         losses = self.world.mean(losses)
         loss = float(self._total(losses))
         image_loss, text_loss, alignment = losses.tolist()
