@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from causalfusion.pictures.charts import axes_of
+from causalfusion.pictures.charts import axes_of, log_scale
 from causalfusion.study.recipe import Study, entry
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WIDE = 10
 """Values further apart than this factor are drawn on a logarithmic scale."""
+BESIDE = 6
+"""More variants than this are named beside the lines, which their names would cover."""
 
 
 def save_picture(
@@ -27,12 +29,22 @@ def save_picture(
     """Save the picture; `here` are values per seed and `paper` single values, by "variant @ S"."""
     with_paper = {name: [value] for name, value in paper.items()}
     panels = 2 if with_paper else 1
-    with axes_of(out, panels, (5.5 * panels, 4.4)) as axes:
+    beside = 3.6 if len(study.variants) > BESIDE and len(study.all_ar_steps(num_tokens)) > 1 else 0.0
+    with axes_of(out, panels, (5.5 * panels + beside, 4.4)) as axes:
         if with_paper:
             _draw(axes[0], study, with_paper, num_tokens)
             axes[0].set_title(f"The paper: {study.paper_figure}", fontsize=10)
         _draw(axes[-1], study, here, num_tokens)
         axes[-1].set_title("Here: Fréchet distance, mean and range over the seeds", fontsize=10)
+        if beside:
+            axes[-1].legend(
+                frameon=False,
+                fontsize=8,
+                title="trained with",
+                title_fontsize=8,
+                loc="upper left",
+                bbox_to_anchor=(1.0, 1.0),
+            )
 
 
 def _draw(axes: Axes, study: Study, values: Mapping[str, Sequence[float]], num_tokens: int) -> None:
@@ -40,7 +52,7 @@ def _draw(axes: Axes, study: Study, values: Mapping[str, Sequence[float]], num_t
     steps = [s for s in all_steps if any(entry(v.name, s) in values for v in study.variants)]
     known = [value for per_seed in values.values() for value in per_seed if value > 0]
     if known and max(known) > WIDE * min(known):
-        axes.set_yscale("log")
+        log_scale(axes)
     if len(steps) > 1:
         _draw_lines(axes, study, values, steps)
     elif steps:
@@ -68,7 +80,8 @@ def _draw_lines(
             )
     axes.set_xticks(range(len(steps)), [f"S = {s}" for s in steps])
     axes.set_xlabel("AR steps in generation")
-    axes.legend(frameon=False, fontsize=8, title="trained with", title_fontsize=8)
+    if len(study.variants) <= BESIDE:
+        axes.legend(frameon=False, fontsize=8, title="trained with", title_fontsize=8)
 
 
 def _draw_points(axes: Axes, study: Study, values: Mapping[str, Sequence[float]], step: int) -> None:
