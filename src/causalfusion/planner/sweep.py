@@ -54,7 +54,9 @@ class Sweep:
         for sampler, steps, num_ar_steps, scale in combinations:
             if num_ar_steps <= num_tokens and (model.per_token or steps >= num_ar_steps):
                 counts = divided(steps, 1 if model.per_token else num_ar_steps)
-                changed = replace(base, sampler=sampler, num_ar_steps=num_ar_steps, diffusion_steps=counts)
+                changed = replace(
+                    base.with_sampler(sampler), num_ar_steps=num_ar_steps, diffusion_steps=counts
+                )
                 found.append(replace(changed, guidance_scale=scale))
         return found
 
