@@ -112,10 +112,12 @@ class SampleConfig:
         check(fits, "sample.temperature", self.temperature, expected)
 
     def with_sampler(self, sampler: SamplerChoice) -> SampleConfig:
-        """These settings with another sampler, without the eta and temperature that it does not have."""
+        """These settings with another sampler, without the eta, temperature and last step that it does not
+        have."""
         eta = self.eta if sampler == "ddim" else 0.0
         temperature = self.temperature if _adds_noise(sampler, eta) else 1.0
-        return replace(self, sampler=sampler, eta=eta, temperature=temperature)
+        last_step = self.last_step if sampler in ("sde", "sde_heun") else 0.04
+        return replace(self, sampler=sampler, eta=eta, temperature=temperature, last_step=last_step)
 
 
 def _adds_noise(sampler: SamplerChoice, eta: float) -> bool:
