@@ -8,6 +8,7 @@ import tomllib
 import pytest
 
 from causalfusion.cli import run
+from causalfusion.evaluate.quality import Quality
 from causalfusion.planner import run as planner_run
 from causalfusion.saved.folder import latest_model
 
@@ -150,6 +151,19 @@ def test_what_is_not_varied_is_as_the_model_recommends(command, model, tmp_path,
 def test_respacing_is_refused_as_it_overrides_what_is_tried(command, capsys):
     assert run([*command, "--budget", "30s", "--sample.respacing", "10"]) == 2
     assert "expected --diffusion-steps" in capsys.readouterr().err
+
+
+def test_what_is_confirmed_is_what_is_asked_for(command, tmp_path, capsys, monkeypatch):
+    """A plan by accuracy does not take a confirmed distance, found earlier, for a share."""
+    monkeypatch.setattr(planner_run, "measure_quality", lambda *_, **__: Quality(5.0, 0.5, 0.1))
+    command += ["--budget", "30s", "--rounds", "1"]
+    assert run(command) == 0
+    assert "(other prompts and noise: Fréchet distance 5)" in capsys.readouterr().out
+    for _ in range(2):
+        assert run([*command, "--by", "accuracy"]) == 0
+        assert "(other prompts and noise: 50.0% as asked)" in capsys.readouterr().out
+        path = tmp_path / "plan" / "plan.json"
+        path.write_text(re.sub(r',\s*"confirmed_by": \S+', "", path.read_text()))  # as earlier versions did
 
 
 def test_by_accuracy_needs_something_that_can_tell(command, capsys):

@@ -29,7 +29,7 @@ def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = (
     quality, time = f"Fréchet distance {best.frechet:.4g}", in_time(best.seconds_per_image)
     if best.accuracy is not None:
         quality += f", {best.accuracy:.1%} as asked"
-    if best.confirmed is not None:
+    if best.confirmed_as(request.by) is not None:
         quality += f" (other prompts and noise: {best.again(request.by)})"
     print(f"{request.out / 'plan.png'}, {request.out / 'plan.md'}")
     print(f"best within {request.budget}: {best.in_words()}: {quality}, {time} an image")

@@ -101,6 +101,8 @@ class Tried:
     tell."""
     confirmed: float | None = None
     """The measure again, with other prompts and other noise than the choice was made with."""
+    confirmed_by: Measure | None = None
+    """What `confirmed` measures."""
 
     def worse(self, by: Measure) -> float:
         """What is smaller for better images. Raises ValueError where it was not measured."""
@@ -114,9 +116,13 @@ class Tried:
         in_range = self.accuracy is None or 0 <= self.accuracy <= 1
         check(in_range, "accuracy", self.accuracy, "a share in [0, 1]")
 
+    def confirmed_as(self, by: Measure) -> float | None:
+        """The confirmed value of a measure; None where it was not confirmed, or another was."""
+        return self.confirmed if self.confirmed_by == by else None
+
     def again(self, by: Measure) -> str:
         """The confirmed measure in words."""
-        value = self.confirmed or 0.0
+        value = self.confirmed_as(by) or 0.0
         return f"Fréchet distance {value:.4g}" if by == "frechet" else f"{-value:.1%} as asked"
 
     def in_words(self) -> str:
