@@ -149,7 +149,7 @@ def _choose_measures(
         has_spatial=probe.spatial is not None,
         num_logits=0 if probe.logits is None else probe.logits.shape[1],
         has_labels=origin.has_labels,
-        num_classes=len(origin.class_names),
+        num_classes=origin.num_classes,
         reference=reference,
     )
     return choose_measures(request.measures, available)
