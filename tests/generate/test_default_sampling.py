@@ -8,8 +8,10 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from causalfusion import Pipeline, SampleConfig, UserError
 from causalfusion.cli import run
@@ -83,6 +85,29 @@ def test_a_small_region_has_no_more_ar_steps_than_tokens(tmp_path: Path):
     fitted = SampleConfig(num_ar_steps=tokens, diffusion_steps=[2])
     edited = pipeline.edit(image, mask, prompts=["a red circle"])
     assert edited.equal(pipeline.edit(image, mask, config=fitted, prompts=["a red circle"]))
+
+
+@pytest.mark.parametrize("of_whole", ["num_ar_steps = 4\n", "sizes = [16, 16, 16, 16]\n"])
+def test_steps_of_a_whole_image_are_fitted_to_a_small_region(tmp_path: Path, of_whole: str):
+    """As `plan --rounds --save` recommends them: diffusion steps, or tokens, of each AR step."""
+    own = f"{of_whole}diffusion_steps = [3, 2, 2, 1]\n"
+    folder = without_recommendation(tmp_path / "own", own)
+    pipeline, image, mask = Pipeline.load(folder), torch.zeros(1, 3, 32, 32), torch.zeros(32, 32).bool()
+    mask[:4, :8] = True
+    fitted = SampleConfig(num_ar_steps=2, diffusion_steps=[3, 2])
+    edited = pipeline.edit(image, mask, prompts=["a red circle"])
+    assert edited.equal(pipeline.edit(image, mask, config=fitted, prompts=["a red circle"]))
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    Image.fromarray(mask.numpy().astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    line = [
+        "edit",
+        str(tmp_path / "image.png"),
+        "--mask",
+        str(tmp_path / "mask.png"),
+        "--prompt",
+        "a red circle",
+    ]
+    assert run([*line, "--model", str(folder), "--out", str(tmp_path / "edited")]) == 0
 
 
 def test_what_auto_stood_for_is_recorded(digits_run: Path, tmp_path: Path):
