@@ -18,6 +18,7 @@ from causalfusion.cli import run
 from causalfusion.config import DiffusionConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.saved.folder import latest_model, packaged_models
+from causalfusion.saved.sampling import write_sampling
 
 CHAIN = make_process(DiffusionConfig())
 FLOW = make_process(DiffusionConfig(path="rectified_flow", prediction_type="velocity"))
@@ -71,6 +72,9 @@ def test_a_pipeline_samples_as_its_folder_recommends(tmp_path: Path):
 def test_options_of_commands_in_the_file_are_no_settings_of_sampling(tmp_path: Path):
     folder = without_recommendation(tmp_path / "seeded", "seed = 7\nnum_ar_steps = 2\n")
     assert Pipeline.load(folder).default_sampling == SampleConfig(num_ar_steps=2, sampler="euler")
+    write_sampling(folder, OWN)  # as plan --save does
+    assert Pipeline.load(folder).default_sampling == OWN
+    assert tomllib.loads((folder / "sample.toml").read_text())["seed"] == 7
     wrong = without_recommendation(tmp_path / "wrong", "num_steps = 2\n")
     with pytest.raises(UserError, match=r"sample.toml: num_steps; expected one of"):
         Pipeline.load(wrong)

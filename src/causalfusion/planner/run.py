@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from causalfusion.config import DataConfig, SampleConfig
-from causalfusion.config.serialize import to_toml
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
 from causalfusion.evaluate.quality import Judge, Quality, generate_batch, measure_quality, open_judge
@@ -22,7 +21,8 @@ from causalfusion.planner.picture import save_picture
 from causalfusion.planner.refine import neighbours, refine
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import Tried, choose, frontier, in_time
-from causalfusion.saved.folder import SAMPLING_FILE, read_latest
+from causalfusion.saved.folder import read_latest
+from causalfusion.saved.sampling import write_sampling
 
 BEYOND = 2.0
 """Settings that take up to so many times the budget are measured too: the frontier goes on beyond it."""
@@ -59,8 +59,7 @@ def plan(request: PlanRequest) -> Tried:
             tried, best = _refined(candidates, tried, judge, data, request, known)
         _write(request, tried)
         if request.save:
-            folder = _owner(candidates, best).folder
-            write_whole(folder / SAMPLING_FILE, to_toml(best.settings))
+            write_sampling(_owner(candidates, best).folder, best.settings)
     return best
 
 
