@@ -22,6 +22,7 @@ from causalfusion.config import (
     RunConfig,
     TrainConfig,
 )
+from causalfusion.data.loader import split_holdout
 from causalfusion.errors import UserError
 from causalfusion.estimate import devices
 from causalfusion.estimate.allocated import Allocated
@@ -284,6 +285,15 @@ def test_a_recipe_is_planned_without_its_data():
     assert (planned.config.train.batch_size, planned.config.data.flip) == (64, False)
     ablation = plan_run(read_settings(["ablation256"], [])).config.model
     assert (ablation.num_tokens, ablation.token_dim) == (256, 16)
+
+
+def test_epochs_are_counted_in_images():
+    """Of the share of the data that is trained on, as training does; not the recipe's number of images."""
+    options = ["--train.epochs", "3", "--data.holdout", "0.2"]
+    planned = plan_run(read_settings(["digits"], options))
+    assert planned.config.train.images == 3 * len(split_holdout(1797, 0.2)[0])
+    there = plan_run(read_settings(["imagenet256"], ["--train.epochs", "3", "--data.image-size", "256"]))
+    assert any("whose size train.epochs needs" in note for note in there.assumptions)
 
 
 def test_built_in_data_say_what_they_are():

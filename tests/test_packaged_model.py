@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from causalfusion.config import SampleConfig, WriteConfig
 from causalfusion.config.recipes import load_layer
@@ -65,3 +66,21 @@ def test_its_images_are_what_the_prompts_say(pipeline, one_object, sample):
 
 def test_edits_leave_the_rest_alone(pipeline, one_object, sample):
     assert measure_edits(pipeline, one_object, 12, sample)["outside_unchanged"] == 1.0
+
+
+def test_edits_of_later_batches_have_noise_of_their_own(pipeline, one_object, monkeypatch):
+    """As in one batch, for each candidate: not the noise of the first batch again."""
+    drawn, edit = {}, Pipeline.edit
+
+    def kept(self, *given, **options):
+        found = edit(self, *given, **options)
+        drawn.setdefault((size, options["seed"]), []).append(found)
+        return found
+
+    monkeypatch.setattr(Pipeline, "edit", kept)
+    few = SampleConfig(diffusion_steps=[1], num_ar_steps=2)
+    for size in (4, 2):
+        measure_edits(pipeline, one_object, 4, few, candidates=2, batch_size=size)
+    for seed in {seed for _, seed in drawn}:
+        (whole,) = drawn[4, seed]
+        torch.testing.assert_close(torch.cat(drawn[2, seed]), whole, rtol=0, atol=1e-4)

@@ -17,7 +17,7 @@ from causalfusion import __version__
 from causalfusion.config import RunConfig
 from causalfusion.config.earlier import rename_options
 from causalfusion.config.recipes import merge
-from causalfusion.config.serialize import flat
+from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import STOPPED, TrainingStopped, UserError, printable
 from causalfusion.vocabulary.data_path import settle_data
 from causalfusion.vocabulary.layers import READ_BY_COMMAND, layers_for
@@ -154,6 +154,8 @@ def beneath(line: Line) -> tuple[list[str], dict[str, Any]]:
         return names, merge([finetune_settings(line, layers), layers])
     if command.name == "probe":
         return names, merge([probed_settings(line, layers), layers])
+    if command.name == "plan":
+        return names, merge([planned_settings(line, layers), layers])
     preset = evaluation_preset(line, layers)
     reads = "--samples" in line.given or "samples" in layers
     own = [] if preset or reads else model_settings(line, layers)
@@ -215,18 +217,37 @@ def probed_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
     return {"data": beneath}
 
 
+def planned_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a plan has from its model's own sampling: all but those that it varies."""
+    from causalfusion.saved.sampling import read_sampling
+
+    folder = _folder_of(line, layers)
+    own = read_sampling(folder) if folder else None
+    if own is None:
+        return {}
+    varied = {"num_ar_steps", "diffusion_steps", "guidance_scale", "respacing"}
+    varied |= set() if own.eta else {"sampler"}  # without ddim there is no eta
+    return {"sample": {name: value for name, value in to_dict(own).items() if name not in varied}}
+
+
 def model_settings(line: Line, layers: dict[str, Any]) -> list[str]:
     """The file of sampling settings in the model folder of a generating command; [] if there is none."""
     if line.command.name not in GENERATING:
         return []
-    from causalfusion.saved.folder import SAMPLING_FILE, latest_model
+    from causalfusion.saved.folder import SAMPLING_FILE
+
+    folder = _folder_of(line, layers)
+    return [str(folder / SAMPLING_FILE)] if folder and (folder / SAMPLING_FILE).is_file() else []
+
+
+def _folder_of(line: Line, layers: dict[str, Any]) -> Path | None:
+    """The model folder of a command that generates; None where there is none, which the command reports."""
+    from causalfusion.saved.folder import latest_model
 
     try:
-        folder = latest_model(Path(line.value("--model") or layers.get("model") or "shapes"))
-    except UserError:  # the command itself reports it
-        return []
-    path = folder / SAMPLING_FILE
-    return [str(path)] if path.is_file() else []
+        return latest_model(Path(line.value("--model") or layers.get("model") or "shapes"))
+    except UserError:
+        return None
 
 
 def evaluation_preset(line: Line, layers: dict[str, Any]) -> list[str]:

@@ -54,6 +54,16 @@ def test_some_images(trained, tmp_path):
         evaluate_autoencoder(ReconstructionRequest(**options, images=1))
 
 
+def test_features_of_one_name_are_refused(trained, tmp_path):
+    """Their numbers would come together in one distance, as of twice as many images."""
+    _, folder = trained
+    request = ReconstructionRequest(
+        autoencoder=str(folder), data=DATA, out=tmp_path, images=9, features=("pixels:4", "pixels:4"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="features pixels:4 and pixels:4 would have the same names"):
+        evaluate_autoencoder(request)
+
+
 def test_the_commands(tmp_path, capsys):
     out = tmp_path / "kl"
     options = ["--downsample", "2", "--width", "8", "--images", "64", "--batch-size", "16", "--minutes", "0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shlex
 from dataclasses import replace
@@ -13,9 +14,11 @@ import torch
 
 from causalfusion import cli
 from causalfusion.codec.cache import check_cache, open_cache
-from causalfusion.codec.encode import encode_to_cache
-from causalfusion.config import DataConfig, RunConfig
+from causalfusion.codec.encode import encode_to_cache, write_cache
+from causalfusion.codec.for_source import open_codec_for
+from causalfusion.config import CodecConfig, DataConfig, RunConfig
 from causalfusion.config.recipes import load_config
+from causalfusion.data import open_source
 from causalfusion.data.digits import Digits
 from causalfusion.data.loader import load_indices
 from causalfusion.errors import UserError
@@ -43,6 +46,50 @@ def test_the_source_and_the_size_of_the_images_are_compared(tmp_path: Path) -> N
     )
     cache.manifest["source"] = "of another release"
     refused(config.data, "data.source (hash of the data) = of another release, the run has")
+
+
+def test_captions_of_other_words_are_another_cache(tmp_path: Path) -> None:
+    """A cache that is there, or half there, is none with the captions of other settings."""
+
+    def encode(out: str, words: str = "", captions: str = "class_names") -> list[str]:
+        (tmp_path / "words.txt").write_text("".join(f"{n} {words}{n}\n" for n in range(10)))
+        told = str(tmp_path / "words.txt") if words else ""
+        data = replace(DIGITS.data, captions=captions, class_words=told)
+        cache = encode_to_cache(replace(DIGITS, data=data), tmp_path / out, device="cpu")
+        return [text for texts in cache.captions(np.arange(3)) for text in texts]
+
+    assert encode("cache", "digit ") == encode("cache", "digit ") == ["digit 0", "digit 1", "digit 2"]
+    for words, captions, told in (
+        ("number ", "class_names", "hash of the words"),
+        ("", "class_names", "hash of the words"),
+        ("", "own", "data.captions = class_names, the run has own"),
+    ):
+        with pytest.raises(UserError, match=told):
+            encode("cache", words, captions)
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    del manifest["words"]
+    (tmp_path / "cache" / "manifest.json").write_text(json.dumps(manifest))
+    assert encode("cache", "number ") == ["digit 0", "digit 1", "digit 2"], "an earlier version's"
+
+
+@pytest.mark.parametrize("first", ["own", "class_names"])
+def test_half_a_cache_with_other_captions_is_left_as_it_is(tmp_path, monkeypatch, first) -> None:
+    def encode(captions: str) -> None:
+        data = replace(DIGITS.data, captions=captions)
+        write_cache(
+            tmp_path / "cache", source := open_source(data), open_codec_for(source, data, CodecConfig()),
+            replace(DIGITS, data=data), dtype="float32", shard_size=1000,
+        )  # fmt: skip
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "causalfusion.codec.encode._finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            encode(first)
+    with pytest.raises(UserError, match="holds shards of an unfinished cache made with data"):
+        encode("own" if first == "class_names" else "class_names")
+    encode(first)
 
 
 def test_a_cache_travels_as_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

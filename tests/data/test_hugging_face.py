@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 
 from causalfusion.config import DataConfig
 from causalfusion.data import guess_source, open_source
+from causalfusion.data.columns import Columns
+from causalfusion.data.hugging_face import _Streamed
 from causalfusion.data.loader import Loader
 from causalfusion.errors import UserError
 
@@ -59,6 +62,25 @@ def require_rows(source, order=range(12)) -> None:
         assert (example.image == PIXELS[row]).all()
         assert (example.label, example.captions) == (LABELS[row], (f"picture {row}",))
         assert source.image_size(index) == (8, 8)
+
+
+def test_a_stream_whose_labels_a_stop_left_out_is_read_anew(caches: Path):
+    """Between its two files; the labels and captions of all images were lost for good."""
+
+    class Stream:
+        def __init__(self):
+            self.features = {"img": None, "label": SimpleNamespace(names=NAMES), "text": None}
+
+        def __iter__(self):
+            yield from ({"img": b"%d" % n, "label": LABELS[n], "text": f"picture {n}"} for n in range(12))
+
+    columns = Columns("img", "label", "text")
+    for _ in range(2):
+        found = _Streamed(Stream(), columns, "user/set", "train")
+        assert found.values("label") == LABELS and found.values("text")[3] == "picture 3"
+        assert found.content(11) == b"11"
+        (lines,) = (caches / "causalfusion" / "datasets").glob("*.jsonl")
+        lines.unlink()
 
 
 @needs_datasets

@@ -72,6 +72,18 @@ def test_shards_in_memory(pattern, memory):
     assert all((source.read(n).image == PIXELS[n]).all() for n in range(6))
 
 
+@pytest.mark.parametrize("pattern", ["memory://set/*/part.tar", "memory://set/{a,b}/part.tar"])
+def test_files_of_the_same_name_in_several_folders_are_several(pattern, memory):
+    """The second one's copy took the place of the first one's, whose images were left out."""
+    for folder, rows in (("a", slice(0, 4)), ("b", slice(4, 6))):
+        memory.pipe(f"/set/{folder}/part.tar", shard(rows))
+        memory.pipe(f"/set/{folder}/classes.txt", b"cat\ndog\n")
+    source = open_source(DataConfig(source="webdataset", path=pattern))
+    assert len(source) == 6 and source.class_names == ["cat", "dog"]
+    found = {source.read(n).image.tobytes() for n in range(6)}
+    assert found == {pixels.tobytes() for pixels in PIXELS}
+
+
 def test_a_file_is_fetched_once_and_again_when_it_changes(memory, monkeypatch):
     config = DataConfig(source="npz", path="memory://set/x.npz")
     assert guess_source(config.path) == "npz"

@@ -24,7 +24,7 @@ from causalfusion.evaluate.samples.sample_set import SampleSet, parts_of
 from causalfusion.files import in_use
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import ModelSpec, save_model
+from causalfusion.saved.folder import ModelSpec, load_model, save_model
 
 SETTINGS = SampleConfig(num_ar_steps=2, diffusion_steps=[2])
 
@@ -373,3 +373,15 @@ def test_at_another_size(request_of, model):
         request_of(size="4xx")
     with pytest.raises(UserError, match="--samples and --size are both given"):
         request_of(model=None, samples="digits", size="8x4")
+
+
+def test_classes_without_names_are_counted(model, request_of, tmp_path):
+    """A classifier of other classes tells nothing of them, as Inception of a converted model's 1000."""
+    network, spec = load_model(model)
+    config = replace(spec.model, num_classes=7)
+    weights = {
+        name: value[:8] if value.shape[:1] == (11,) else value for name, value in network.state_dict().items()
+    }
+    save_model(tmp_path / "seven", replace(spec, model=config, class_names=[]), weights)
+    card = evaluated(request_of(model=tmp_path / "seven", features=["digits"], images=20, measures=None))
+    assert card.left_out["class_accuracy (digits)"] == "digits knows 10 classes, the samples 7"

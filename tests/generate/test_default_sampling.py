@@ -8,14 +8,17 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from causalfusion import Pipeline, SampleConfig, UserError
 from causalfusion.cli import run
 from causalfusion.config import DiffusionConfig
 from causalfusion.diffusion.process import make_process
 from causalfusion.saved.folder import latest_model, packaged_models
+from causalfusion.saved.sampling import write_sampling
 
 CHAIN = make_process(DiffusionConfig())
 FLOW = make_process(DiffusionConfig(path="rectified_flow", prediction_type="velocity"))
@@ -69,6 +72,9 @@ def test_a_pipeline_samples_as_its_folder_recommends(tmp_path: Path):
 def test_options_of_commands_in_the_file_are_no_settings_of_sampling(tmp_path: Path):
     folder = without_recommendation(tmp_path / "seeded", "seed = 7\nnum_ar_steps = 2\n")
     assert Pipeline.load(folder).default_sampling == SampleConfig(num_ar_steps=2, sampler="euler")
+    write_sampling(folder, OWN)  # as plan --save does
+    assert Pipeline.load(folder).default_sampling == OWN
+    assert tomllib.loads((folder / "sample.toml").read_text())["seed"] == 7
     wrong = without_recommendation(tmp_path / "wrong", "num_steps = 2\n")
     with pytest.raises(UserError, match=r"sample.toml: num_steps; expected one of"):
         Pipeline.load(wrong)
@@ -83,6 +89,29 @@ def test_a_small_region_has_no_more_ar_steps_than_tokens(tmp_path: Path):
     fitted = SampleConfig(num_ar_steps=tokens, diffusion_steps=[2])
     edited = pipeline.edit(image, mask, prompts=["a red circle"])
     assert edited.equal(pipeline.edit(image, mask, config=fitted, prompts=["a red circle"]))
+
+
+@pytest.mark.parametrize("of_whole", ["num_ar_steps = 4\n", "sizes = [16, 16, 16, 16]\n"])
+def test_steps_of_a_whole_image_are_fitted_to_a_small_region(tmp_path: Path, of_whole: str):
+    """As `plan --rounds --save` recommends them: diffusion steps, or tokens, of each AR step."""
+    own = f"{of_whole}diffusion_steps = [3, 2, 2, 1]\n"
+    folder = without_recommendation(tmp_path / "own", own)
+    pipeline, image, mask = Pipeline.load(folder), torch.zeros(1, 3, 32, 32), torch.zeros(32, 32).bool()
+    mask[:4, :8] = True
+    fitted = SampleConfig(num_ar_steps=2, diffusion_steps=[3, 2])
+    edited = pipeline.edit(image, mask, prompts=["a red circle"])
+    assert edited.equal(pipeline.edit(image, mask, config=fitted, prompts=["a red circle"]))
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    Image.fromarray(mask.numpy().astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    line = [
+        "edit",
+        str(tmp_path / "image.png"),
+        "--mask",
+        str(tmp_path / "mask.png"),
+        "--prompt",
+        "a red circle",
+    ]
+    assert run([*line, "--model", str(folder), "--out", str(tmp_path / "edited")]) == 0
 
 
 def test_what_auto_stood_for_is_recorded(digits_run: Path, tmp_path: Path):

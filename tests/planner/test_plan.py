@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 import tomllib
 
 import pytest
 
 from causalfusion.cli import run
+from causalfusion.evaluate.quality import Quality
 from causalfusion.planner import run as planner_run
+from causalfusion.saved.folder import latest_model
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,53 @@ def test_refines_the_best_setting_confirms_it_and_makes_it_the_models_own(model,
     tried = [one["settings"] for one in found]
     assert {"ddim", "dpm++", "unipc"} <= {one["sampler"] for one in tried}
     assert len(found) == len({json.dumps(one) for one in tried})
+
+
+def test_what_is_not_varied_is_as_the_model_recommends(command, model, tmp_path, capsys):
+    """And the command that is told draws what was measured, on top of the model's own settings."""
+    own = shutil.copytree(latest_model(model), tmp_path / "own")
+    (own / "sample.toml").write_text(
+        'order = "raster"\nsampler = "ddpm"\ntemperature = 0.9\nsizes = [4, 12]\nseed = 5\n'
+        "diffusion_steps = [3, 2]\nguidance_interval = [0.1, 0.9]\n"
+    )
+    command[2] = str(own)
+    assert run([*command, "--budget", "30s", "--also", str(own)]) == 0
+    tried = [one for one in json.loads((tmp_path / "plan" / "plan.json").read_text())["settings"].values()]
+    grid = [one["settings"] for one in tried if not one["model"]]
+    assert {(one["order"], one["temperature"], *one["guidance_interval"]) for one in grid} == {
+        ("raster", 1, 0.1, 0.9)
+    }
+    assert {tuple(one["sizes"]) for one in grid} == {(16,), (8, 8)}
+    others = [one["settings"] for one in tried if one["model"]]
+    assert sorted((one["sizes"], one["diffusion_steps"]) for one in others) == [
+        ([4, 12], [3, 2]), ([16], [5]),
+    ]  # fmt: skip
+    for out, among, also in ("main", grid, []), ("any", grid + others, ["--also", str(own)]):
+        capsys.readouterr()
+        assert run([*command, "--budget", "30s", *also]) == 0
+        told = capsys.readouterr().out.splitlines()[-1].split()
+        assert run([*told[1:], "--images", "1", "--out", str(tmp_path / out)]) == 0
+        drawn = json.loads((tmp_path / out / "settings.json").read_text())["settings"]
+        best = min((one for one in tried if one["settings"] in among), key=lambda one: one["frechet"])
+        assert drawn == best["settings"]
+
+
+def test_respacing_is_refused_as_it_overrides_what_is_tried(command, capsys):
+    assert run([*command, "--budget", "30s", "--sample.respacing", "10"]) == 2
+    assert "expected --diffusion-steps" in capsys.readouterr().err
+
+
+def test_what_is_confirmed_is_what_is_asked_for(command, tmp_path, capsys, monkeypatch):
+    """A plan by accuracy does not take a confirmed distance, found earlier, for a share."""
+    monkeypatch.setattr(planner_run, "measure_quality", lambda *_, **__: Quality(5.0, 0.5, 0.1))
+    command += ["--budget", "30s", "--rounds", "1"]
+    assert run(command) == 0
+    assert "(other prompts and noise: Fréchet distance 5)" in capsys.readouterr().out
+    for _ in range(2):
+        assert run([*command, "--by", "accuracy"]) == 0
+        assert "(other prompts and noise: 50.0% as asked)" in capsys.readouterr().out
+        path = tmp_path / "plan" / "plan.json"
+        path.write_text(re.sub(r',\s*"confirmed_by": \S+', "", path.read_text()))  # as earlier versions did
 
 
 def test_by_accuracy_needs_something_that_can_tell(command, capsys):

@@ -24,6 +24,19 @@ def test_a_neighbour_differs_in_one_respect():
     assert {one.guidance_scale for one in found} == {1.0, 1.5, 2.0, 2.5, 3.0}
 
 
+def test_other_samplers_leave_out_the_noise_that_they_do_not_add():
+    """`ddim` alone has eta, and a temperature only with it: the others are tried, not refused."""
+    for settings in (
+        SampleConfig(sampler="ddim", eta=0.5, temperature=0.9),
+        SampleConfig(sampler="ddpm", temperature=0.9),
+    ):
+        found = list(neighbours(settings, MODEL, DiffusionConfig()))
+        assert {one.sampler for one in found} >= {"ddim", "dpm++", "unipc"}
+        for one in found:
+            same = one.sampler == settings.sampler
+            assert (one.eta, one.temperature) == ((settings.eta, 0.9) if same else (0, 1))
+
+
 def test_a_per_token_head_keeps_its_steps_in_each_ar_step():
     model = ModelConfig(grid_height=4, grid_width=4, head=HeadConfig(kind="per_token"))
     settings = SampleConfig(sampler="dpm++", num_ar_steps=4, diffusion_steps=[10])

@@ -58,7 +58,14 @@ def test_the_options_that_are_told_draw_what_was_measured():
     main = "--sampler unipc --num-ar-steps 2 --diffusion-steps 3 2 --guidance-scale 1"
     assert found.as_options(settings) == main
     told = found.as_options(own).removeprefix(main).split(" --")
-    assert sorted(told) == ["", "guidance-interval 0 1", "guidance-schedule constant", "order random"]
+    assert told == ["", "order random"], "without guidance, sample refuses options of it"
+    guided = replace(found, settings=replace(settings, guidance_scale=2.0))
+    told = guided.as_options(own).split(" --")
+    assert sorted(told[4:]) == ["guidance-interval 0 1", "guidance-schedule constant", "order random"]
+    student = replace(guided, model="student")
+    assert student.as_options(replace(own, guidance_interval=(0, 1), guidance_schedule="constant")) == (
+        "--num-ar-steps 2 --order random --guidance-scale 2"
+    )
     assert found.as_options(replace(settings, respacing="10")) == f'{main} --respacing ""'
     rarer = replace(found, settings=replace(settings, solver_order=3, level_shift=1.5))
     assert rarer.as_options(SampleConfig()) == f"{main} --solver-order 3 --level-shift 1.5"

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from causalfusion.cli import run
+from causalfusion.errors import UserError
 from causalfusion.probe import cache
 from causalfusion.probe import run as probe_run
+from causalfusion.probe.figures import KnownFigures
 
 
 @pytest.fixture
@@ -179,3 +181,11 @@ def test_quantized_weights_are_what_is_probed(command, tmp_path, capsys):
     assert run(line) == 0
     facts = json.loads((tmp_path / "int8" / "probe.json").read_text())["facts"]
     assert facts["quantize"] == "int8"
+
+
+def test_what_was_measured_otherwise_is_not_taken_for_the_usual(tmp_path):
+    """Facts that are told only where they are not the usual: quantized weights, adapters."""
+    usual = {"model": "a"}
+    KnownFigures.open(tmp_path, {**usual, "quantize": "int8"})
+    with pytest.raises(UserError, match="was measured with quantize 'int8', now it is 'none'"):
+        KnownFigures.open(tmp_path, usual)

@@ -11,6 +11,7 @@ from causalfusion.estimate.planned import plan_run
 from causalfusion.model.arithmetic import expected_train_flops
 from causalfusion.study.grid import jobs_of
 from causalfusion.study.recipe import (
+    Study,
     Variant,
     fill_in,
     load_study,
@@ -165,3 +166,20 @@ def test_unknown_names_are_told_what_there_is():
     with pytest.raises(UserError, match="neither a file nor one of cifar10, cifar10-small, digits"):
         load_study_data("imagenet", [])
     assert Path("decai").exists() is False
+
+
+def test_runs_of_different_settings_have_different_folders(tmp_path):
+    """Though two settings have one name: the second variant's figures were those of the first one's run."""
+    variants = [
+        Variant(name="plain"),
+        Variant(name="model", settings={"model": {"depth": 2}}),
+        Variant(name="head", settings={"model": {"head": {"depth": 2}}}),
+        Variant(name="model again", settings={"model": {"depth": 2}}),
+    ]
+    study = Study(title="", question="", ar_steps=[1], variants=variants)
+    jobs = jobs_of(study, load_study_data("digits", []), [0, 1], tmp_path)
+    folders = {(job.variant, job.seed): job.folder for job in jobs}
+    assert folders["model", 0] != folders["head", 0] and folders["model", 0] == folders["model again", 0]
+    assert folders["model", 1].parent == folders["model", 0].parent != folders["head", 1].parent
+    alone = jobs_of(replace(study, variants=variants[:2]), load_study_data("digits", []), [0], tmp_path)
+    assert [job.folder.parent.name for job in alone] == ["as-given", "depth=2"], "as ever"

@@ -94,6 +94,19 @@ def test_trains_measures_and_writes(command, tmp_path, capsys):
     assert qualities(out) == [row for row in rows if row["figure"] != "seconds"]
 
 
+def test_a_run_of_another_setting_of_the_same_name_is_refused(command, tmp_path, capsys, monkeypatch):
+    """Which another study in the same place made: its figures are not this one's."""
+    study, norms = tmp_path / "two.toml", "settings.model = { norm = { eps = 1e-4 } }"
+    plain = 'title = ""\nquestion = ""\nar_steps = [1]\n[[variants]]\nname = "other"\n'
+    study.write_text(plain + norms)
+    command = changed(command, seeds=["0"])
+    assert run(command) == 0
+    study.write_text(plain + norms.replace("norm", "out_norm"))
+    capsys.readouterr()
+    assert run(command) == 2
+    assert "holds a run with model.out_norm.eps" in capsys.readouterr().err
+
+
 def qualities(out):
     """The rows of `results.csv`, without times."""
     rows = csv.DictReader((out / "results.csv").open())

@@ -1,6 +1,7 @@
 """Adapters that `causalfusion finetune` trains: their files, their mixture, and what they leave as it was."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,22 @@ def test_a_merged_model_computes_what_the_run_computes(runs, tmp_path, capsys):
         plain = Pipeline.load(tmp_path / name)
         assert plain.spec.model.lora.rank == 0
         torch.testing.assert_close(plain.features(image), whole.features(image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("made", ["merge", "bundle"])
+def test_a_model_is_in_its_place_when_all_of_it_is(runs, tmp_path, monkeypatch, made):
+    """A stop in the middle leaves no folder that looks like a model, and draws otherwise."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(latest_model(runs["base"]), source)
+    (source / "sample.toml").write_text("diffusion_steps = [7]\n")
+    line = ["convert", made, *["--model"] * (made == "bundle"), str(source), "--out", str(out)]
+    line += ["--adapters", str(runs["one"])] * (made == "merge")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cli.run(line) == 130
+    assert not out.exists()
+    assert cli.run(line) == 0
+    assert Pipeline.load(out).default_sampling.diffusion_steps == [7]
 
 
 def test_adapters_mix_by_weight(runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -324,6 +325,19 @@ def test_the_held_out_loss_is_always_of_the_same_documents(file):
     assert maps[0].mean == pytest.approx(maps[1].mean, rel=1e-5)
     beginnings = data.held_out_documents(8)
     assert all(sum(not isinstance(e, str) for e in b) <= 2 for b in beginnings) and len(beginnings) <= 2
+
+
+def test_a_run_that_stops_names_its_documents(file):
+    """By their places in the stream, not by the numbers by which their images draw."""
+    data = open_document_data(run_of(file, train={"max_skipped_steps": 1}), ALONE)
+    trainer, batches = Trainer(data.config, ALONE, data.tokenizer), data.batches(0)
+    trainer.step(next(batches))
+    batch = next(batches)
+    batch.tokens[-2:] = float("nan")
+    places = sorted({int(n) // IMAGES_OF_DOCUMENT for n in batch.sample_indices[-2:]})
+    assert 4 <= places[0] <= places[-1] < 8
+    with pytest.raises(UserError, match=rf"input documents {re.escape(str(places))} not finite"):
+        trainer.step(batch)
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])

@@ -29,6 +29,7 @@ from causalfusion.train.feed import TrainingData, open_training_data
 from causalfusion.train.log import read_log
 from causalfusion.train.run import train
 from causalfusion.train.trainer import Trainer
+from causalfusion.train.upkeep import examples_together
 
 ALONE = World(0, 1, torch.device("cpu"))
 TIMED = ("images_per_second", "flops_share", "waiting_share")
@@ -280,6 +281,19 @@ def test_several_examples_share_a_sequence(shapes_run):
     order = draws.plan.order[:, :, None].expand(-1, -1, clean.values.shape[-1])
     assert clean.values.view(4, 16, -1).equal(batch.tokens.gather(1, order))
     assert len(records_of(config, "evaluation")) == 2
+
+
+def test_held_out_examples_are_judged_in_whole_sequences(shapes_run, monkeypatch):
+    """Of three examples in a sequence, batches of 128 would leave two examples of each out."""
+    monkeypatch.setitem(LENGTHS, "train", 600)
+    config = shapes_run(
+        text={"examples_per_sequence": 3}, model={"max_images": 3, "max_text_tokens": 120},
+        data={"holdout": 0.5}, train={"batch_size": 132, "evaluate_images": 300},
+    )  # fmt: skip
+    batches = opened(config).evaluation_batches(examples_together(config))
+    counts = [len(batch.labels) for batch in batches]
+    assert counts == [126, 126, 48]
+    assert examples_together(replace(config, text=replace(config.text, examples_per_sequence=132))) == 132
 
 
 @pytest.mark.parametrize("context", ["clean", "noised"])

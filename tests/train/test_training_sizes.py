@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from causalfusion.cli import prepare
 from causalfusion.codec.encode import encode_to_cache
 from causalfusion.config.serialize import to_dict
 from causalfusion.diffusion.process import make_process
@@ -187,6 +189,22 @@ def test_a_cache_gives_the_same_run(native_run, tmp_path):
     for name in ("model.safetensors", "raw.safetensors"):
         a, b = load_file(from_pictures / name), load_file(cached / name)
         assert all(value.equal(b[key]) for key, value in a.items())
+
+
+@pytest.mark.parametrize("command", ["finetune", "distill"])
+def test_what_goes_on_from_a_model_of_any_size_has_its_largest_size(native_run, tmp_path, command):
+    """Not that of a new run, 65536 pixels, at which the model never was. A model that is no run's."""
+    config = native_run()
+    area = config.data.max_area
+    model = tmp_path / "model"
+    shutil.copytree(train(config, device="cpu", show_progress=False), model)
+    shutil.rmtree(model / "state")
+    options = ["--data.path", config.data.path, "--data.source", "folder", "--data.image-size", "native"]
+    line = [command, str(model), *options]
+    assert prepare(line).settings["data"]["max_area"] == area != 65_536
+    told = tmp_path / "native.toml"
+    told.write_text('[data]\nimage_size = "native"\n')
+    assert prepare([*line[:-2], "--config", str(told)]).settings["data"]["max_area"] == area
 
 
 def test_learned_positions_are_interpolated_for_larger_images(tiny_run):

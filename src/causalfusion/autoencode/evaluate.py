@@ -27,7 +27,7 @@ from causalfusion.data.sizes import check_one_size
 from causalfusion.data.source import Example, ImageSource
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import FILE_NAME, Card
-from causalfusion.evaluate.features.open import Extractor, open_extractor
+from causalfusion.evaluate.features.open import Extractor
 from causalfusion.evaluate.measures.figure import Figure
 from causalfusion.evaluate.measures.frechet import few_samples_warning, gaussian_frechet_distance
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
@@ -37,7 +37,7 @@ from causalfusion.evaluate.measures.similarity import (
     peak_signal_to_noise,
     structural_similarity,
 )
-from causalfusion.evaluate.run import GRID_FILE, run_facts
+from causalfusion.evaluate.run import GRID_FILE, open_extractors, run_facts
 from causalfusion.evaluate.samples.images import SourceImages
 from causalfusion.files import hash_of, in_use, write_whole
 from causalfusion.generate.read import to_float
@@ -110,7 +110,7 @@ def evaluate_autoencoder(request: ReconstructionRequest) -> Card:
     height, width, channels = images.shape
     settings = CodecConfig(autoencoder=request.autoencoder)
     codec = open_codec(settings, image_shape=(channels, height, width)).to(device)
-    extractors = [open_extractor(name, str(device)) for name in request.features]
+    extractors = open_extractors(request.features, device)
     with in_use(request.out, "the evaluation"):
         collected = _collect(images, codec, extractors, request)
         figures = _similarity_figures(collected) | _distance_figures(collected, extractors)

@@ -26,10 +26,11 @@ from causalfusion.codec.shard import Shard, Tally, read_note
 from causalfusion.config import RunConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.data import ImageSource, open_source
+from causalfusion.data.class_captions import ClassCaptions
 from causalfusion.data.labels import Classes
 from causalfusion.data.sizes import grids_of
 from causalfusion.errors import UserError
-from causalfusion.files import in_use, write_whole
+from causalfusion.files import hash_of, in_use, write_whole
 from causalfusion.machine.progress import ProgressLine
 from causalfusion.machine.runtime import select_device
 
@@ -42,6 +43,7 @@ _SETTINGS = {
     "latents": "codec.latents",
     "flip": "data.flip",
     "source": "data.path (hash of the data)",
+    "words": "data.captions class_names (hash of the words of each class)",
 }
 """Names of settings, for messages, by field of a cache's identity."""
 
@@ -121,9 +123,13 @@ def _write(
     if (folder / "manifest.json").is_file():
         cache = open_cache(str(folder))
         require_same_images(cache, config.data)
+        made = cache.manifest["data"].get("captions", "own")
+        require_same(cache, "data.captions", made, config.data.captions)
         for name, value in identity.items():
-            if name not in ("source", "count"):
-                require_same(cache, _SETTINGS.get(name, name), cache.manifest.get(name), value)
+            kept = cache.manifest.get(name)
+            told = name not in ("source", "count") and (name != "words" or kept)
+            if told:  # of which words a cache of earlier versions has, it does not say
+                require_same(cache, _SETTINGS.get(name, name), kept, value)
         require_same_data(folder, cache.manifest, source, "data.path")
         progress(len(cache))
         return cache
@@ -167,11 +173,12 @@ def _refuse_other_shards(folder: Path, identity: dict[str, Any]) -> None:
     for file in sorted(folder.glob("[0-9]*.json")):
         note = read_note(file)
         kept = identity if note is None else note["content"]
-        for name, value in identity.items():
-            if kept.get(name) != value:
+        for name in {**identity, **kept}:
+            if kept.get(name) != identity.get(name):
                 raise UserError(
                     f"{folder} holds shards of an unfinished cache made with {_SETTINGS.get(name, name)} = "
-                    f"{kept.get(name)}, this run has {value}; delete the folder or give another --out"
+                    f"{kept.get(name)}, this run has {identity.get(name)}; delete the folder or give another "
+                    "--out"
                 )
 
 
@@ -192,6 +199,7 @@ def _identity(
         "latent_shape": list(codec.latent_shape),
         **({"max_area": used.max_area, "patch_size": used.patch_size} if used.max_area else {}),
         "source": fingerprint_like(version, source),
+        **({"words": hash_of(source.words)} if isinstance(source, ClassCaptions) else {}),
         "count": len(source),
         "flip": config.data.flip,
         "moments": 2 if draws else 1,

@@ -71,6 +71,8 @@ class _Manifest:
     """Most pixels of an image, where images have several sizes; else 0."""
     patch_size: int
     """The one for which their sides are whole tokens; else 0."""
+    words: str
+    """Hash of the captions of the classes, where they are those; else empty."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     values.setdefault("class_numbers", None)
     values.setdefault("max_area", 0)
     values.setdefault("patch_size", 0)
+    values.setdefault("words", "")
     try:
         kept = from_dict(_Manifest, values, complete=True)
         compared = {name: kept.data[name] for name in _Data.__dataclass_fields__ if name in kept.data}

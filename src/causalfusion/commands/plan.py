@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App
@@ -16,8 +17,9 @@ app = App(name="plan", result_action="return_value")
 def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = ()) -> int:
     """Find the best sampling settings within a time budget.
 
-    Tries samplers, diffusion steps, AR steps and guidance scales, then (--rounds) changes around the best,
-    and draws quality against time per image. The same command resumes after an interruption.
+    Tries samplers, diffusion steps, AR steps and guidance scales, with the model's own settings (sample.toml)
+    for all else, then (--rounds) changes around the best, and draws quality against time per image. The same
+    command resumes after an interruption.
     """
     from causalfusion.planner.run import plan as make_plan
     from causalfusion.saved.folder import latest_model
@@ -27,13 +29,14 @@ def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = (
     quality, time = f"Fréchet distance {best.frechet:.4g}", in_time(best.seconds_per_image)
     if best.accuracy is not None:
         quality += f", {best.accuracy:.1%} as asked"
-    if best.confirmed is not None:
+    if best.confirmed_as(request.by) is not None:
         quality += f" (other prompts and noise: {best.again(request.by)})"
     print(f"{request.out / 'plan.png'}, {request.out / 'plan.md'}")
     print(f"best within {request.budget}: {best.in_words()}: {quality}, {time} an image")
     size = f" --size {request.size}" if request.size else ""
     if request.save:
         print(f"{best.model or request.model}: its images are made so from now on")
-    own = read_sampling(latest_model(request.model)) or SampleConfig()
-    print(f"  causalfusion sample --model {best.model or request.model} {best.as_options(own)}{size}")
+    model = best.model or request.model
+    own = read_sampling(latest_model(Path(model))) or SampleConfig()
+    print(f"  causalfusion sample --model {model} {best.as_options(own)}{size}")
     return 0

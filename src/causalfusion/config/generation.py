@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from causalfusion.errors import check, check_values
@@ -107,7 +107,18 @@ class SampleConfig:
         check(0 < self.last_step < 1, "sample.last_step", self.last_step, "a number in (0, 1)")
         spaced = re.fullmatch(r"|[0-9]{1,7}(,[0-9]{1,7})*|ddim[0-9]{1,7}", self.respacing)
         check(bool(spaced), "sample.respacing", self.respacing, "counts such as 10,15,20, or ddim25")
-        ancestral = ("auto", "ddpm", "sde", "sde_heun")
-        adds_noise = self.sampler in ancestral or (self.sampler == "ddim" and self.eta > 0)
         expected = f"1, as the sampler {self.sampler} adds no noise"
-        check(adds_noise or self.temperature == 1, "sample.temperature", self.temperature, expected)
+        fits = self.temperature == 1 or _adds_noise(self.sampler, self.eta)
+        check(fits, "sample.temperature", self.temperature, expected)
+
+    def with_sampler(self, sampler: SamplerChoice) -> SampleConfig:
+        """These settings with another sampler, without the eta, temperature and last step that it does not
+        have."""
+        eta = self.eta if sampler == "ddim" else 0.0
+        temperature = self.temperature if _adds_noise(sampler, eta) else 1.0
+        last_step = self.last_step if sampler in ("sde", "sde_heun") else 0.04
+        return replace(self, sampler=sampler, eta=eta, temperature=temperature, last_step=last_step)
+
+
+def _adds_noise(sampler: SamplerChoice, eta: float) -> bool:
+    return sampler in ("auto", "ddpm", "sde", "sde_heun") or (sampler == "ddim" and eta > 0)

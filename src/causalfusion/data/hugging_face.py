@@ -104,6 +104,7 @@ class _Streamed:
         lines = blob.with_suffix(".jsonl")
         if not (lines.is_file() and is_unpacked(blob)):
             kept: list[str] = []
+            blob.unlink(missing_ok=True)  # pictures whose lines a stop left out: the stream is read anew
             unpack(blob, _unrolled(table, columns, kept, path), printable(path))
             write_whole(lines, "".join(kept))
         self._pictures, self._columns = Unpacked(blob), named[1:]

@@ -37,8 +37,9 @@ def is_url(path: str) -> bool:
 def fetched(pattern: str, beside: Sequence[str] = ()) -> str:
     """The path, or pattern of paths, of local copies of the files at a URL, which may have braces
     (train-{000..009}.tar) or, where the place can be listed, * and ?. Files of the names `beside` are
-    fetched too if they lie beside the first one. Raises UserError."""
+    fetched too if they lie beside the first one in a folder. Raises UserError."""
     files: list[Path] = []
+    folders = set[Path]()
     for url in expand_braces(pattern):
         system, place = _system(url)
         places = [place]
@@ -46,12 +47,14 @@ def fetched(pattern: str, beside: Sequence[str] = ()) -> str:
             places = sorted(_asked(url, lambda s=system, p=place: s.glob(p)))
             if not places:
                 raise UserError(f"{printable(url)} matches no file; check data.path")
-        files += [_fetch(system, one, _folder(url)) for one in places]
-        if len(files) == len(places):
-            for name in beside:
-                other = places[0].rpartition("/")[0] + "/" + name
+        for one in places:
+            folder = _folder(url if places == [place] else _in_full(url, system, one))
+            files.append(_fetch(system, one, folder))
+            for name in beside if folder not in folders else ():
+                other = one.rpartition("/")[0] + "/" + name
                 if _exists(system, other, url):
-                    _fetch(system, other, _folder(url))
+                    _fetch(system, other, folder)
+            folders.add(folder)
     return str(files[0]) if len(files) == 1 else joined([str(file) for file in files])
 
 
@@ -60,6 +63,15 @@ def _folder(url: str) -> Path:
     place = url.partition("?")[0].rpartition("/")[0]
     name = re.sub(r"[^\w.-]", "-", place.rpartition("/")[2])
     return cache_folder("remote") / f"{hash_of([place])}-{name[:60]}"
+
+
+def _in_full(pattern: str, system: Any, place: str) -> str:
+    """The URL of a place that a pattern matches: in the pattern's own spelling, unless it has several
+    folders, whose files may have the same names."""
+    folder = pattern.rpartition("/")[0]
+    if any(sign in folder for sign in "*?["):
+        return system.unstrip_protocol(place)
+    return f"{folder}/{place.rpartition('/')[2]}"
 
 
 def _system(url: str) -> tuple[Any, str]:

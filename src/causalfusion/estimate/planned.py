@@ -71,7 +71,7 @@ def plan_run(
     """Complete the settings, as `open_training_data` does with the data themselves; `facts` are used if the
     data are missing. Raises UserError for a size that is unknown or does not fit."""
     notes: list[str] = []
-    config = _with_language(config, notes)
+    config = _with_epochs(_with_language(config, notes), notes)
     channels, height, width, classes = _images(config, facts, notes)
     of_any_size = replace(config.codec, max_area=config.data.max_area if config.data.native else 0)
     codec = _codec(of_any_size, (channels, height, width))
@@ -101,6 +101,34 @@ def _with_language(config: RunConfig, notes: list[str]) -> RunConfig:
         notes.append(f"the sizes are those of the settings: {config.train.init} is no model that is there")
         return config
     return grafted(config, model)
+
+
+def _with_epochs(config: RunConfig, notes: list[str]) -> RunConfig:
+    """The settings with the number of images that their epochs mean, if the data are there."""
+    data, train = config.data, config.train
+    if not train.epochs:
+        return config
+    if not _is_there(data):
+        notes.append(
+            f"{train.images:,} images, as data.path {data.path} is not there, whose size train.epochs needs: "
+            "--train.images, and no --train.epochs"
+        )
+        return config
+    from causalfusion.data.loader import split_holdout
+
+    number = len(split_holdout(_count(data), data.holdout)[0])
+    return replace(config, train=replace(train, images=max(round(train.epochs * number), train.batch_size)))
+
+
+def _count(data: DataConfig) -> int:
+    """Images, or documents, of data that are there."""
+    if data.cache:
+        from causalfusion.codec.cache import open_cache
+
+        return len(open_cache(data.cache))
+    from causalfusion.data import open_documents, open_source
+
+    return len(open_documents(data) if data.has_documents else open_source(data))
 
 
 def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int, int, int, int]:

@@ -42,6 +42,8 @@ class SampleOrigin:
     shape: Shape
     class_names: list[str]
     has_labels: bool
+    num_classes: int = 0
+    """Number of classes of the labels; 0: unknown."""
     model: tuple[Pipeline, Path, SampleTask] | None = None
     """The model, its folder, and the samples it generates; None where samples are read."""
     read: ImageSet | None = None
@@ -75,8 +77,9 @@ def open_sample_origin(request: EvaluateRequest, world: World) -> SampleOrigin:
             num_workers=request.num_workers,
         )
         labelled = next(images.batches(1)).labels is not None
+        names = images.class_names
         return SampleOrigin(
-            request.samples, len(images), images.shape, images.class_names, labelled, read=images
+            request.samples, len(images), images.shape, names, labelled, len(names), read=images
         )
     model = request.model or DEFAULT_MODEL
     pipeline, folder = load_pipeline(model, request, world, request.rope_extrapolation)
@@ -94,8 +97,9 @@ def open_sample_origin(request: EvaluateRequest, world: World) -> SampleOrigin:
     compile_for(pipeline, task.images)
     shape = *pipeline.image_size, pipeline.codec.config.image_channels
     labelled = label_rule(pipeline, task) != "none"
-    names = pipeline.spec.class_names if labelled else []
-    return SampleOrigin(str(model), task.images, shape, names, labelled, model=(pipeline, folder, task))
+    names, classes = pipeline.spec.class_names if labelled else [], pipeline.model.config.num_classes
+    made_by = pipeline, folder, task
+    return SampleOrigin(str(model), task.images, shape, names, labelled, classes, model=made_by)
 
 
 def sample_facts(origin: SampleOrigin, images: ImageSet, samples: ExtractedFeatures) -> dict[str, Any]:

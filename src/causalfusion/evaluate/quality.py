@@ -46,7 +46,7 @@ class Quality:
     frechet: float
     accuracy: float | None
     """The share of images whose predicted class is their own, or that show what their caption says; None
-    where nothing can tell."""
+    where nothing can tell, such as a classifier of another number of classes."""
     seconds_per_image: float
     """Duration of generation alone."""
 
@@ -122,9 +122,10 @@ def measure_quality(
         features = judge.extractor(batch.pixels)
         part = GaussianStatistics.of(features.pool)
         whole = part if whole is None else whole.merged(part)
-        judged = batch.labels is not None and features.logits is not None
-        if batch.labels is not None and features.logits is not None:
-            right += int((features.logits.argmax(1) == np.array(batch.labels)).sum())
+        logits, classes = features.logits, pipeline.model.config.num_classes
+        if batch.labels is not None and logits is not None and logits.shape[1] == classes:
+            judged = True
+            right += int((logits.argmax(1) == np.array(batch.labels)).sum())
         elif prompts is not None and judge.reads_scenes:
             judged = True
             right += _as_said([prompts[i % len(prompts)] for i in indices], batch.pixels)

@@ -54,7 +54,7 @@ def evaluate(request: EvaluateRequest) -> Card | None:
 def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
     with in_use(request.out, "the evaluation") if world.is_main else nullcontext():
         start = time.monotonic()
-        extractors = _open_extractors(request.extractors, world)
+        extractors = open_extractors(request.extractors, world.device)
         origin = open_sample_origin(request, world)
         request.out.mkdir(parents=True, exist_ok=True)
         settings = ExtractionSettings(
@@ -108,9 +108,9 @@ def _evaluate(request: EvaluateRequest, world: World) -> Card | None:
         return card
 
 
-def _open_extractors(asked: Sequence[str], world: World) -> list[Extractor]:
+def open_extractors(asked: Sequence[str], device: torch.device) -> list[Extractor]:
     """The extractors of these names. Raises UserError where their figures would have the same names."""
-    extractors = [open_extractor(name, str(world.device)) for name in asked]
+    extractors = [open_extractor(name, str(device)) for name in asked]
     names = [extractor.name for extractor in extractors]
     words = [features_word(name) for name in names]
     for place, word in enumerate(words):
@@ -149,7 +149,7 @@ def _choose_measures(
         has_spatial=probe.spatial is not None,
         num_logits=0 if probe.logits is None else probe.logits.shape[1],
         has_labels=origin.has_labels,
-        num_classes=len(origin.class_names),
+        num_classes=origin.num_classes,
         reference=reference,
     )
     return choose_measures(request.measures, available)

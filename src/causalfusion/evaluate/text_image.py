@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from causalfusion.config import SampleConfig, SplitName, WriteConfig
 from causalfusion.data.drawing import Scene, SceneObject, draw_scene
@@ -136,10 +136,10 @@ def measure_edits(
         mask = region_mask("right", *before.shape[1:3])
         prompts, originals = [edits[i][1] for i in batch], to_float(before)
 
-        def draw(seed: int, *, o: Tensor = originals, m: Tensor = mask, p: list[str] = prompts) -> Tensor:
-            return pipeline.edit(o, m, None, sample, prompts=p, seed=seed, paste=False)
-
-        after = best_of(draw, pipeline, prompts, candidates, seed)
+        draw = partial(
+            pipeline.edit, originals, mask, None, sample, prompts=prompts, image_indices=batch, paste=False
+        )
+        after = best_of(lambda seed, d=draw: d(seed=seed), pipeline, prompts, candidates, seed)
         pixels = pipeline.codec.to_uint8(after)
         outside = ~mask.numpy()
         for image, original, index in zip(pixels, before, batch, strict=True):

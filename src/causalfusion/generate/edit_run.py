@@ -111,12 +111,16 @@ def _fitted(request: EditRequest, task: _Task, pipeline: Pipeline) -> EditReques
     """The request with at most as many AR steps as tokens change, if their number is the model's own, which
     is for whole images."""
     settings, recommended = request.settings, pipeline.sampling
-    if recommended is None or settings.num_ar_steps != recommended.num_ar_steps:
+    if recommended is None or any(
+        getattr(settings, name) != getattr(recommended, name) for name in ("num_ar_steps", "sizes")
+    ):
         return request
     changed = int(tokens_of_mask(task.mask, *pipeline.grid).sum())
     fitted = fit_ar_steps(settings, changed)
     if fitted is not settings:
-        say(f"{changed} tokens change, in {changed} AR steps instead of {settings.num_ar_steps}")
+        steps, before = fitted.num_ar_steps, len(settings.sizes) or settings.num_ar_steps
+        other = f"instead of {before}" if steps != before else "of other sizes than a whole image's"
+        say(f"{changed} tokens change, in {steps} AR steps {other}")
     return replace(request, settings=fitted)
 
 

@@ -141,6 +141,7 @@ class Pipeline(PublishedPipeline):
         *,
         prompts: Sequence[str] | None = None,
         seed: int = 0,
+        image_indices: Sequence[int] | None = None,
         variants: int = 1,
         paste: bool = True,
         watch: Watcher | None = None,
@@ -152,7 +153,7 @@ class Pipeline(PublishedPipeline):
         ("right", as `region_mask` says). A token is regenerated if any of its pixels is masked. The kept
         tokens are clean context, in the cache once for all variants. With `paste`, pixels outside the mask
         are those of the input, exactly. Returns (B * variants, C, H, W), the variants of an image next to
-        each other; variant v of image b is drawn at image index b * variants + v.
+        each other; variant v of image b is drawn at index image_indices[b] * variants + v, by default b's.
         """
         spec = self.model.config
         if spec.head.ask == "previous":
@@ -172,29 +173,28 @@ class Pipeline(PublishedPipeline):
         original = images.to(self.device)
         tokens = sized.codec.encode_tokens(original, None)
         kept, changed = (m.nonzero().flatten().to(self.device) for m in (~masked, masked))
-        batch_size = len(images)
         config = config or fit_ar_steps(self.default_sampling, len(changed))
         sizes = step_sizes(config, len(changed), seed)
-        indices = list(range(batch_size * variants))
+        of_images = range(len(images)) if image_indices is None else image_indices
+        indices = [index * variants + variant for index in of_images for variant in range(variants)]
         order = sized._orders_among(changed, config, seed, indices)
         noise = ImageNoise(seed, indices, sized.codec.num_tokens, spec.token_dim)
         with autocast(self.device, self.autocast_dtype):
             context = prefill(
                 self.model, label_tensor, config, prompts=self.prompts_of(documents),
-                kept_tokens=tokens[:, kept], kept_positions=kept.expand(batch_size, -1), grid=sized.grid,
+                kept_tokens=tokens[:, kept], kept_positions=kept.expand(len(images), -1), grid=sized.grid,
                 sizes=sizes,
             ).fork(variants)  # fmt: skip
             new = generate_tokens(
                 self.model, self.process, config, context, order, sizes, noise, watch,
                 self.guided_numbers(config),
             )  # fmt: skip
-        result = tokens.repeat_interleave(variants, dim=0)
-        result.scatter_(1, order[:, :, None].expand(-1, -1, spec.token_dim), new)
+        places = order[:, :, None].expand(-1, -1, spec.token_dim)
+        result = tokens.repeat_interleave(variants, dim=0).scatter(1, places, new)
         edited = sized.codec.decode_tokens(result)
         if not paste:
             return edited
-        inside = mask.to(self.device)
-        return torch.where(inside, edited, original.repeat_interleave(variants, dim=0))
+        return torch.where(mask.to(self.device), edited, original.repeat_interleave(variants, dim=0))
 
     def _sized(self, images: Tensor) -> Self:
         """This pipeline for images (B, C, H, W) of their size, where the model's may have any."""

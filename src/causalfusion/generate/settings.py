@@ -49,10 +49,13 @@ def step_sizes(config: SampleConfig, num_tokens: int, seed: int) -> list[int]:
 
 
 def fit_ar_steps(config: SampleConfig, num_tokens: int) -> SampleConfig:
-    """Settings for whole images with at most as many AR steps as there are tokens to generate."""
+    """Settings for whole images with at most as many AR steps as there are tokens to generate: the first
+    ones. Sizes of AR steps that are those of more tokens are left out."""
+    if config.sizes and sum(config.sizes) != num_tokens:
+        config = replace(config, sizes=[], num_ar_steps=len(config.sizes))
     if config.sizes or not 0 < num_tokens < config.num_ar_steps:
         return config
-    return replace(config, num_ar_steps=num_tokens)
+    return replace(config, num_ar_steps=num_tokens, diffusion_steps=config.diffusion_steps[:num_tokens])
 
 
 def check_order(model: ModelConfig, config: SampleConfig, sizes: Sequence[int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from causalfusion.saved.folder import (
     load_tokenizer,
     load_weights,
     open_model_codec,
-    replace_model,
+    save_model,
 )
+from causalfusion.saved.replace import replace_folder, with_copies
 
 COPIED = (SAMPLING_FILE, CLASSIFIER_FILE, "README.md")
 """Files of a model folder that are copied along with its weights and settings."""
@@ -37,10 +37,11 @@ def bundle_model(model: Path, out: Path, autoencoder: str = "") -> Path:
     spec = load_spec(source)
     codec = open_model_codec(source, spec, autoencoder)
     weights, tokenizer = load_weights(source), load_tokenizer(source, spec)
-    replace_model(out, spec, weights, tokenizer=tokenizer, autoencoder=codec.autoencoder)
-    for name in COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+
+    def write(new: Path) -> None:
+        save_model(new, spec, weights, tokenizer=tokenizer, autoencoder=codec.autoencoder)
+
+    replace_folder(out, with_copies(source, COPIED, write))
     return source
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from causalfusion.saved.folder import (
     load_spec,
     load_tokenizer,
     load_weights,
-    replace_model,
+    save_model,
 )
+from causalfusion.saved.replace import replace_folder, with_copies
 
 
 def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) -> str:
@@ -32,11 +32,10 @@ def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) ->
     given = read_weighted(adapters)
     spec, weights, tokenizer = with_adapters(spec, weights, load_tokenizer(source, spec), given)
     spec, weights = merged(spec, weights)
-    replace_model(out, spec, weights, tokenizer=tokenizer)
-    if (source / AUTOENCODER_FOLDER).is_dir():
-        shutil.copytree(source / AUTOENCODER_FOLDER, out / AUTOENCODER_FOLDER)
-    if (source / SAMPLING_FILE).is_file():  # a page, or a classifier, is of the model without them
-        shutil.copyfile(source / SAMPLING_FILE, out / SAMPLING_FILE)
+    beside = (AUTOENCODER_FOLDER, SAMPLING_FILE)  # a page, or a classifier, is of the model without them
+    replace_folder(
+        out, with_copies(source, beside, lambda new: save_model(new, spec, weights, tokenizer=tokenizer))
+    )
     count = sum(value.numel() for value in weights.values())
     told = f"{len(given)} adapter{'s' * (len(given) != 1)}" if given else "its low-rank additions"
     return f"{out}: {source} with {told} inside, {count:,} parameters"

@@ -31,11 +31,12 @@ from causalfusion.saved.folder import (
     load_tokenizer,
     load_weights,
     packaged_models,
-    replace_model,
+    save_model,
 )
 from causalfusion.saved.hub import hub_name, name_of_path, parse_hub_name
 from causalfusion.saved.hub_upload import upload_model
 from causalfusion.saved.model_card import CardFacts, CardFigure, makers_notes, model_card
+from causalfusion.saved.replace import replace_folder, with_copies
 from causalfusion.train.resume import settings_of_run, stored_settings
 from causalfusion.weight_files import read_shapes
 
@@ -117,10 +118,10 @@ def _write_model(source: Path, out: Path, autoencoder: str) -> list[str]:
     place = autoencoder or spec.codec.autoencoder
     on_hub = parse_hub_name(place) is not None and not _is_here(source, place)
     if spec.model.text_only or (on_hub and not autoencoder):
-        replace_model(out, spec, load_weights(source), tokenizer=load_tokenizer(source, spec))
-        for file in COPIED:
-            if (source / file).is_file():
-                shutil.copyfile(source / file, out / file)
+        weights, tokenizer = load_weights(source), load_tokenizer(source, spec)
+        replace_folder(
+            out, with_copies(source, COPIED, lambda new: save_model(new, spec, weights, tokenizer=tokenizer))
+        )
         return [f"the autoencoder {place} is not inside: users get it from the hub"] if on_hub else []
     bundle_model(source, out, autoencoder)
     return ["the autoencoder is inside"] if place else []

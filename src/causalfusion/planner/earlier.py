@@ -76,6 +76,14 @@ class EarlierTrials:
         write_whole(self.path, json.dumps(values, indent=1) + "\n")
 
 
+def _measure_of(confirmed: Any) -> str | None:
+    """What the files of earlier versions confirmed: a distance, which is above 0, or a share, with a minus
+    sign, as less of it is worse."""
+    if not isinstance(confirmed, int | float):
+        return None
+    return "frechet" if confirmed > 0 else "accuracy"
+
+
 def _read_plan(path: Path) -> _PlanFile:
     """Raises UserError for a file that is damaged."""
     values = read_object(path, "plan")
@@ -84,6 +92,7 @@ def _read_plan(path: Path) -> _PlanFile:
         if isinstance(trial, dict):
             trial.setdefault("model", "")  # which the files of earlier versions lack
             trial.setdefault("confirmed", None)
+            trial.setdefault("confirmed_by", _measure_of(trial["confirmed"]))
     try:
         return from_dict(_PlanFile, values, complete=True)
     except UserError as error:

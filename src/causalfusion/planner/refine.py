@@ -23,7 +23,7 @@ def neighbours(
     their division among AR steps, guidance scale and interval, sizes of AR steps, shift of levels."""
     for sampler in samplers_of(diffusion.path):
         for order in (2, 3) if sampler in ("dpm++", "unipc") else (2,):
-            yield replace(settings, sampler=sampler, solver_order=order)
+            yield replace(settings.with_sampler(sampler), solver_order=order)
     num_ar_steps = settings.num_ar_steps or model.num_tokens
     each = 1 if model.per_token else num_ar_steps
     counts = settings.diffusion_steps * (each if len(settings.diffusion_steps) == 1 else 1)

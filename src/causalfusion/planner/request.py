@@ -18,6 +18,7 @@ from causalfusion.config.options import (
     require_at_least,
 )
 from causalfusion.config.sizes import parse_size
+from causalfusion.errors import UserError
 from causalfusion.planner.sweep import Measure, Sweep, read_time
 
 
@@ -54,9 +55,14 @@ class PlanRequest(ComputationOptions):
     """Folder for plan.json, plan.md and plan.png."""
     sweep: Annotated[Sweep, Settings] = field(default_factory=Sweep)
     sample: Annotated[SampleConfig, Parameter(show=False)] = field(default_factory=SampleConfig)
-    """Sampling settings that the sweep does not vary."""
+    """Sampling settings that the sweep does not vary. Default: the model's own (sample.toml)."""
 
     def __post_init__(self) -> None:
+        if self.sample.respacing:
+            raise UserError(
+                f"--sample.respacing is {self.sample.respacing}; the diffusion steps are what is tried: "
+                "expected --diffusion-steps"
+            )
         read_time(self.budget)  # raises for anything but a time
         if self.size:
             parse_size(self.size, "--size")

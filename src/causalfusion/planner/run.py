@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from causalfusion.config import DataConfig, SampleConfig
-from causalfusion.config.serialize import to_toml
 from causalfusion.data import open_source
 from causalfusion.errors import UserError
 from causalfusion.evaluate.quality import Judge, Quality, generate_batch, measure_quality, open_judge
@@ -22,7 +21,8 @@ from causalfusion.planner.picture import save_picture
 from causalfusion.planner.refine import neighbours, refine
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import Tried, choose, frontier, in_time
-from causalfusion.saved.folder import SAMPLING_FILE, read_latest
+from causalfusion.saved.folder import read_latest
+from causalfusion.saved.sampling import write_sampling
 
 BEYOND = 2.0
 """Settings that take up to so many times the budget are measured too: the frontier goes on beyond it."""
@@ -59,8 +59,7 @@ def plan(request: PlanRequest) -> Tried:
             tried, best = _refined(candidates, tried, judge, data, request, known)
         _write(request, tried)
         if request.save:
-            folder = _owner(candidates, best).folder
-            write_whole(folder / SAMPLING_FILE, to_toml(best.settings))
+            write_sampling(_owner(candidates, best).folder, best.settings)
     return best
 
 
@@ -108,12 +107,12 @@ def _refined(
     contenders = {id(one): one for one in (choose(t, budget, request.by) for t in (tried, found))}
     others: dict[str, Candidate] = {}
     for key, one in contenders.items():
-        if one.confirmed is None:
+        if one.confirmed_as(request.by) is None:
             if one.model not in others:
                 owner = _owner(candidates, one)
                 others[one.model] = replace(owner, prompts=prompts_for(owner.pipeline, data, other=True))
             contenders[key] = _confirmed(others[one.model], one, judge, request, known)
-    best = min(contenders.values(), key=lambda trial: trial.confirmed or 0.0)
+    best = min(contenders.values(), key=lambda trial: trial.confirmed_as(request.by) or 0.0)
     return [contenders.get(id(trial), trial) for trial in found], best
 
 
@@ -127,7 +126,7 @@ def _confirmed(
     """A setting measured again, with the candidate's prompts, which are others, and other noise."""
     found = _quality(candidate, trial, judge, request, request.seed + 1)
     again = replace(trial, frechet=found.frechet, accuracy=found.accuracy).worse(request.by)
-    trial = replace(trial, confirmed=again)
+    trial = replace(trial, confirmed=again, confirmed_by=request.by)
     known.add(candidate.key(trial.settings), trial)
     return trial
 
@@ -212,7 +211,7 @@ def _write(request: PlanRequest, tried: Sequence[Tried]) -> None:
                 f"| {mark}{trial.in_words()}{mark} | {time_taken} | {trial.frechet:.4g} | {share} |\n"
             )
     for trial in tried:
-        if trial.confirmed is not None:
+        if trial.confirmed_as(request.by) is not None:
             lines.append(f"\nOther prompts and noise: {trial.in_words()}: {trial.again(request.by)}.\n")
     left_out = sum(trial.frechet is None for trial in tried)
     if left_out:

@@ -14,6 +14,9 @@ from causalfusion.errors import UserError, check
 Measure = Literal["frechet", "accuracy"]
 """What a setting is judged by: the Fréchet distance, or the share of images that are what was asked for."""
 
+_OF_GUIDANCE = ("guidance_schedule", "guidance_interval", "guidance_power", "guided_channels")
+"""What `sample` refuses where there is no guidance."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
@@ -35,17 +38,29 @@ class Sweep:
             if not getattr(self, name):
                 raise UserError(f"--{name.replace('_', '-')} has no value; expected one or more")
 
-    def settings_of_other(self, own: SampleConfig, num_tokens: int) -> list[SampleConfig]:
-        """A further model's own settings with every number of AR steps that images of `num_tokens` have."""
-        return [replace(own, num_ar_steps=count) for count in self.ar_steps if count <= num_tokens]
+    def settings_of_other(self, own: SampleConfig, model: ModelConfig, num_tokens: int) -> list[SampleConfig]:
+        """A further model's own settings with every number of AR steps that images of `num_tokens` have.
+        Diffusion steps that it has for each of its AR steps are divided evenly among another number."""
+        counts = (num_tokens,) if model.head.ask == "previous" else self.ar_steps
+        own_count = len(own.sizes) or own.num_ar_steps or num_tokens
+        found = []
+        for count in (count for count in counts if count <= num_tokens):
+            changed = replace(own, num_ar_steps=count, sizes=own.sizes if count == own_count else [])
+            total = sum(own.diffusion_steps)
+            if len(own.diffusion_steps) == 1 or count == own_count:
+                found.append(changed)
+            elif total >= count:
+                found.append(replace(changed, diffusion_steps=divided(total, count)))
+        return found
 
     def settings(
         self, base: SampleConfig, model: ModelConfig, num_tokens: int = 0, path: str = "ddpm"
     ) -> list[SampleConfig]:
         """Every combination that is possible with this model, as changes of `base`, for images of
-        `num_tokens`, by default those of its own grid. The diffusion steps are
-        divided evenly among the AR steps, at least one in each; a per-token head has all in each."""
+        `num_tokens`, by default those of its own grid. The diffusion steps are divided evenly among the AR
+        steps, at least one in each; a per-token head has all in each."""
         found, ar_steps, num_tokens = [], self.ar_steps, num_tokens or model.num_tokens
+        base = replace(base, respacing="", sizes=[])  # which override what is varied
         if model.head.ask == "previous":
             ar_steps, base = (num_tokens,), replace(base, order="raster")
         combinations = product(
@@ -54,7 +69,9 @@ class Sweep:
         for sampler, steps, num_ar_steps, scale in combinations:
             if num_ar_steps <= num_tokens and (model.per_token or steps >= num_ar_steps):
                 counts = divided(steps, 1 if model.per_token else num_ar_steps)
-                changed = replace(base, sampler=sampler, num_ar_steps=num_ar_steps, diffusion_steps=counts)
+                changed = replace(
+                    base.with_sampler(sampler), num_ar_steps=num_ar_steps, diffusion_steps=counts
+                )
                 found.append(replace(changed, guidance_scale=scale))
         return found
 
@@ -84,6 +101,8 @@ class Tried:
     tell."""
     confirmed: float | None = None
     """The measure again, with other prompts and other noise than the choice was made with."""
+    confirmed_by: Measure | None = None
+    """What `confirmed` measures."""
 
     def worse(self, by: Measure) -> float:
         """What is smaller for better images. Raises ValueError where it was not measured."""
@@ -97,9 +116,13 @@ class Tried:
         in_range = self.accuracy is None or 0 <= self.accuracy <= 1
         check(in_range, "accuracy", self.accuracy, "a share in [0, 1]")
 
+    def confirmed_as(self, by: Measure) -> float | None:
+        """The confirmed value of a measure; None where it was not confirmed, or another was."""
+        return self.confirmed if self.confirmed_by == by else None
+
     def again(self, by: Measure) -> str:
         """The confirmed measure in words."""
-        value = self.confirmed or 0.0
+        value = self.confirmed_as(by) or 0.0
         return f"Fréchet distance {value:.4g}" if by == "frechet" else f"{-value:.1%} as asked"
 
     def in_words(self) -> str:
@@ -112,12 +135,14 @@ class Tried:
 
     def as_options(self, own: SampleConfig) -> str:
         """The options with which `sample` draws so, for a model that recommends its `own` settings: what they
-        are measured with differs from those, too."""
-        if self.model:  # the rest is in its own folder
-            return f"--num-ar-steps {self.settings.num_ar_steps}"
+        are measured with differs from those, too. It refuses those that change nothing, which are left
+        out."""
         values = vars(self.settings)
         others = [name for name, value in values.items() if value not in (getattr(own, name), [])]
-        names = dict.fromkeys(("sampler", "num_ar_steps", "diffusion_steps", "guidance_scale", *others))
+        varied = ("num_ar_steps",) if self.model else ("sampler", "num_ar_steps", "diffusion_steps")
+        names = dict.fromkeys((*varied, *("guidance_scale",) * (not self.model), *others))
+        if self.settings.guidance_scale == 1:
+            names = {name: None for name in names if name not in _OF_GUIDANCE}
         return " ".join(f"--{name.replace('_', '-')} {_as_option(values[name])}" for name in names)
 
     def _rarer(self) -> list[tuple[str, str]]:

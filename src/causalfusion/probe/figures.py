@@ -84,11 +84,11 @@ class KnownFigures:
             before = from_dict(_ProbeFile, read_object(path, "probe"), complete=True)
         except UserError as error:
             raise UserError(f"{path}: {error}; delete the folder, or give another --out") from None
-        for name, value in facts.items():
-            if before.facts.get(name) != value:
+        for name in {**facts, **before.facts}:  # some are told only where they are not the usual
+            there, now = before.facts.get(name, "none"), facts.get(name, "none")
+            if there != now:
                 raise UserError(
-                    f"{path} was measured with {name} {before.facts.get(name)!r}, now it is {value!r}; give "
-                    "another --out"
+                    f"{path} was measured with {name} {there!r}, now it is {now!r}; give another --out"
                 )
         return cls(path, facts, before.figures)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -56,3 +56,18 @@ def replace_folder(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def with_copies(source: Path, names: Sequence[str], write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """`write`, and then the files and folders of these names that the folder `source` has: so that they are
+    in the new folder when it takes its place."""
+
+    def whole(new: Path) -> None:
+        write(new)
+        for name in names:
+            if (source / name).is_dir():
+                shutil.copytree(source / name, new / name)
+            elif (source / name).is_file():
+                shutil.copyfile(source / name, new / name)
+
+    return whole

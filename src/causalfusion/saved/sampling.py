@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
 from causalfusion.config import SampleConfig
 from causalfusion.config.options import GeneratingOptions
-from causalfusion.config.serialize import from_dict, parse_toml
+from causalfusion.config.serialize import from_dict, parse_toml, to_toml
+from causalfusion.files import write_whole
 from causalfusion.saved.folder import SAMPLING_FILE
 
 
@@ -17,6 +19,17 @@ def read_sampling(folder: Path) -> SampleConfig | None:
     path = folder / SAMPLING_FILE
     if not path.is_file():
         return None
-    options = {option.name for option in fields(GeneratingOptions)}
-    values = parse_toml(path.read_bytes(), str(path))
+    values, options = parse_toml(path.read_bytes(), str(path)), _options()
     return from_dict(SampleConfig, {n: v for n, v in values.items() if n not in options}, f"{path}: ")
+
+
+def write_sampling(folder: Path, sampling: SampleConfig) -> None:
+    """Make this the recommended sampling of a model folder; options of commands in the file stay."""
+    path = folder / SAMPLING_FILE
+    values, options = parse_toml(path.read_bytes(), str(path)) if path.is_file() else {}, _options()
+    kept = [f"{name} = {json.dumps(value)}\n" for name, value in values.items() if name in options]
+    write_whole(path, to_toml(sampling) + "".join(kept))
+
+
+def _options() -> set[str]:
+    return {option.name for option in fields(GeneratingOptions)}

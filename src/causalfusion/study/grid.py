@@ -54,7 +54,7 @@ def jobs_of(study: Study, study_data: StudyData, seeds: Sequence[int], out: Path
     """One job for every variant and seed; all variants with the first seed come first."""
     configs = {v.name: _settings(study, v, study_data, seeds[0])[1] for v in study.variants}
     shares = shares_of(study, configs, load_facts(study_data.recipes))
-    return [
+    jobs = [
         Job(
             variant.name,
             seed,
@@ -66,6 +66,23 @@ def jobs_of(study: Study, study_data: StudyData, seeds: Sequence[int], out: Path
         for seed in seeds
         for variant in study.variants
     ]
+    return _apart(jobs)
+
+
+def _apart(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, of which runs with different settings have different folders: two settings may have one name
+    there, such as the depth of the model and that of its head."""
+    runs: dict[Path, list[str]] = {}
+    for job in jobs:
+        runs.setdefault(job.folder, []).append(hash_of([to_dict(job.config)]))
+    apart = []
+    for job in jobs:
+        if len(set(runs[job.folder])) > 1:
+            run = hash_of([to_dict(replace(job.config, train=replace(job.config.train, seed=0), out=""))])
+            place = job.folder.parent.with_name(f"{job.folder.parent.name}-{run[:8]}") / job.folder.name
+            job = replace(job, config=replace(job.config, out=str(place)))
+        apart.append(job)
+    return apart
 
 
 def _sampling(study: Study, variant: Variant) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from causalfusion.config import RunConfig
+from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import UserError
 from causalfusion.files import in_use
 from causalfusion.machine.runtime import select_device
@@ -94,7 +96,36 @@ def check_before(jobs: Sequence[Job], study_data: StudyData) -> None:
 
 def _is_trained(job: Job, _: StudyData) -> bool:
     checkpoints = checkpoints_of(job.folder)
-    return bool(checkpoints) and load_spec(checkpoints[-1]).images_seen >= job.config.train.images
+    if not checkpoints:
+        return False
+    _refuse_other_run(job, checkpoints[-1])
+    return load_spec(checkpoints[-1]).images_seen >= job.config.train.images
+
+
+_OF_MODEL = ("model.", "diffusion.", "factorization.")
+_OF_DATA = (
+    "model.num_classes",
+    "model.grid_height",
+    "model.grid_width",
+    "model.token_dim",
+    "model.vocab_size",
+)
+"""Settings of a model that follow from its data."""
+
+
+def _refuse_other_run(job: Job, checkpoint: Path) -> None:
+    """Raise UserError for a run that another study made, with other settings of the same name. A run that
+    began with a model has some of that model's."""
+    from causalfusion.train.resume import stored_settings
+
+    before, plain = flat(stored_settings(checkpoint)), flat(to_dict(RunConfig()))
+    for name, value in flat(to_dict(job.config)).items() if not job.config.train.init else ():
+        given = name.startswith(_OF_MODEL) and name not in _OF_DATA and value != plain[name]
+        if given and before.get(name, value) != value:
+            raise UserError(
+                f"{job.folder} holds a run with {name} {before[name]}, the variant {job.variant!r} has "
+                f"{value}; give another --out"
+            )
 
 
 def _is_measured(job: Job, study_data: StudyData) -> bool:

@@ -33,9 +33,9 @@ def settings_beneath(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     adapter = given.get("adapter", FinetuneConfig().adapter)
     text = to_dict(spec.text)
     text["tokenizer"] = "init" if spec.model.vocab_size else ""
-    side = size_text(spec.codec.image_height, spec.codec.image_width)
+    size = given.get("data.image-size") or given.get("data", {}).get("image_size")
     tables = {
-        "data": {"image_size": side} if side else {},
+        "data": sizes_of(spec, native=size == "native"),
         "factorization": to_dict(spec.factorization),
         "text": text,
         "train": {
@@ -56,6 +56,14 @@ def settings_beneath(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if sampling is not None:
         tables["sample"] = to_dict(sampling)
     return tables
+
+
+def sizes_of(spec: ModelSpec, *, native: bool) -> dict[str, Any]:
+    """The settings of data for images of the model's size; `native`: for those of their own sizes."""
+    codec = spec.codec
+    side = size_text(codec.image_height, codec.image_width)
+    largest = {"max_area": codec.max_area} if native and codec.max_area else {}
+    return ({"image_size": side} if side else {}) | largest
 
 
 def continued(config: RunConfig) -> RunConfig:

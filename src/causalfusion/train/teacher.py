@@ -13,7 +13,6 @@ from typing import Any
 
 from causalfusion.config import ModelConfig, RunConfig, SampleConfig
 from causalfusion.config.serialize import flat, to_dict
-from causalfusion.config.sizes import size_text
 from causalfusion.diffusion.process import make_process
 from causalfusion.diffusion.segments import Segments, few_steps
 from causalfusion.errors import UserError
@@ -26,6 +25,7 @@ from causalfusion.saved.folder import (
     read_latest,
 )
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.train.finetuning import sizes_of
 from causalfusion.train.resume import few, settings_of_run, stored_settings
 
 IMAGES = 64_000
@@ -52,10 +52,9 @@ def settings_beneath(teacher: str) -> dict[str, Any]:
     }
     text = {**to_dict(spec.text), "caption_dropout": 0.0}
     text["tokenizer"] = "init" if spec.model.vocab_size else ""
-    side = size_text(spec.codec.image_height, spec.codec.image_width)
     return {
         "guidance_scale": sampling.guidance_scale,
-        "data": run.get("data", {"image_size": side} if side else {}),
+        "data": run.get("data", sizes_of(spec, native=True)),
         "factorization": to_dict(spec.factorization),
         "text": text,
         "train": train,

@@ -23,6 +23,7 @@ from causalfusion.machine.runtime import autocast, compute_dtype
 from causalfusion.rng import derive_seed
 from causalfusion.train.arranged import Arranged
 from causalfusion.train.batch import TokenBatch
+from causalfusion.train.document_batch import IMAGES_OF_DOCUMENT
 from causalfusion.train.ema import ema_decay
 from causalfusion.train.objectives import make_objective
 from causalfusion.train.optimizer import learning_rate, set_rate
@@ -171,7 +172,10 @@ class Trainer(TrainState):
 
     def _not_finite(self, batch: TokenBatch, result: StepResult) -> str:
         bad = (~torch.isfinite(batch.tokens).flatten(1).all(1)).nonzero().flatten().cpu()
-        inputs = f"input samples {batch.sample_indices[bad].tolist()[:8]}" if len(bad) else "no input"
+        what, places = "samples", batch.sample_indices[bad].tolist()
+        if batch.documents is not None:  # whose images are numbered one by one
+            what, places = "documents", sorted({place // IMAGES_OF_DOCUMENT for place in places})
+        inputs = f"input {what} {places[:8]}" if places else "no input"
         name = self.first_not_finite_name()
         blame = "these steps left the weights as they were"
         if name:

@@ -7,6 +7,7 @@ import time
 from enum import IntFlag
 from pathlib import Path
 
+from causalfusion.config import RunConfig
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.processes import World
 from causalfusion.train.classification import ClassifyObjective, accuracy_of
@@ -69,7 +70,7 @@ class Upkeep:
         """The loss map of the EMA weights, by the main process alone, or by all of a sharded model."""
         trainer, config, objective = self.run.trainer, self.run.config, self.run.trainer.objective
         if self._takes_part and config.train.evaluate_every:
-            batches = self.run.data.evaluation_batches(min(config.train.batch_size, 128))
+            batches = self.run.data.evaluation_batches(examples_together(config))
             with trainer.averaged_model() as model:
                 if isinstance(objective, ClassifyObjective):
                     self.reports.accuracy(accuracy_of(objective, model, batches))
@@ -115,6 +116,12 @@ class Upkeep:
             self.save_due = False
             self.last_saved = seen
         self.checkpoints.done(begin)
+
+
+def examples_together(config: RunConfig) -> int:
+    """Held-out examples in a batch: whole sequences, as what is left of the last one is left out."""
+    group = config.text.examples_per_sequence
+    return max(min(config.train.batch_size, 128) // group, 1) * group
 
 
 def _every(every: int, step: int) -> bool:
