@@ -115,6 +115,9 @@ def test_a_share_of_the_images_shortens_the_training(tmp_path):
     assert [job.config.train.images for job in jobs] == [40_000, 19_968]
     with pytest.raises(UserError, match="half: share is 0"):
         Variant(name="half", share=0)
+    epochs = replace(study, settings={"train": {"epochs": 2.0}})
+    with pytest.raises(UserError, match=r"train.epochs is 2 .*expected train.images"):
+        jobs_of(epochs, load_study_data("digits", []), [0], tmp_path)
 
 
 def test_a_variant_goes_on_from_its_base(tmp_path):

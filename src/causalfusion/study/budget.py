@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from causalfusion.config import RunConfig
 from causalfusion.config.recipes import DataFacts
+from causalfusion.errors import UserError
 from causalfusion.estimate.planned import plan_run
 from causalfusion.model.arithmetic import expected_train_flops
 from causalfusion.study.recipe import Study
@@ -24,9 +25,15 @@ def shares_of(study: Study, configs: Mapping[str, RunConfig], facts: DataFacts) 
 
 
 def shortened(config: RunConfig, share: float) -> RunConfig:
-    """The same training on this share of the images, in whole batches; warm-up and schedule go with it."""
+    """The same training on this share of the images, in whole batches; warm-up and schedule go with it.
+    Raises UserError for a training whose length is in epochs."""
     if share == 1:
         return config
+    if config.train.epochs:
+        raise UserError(
+            f"train.epochs is {config.train.epochs:g} in a study with unequal shares of the training; "
+            "expected train.images"
+        )
     batch = config.train.batch_size
     images = max(round(config.train.images * share / batch), 1) * batch
     warmup = round(config.train.warmup_images * images / config.train.images)
