@@ -131,7 +131,7 @@ class LanguagePipeline:
         """The ids that follow rows of ids, of any lengths, without the token that ends them. Raises UserError
         for a row that is empty, or for which the model has no room."""
         config = config or WriteConfig()
-        room = self.model.config.language.longest or self.model.config.max_text_tokens
+        room = _text_places(self.model)
         for ids in rows:
             if not 0 < len(ids) < room:
                 raise UserError(f"the text has {len(ids):,} tokens; expected 1 to {room - 1:,}")
@@ -154,6 +154,11 @@ class LanguagePipeline:
                 row_indices=indices,
                 watch=watch,
             )
+
+
+def _text_places(model: Transformer) -> int:
+    """Places of the longest text alone."""
+    return model.config.language.longest or model.config.max_text_tokens
 
 
 def packed_text(rows: Sequence[Ids], device: torch.device) -> PackedSequence:
@@ -206,6 +211,8 @@ class GrowingText:
             self._begin()
             return
         step = torch.tensor([[self.cache.length + 1]])
+        # A row that is done may have no places left; nothing reads what is computed for it.
+        places = places.clamp(max=_text_places(self.model) - 1)
         sequence = _text(tokens[:, None], step, places[:, None], self.device)
         (hidden,) = self.model.hidden(sequence, self.cache.attend(sequence))
         self.cache.commit(sequence)

@@ -1,0 +1,31 @@
+"""Language models: rows of unequal lengths at the end of a model's room, what files of weights leave out, and
+what a published or written folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from language_models import folder_of, needs_recordings
+
+from causalfusion.config import WriteConfig
+from causalfusion.generate.language import LanguagePipeline
+from causalfusion.interop.language.convert import open_source, plan_conversion, write_model
+
+pytestmark = needs_recordings
+
+
+def converted(name: str, folder: Path) -> Path:
+    source = open_source(str(folder_of(name, folder / "theirs")))
+    write_model(plan_conversion(source), source, folder / "model")
+    return folder / "model"
+
+
+def test_a_row_without_room_does_not_end_longer_ones(tmp_path: Path):
+    """GPT-2 has a table of positions: a row that is full has no further one, while others are written on."""
+    loaded = LanguagePipeline.load(converted("gpt2_a", tmp_path))
+    pipeline = LanguagePipeline(loaded.model, loaded.spec, loaded.tokenizer)  # it writes on, without an end
+    config, room = WriteConfig(max_tokens=12), loaded.model.config.max_text_tokens
+    rows = [[1] * (room - 3), [2, 3, 4, 5]]
+    together = pipeline.write(rows, config)
+    assert list(map(len, together)) == [3, 12]
+    assert together == [pipeline.write([row], config)[0] for row in rows]
