@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from language_models import folder_of, needs_recordings
+import pytest
+import torch
+from language_models import change_weights, folder_of, needs_recordings, recorded, relative
+from safetensors.torch import load_file
 
 from causalfusion.config import WriteConfig
+from causalfusion.errors import UserError
 from causalfusion.generate.language import LanguagePipeline
 from causalfusion.interop.language.convert import open_source, plan_conversion, write_model
 
@@ -29,3 +33,19 @@ def test_a_row_without_room_does_not_end_longer_ones(tmp_path: Path):
     together = pipeline.write(rows, config)
     assert list(map(len, together)) == [3, 12]
     assert together == [pipeline.write([row], config)[0] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["llama_b", "gpt2_a"])
+def test_a_file_may_hold_the_head_in_place_of_the_embedding_it_is_tied_to(name: str, tmp_path: Path):
+    """`safetensors.torch.save_model` keeps one of two names of the same weights, the alphabet's first."""
+    theirs = folder_of(name, tmp_path / "theirs")
+    state = load_file(theirs / "model.safetensors")
+    (embedding,) = (key for key in state if key.endswith((".embed_tokens.weight", ".wte.weight")))
+    change_weights(theirs, {"lm_head.weight": state[embedding], embedding: None})
+    source, io = open_source(str(theirs)), recorded(name)
+    write_model(plan_conversion(source), source, tmp_path / "model")
+    logits = torch.stack(LanguagePipeline.load(tmp_path / "model").logits(io["input_ids"].tolist()))
+    assert relative(logits, io["logits"]) <= 1e-5
+    change_weights(theirs, {"lm_head.weight": None})
+    with pytest.raises(UserError, match=f"lacks weight {embedding}; expected those of"):
+        plan_conversion(open_source(str(theirs)))

@@ -30,6 +30,7 @@ from causalfusion.saved.replace import replace_folder
 from causalfusion.weight_files import read_shapes, require_same_shapes, write_weights
 
 GB = 1e9
+_HEAD = "lm_head.weight"
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -81,20 +82,19 @@ def plan_conversion(source: LanguageSource) -> Conversion:
     """Raises UserError for a model of an unknown kind, and for a weight that is missing, unknown or of
     another shape, before any weight is read."""
     family, model = read_family(source.config, source.where)
-    tied = model.language.tied
-    head, embedding = source.weights.get("lm_head.weight"), language_links(family.name, model)[0].theirs[0]
     links = language_links(family.name, model)
     known = {name for link in links for name in link.theirs}
     weights = {
         theirs_of(name, known): stored for name, stored in source.weights.items() if not is_left_out(name)
     }
-    if tied and head is not None:
-        if not head.read().equal(weights[embedding].read()):
+    if model.language.tied and _HEAD in weights:
+        head, embedding = weights.pop(_HEAD), links[0].theirs[0]
+        stored = weights.setdefault(embedding, head)  # a file may hold either of the two alone
+        if stored is not head and not head.read().equal(stored.read()):
             raise UserError(
-                f"{source.where}: lm_head.weight is not the embedding, though tie_word_embeddings is true in "
-                f"its {CONFIG}; set it to false there"
+                f"{source.where}: {_HEAD} is not the embedding, though tie_word_embeddings is true in its "
+                f"{CONFIG}; set it to false there"
             )
-        del weights["lm_head.weight"]
     missing, unknown = sorted(known - weights.keys()), sorted(weights.keys() - known)
     for word, names in (("lacks weight", missing), ("has the unknown weight", unknown)):
         if names:
