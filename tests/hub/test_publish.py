@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,12 @@ def test_an_autoencoder_goes_along_or_is_told(hub: LocalHub, tmp_path: Path, cap
     assert cli.run(["publish", str(named), "--to", "me/named"]) == 0
     assert "the autoencoder someone/vae is not inside" in capsys.readouterr().out
     assert "`someone/vae`, which is fetched from the hub" in hub.files("me/named")["README.md"].decode()
+
+    kept = (named / "model.safetensors").rename(named / "raw.safetensors")
+    shutil.copyfile(kept, named / "model.safetensors")
+    assert cli.run(["publish", str(named), "--out", str(named)]) == 2
+    assert "is the model itself, or inside of it; give another folder" in capsys.readouterr().err
+    assert kept.is_file() and not (named / "README.md").exists()
 
     gone = latent_model(tmp_path / "gone", str(tmp_path / "nowhere"))
     assert cli.run(["publish", str(gone), "--to", "me/gone"]) == 2

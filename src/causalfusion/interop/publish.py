@@ -21,7 +21,7 @@ from causalfusion.evaluate.cards.card import Card, load_card, uncertainty
 from causalfusion.evaluate.measures.figure import format_value
 from causalfusion.evaluate.run import GRID_FILE
 from causalfusion.files import sha256_of, write_whole
-from causalfusion.interop.bundle import COPIED, bundle_model
+from causalfusion.interop.bundle import COPIED, bundle_model, require_elsewhere
 from causalfusion.saved.adapter_files import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.folder import (
     AUTOENCODER_FOLDER,
@@ -113,6 +113,7 @@ def _named(recipe: str) -> str:
 
 def _write_model(source: Path, out: Path, autoencoder: str) -> list[str]:
     """Write the model's folder, with an autoencoder that others could not find."""
+    require_elsewhere(out, source)
     spec = load_spec(source)
     place = autoencoder or spec.codec.autoencoder
     on_hub = parse_hub_name(place) is not None and not _is_here(source, place)
