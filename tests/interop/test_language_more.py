@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from language_models import change_weights, folder_of, needs_recordings, recorded, relative
+from language_models import (
+    change_weights,
+    folder_of,
+    letters_tokenizer,
+    needs_recordings,
+    recorded,
+    relative,
+)
 from safetensors.torch import load_file
 
+from causalfusion import cli
 from causalfusion.config import WriteConfig
 from causalfusion.errors import UserError
 from causalfusion.generate.language import LanguagePipeline
@@ -49,3 +57,19 @@ def test_a_file_may_hold_the_head_in_place_of_the_embedding_it_is_tied_to(name: 
     change_weights(theirs, {"lm_head.weight": None})
     with pytest.raises(UserError, match=f"lacks weight {embedding}; expected those of"):
         plan_conversion(open_source(str(theirs)))
+
+
+def test_a_language_model_is_published_with_all_that_it_needs(tmp_path: Path, capsys):
+    """Its tokenizer has no markers, as that of a model which draws has."""
+    model, out = converted("llama_b", tmp_path), tmp_path / "page"
+    assert cli.run(["publish", str(model), "--license", "mit", "--out", str(out)]) == 0
+    assert load_file(out / "model.safetensors").keys() == load_file(model / "model.safetensors").keys()
+    before, after = LanguagePipeline.load(model), LanguagePipeline.load(out)
+    config, said = WriteConfig(max_tokens=5), [{"role": "user", "content": "hi"}]
+    assert before.chat(said, config) == after.chat(said, config) and before.end_ids == after.end_ids
+    page = (out / "README.md").read_text()
+    assert "pipeline_tag: text-generation" in page and "LanguagePipeline.load" in page
+    (model / "tokenizer.json").write_text(letters_tokenizer(100))
+    assert cli.run(["publish", str(model), "--out", str(tmp_path / "other")]) == 2
+    assert "holds another tokenizer.json than it was converted with" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

@@ -71,11 +71,8 @@ class LanguagePipeline:
         (model, spec), place = read_latest(Path(folder), read)
         if not spec.model.speaks:
             raise UserError(f"{place} did not begin as a language model; use Pipeline")
-        tokenizer = open_language_tokenizer(place, spec.model.text_vocab_size)
-        if tokenizer.fingerprint != spec.tokenizer_fingerprint:
-            raise UserError(
-                f"{place} holds another tokenizer.json than it was converted with; convert the model again"
-            )
+        vocabulary, known = spec.model.text_vocab_size, spec.tokenizer_fingerprint
+        tokenizer = open_language_tokenizer(place, vocabulary, known)
         ends = frozenset(read_ends(place / LANGUAGE_FOLDER, tokenizer))
         return cls(model, spec, tokenizer, ends, autocast_dtype)
 

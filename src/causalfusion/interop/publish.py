@@ -22,6 +22,7 @@ from causalfusion.evaluate.measures.figure import format_value
 from causalfusion.evaluate.run import GRID_FILE
 from causalfusion.files import sha256_of, write_whole
 from causalfusion.interop.bundle import COPIED, bundle_model, require_elsewhere
+from causalfusion.interop.language.folder import copy_language_model
 from causalfusion.saved.adapter_files import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.folder import (
     AUTOENCODER_FOLDER,
@@ -117,12 +118,15 @@ def _write_model(source: Path, out: Path, autoencoder: str) -> list[str]:
     spec = load_spec(source)
     place = autoencoder or spec.codec.autoencoder
     on_hub = parse_hub_name(place) is not None and not _is_here(source, place)
-    if spec.model.text_only or (on_hub and not autoencoder):
+    if spec.model.text_only:
+        copy_language_model(source, out, spec)
+        return []
+    if on_hub and not autoencoder:
         replace_model(out, spec, load_weights(source), tokenizer=load_tokenizer(source, spec))
         for file in COPIED:
             if (source / file).is_file():
                 shutil.copyfile(source / file, out / file)
-        return [f"the autoencoder {place} is not inside: users get it from the hub"] if on_hub else []
+        return [f"the autoencoder {place} is not inside: users get it from the hub"]
     bundle_model(source, out, autoencoder)
     return ["the autoencoder is inside"] if place else []
 

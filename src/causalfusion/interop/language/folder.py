@@ -1,0 +1,28 @@
+"""Model folders of language models, which hold their tokenizer as its authors wrote it, without markers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from causalfusion.codec.language_tokenizer import LANGUAGE_FOLDER, open_language_tokenizer
+from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
+from causalfusion.saved.folder import ModelSpec, load_weights, save_model
+from causalfusion.saved.replace import replace_folder
+
+
+def copy_language_model(source: Path, out: Path, spec: ModelSpec) -> None:
+    """Write the language model of a folder, whose settings are `spec`, into `out` in the current format, with
+    all that it needs. Raises UserError."""
+    open_language_tokenizer(source, spec.model.text_vocab_size, spec.tokenizer_fingerprint)
+    weights = load_weights(source)
+
+    def write(folder: Path) -> None:
+        save_model(folder, spec, weights)
+        for name in (TOKENIZER_FILE, "README.md"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        if (source / LANGUAGE_FOLDER).is_dir():
+            shutil.copytree(source / LANGUAGE_FOLDER, folder / LANGUAGE_FOLDER)
+
+    replace_folder(out, write)
