@@ -3,6 +3,7 @@ what a published or written folder holds."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from language_models import (
 from safetensors.torch import load_file
 
 from causalfusion import cli
-from causalfusion.config import WriteConfig
+from causalfusion.config import LoraConfig, WriteConfig
 from causalfusion.errors import UserError
 from causalfusion.generate.language import LanguagePipeline
-from causalfusion.interop.language.convert import open_source, plan_conversion, write_model
+from causalfusion.interop.language.convert import export_model, open_source, plan_conversion, write_model
+from causalfusion.model.transformer import Transformer
+from causalfusion.saved.folder import load_spec, load_weights, save_model
 
 pytestmark = needs_recordings
 
@@ -73,3 +76,15 @@ def test_a_language_model_is_published_with_all_that_it_needs(tmp_path: Path, ca
     assert cli.run(["publish", str(model), "--out", str(tmp_path / "other")]) == 2
     assert "holds another tokenizer.json than it was converted with" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_low_rank_additions_that_are_left_out_are_told_as_such(tmp_path: Path):
+    """They change the text, which is written as it was before them: no weights of images."""
+    folder = converted("llama_b", tmp_path)
+    spec, weights = load_spec(folder), load_weights(folder)
+    spec = replace(spec, model=replace(spec.model, lora=LoraConfig(rank=2)))
+    added = {name: v for name, v in Transformer(spec.model).state_dict().items() if name not in weights}
+    save_model(folder, spec, weights | added)
+    _, *notes = export_model(folder, tmp_path / "back")
+    assert len(notes) == 1 and f"{len(added)} weights of low-rank additions are left out" in notes[0]
+    assert "causalfusion convert merge" in notes[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,7 +194,6 @@ def export_model(folder: Path, out: Path) -> list[str]:
     wanted = {name for link in links for name in link.ours}
     if missing := sorted(wanted - ours.keys()):
         raise UserError(f"{path} lacks weight {missing[0]}; it does not fit {beside / CONFIG}")
-    left_out = len(ours.keys() - wanted)
     markers = spec.model.vocab_size - model.vocab_size
 
     def theirs_of_link(link: Link, parts: list[Tensor]) -> list[Tensor]:
@@ -227,12 +226,23 @@ def export_model(folder: Path, out: Path) -> list[str]:
         return file.is_file() and file.read_bytes() == config
 
     replace_folder(out, write, is_own, f"the same {family.architecture}")
-    lines = [f"{out}: {family.architecture}, {len(shapes)} weights, {num_bytes / GB:.2f} GB"]
-    if left_out:
-        lines.append(f"note: {left_out} weights of images are left out")
+    told = f"{out}: {family.architecture}, {len(shapes)} weights, {num_bytes / GB:.2f} GB"
+    return [told, *_left_out(ours.keys() - wanted, markers)]
+
+
+def _left_out(names: Collection[str], markers: int) -> list[str]:
+    """Notes on the weights and markers that a written language model does not have."""
+    notes, added = list[str](), sum(name.endswith((".lora_a", ".lora_b")) for name in names)
+    if len(names) > added:
+        notes.append(f"note: {len(names) - added} weights of images are left out")
+    if added:
+        notes.append(
+            f"note: {added} weights of low-rank additions are left out: the text is what it was before them; "
+            "to have them in it, merge them first: causalfusion convert merge"
+        )
     if markers:
-        lines.append(f"note: {markers} markers of texts and images are left out")
-    return lines
+        notes.append(f"note: {markers} markers of texts and images are left out")
+    return notes
 
 
 def _stored_in(path: Path) -> dict[str, Stored]:
