@@ -88,3 +88,23 @@ def test_low_rank_additions_that_are_left_out_are_told_as_such(tmp_path: Path):
     _, *notes = export_model(folder, tmp_path / "back")
     assert len(notes) == 1 and f"{len(added)} weights of low-rank additions are left out" in notes[0]
     assert "causalfusion convert merge" in notes[0]
+
+
+def test_complete_goes_on_with_the_weights_that_are_asked_for_and_refuses_what_it_has_no_use_for(
+    tmp_path: Path, capsys
+):
+    folder = converted("llama_b", tmp_path)
+    line = ["complete", "abc", "--model", str(folder), "--max-tokens", "5", "--out", str(tmp_path / "out")]
+    for unused in (["--elements", "2"], ["--candidates", "3"], ["--adapters", "x"], ["--quantize", "int8"]):
+        assert cli.run([*line, *unused]) == 2
+        expected = f"{unused[0]} is for models with images; {folder} is a language model\n"
+        assert capsys.readouterr().err.endswith(expected)
+    assert cli.run([*line, "--weights", "raw"]) == 2
+    assert "it holds no raw weights" in capsys.readouterr().err
+    others = {name: value.flip(0) for name, value in load_weights(folder).items()}
+    save_model(folder, load_spec(folder), None, raw=others)
+    said = []
+    for weights in ("ema", "raw"):
+        assert cli.run([*line, "--weights", weights]) == 0
+        said.append(capsys.readouterr().out.splitlines()[0])
+    assert said[0] != said[1]

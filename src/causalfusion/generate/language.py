@@ -29,7 +29,7 @@ from causalfusion.machine.runtime import autocast, available_memory
 from causalfusion.model.kv_cache import KVCache
 from causalfusion.model.text_rotation import text_frequencies
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import ModelSpec, load_model, load_spec, read_latest
+from causalfusion.saved.folder import ModelSpec, WeightsName, load_model, load_spec, read_latest
 from causalfusion.sequence import PackedSequence, text_segment
 from causalfusion.weight_files import read_shapes
 
@@ -53,10 +53,11 @@ class LanguagePipeline:
         cls,
         folder: Path | str,
         *,
+        weights: WeightsName = "ema",
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype = torch.float32,
     ) -> LanguagePipeline:
-        """From a model folder that `causalfusion convert llm` made:
+        """From a model folder that `causalfusion convert llm` made, or a run that goes on from one:
 
         pipeline = LanguagePipeline.load("models/smollm2")
         pipeline.complete(["The capital of France is"])
@@ -66,7 +67,7 @@ class LanguagePipeline:
 
         def read(place: Path) -> tuple[Transformer, ModelSpec]:
             _require_memory(place)
-            return load_model(place, device=device)
+            return load_model(place, weights, device)
 
         (model, spec), place = read_latest(Path(folder), read)
         if not spec.model.speaks:
