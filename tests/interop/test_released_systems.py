@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from causalfusion import cli
 from causalfusion.codec.patches import patchify
+from causalfusion.config import CodecConfig
+from causalfusion.config.recipes import load_config
 from causalfusion.errors import UserError
 from causalfusion.factorization import places_of
 from causalfusion.interop.systems.convert import READERS, convert_system
 from causalfusion.model.positions import sincos_positions
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import load_spec, load_weights
+from causalfusion.saved.folder import ModelSpec, load_spec, load_weights, save_model
 from causalfusion.sequence import PackedSequence, class_segment, image_segment
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "parity" / "neighbours"
@@ -262,6 +264,20 @@ def test_diffusers_dit_has_the_same_outputs_and_comes_back_bit_for_bit(tmp_path:
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
     second = convert_system("dit", back)
     assert all(torch.equal(second.weights[k], v) for k, v in converted.weights.items())
+
+
+def test_a_dit_of_our_own_training_is_written_for_diffusers(tmp_path: Path) -> None:
+    """The recipe says the ratio of its MLP, not the width."""
+    sizes = {"hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    image = {"token_dim": 16, "grid_height": 4, "grid_width": 4, "predicts_variance": True}
+    recipe = load_config("dit", model=sizes | image)
+    codec = CodecConfig(autoencoder="someone/vae", patch_size=2, latent_channels=4, downsample=8)
+    spec = ModelSpec(model=recipe.model, codec=codec, diffusion=recipe.diffusion)
+    weights = Transformer(recipe.model).state_dict()
+    save_model(tmp_path / "model", spec, weights)
+    assert cli.run(["convert", "diffusers", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 0
+    back = convert_system("dit", tmp_path / "out").weights
+    assert back.keys() == weights.keys() and all(back[name].equal(v) for name, v in weights.items())
 
 
 @torch.no_grad()
