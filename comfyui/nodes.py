@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from causalfusion import Pipeline, SampleConfig, UserError
+from causalfusion.generate.output import uses_classes
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.runtime import select_device
 
@@ -197,11 +198,18 @@ def _asked(
 ) -> tuple[list[str] | None, list[str] | None]:
     """(labels, prompts) of so many images, of which one may be None. Raises UserError."""
     name, text = class_name.strip(), prompt.strip()
-    if text and pipeline.tokenizer is None:
-        raise UserError("this model was trained without text; leave the prompt empty, and give a class")
+    reads, has_classes = pipeline.tokenizer is not None, uses_classes(pipeline)
+    if text and not reads:
+        remedy = ", and give a class" * has_classes
+        raise UserError(f"this model was trained without text; leave the prompt empty{remedy}")
+    if name and not has_classes:
+        remedy = ", and give a prompt" * reads
+        raise UserError(f"this model has no class condition; leave the class {name!r} out{remedy}")
     if not text and not name:
-        what = "a class, by its name or number" if pipeline.tokenizer is None else "a prompt, or a class"
-        raise UserError(f"what is to be drawn is not said; give {what}")
+        ways = ["a prompt"] * reads + ["a class, by its name or number"] * has_classes
+        if ways:
+            raise UserError(f"what is to be drawn is not said; give {', or '.join(ways)}")
+        return [pipeline.model.config.null_label] * count, None  # it draws what it has seen
     return [name] * count if name else None, [text] * count if text else None
 
 
