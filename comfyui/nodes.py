@@ -183,9 +183,9 @@ def _settings(
     sampler: str = _RECOMMENDED,
 ) -> SampleConfig:
     """The sampling that a node's inputs mean. Raises UserError."""
-    given: dict[str, Any] = {"num_ar_steps": ar_steps, "order": order, "sizes": []}
-    if steps:
-        given["diffusion_steps"] = [steps]
+    given: dict[str, Any] = {"num_ar_steps": ar_steps, "order": order, "sizes": [], "given_order": []}
+    if steps:  # lists that the model recommends would go before what the node says
+        given |= {"diffusion_steps": [steps], "respacing": ""}
     if guidance != -1.0:
         given["guidance_scale"] = guidance
     if sampler != _RECOMMENDED:

@@ -140,20 +140,38 @@ def test_bad_input_is_one_line(node, inputs, answer, nodes, model):
     assert "\n" not in str(raised.value)
 
 
-def test_a_model_without_classes_and_text_draws_what_it_has_seen(nodes, tmp_path: Path):
-    """Nothing can be said of its images, and nothing is asked for."""
+@pytest.fixture(scope="module")
+def plain(nodes, tmp_path_factory) -> Any:
+    """A model without classes and text, of DDPM's path."""
     config = ModelConfig(hidden_size=16, depth=1, num_heads=2, token_dim=12, grid_height=2, grid_width=2)
     codec = CodecConfig(patch_size=2, image_height=4, image_width=4, image_channels=3, latent_channels=3)
     spec = ModelSpec(model=config, codec=replace(codec, downsample=1))
-    save_model(tmp_path, spec, Transformer(config).state_dict())
-    (plain,) = nodes["Load"]().load(str(tmp_path), "cpu")
+    folder, generator = tmp_path_factory.mktemp("plain"), torch.Generator().manual_seed(0)
+    shapes = {name: value.shape for name, value in Transformer(config).state_dict().items()}
+    weights = {name: torch.randn(shape, generator=generator) / 4 for name, shape in shapes.items()}
+    save_model(folder, spec, weights)
+    return nodes["Load"]().load(str(folder), "cpu")[0]
+
+
+def test_a_model_without_classes_and_text_draws_what_it_has_seen(nodes, plain):
+    """Nothing can be said of its images, and nothing is asked for."""
     (images,) = nodes["Sample"]().sample(plain, batch_size=2, seed=4, steps=2)
-    ours = plain.generate([config.null_label] * 2, SampleConfig(diffusion_steps=[2]), seed=4)
+    labels = [plain.model.config.null_label] * 2
+    ours = plain.generate(labels, SampleConfig(diffusion_steps=[2]), seed=4)
     assert torch.equal(images, (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1))
     with pytest.raises(UserError, match=r"this model has no class condition; leave the class '0' out$"):
         nodes["Sample"]().sample(plain, class_name="0", steps=2)
     with pytest.raises(UserError, match=r"trained without text; leave the prompt empty$"):
         nodes["Sample"]().sample(plain, prompt="a star", steps=2)
+
+
+@pytest.mark.parametrize("recommended", [{"respacing": "ddim20"}, {"given_order": [3, 2, 1, 0]}])
+def test_a_list_that_a_model_recommends_does_not_go_before_what_a_node_says(nodes, plain, recommended):
+    own = replace(plain, sampling=SampleConfig(sampler="ddim", **recommended))
+    other = replace(plain, sampling=SampleConfig(sampler="ddim"))
+    asked: dict[str, Any] = {"steps": 2, "ar_steps": 2, "order": "raster"}
+    images = [nodes["Sample"]().sample(each, **asked)[0] for each in (own, other)]
+    assert torch.equal(*images)
 
 
 def test_comfyui_sees_progress_and_can_stop(nodes, model, monkeypatch: pytest.MonkeyPatch):
