@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,13 @@ PAPER_PARAMETERS = {
     "XL": "676M, but its sizes give 714M with 64 class tokens and 1000 classes",
     "H": "about 1B",
 }
+OVERRULED = {
+    "sizes": ("num_ar_steps", "step_sizes"),
+    "given_order": ("order",),
+    "respacing": ("diffusion_steps",),
+    "epochs": ("images",),
+}
+"""Settings that count for more than others beside them: only as long as none of these comes later."""
 SIZES = ("tiny", "S", "B", "L", "XL", "H", "H48")
 
 
@@ -105,9 +112,11 @@ def load_config(*names: str, **sections: dict[str, Any]) -> RunConfig:
 
 
 def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Merge tables key by key; a value that is not a table replaces the one in earlier layers."""
+    """Merge tables key by key; a value that is not a table replaces the one in earlier layers, and what would
+    overrule it there (OVERRULED)."""
     merged: dict[str, Any] = {}
     for layer in layers:
+        merged = without_overruled(merged, layer)
         for key, value in layer.items():
             below = merged.get(key)
             if isinstance(value, dict) and isinstance(below, dict):
@@ -115,6 +124,23 @@ def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
             else:
                 merged[key] = value
     return merged
+
+
+def without_overruled(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a table without those that would overrule ones `above`, which come later; also of the
+    tables in it."""
+    dropped = {
+        name
+        for name, plain in OVERRULED.items()
+        if name not in above and any(each in above for each in plain)
+    }
+    return {
+        name: without_overruled(value, above[name])
+        if isinstance(value, dict) and isinstance(above.get(name), Mapping)
+        else value
+        for name, value in below.items()
+        if name not in dropped
+    }
 
 
 def paper_size(model: ModelConfig) -> str:
