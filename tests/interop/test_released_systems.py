@@ -203,6 +203,32 @@ def test_settings_beside_a_fit_are_read(tmp_path: Path) -> None:
     assert converted.spec.model.rope.extrapolation == "ntk"
 
 
+@needs_shared
+def test_settings_of_another_fit_in_the_folder_are_not_taken(tmp_path: Path) -> None:
+    """Weights of several sizes, or for several sizes of images, are kept together, and so are their files."""
+    path = SHARED / "fitv2" / "B.weights.safetensors"
+    with safe_open(path, "pt") as file:
+        known = json.loads(file.metadata()["config"])
+    weights, expected = tmp_path / "fit.safetensors", convert_system("fit", path).spec.model
+    save_file(load_file(path), weights)
+
+    def settings(name: str, **changes: object) -> None:
+        (tmp_path / name).write_text(json.dumps({"network_config": {"params": {**known, **changes}}}))
+
+    settings("a.yaml", hidden_size=2 * expected.hidden_size, num_heads=2 * expected.num_heads)
+    settings("b.yaml", depth=expected.depth + 1, num_heads=1)
+    settings("c.yaml")
+    converted = convert_system("fit", weights)
+    assert converted.spec.model == expected
+    told = [note for note in converted.notes if "of another size, and not used" in note]
+    assert [note.split()[3] for note in told] == ["a.yaml", "b.yaml"]
+    settings("d.yaml", num_heads=1)
+    with pytest.raises(UserError, match=r"settings that differ, c.yaml, d.yaml; name those of .* fit.yaml$"):
+        convert_system("fit", weights)
+    settings("fit.yaml")
+    assert convert_system("fit", weights).spec.model == expected
+
+
 # --- diffusers ----------------------------------------------------------------------------------------
 
 

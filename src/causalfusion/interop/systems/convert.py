@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from causalfusion.interop.official_file import OfficialFile, read_official
 from causalfusion.interop.systems.diffusers_dit import FREQUENCIES_NOTE, read_diffusers_dit
 from causalfusion.interop.systems.dit import read_dit, read_sit
 from causalfusion.interop.systems.fit import read_fit
+from causalfusion.interop.systems.fit_settings import settings_beside
 from causalfusion.interop.systems.large_dit import read_large_dit
 from causalfusion.interop.systems.latentlm import read_latentlm
 from causalfusion.interop.systems.mar import read_mar
@@ -71,8 +72,11 @@ def convert_system(
     else:
         file = read_official(path)
         file.require_finite(path)
-    settings = {**_beside(path), **file.settings}
-    settings = _with_options(settings, num_heads=num_heads, image_size=image_size, patch_size=patch_size)
+    if system == "fit":
+        beside, of_beside = settings_beside(path, file.states[0])
+        file, notes = replace(file, settings={**beside, **file.settings}), [*notes, *of_beside]
+    options = {"num_heads": num_heads, "image_size": image_size, "patch_size": patch_size}
+    settings = _with_options(file.settings, **options)
     released = [_read(system, state, settings, str(path)) for state in file.states]
     weights = [one.weights(state, str(path)) for one, state in zip(released, file.states, strict=True)]
     first = released[0]
@@ -136,30 +140,3 @@ def _factorization(released: Released) -> FactorizationConfig:
             timesteps_per_ar_step=4,
         )
     return FactorizationConfig(distribution="fixed", loss_weight="none")
-
-
-def _beside(path: Path) -> dict[str, Any]:
-    """The arguments of the network in a YAML file beside the checkpoint, as FiT's are released; {} without
-    one."""
-    if path.is_dir():
-        return {}
-    for candidate in (*sorted(path.parent.glob("*.yaml")), *sorted(path.parent.glob("*.yml"))):
-        import yaml
-
-        try:
-            found = _network_arguments(yaml.safe_load(candidate.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, OSError, UnicodeDecodeError):
-            continue  # some other file
-        if found:
-            return found
-    return {}
-
-
-def _network_arguments(values: Any) -> dict[str, Any]:
-    """`params` of the `network_config`, wherever it stands."""
-    if not isinstance(values, dict):
-        return {}
-    network = values.get("network_config")
-    if isinstance(network, dict) and isinstance(network.get("params"), dict):
-        return network["params"]
-    return next((found for inside in values.values() if (found := _network_arguments(inside))), {})
