@@ -229,6 +229,22 @@ def test_settings_of_another_fit_in_the_folder_are_not_taken(tmp_path: Path) -> 
     assert convert_system("fit", weights).spec.model == expected
 
 
+@needs_shared
+@pytest.mark.parametrize(("channels", "grid"), [(8, 32), (16, 16)], ids=["8 pixels", "16 pixels a latent"])
+def test_the_size_of_images_of_a_latentlm_follows_its_autoencoder(channels, grid, tmp_path: Path) -> None:
+    """That of 16 channels has latents of 16 pixels a side, where those of the other systems have 8."""
+    path = SHARED / "latentlm" / "A.weights.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    for name, dim in (("final_layer.linear", 0), ("x_embedder.proj", 1), ("noisy_x_embedder.proj", 1)):
+        state[f"{name}.weight"] = torch.cat([state[f"{name}.weight"]] * (channels // 8), dim)
+    save_file(state, tmp_path / "model.safetensors", metadata)
+    spec = convert_system("latentlm", tmp_path / "model.safetensors", image_size=256).spec
+    assert spec.model.grid_height == spec.model.grid_width == grid
+    assert (spec.codec.image_height, spec.codec.downsample * grid) == (256, 256)
+
+
 # --- diffusers ----------------------------------------------------------------------------------------
 
 
