@@ -113,6 +113,19 @@ def test_a_published_classifier_is_whole(mine, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+def test_the_width_of_a_classifiers_average_is_chosen_after_training(digits_run, tmp_path, capsys):
+    """Its snapshots have the classifier's weights, and so has the model that is made of them."""
+    run, out = tmp_path / "run", tmp_path / "average"
+    assert finetune(digits_run, run, train__ema_widths=0.1, train__ema_snapshot_images=32) == 0
+    assert cli.run(["ema", str(run), "--width", "0.1", "--out", str(out)]) == 0, capsys.readouterr().err
+    snapshot = load_file(sorted((run / "ema_snapshots").iterdir())[-1])
+    found = load_file(out / "model.safetensors") | load_file(out / "classifier.safetensors")
+    for name, value in snapshot.items():
+        torch.testing.assert_close(found[name.partition("/")[2]], value.float(), atol=1e-3, rtol=1e-3)
+    assert not any(name.startswith("classifier") for name in load_file(out / "model.safetensors"))
+    assert Classifier.load(out).probabilities(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
 def test_a_resumed_classification_is_the_same_to_the_bit(digits_run, tmp_path):
     options = {"mixup": 0.8, "cutmix": 1.0, "train__checkpoint_every": 2, "train__lr": 1e-3}
     assert finetune(digits_run, tmp_path / "whole", **options) == 0
