@@ -17,7 +17,7 @@ from causalfusion.data.digits import Digits
 from causalfusion.generate.classifier import Classifier
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.rng import derive_generator
-from causalfusion.saved.folder import latest_model, load_spec, load_weights
+from causalfusion.saved.folder import latest_model, load_spec, load_weights, save_spec
 from causalfusion.train.classification import layer_factor, mixed, rectangle
 from causalfusion.train.log import read_log
 
@@ -94,6 +94,20 @@ def test_the_command_tells_classes_of_files(mine, tmp_path, capsys, digits_run):
     assert all(len(row["classes"]) == 2 and 0 < sum(row["classes"].values()) <= 1 for row in rows)
     assert cli.run(["classify", str(tmp_path / "0.png"), "--model", str(digits_run)]) == 2
     assert "--task classify" in capsys.readouterr().err
+
+
+def test_classes_that_share_a_name_are_told_one_by_one(mine, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(latest_model(mine), folder)
+    names = ["zero", *["crane"] * 8, "nine"]
+    save_spec(folder, replace(load_spec(folder), class_names=names))
+    Image.new("L", (8, 8), 90).save(tmp_path / "photo.png")
+    out = tmp_path / "classes.jsonl"
+    line = ["classify", str(tmp_path / "photo.png"), "--model", str(folder), "--top", "10"]
+    assert cli.run([*line, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["classes"]
+    assert set(found) == {"zero", *(f"crane (index:{k})" for k in range(1, 9)), "nine"}
+    assert sum(found.values()) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_published_classifier_is_whole(mine, tmp_path, capsys):
