@@ -6,7 +6,6 @@ Of ComfyUI nothing is needed but, where it is there, its progress bar and its bu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +182,14 @@ def _settings(
     sampler: str = _RECOMMENDED,
 ) -> SampleConfig:
     """The sampling that a node's inputs mean. Raises UserError."""
-    given: dict[str, Any] = {"num_ar_steps": ar_steps, "order": order, "sizes": [], "given_order": []}
-    if steps:  # lists that the model recommends would go before what the node says
-        given |= {"diffusion_steps": [steps], "respacing": ""}
+    given: dict[str, Any] = {"num_ar_steps": ar_steps, "order": order}
+    if steps:
+        given["diffusion_steps"] = [steps]
     if guidance != -1.0:
         given["guidance_scale"] = guidance
     if sampler != _RECOMMENDED:
         given["sampler"] = sampler
-    return replace(model.default_sampling, **given)
+    return model.default_sampling.changed(**given)
 
 
 def _asked(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from causalfusion.errors import check, check_values
 
 OrderName = Literal["random", "raster", "block_raster", "dilated"]
 SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde", "sde_heun"]
 SamplerChoice = Literal["auto", SamplerName]
+OVERRULED_SAMPLING = {
+    "sizes": ("num_ar_steps", "step_sizes"),
+    "given_order": ("order",),
+    "respacing": ("diffusion_steps",),
+}
+"""Settings that count for more than others beside them: only as long as none of these comes later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +117,13 @@ class SampleConfig:
         adds_noise = self.sampler in ancestral or (self.sampler == "ddim" and self.eta > 0)
         expected = f"1, as the sampler {self.sampler} adds no noise"
         check(adds_noise or self.temperature == 1, "sample.temperature", self.temperature, expected)
+
+    def changed(self, **values: Any) -> SampleConfig:
+        """The same with these settings, and without lists of its own that would overrule them."""
+        plain = SampleConfig()
+        overruled = {
+            name: getattr(plain, name)
+            for name, others in OVERRULED_SAMPLING.items()
+            if any(other in values for other in others)
+        }
+        return replace(self, **overruled | values)

@@ -17,6 +17,7 @@ from typing import Any
 
 from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.config.earlier import rename_settings
+from causalfusion.config.generation import OVERRULED_SAMPLING
 from causalfusion.config.serialize import from_dict, parse_toml
 from causalfusion.errors import UserError, check
 
@@ -26,13 +27,8 @@ PAPER_PARAMETERS = {
     "XL": "676M, but its sizes give 714M with 64 class tokens and 1000 classes",
     "H": "about 1B",
 }
-OVERRULED = {
-    "sizes": ("num_ar_steps", "step_sizes"),
-    "given_order": ("order",),
-    "respacing": ("diffusion_steps",),
-    "epochs": ("images",),
-}
-"""Settings that count for more than others beside them: only as long as none of these comes later."""
+OVERRULED = {**OVERRULED_SAMPLING, "epochs": ("images",)}
+"""Settings that count for more than others beside them, of a run too: `given_order` is also one of plans."""
 SIZES = ("tiny", "S", "B", "L", "XL", "H", "H48")
 
 

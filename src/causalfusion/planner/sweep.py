@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
@@ -37,7 +37,7 @@ class Sweep:
 
     def settings_of_other(self, own: SampleConfig, num_tokens: int) -> list[SampleConfig]:
         """A further model's own settings with every number of AR steps that images of `num_tokens` have."""
-        return [replace(own, num_ar_steps=count) for count in self.ar_steps if count <= num_tokens]
+        return [own.changed(num_ar_steps=count) for count in self.ar_steps if count <= num_tokens]
 
     def settings(
         self, base: SampleConfig, model: ModelConfig, num_tokens: int = 0, path: str = "ddpm"
@@ -47,15 +47,21 @@ class Sweep:
         divided evenly among the AR steps, at least one in each; a per-token head has all in each."""
         found, ar_steps, num_tokens = [], self.ar_steps, num_tokens or model.num_tokens
         if model.head.ask == "previous":
-            ar_steps, base = (num_tokens,), replace(base, order="raster")
+            ar_steps, base = (num_tokens,), base.changed(order="raster")
         combinations = product(
             self.samplers or samplers_of(path)[:2], self.diffusion_steps, ar_steps, self.guidance_scales
         )
         for sampler, steps, num_ar_steps, scale in combinations:
             if num_ar_steps <= num_tokens and (model.per_token or steps >= num_ar_steps):
                 counts = divided(steps, 1 if model.per_token else num_ar_steps)
-                changed = replace(base, sampler=sampler, num_ar_steps=num_ar_steps, diffusion_steps=counts)
-                found.append(replace(changed, guidance_scale=scale))
+                found.append(
+                    base.changed(
+                        sampler=sampler,
+                        num_ar_steps=num_ar_steps,
+                        diffusion_steps=counts,
+                        guidance_scale=scale,
+                    )
+                )
         return found
 
 
