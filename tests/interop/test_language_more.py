@@ -19,6 +19,7 @@ from language_models import (
 from safetensors.torch import load_file
 
 from causalfusion import cli
+from causalfusion.codec.chat import render_chat
 from causalfusion.config import LoraConfig, WriteConfig
 from causalfusion.errors import UserError
 from causalfusion.generate.language import LanguagePipeline
@@ -108,3 +109,10 @@ def test_complete_goes_on_with_the_weights_that_are_asked_for_and_refuses_what_i
         assert cli.run([*line, "--weights", weights]) == 0
         said.append(capsys.readouterr().out.splitlines()[0])
     assert said[0] != said[1]
+
+
+@pytest.mark.parametrize("template", ["{{ tools | length }}", "{{ messages[0].content + 1 }}", "{{ 1 / 0 }}"])
+def test_a_chat_template_that_fails_is_one_line(template: str):
+    with pytest.raises(UserError, match="the model's chat template fails on these messages: ") as raised:
+        render_chat(template, [{"role": "user", "content": "hi"}], {})
+    assert "\n" not in str(raised.value)
