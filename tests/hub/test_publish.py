@@ -114,6 +114,7 @@ def test_a_card_of_other_weights_is_refused(run: Path, tmp_path: Path):
         write_publication(run, tmp_path / "model", "me/x", asked)
     with pytest.raises(ValueError, match="is no picture"):
         write_publication(run, tmp_path / "model", "me/x", Publication(pictures=[run / "log.jsonl"]))
+    assert not (tmp_path / "model").exists(), "an earlier one would have been replaced by half of this"
 
 
 def test_notes_of_the_makers_stay_through_several_publications(tmp_path: Path):

@@ -76,8 +76,9 @@ def write_publication(model: Path, out: Path, name: str, asked: Publication) -> 
     what is not. Raises UserError."""
     source = latest_model(model)
     run = source.parents[1] if source.parent.name == "checkpoints" else None
-    notes = _write_model(source, out, asked.autoencoder)
     cards, left_out = _cards(source, run, asked.cards)
+    require_pictures(asked.pictures)
+    notes = _write_model(source, out, asked.autoencoder)
     if left_out:
         notes.append(f"{left_out} result cards in {run} are of other weights, and left out")
     if (source / ADAPTER_FOLDER).is_dir():
@@ -258,11 +259,19 @@ def _write_recipe(source: Path, out: Path) -> str:
     return RECIPE_FILE
 
 
+def require_pictures(given: Sequence[Path]) -> None:
+    """Raises UserError for a file that is no picture."""
+    for path in given:
+        if not path.is_file() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise UserError(f"--pictures {path} is no picture; expected .png, .jpg or .webp files")
+
+
 def copy_pictures(
     run: Path | None, cards: list[tuple[Path, Card]], given: Sequence[Path], out: Path
 ) -> list[tuple[str, str]]:
     """Copy the run's latest samples, the grids of evaluations and those that are given; (description, file)
     of each. Raises UserError for a given file that is no picture."""
+    require_pictures(given)
     found: list[tuple[str, Path]] = []
     grids = sorted((run / "samples").glob("*.png")) if run is not None else []
     if grids:
@@ -272,10 +281,7 @@ def copy_pictures(
         grid = (path if path.is_dir() else path.parent) / GRID_FILE
         if grid.is_file():
             found.append((f"Samples of the evaluation, {_sampling(card)}".rstrip(", "), grid))
-    for path in given:
-        if not path.is_file() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-            raise UserError(f"--pictures {path} is no picture; expected .png, .jpg or .webp files")
-        found.append((path.stem, path))
+    found += [(path.stem, path) for path in given]
     copied = []
     for number, (description, path) in enumerate(found):
         name = f"pictures/{number:02d}{path.suffix.lower()}"
