@@ -117,6 +117,16 @@ def test_a_card_of_other_weights_is_refused(run: Path, tmp_path: Path):
     assert not (tmp_path / "model").exists(), "an earlier one would have been replaced by half of this"
 
 
+def test_a_card_in_the_run_that_is_given_too_is_told_once(run: Path, tmp_path: Path, monkeypatch):
+    """As its folder, and relative to where one is."""
+    write_publication(run, tmp_path / "plain", "me/x", Publication())
+    monkeypatch.chdir(run)
+    for number, card in enumerate((Path("evaluation"), Path("evaluation/card.json"))):
+        out = tmp_path / str(number)
+        write_publication(run, out, "me/x", Publication(cards=[card]))
+        assert len(list((out / "figures").iterdir())) == len(list((tmp_path / "plain/figures").iterdir()))
+
+
 def test_notes_of_the_makers_stay_through_several_publications(tmp_path: Path):
     write_publication(Path("shapes"), tmp_path / "one", "me/one", Publication())
     write_publication(tmp_path / "one", tmp_path / "two", "me/two", Publication())

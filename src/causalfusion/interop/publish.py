@@ -162,7 +162,8 @@ def _cards(source: Path, run: Path | None, given: Sequence[Path]) -> tuple[list[
     if run is None:
         return found, 0
     files = [f for f in sorted(run.rglob(CARD_FILE)) if "checkpoints" not in f.relative_to(run).parts]
-    within = [(file, load_card(file)) for file in files if file not in [path for path, _ in found]]
+    there = {(path / CARD_FILE if path.is_dir() else path).resolve() for path in given}
+    within = [(file, load_card(file)) for file in files if file.resolve() not in there]
     own = [(f, card) for f, card in within if card.samples.get("checkpoint_sha256") == weights]
     return [*found, *own], len(within) - len(own)
 
