@@ -116,3 +116,24 @@ def test_a_chat_template_that_fails_is_one_line(template: str):
     with pytest.raises(UserError, match="the model's chat template fails on these messages: ") as raised:
         render_chat(template, [{"role": "user", "content": "hi"}], {})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "answer"),
+    [
+        ("tokenizer_config.json", b'{"a": ', "tokenizer_config.json is not valid JSON"),
+        ("tokenizer_config.json", b"[1]", "tokenizer_config.json holds a JSON list, expected an object"),
+        ("tokenizer_config.json", b"\xff", "tokenizer_config.json is not valid JSON"),
+        ("chat_template.jinja", b"\xff\xfe{{x", "chat_template.jinja is not UTF-8"),
+        ("config.json", b'{"model_type": ["llama"]}', r"its architecture is \['llama'\]"),
+    ],
+)
+def test_a_damaged_file_beside_the_weights_is_one_line(
+    file: str, content: bytes, answer: str, tmp_path: Path
+):
+    theirs = folder_of("llama_b", tmp_path / "theirs")
+    (theirs / file).write_bytes(content)
+    with pytest.raises(UserError, match=answer) as raised:
+        source = open_source(str(theirs))
+        write_model(plan_conversion(source), source, tmp_path / "model")
+    assert "\n" not in str(raised.value) and not (tmp_path / "model").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from causalfusion.codec.language_tokenizer import LANGUAGE_FOLDER, make_language_tokenizer
+from causalfusion.codec.language_tokenizer import (
+    LANGUAGE_FOLDER,
+    SETTINGS_FILE,
+    TEMPLATE_FILE,
+    make_language_tokenizer,
+    template_text,
+)
 from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
 from causalfusion.config import CodecConfig, ModelConfig
-from causalfusion.config.serialize import read_object
+from causalfusion.config.serialize import parse_object, read_object
 from causalfusion.errors import UserError
 from causalfusion.interop.language.families import Family, read_family
 from causalfusion.interop.language.gguf_file import open_gguf
@@ -156,10 +161,10 @@ def check_room(out: Path, num_bytes: int, at_once: int) -> None:
 def write_model(conversion: Conversion, source: LanguageSource, out: Path) -> None:
     """Our model folder. Raises UserError for a tokenizer that does not fit, before any weight is read."""
     json_of_tokenizer = require_tokenizer(source)
-    settings = json.loads(source.files.get("tokenizer_config.json", b"{}"))
-    tokenizer = make_language_tokenizer(
-        json_of_tokenizer, settings, "", conversion.model.vocab_size, f"{source.where}: {TOKENIZER_FILE}"
-    )
+    settings = parse_object(source.files.get(SETTINGS_FILE, b"{}"), f"{source.where}: {SETTINGS_FILE}")
+    template = template_text(source.files.get(TEMPLATE_FILE, b""), f"{source.where}: {TEMPLATE_FILE}")
+    where, vocabulary = f"{source.where}: {TOKENIZER_FILE}", conversion.model.vocab_size
+    tokenizer = make_language_tokenizer(json_of_tokenizer, settings, template, vocabulary, where)
     check_room(out, conversion.num_bytes, conversion.bytes_at_once)
     spec = ModelSpec(
         model=conversion.model,
