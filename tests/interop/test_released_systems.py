@@ -230,6 +230,27 @@ def test_settings_of_another_fit_in_the_folder_are_not_taken(tmp_path: Path) -> 
 
 
 @needs_shared
+@pytest.mark.parametrize(
+    ("setting", "answer"),
+    [
+        ({"q_norm": "rmsnorm", "k_norm": "rmsnorm"}, "q_norm and k_norm is"),
+        ({"k_norm": None}, "q_norm and k_norm is"),
+        ({"rel_pos_embed": "xpos"}, "rel_pos_embed is 'xpos'; expected rope"),
+        ({"add_rel_pe_to_v": True}, "add_rel_pe_to_v is True; expected false"),
+    ],
+)
+def test_a_fit_that_computes_otherwise_is_refused(setting, answer, tmp_path: Path) -> None:
+    """No weight tells these settings; without them, it would be another network."""
+    path = SHARED / "fitv2" / "B.weights.safetensors"
+    with safe_open(path, "pt") as file:
+        known = json.loads(file.metadata()["config"])
+    changed = tmp_path / "model.safetensors"
+    save_file(load_file(path), changed, {"config": json.dumps({**known, **setting})})
+    with pytest.raises(UserError, match=answer):
+        convert_system("fit", changed)
+
+
+@needs_shared
 @pytest.mark.parametrize(("channels", "grid"), [(8, 32), (16, 16)], ids=["8 pixels", "16 pixels a latent"])
 def test_the_size_of_images_of_a_latentlm_follows_its_autoencoder(channels, grid, tmp_path: Path) -> None:
     """That of 16 channels has latents of 16 pixels a side, where those of the other systems have 8."""
