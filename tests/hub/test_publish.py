@@ -204,3 +204,21 @@ def test_a_page_tells_how_to_use_what_was_trained_for_another_task(task: str, tm
     once_more = [*begun, *data, "--config", str(recipe), "--out", str(tmp_path / "again")]
     assert cli.run(["finetune", *once_more]) == 0
     assert load_spec(latest_model(tmp_path / "again")).images_seen == 16
+
+
+@pytest.mark.parametrize(("tokens", "command"), [(0, "sample"), (2, "sample --classes 0")])
+def test_a_page_shows_a_command_that_its_model_takes(tokens: int, command: str, tmp_path: Path):
+    """A model without class tokens refuses classes, of which a run without labels has one."""
+    config = ModelConfig(
+        hidden_size=32, depth=1, num_heads=2, num_class_tokens=tokens, num_classes=1, token_dim=12,
+        grid_height=2, grid_width=2,
+    )  # fmt: skip
+    codec = CodecConfig(
+        patch_size=2, image_height=4, image_width=4, image_channels=3, latent_channels=3, downsample=1
+    )
+    model, page = tmp_path / "model", tmp_path / "page"
+    replace_model(model, ModelSpec(model=config, codec=codec), Transformer(config).state_dict())
+    write_publication(model, page, "me/x", Publication())
+    assert f"    causalfusion {command} --model me/x\n" in (page / "README.md").read_text()
+    line = [*command.split(), "--model", str(page), "--images", "1", "--diffusion-steps", "1"]
+    assert cli.run([*line, "--out", str(tmp_path / "out")]) == 0
