@@ -194,7 +194,7 @@ def _settings(
 
 def _asked(
     pipeline: Pipeline, prompt: str, class_name: str, count: int
-) -> tuple[list[str] | None, list[str] | None]:
+) -> tuple[list[int] | list[str] | None, list[str] | None]:
     """(labels, prompts) of so many images, of which one may be None. Raises UserError."""
     name, text = class_name.strip(), prompt.strip()
     reads, has_classes = pipeline.tokenizer is not None, uses_classes(pipeline)
