@@ -6,7 +6,6 @@ Of ComfyUI nothing is needed but, where it is there, its progress bar and its bu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from causalfusion import Pipeline, SampleConfig, UserError
+from causalfusion.generate.output import uses_classes
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.machine.runtime import select_device
 
@@ -182,26 +182,33 @@ def _settings(
     sampler: str = _RECOMMENDED,
 ) -> SampleConfig:
     """The sampling that a node's inputs mean. Raises UserError."""
-    given: dict[str, Any] = {"num_ar_steps": ar_steps, "order": order, "sizes": []}
+    given: dict[str, Any] = {"num_ar_steps": ar_steps, "order": order}
     if steps:
         given["diffusion_steps"] = [steps]
     if guidance != -1.0:
         given["guidance_scale"] = guidance
     if sampler != _RECOMMENDED:
         given["sampler"] = sampler
-    return replace(model.default_sampling, **given)
+    return model.default_sampling.changed(**given)
 
 
 def _asked(
     pipeline: Pipeline, prompt: str, class_name: str, count: int
-) -> tuple[list[str] | None, list[str] | None]:
+) -> tuple[list[int] | list[str] | None, list[str] | None]:
     """(labels, prompts) of so many images, of which one may be None. Raises UserError."""
     name, text = class_name.strip(), prompt.strip()
-    if text and pipeline.tokenizer is None:
-        raise UserError("this model was trained without text; leave the prompt empty, and give a class")
+    reads, has_classes = pipeline.tokenizer is not None, uses_classes(pipeline)
+    if text and not reads:
+        remedy = ", and give a class" * has_classes
+        raise UserError(f"this model was trained without text; leave the prompt empty{remedy}")
+    if name and not has_classes:
+        remedy = ", and give a prompt" * reads
+        raise UserError(f"this model has no class condition; leave the class {name!r} out{remedy}")
     if not text and not name:
-        what = "a class, by its name or number" if pipeline.tokenizer is None else "a prompt, or a class"
-        raise UserError(f"what is to be drawn is not said; give {what}")
+        ways = ["a prompt"] * reads + ["a class, by its name or number"] * has_classes
+        if ways:
+            raise UserError(f"what is to be drawn is not said; give {', or '.join(ways)}")
+        return [pipeline.model.config.null_label] * count, None  # it draws what it has seen
     return [name] * count if name else None, [text] * count if text else None
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from causalfusion.config.recipes import DataFacts, load_config, load_facts, load_layer, recipe_names
+from causalfusion import cli
+from causalfusion.config.recipes import (
+    DataFacts,
+    load_config,
+    load_facts,
+    load_layer,
+    merge,
+    recipe_names,
+)
 from causalfusion.errors import UserError
 from causalfusion.estimate.command import run
 from causalfusion.estimate.planned import plan_run, read_settings
@@ -85,3 +94,42 @@ def test_a_byte_order_mark_is_no_part_of_toml(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xef\xbb\xbfout = 'here'\n")
     assert load_layer(str(path)) == {"out": "here"}
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "left"),
+    [
+        ("sample = { sizes = [32, 32] }", "--num-ar-steps 4", {"sample.sizes"}),
+        ("sample = { sizes = [32, 32] }", "--step-sizes cosine", {"sample.sizes"}),
+        ("sample = { sizes = [32, 32] }", "--sizes 60 4 --num-ar-steps 4", set()),
+        ("sample = { given_order = [1, 0], sizes = [2] }", "--order raster", {"sample.given_order"}),
+        ("sample = { respacing = 'ddim20' }", "--diffusion-steps 9", {"sample.respacing"}),
+        ("sample = { sizes = [32, 32] }", "--guidance-scale 2", set()),
+    ],
+)
+def test_a_list_beneath_does_not_overrule_what_the_line_says(table, line, left, tmp_path: Path):
+    """`sizes` counts for more than `num_ar_steps` beside it, not for more than one that comes later."""
+    file = tmp_path / "sampling.toml"
+    file.write_text(f"{table}\n")
+    line = line.split()
+    settings = cli.prepare(["sample", "a star", "--config", str(file), *line]).settings
+    kept = {f"sample.{name}" for name in settings}
+    stood = {f"sample.{name}" for name in tomllib.loads(table)["sample"]}
+    assert stood - kept == left
+    run = cli.prepare(["train", "--config", "digits", "--config", str(file), *_in_table(line)]).settings
+    assert stood - {f"sample.{name}" for name in run.get("sample", {})} == left
+
+
+def _in_table(line: list[str]) -> list[str]:
+    return [f"--sample.{word[2:]}" if word.startswith("--") else word for word in line]
+
+
+def test_a_later_recipe_is_not_overruled_by_an_earlier_one():
+    passes, images = {"train": {"epochs": 3.0, "lr": 1e-4}}, {"train": {"images": 1000}}
+    assert merge([passes, images]) == {"train": {"lr": 1e-4, "images": 1000}}
+    assert merge([images, passes])["train"] == {"images": 1000, "epochs": 3.0, "lr": 1e-4}
+    both = {"train": {"images": 1000, "epochs": 2.0}}
+    assert merge([passes, both])["train"]["epochs"] == 2.0
+    order = {"factorization": {"given_order": [1, 0]}}
+    assert merge([order, {"factorization": {"order": "raster"}}]) == {"factorization": {"order": "raster"}}
+    assert order == {"factorization": {"given_order": [1, 0]}}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+import warnings
 
 import pytest
 from PIL import Image
@@ -151,6 +152,11 @@ def test_the_same_is_said_once_of_settings_from_elsewhere():
     assert len(said) == 1
     with pytest.warns(UserWarning, match="level_shift 3.0 changes nothing: it needs a model with"):
         warn_of_unused(SampleConfig(level_shift=3.0), DiffusionConfig())
+    with warnings.catch_warnings():  # all that they change is said by nobody to change nothing
+        warnings.simplefilter("error")
+        for path in ("rectified_flow", "gvp", "vp"):
+            curved = DiffusionConfig(path=path, prediction_type="velocity")
+            warn_of_unused(SampleConfig(sampler="sde_heun", last_step=0.1, level_shift=3.0), curved)
 
 
 def test_the_table_names_settings_and_values_that_exist():

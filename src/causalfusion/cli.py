@@ -16,7 +16,7 @@ from cyclopts.config import Dict
 from causalfusion import __version__
 from causalfusion.config import RunConfig
 from causalfusion.config.earlier import rename_options
-from causalfusion.config.recipes import merge
+from causalfusion.config.recipes import merge, without_overruled
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import STOPPED, TrainingStopped, UserError, printable
 from causalfusion.vocabulary.data_path import settle_data
@@ -107,6 +107,7 @@ def prepare(tokens: Sequence[str]) -> Prepared:
     line = read_line(command_of(" ".join(chain), apps[-1]), rest)
     names, layers = beneath(line)
     settle_data(line, layers)
+    layers = without_overruled(layers, line.tables())
     prepared = Prepared(line.tokens(), layers, ", ".join(names), line.notes)
     if line.command.name == "train" and "images" not in layers.get("train", {}):
         decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(layers).keys()

@@ -22,7 +22,7 @@ from causalfusion.codec.tokenizer import (
     open_tokenizer,
     train_tokenizer,
 )
-from causalfusion.commands.tokenizer import read_captions
+from causalfusion.commands.tokenizer import read_captions, texts_of_documents
 from causalfusion.config import DataConfig
 from causalfusion.data import Example, UnreadableImage
 from causalfusion.data.loader import split_holdout
@@ -276,6 +276,19 @@ def test_captions_of_the_training_images(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(some) == len(set(some)) == 7
     assert set(some) < set(found)
     assert some != found[:7]  # drawn from all of the data
+    with pytest.warns(UserWarning, match=r"5.jpg: damaged"):
+        most = read_captions(DataConfig(holdout=0.25), 500)  # of fewer images, with two captions each
+    assert len(most) == 500 and int(most[-1].split()[1]) > 380
+
+
+def test_texts_of_documents_are_drawn_from_all_of_them(tmp_path: Path) -> None:
+    lines = [{"elements": [{"text": f"{line} {part}"} for part in range(4)]} for line in range(40)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = DataConfig(source="documents", path=str(tmp_path / "d.jsonl"), holdout=0)
+    some = texts_of_documents(config, 40)
+    assert len(some) == len(set(some)) == 40 and some == texts_of_documents(config, 40)
+    assert len({text.split()[0] for text in some}) > 20
+    assert len(texts_of_documents(config, 1000)) == 160
 
 
 def test_ids_far_beyond_the_number_of_tokens_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,17 @@ def test_a_card_of_other_weights_is_refused(run: Path, tmp_path: Path):
         write_publication(run, tmp_path / "model", "me/x", asked)
     with pytest.raises(ValueError, match="is no picture"):
         write_publication(run, tmp_path / "model", "me/x", Publication(pictures=[run / "log.jsonl"]))
+    assert not (tmp_path / "model").exists(), "an earlier one would have been replaced by half of this"
+
+
+def test_a_card_in_the_run_that_is_given_too_is_told_once(run: Path, tmp_path: Path, monkeypatch):
+    """As its folder, and relative to where one is."""
+    write_publication(run, tmp_path / "plain", "me/x", Publication())
+    monkeypatch.chdir(run)
+    for number, card in enumerate((Path("evaluation"), Path("evaluation/card.json"))):
+        out = tmp_path / str(number)
+        write_publication(run, out, "me/x", Publication(cards=[card]))
+        assert len(list((out / "figures").iterdir())) == len(list((tmp_path / "plain/figures").iterdir()))
 
 
 def test_notes_of_the_makers_stay_through_several_publications(tmp_path: Path):
@@ -161,6 +173,12 @@ def test_an_autoencoder_goes_along_or_is_told(hub: LocalHub, tmp_path: Path, cap
     assert "the autoencoder someone/vae is not inside" in capsys.readouterr().out
     assert "`someone/vae`, which is fetched from the hub" in hub.files("me/named")["README.md"].decode()
 
+    kept = (named / "model.safetensors").rename(named / "raw.safetensors")
+    shutil.copyfile(kept, named / "model.safetensors")
+    assert cli.run(["publish", str(named), "--out", str(named)]) == 2
+    assert "is the model itself, or inside of it; give another folder" in capsys.readouterr().err
+    assert kept.is_file() and not (named / "README.md").exists()
+
     gone = latent_model(tmp_path / "gone", str(tmp_path / "nowhere"))
     assert cli.run(["publish", str(gone), "--to", "me/gone"]) == 2
     assert "give its place as --autoencoder PATH" in capsys.readouterr().err
@@ -186,3 +204,21 @@ def test_a_page_tells_how_to_use_what_was_trained_for_another_task(task: str, tm
     once_more = [*begun, *data, "--config", str(recipe), "--out", str(tmp_path / "again")]
     assert cli.run(["finetune", *once_more]) == 0
     assert load_spec(latest_model(tmp_path / "again")).images_seen == 16
+
+
+@pytest.mark.parametrize(("tokens", "command"), [(0, "sample"), (2, "sample --classes 0")])
+def test_a_page_shows_a_command_that_its_model_takes(tokens: int, command: str, tmp_path: Path):
+    """A model without class tokens refuses classes, of which a run without labels has one."""
+    config = ModelConfig(
+        hidden_size=32, depth=1, num_heads=2, num_class_tokens=tokens, num_classes=1, token_dim=12,
+        grid_height=2, grid_width=2,
+    )  # fmt: skip
+    codec = CodecConfig(
+        patch_size=2, image_height=4, image_width=4, image_channels=3, latent_channels=3, downsample=1
+    )
+    model, page = tmp_path / "model", tmp_path / "page"
+    replace_model(model, ModelSpec(model=config, codec=codec), Transformer(config).state_dict())
+    write_publication(model, page, "me/x", Publication())
+    assert f"    causalfusion {command} --model me/x\n" in (page / "README.md").read_text()
+    line = [*command.split(), "--model", str(page), "--images", "1", "--diffusion-steps", "1"]
+    assert cli.run([*line, "--out", str(tmp_path / "out")]) == 0

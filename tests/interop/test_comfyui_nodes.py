@@ -14,6 +14,9 @@ import pytest
 import torch
 
 from causalfusion import Pipeline, SampleConfig, UserError
+from causalfusion.config import CodecConfig, ModelConfig
+from causalfusion.model.transformer import Transformer
+from causalfusion.saved.folder import ModelSpec, save_model
 
 FOLDER = Path(__file__).resolve().parents[2] / "comfyui"
 QUICK: dict[str, Any] = {"steps": 3, "ar_steps": 2, "sampler": "dpm++", "guidance": 1.0}
@@ -115,14 +118,14 @@ def test_an_adapter_that_is_no_adapter_of_the_model(nodes, model, make_adapter, 
         ("LoadAdapter", {"adapter": " "}, "no adapter is named; give a folder, a run"),
         ("LoadAdapter", {"adapter": "/nowhere"}, "there is no /nowhere"),
         ("LoadAdapter", {"adapter": str(FOLDER)}, "comfyui holds no adapter"),
-        ("Sample", {"class_name": "zebra"}, "class 'zebra' is unknown"),
+        ("Sample", {"class_name": "one object"}, "no class condition; leave the class 'one object' out, and"),
         ("Sample", {"prompt": "x", "guidance": float("nan")}, "guidance_scale is nan; expected a finite"),
         ("Sample", {"prompt": "x", "batch_size": 0}, "no image is asked for"),
         ("Sample", {"prompt": "x", "order": "spiral"}, "order is 'spiral'; expected one of random, raster"),
         ("Sample", {"width": 33}, "the image width is 33; expected a multiple of"),
         ("Edit", {"image": (1, 64, 32, 3), "mask": (64, 32)}, "has 32x64 pixels, the model's have 32x32"),
         ("Edit", {"image": (1, 32, 32, 3), "mask": (16, 16)}, r"the mask is \(16, 16\), the image"),
-        ("Sample", {}, "what is to be drawn is not said; give a prompt, or a class"),
+        ("Sample", {}, "what is to be drawn is not said; give a prompt"),
         ("Edit", {"image": (1, 32, 32, 3), "mask": (32, 32), "prompt": "x"}, "the mask is empty"),
         ("Edit", {"image": (32, 32, 3), "mask": (32, 32)}, r"expected \(B, H, W, 3\)"),
     ],
@@ -135,6 +138,40 @@ def test_bad_input_is_one_line(node, inputs, answer, nodes, model):
     with pytest.raises(UserError, match=answer) as raised:
         function(**given)
     assert "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def plain(nodes, tmp_path_factory) -> Any:
+    """A model without classes and text, of DDPM's path."""
+    config = ModelConfig(hidden_size=16, depth=1, num_heads=2, token_dim=12, grid_height=2, grid_width=2)
+    codec = CodecConfig(patch_size=2, image_height=4, image_width=4, image_channels=3, latent_channels=3)
+    spec = ModelSpec(model=config, codec=replace(codec, downsample=1))
+    folder, generator = tmp_path_factory.mktemp("plain"), torch.Generator().manual_seed(0)
+    shapes = {name: value.shape for name, value in Transformer(config).state_dict().items()}
+    weights = {name: torch.randn(shape, generator=generator) / 4 for name, shape in shapes.items()}
+    save_model(folder, spec, weights)
+    return nodes["Load"]().load(str(folder), "cpu")[0]
+
+
+def test_a_model_without_classes_and_text_draws_what_it_has_seen(nodes, plain):
+    """Nothing can be said of its images, and nothing is asked for."""
+    (images,) = nodes["Sample"]().sample(plain, batch_size=2, seed=4, steps=2)
+    labels = [plain.model.config.null_label] * 2
+    ours = plain.generate(labels, SampleConfig(diffusion_steps=[2]), seed=4)
+    assert torch.equal(images, (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1))
+    with pytest.raises(UserError, match=r"this model has no class condition; leave the class '0' out$"):
+        nodes["Sample"]().sample(plain, class_name="0", steps=2)
+    with pytest.raises(UserError, match=r"trained without text; leave the prompt empty$"):
+        nodes["Sample"]().sample(plain, prompt="a star", steps=2)
+
+
+@pytest.mark.parametrize("recommended", [{"respacing": "ddim20"}, {"given_order": [3, 2, 1, 0]}])
+def test_a_list_that_a_model_recommends_does_not_go_before_what_a_node_says(nodes, plain, recommended):
+    own = replace(plain, sampling=SampleConfig(sampler="ddim", **recommended))
+    other = replace(plain, sampling=SampleConfig(sampler="ddim"))
+    asked: dict[str, Any] = {"steps": 2, "ar_steps": 2, "order": "raster"}
+    images = [nodes["Sample"]().sample(each, **asked)[0] for each in (own, other)]
+    assert torch.equal(*images)
 
 
 def test_comfyui_sees_progress_and_can_stop(nodes, model, monkeypatch: pytest.MonkeyPatch):

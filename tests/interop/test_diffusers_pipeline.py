@@ -129,6 +129,16 @@ def test_callbacks_and_generators(shapes):
     assert torch.equal(each[0], each[1]) and torch.equal(each[0], first[0])
 
 
+def test_a_list_that_a_model_recommends_does_not_overrule_an_argument(shapes):
+    asked = {"prompt": "a red circle", "num_ar_steps": 4, "output_type": "pt", "num_inference_steps": 2}
+    listed = SampleConfig(sampler="dpm++", sizes=[32, 32])
+    found = [
+        shapes(config=config, generator=generator(), **asked).images
+        for config in (listed, SampleConfig(sampler="dpm++"))
+    ]
+    assert torch.equal(*found)
+
+
 def test_output_types(shapes):
     asked = {"prompt": "a red circle", "num_inference_steps": 2}
     tensor = shapes(**asked, generator=generator(), output_type="pt").images

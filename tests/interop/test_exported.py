@@ -44,7 +44,7 @@ from causalfusion.interop.exported.programs import Append, Condition, Step, Unca
 from causalfusion.interop.exported.write import Extra, refuse, write_programs
 from causalfusion.model import cpu_feed_forward
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import ModelSpec
+from causalfusion.saved.folder import ModelSpec, packaged_models
 
 FOUR = SampleConfig(num_ar_steps=4, diffusion_steps=[2], guidance_scale=2.0)
 EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
@@ -292,6 +292,15 @@ def test_what_cannot_be_exported_is_refused_by_name(exported, ours, tmp_path, ca
     assert run(["convert", "export", "shapes", "--out", str(tmp_path)]) == 2
     assert "holds other things than a model" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_programs_do_not_take_the_place_of_their_model(tmp_path, capsys):
+    """Whose weights are in no program that could be trained, merged or loaded again as a model."""
+    model = tmp_path / "model"
+    shutil.copytree(packaged_models()["shapes"], model)
+    assert run(["convert", "export", str(model), "--out", str(model)]) == 2
+    assert "is the model itself, or inside of it; give another folder" in capsys.readouterr().err
+    assert (model / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

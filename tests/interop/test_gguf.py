@@ -233,6 +233,18 @@ def test_a_sentencepiece_vocabulary_gives_back_the_tokenizer_it_is_of():
         assert found.decode(found.encode(text)) == text
 
 
+@needs_recordings
+@pytest.mark.parametrize("key", ["llama.attention.head_count", "llama.attention.head_count_kv"])
+@pytest.mark.parametrize(
+    ("count", "answer"), [(0, "is 0; expected a whole number of"), (7, "do not fit its")]
+)
+def test_numbers_of_heads_that_do_not_fit_are_one_line(key: str, count: int, answer: str, tmp_path: Path):
+    path = write_gguf("llama_a", tmp_path / "m.gguf", "llama", **{key: count})
+    with pytest.raises(UserError, match=answer) as raised:
+        open_source(str(path))
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
 def test_byte_level_vocabularies_split_words_in_their_own_way(pre: str):
     """Merges that would join digits, or a word and its suffix, act only where the words allow them."""

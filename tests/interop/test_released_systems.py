@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from causalfusion import cli
 from causalfusion.codec.patches import patchify
+from causalfusion.config import CodecConfig
+from causalfusion.config.recipes import load_config
 from causalfusion.errors import UserError
 from causalfusion.factorization import places_of
 from causalfusion.interop.systems.convert import READERS, convert_system
 from causalfusion.model.positions import sincos_positions
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import load_spec, load_weights
+from causalfusion.saved.folder import ModelSpec, load_spec, load_weights, save_model
 from causalfusion.sequence import PackedSequence, class_segment, image_segment
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "parity" / "neighbours"
@@ -201,6 +203,69 @@ def test_settings_beside_a_fit_are_read(tmp_path: Path) -> None:
     assert converted.spec.model.rope.extrapolation == "ntk"
 
 
+@needs_shared
+def test_settings_of_another_fit_in_the_folder_are_not_taken(tmp_path: Path) -> None:
+    """Weights of several sizes, or for several sizes of images, are kept together, and so are their files."""
+    path = SHARED / "fitv2" / "B.weights.safetensors"
+    with safe_open(path, "pt") as file:
+        known = json.loads(file.metadata()["config"])
+    weights, expected = tmp_path / "fit.safetensors", convert_system("fit", path).spec.model
+    save_file(load_file(path), weights)
+
+    def settings(name: str, **changes: object) -> None:
+        (tmp_path / name).write_text(json.dumps({"network_config": {"params": {**known, **changes}}}))
+
+    settings("a.yaml", hidden_size=2 * expected.hidden_size, num_heads=2 * expected.num_heads)
+    settings("b.yaml", depth=expected.depth + 1, num_heads=1)
+    settings("c.yaml")
+    converted = convert_system("fit", weights)
+    assert converted.spec.model == expected
+    told = [note for note in converted.notes if "of another size, and not used" in note]
+    assert [note.split()[3] for note in told] == ["a.yaml", "b.yaml"]
+    settings("d.yaml", num_heads=1)
+    with pytest.raises(UserError, match=r"settings that differ, c.yaml, d.yaml; name those of .* fit.yaml$"):
+        convert_system("fit", weights)
+    settings("fit.yaml")
+    assert convert_system("fit", weights).spec.model == expected
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("setting", "answer"),
+    [
+        ({"q_norm": "rmsnorm", "k_norm": "rmsnorm"}, "q_norm and k_norm is"),
+        ({"k_norm": None}, "q_norm and k_norm is"),
+        ({"rel_pos_embed": "xpos"}, "rel_pos_embed is 'xpos'; expected rope"),
+        ({"add_rel_pe_to_v": True}, "add_rel_pe_to_v is True; expected false"),
+    ],
+)
+def test_a_fit_that_computes_otherwise_is_refused(setting, answer, tmp_path: Path) -> None:
+    """No weight tells these settings; without them, it would be another network."""
+    path = SHARED / "fitv2" / "B.weights.safetensors"
+    with safe_open(path, "pt") as file:
+        known = json.loads(file.metadata()["config"])
+    changed = tmp_path / "model.safetensors"
+    save_file(load_file(path), changed, {"config": json.dumps({**known, **setting})})
+    with pytest.raises(UserError, match=answer):
+        convert_system("fit", changed)
+
+
+@needs_shared
+@pytest.mark.parametrize(("channels", "grid"), [(8, 32), (16, 16)], ids=["8 pixels", "16 pixels a latent"])
+def test_the_size_of_images_of_a_latentlm_follows_its_autoencoder(channels, grid, tmp_path: Path) -> None:
+    """That of 16 channels has latents of 16 pixels a side, where those of the other systems have 8."""
+    path = SHARED / "latentlm" / "A.weights.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    for name, dim in (("final_layer.linear", 0), ("x_embedder.proj", 1), ("noisy_x_embedder.proj", 1)):
+        state[f"{name}.weight"] = torch.cat([state[f"{name}.weight"]] * (channels // 8), dim)
+    save_file(state, tmp_path / "model.safetensors", metadata)
+    spec = convert_system("latentlm", tmp_path / "model.safetensors", image_size=256).spec
+    assert spec.model.grid_height == spec.model.grid_width == grid
+    assert (spec.codec.image_height, spec.codec.downsample * grid) == (256, 256)
+
+
 # --- diffusers ----------------------------------------------------------------------------------------
 
 
@@ -262,6 +327,20 @@ def test_diffusers_dit_has_the_same_outputs_and_comes_back_bit_for_bit(tmp_path:
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
     second = convert_system("dit", back)
     assert all(torch.equal(second.weights[k], v) for k, v in converted.weights.items())
+
+
+def test_a_dit_of_our_own_training_is_written_for_diffusers(tmp_path: Path) -> None:
+    """The recipe says the ratio of its MLP, not the width."""
+    sizes = {"hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    image = {"token_dim": 16, "grid_height": 4, "grid_width": 4, "predicts_variance": True}
+    recipe = load_config("dit", model=sizes | image)
+    codec = CodecConfig(autoencoder="someone/vae", patch_size=2, latent_channels=4, downsample=8)
+    spec = ModelSpec(model=recipe.model, codec=codec, diffusion=recipe.diffusion)
+    weights = Transformer(recipe.model).state_dict()
+    save_model(tmp_path / "model", spec, weights)
+    assert cli.run(["convert", "diffusers", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 0
+    back = convert_system("dit", tmp_path / "out").weights
+    assert back.keys() == weights.keys() and all(back[name].equal(v) for name, v in weights.items())
 
 
 @torch.no_grad()

@@ -44,6 +44,19 @@ def test_the_choice_is_the_best_within_the_budget(points, budget):
     assert (chosen.frechet, chosen.seconds_per_image) == min(within)
 
 
+def test_lists_that_a_model_recommends_do_not_overrule_what_is_tried():
+    """Else all that is measured would be the same, under different names."""
+    own = SampleConfig(sampler="ddim", sizes=[20, 12], respacing="ddim20", given_order=[1, 0])
+    sweep = Sweep(samplers=["ddim"], diffusion_steps=[4], ar_steps=[1, 4], guidance_scales=[1.0])
+    found = sweep.settings(own, MODEL)
+    assert [(s.num_ar_steps, s.sizes, s.respacing) for s in found] == [(1, [], ""), (4, [], "")]
+    assert all(s.given_order == own.given_order for s in found), "which no setting that is tried overrules"
+    assert [s.sizes for s in sweep.settings_of_other(own, 32)] == [[], []]
+    options = Tried(settings=found[1], seconds_per_image=1.0).as_options(own)
+    assert options.startswith("--sampler ddim --num-ar-steps 4 --diffusion-steps 1 --guidance-scale 1")
+    assert own.changed(num_ar_steps=2, sizes=[31, 1]).sizes == [31, 1]
+
+
 def test_diffusion_steps_are_shared_among_the_ar_steps():
     sweep = Sweep(samplers=["ddim"], diffusion_steps=[2, 10], ar_steps=[1, 4, 32], guidance_scales=[1.0])
     found = [(s.num_ar_steps, s.diffusion_steps) for s in sweep.settings(SampleConfig(), MODEL)]

@@ -17,7 +17,7 @@ from causalfusion.data.digits import Digits
 from causalfusion.generate.classifier import Classifier
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.rng import derive_generator
-from causalfusion.saved.folder import latest_model, load_spec, load_weights
+from causalfusion.saved.folder import latest_model, load_spec, load_weights, save_spec
 from causalfusion.train.classification import layer_factor, mixed, rectangle
 from causalfusion.train.log import read_log
 
@@ -96,6 +96,20 @@ def test_the_command_tells_classes_of_files(mine, tmp_path, capsys, digits_run):
     assert "--task classify" in capsys.readouterr().err
 
 
+def test_classes_that_share_a_name_are_told_one_by_one(mine, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(latest_model(mine), folder)
+    names = ["zero", *["crane"] * 8, "nine"]
+    save_spec(folder, replace(load_spec(folder), class_names=names))
+    Image.new("L", (8, 8), 90).save(tmp_path / "photo.png")
+    out = tmp_path / "classes.jsonl"
+    line = ["classify", str(tmp_path / "photo.png"), "--model", str(folder), "--top", "10"]
+    assert cli.run([*line, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["classes"]
+    assert set(found) == {"zero", *(f"crane (index:{k})" for k in range(1, 9)), "nine"}
+    assert sum(found.values()) == pytest.approx(1, abs=1e-4)
+
+
 def test_a_published_classifier_is_whole(mine, tmp_path, capsys):
     assert cli.run(["publish", str(mine), "--out", str(tmp_path / "published")]) == 0
     images = torch.rand(2, 1, 8, 8) * 2 - 1
@@ -111,6 +125,19 @@ def test_a_published_classifier_is_whole(mine, tmp_path, capsys):
     assert "names 3 classes, the model has 10" in capsys.readouterr().err
     assert cli.run(["classify", str(tmp_path), "--model", str(mine)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_the_width_of_a_classifiers_average_is_chosen_after_training(digits_run, tmp_path, capsys):
+    """Its snapshots have the classifier's weights, and so has the model that is made of them."""
+    run, out = tmp_path / "run", tmp_path / "average"
+    assert finetune(digits_run, run, train__ema_widths=0.1, train__ema_snapshot_images=32) == 0
+    assert cli.run(["ema", str(run), "--width", "0.1", "--out", str(out)]) == 0, capsys.readouterr().err
+    snapshot = load_file(sorted((run / "ema_snapshots").iterdir())[-1])
+    found = load_file(out / "model.safetensors") | load_file(out / "classifier.safetensors")
+    for name, value in snapshot.items():
+        torch.testing.assert_close(found[name.partition("/")[2]], value.float(), atol=1e-3, rtol=1e-3)
+    assert not any(name.startswith("classifier") for name in load_file(out / "model.safetensors"))
+    assert Classifier.load(out).probabilities(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
 def test_a_resumed_classification_is_the_same_to_the_bit(digits_run, tmp_path):

@@ -12,7 +12,9 @@ from PIL import Image
 from causalfusion import Pipeline, cli
 from causalfusion.config.recipes import load_config
 from causalfusion.data.labels import map_classes
+from causalfusion.errors import UserError
 from causalfusion.saved.folder import checkpoints_of, latest_model, load_spec, load_weights
+from causalfusion.train.new_rows import for_classes
 from causalfusion.train.prior import Shares
 from causalfusion.train.run import train
 
@@ -66,6 +68,20 @@ def test_classes_of_the_same_name_are_the_same():
     assert names == ["cat", "dog"] and table is not None and table.tolist() == [2]
     names, table = map_classes(["yak"], ["cat", "dog"], keep=True, used=False)
     assert names == ["cat", "dog"] and table is not None and table.tolist() == [0]
+
+
+def test_classes_that_share_a_name_stay_apart():
+    """ImageNet's cranes, by the names of a list: a bird, and a machine."""
+    known = ["ant", "crane", "bee", "crane"]
+    names, table = map_classes(["ant", "crane", "crane", "dog"], known, keep=True)
+    assert names == [*known, "dog"] and table is not None and table.tolist() == [0, 1, 3, 4]
+    names, table = map_classes(["bee", "gnu", "gnu"], known, keep=True)
+    assert names == [*known, "gnu", "gnu"] and table is not None and table.tolist() == [2, 4, 5]
+    with pytest.raises(UserError, match="'crane' is the name of 2 of the model's classes and of 1 of the"):
+        map_classes(["crane", "dog"], known, keep=True)
+    rows = torch.arange(5.0)[:, None].expand(5, 2)
+    grown = for_classes({TABLE: rows}, known, ["crane", "dog", "crane", "bee"], seed=0)[TABLE]
+    assert grown[[0, 2, 3, 4], 0].tolist() == [1, 3, 2, 4]
 
 
 def test_rows_of_classes_that_the_data_lack_stay_to_the_bit(base, tmp_path):

@@ -116,6 +116,17 @@ def test_own_images_without_a_class_are_of_the_null_class(tmp_path, known, label
     assert found == [names.index("yak"), len(names), len(names)]
 
 
+def test_own_images_of_classes_that_share_a_name_keep_their_own(tmp_path):
+    images, known = np.zeros((3, 4, 4, 3), np.uint8), ["crane", "ant", "crane"]
+    np.savez(tmp_path / "part-0000.npz", images=images, labels=[0, 1, 2], texts=np.array([""] * 3))
+    source = Mixed(Labelled(), OwnImages(tmp_path, 3, known))
+    config = load_config(model={"num_class_tokens": 2})
+    finetune = replace(config.finetune, base="model", classes=known)
+    _, names, table = classes_of(replace(config, finetune=finetune), source, source.class_names)
+    assert table is not None and names == [*known, "dog", "yak"]
+    assert [int(table[source.read(index).label or 0]) for index in range(4)] == [4, 0, 1, 2]
+
+
 @pytest.mark.parametrize("cut", [0, 30, -40])
 def test_a_damaged_file_of_own_images_is_named(tmp_path, cut):
     file = tmp_path / "part-0000.npz"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, brief
 
 Message = Mapping[str, str]
 """`role` (system, user or assistant) and `content`."""
@@ -34,6 +34,8 @@ def render_chat(template: str, messages: Sequence[Message], special_tokens: Mapp
         )
     except jinja2.TemplateError as error:
         raise UserError(f"the model's chat template does not take these messages: {error}") from None
+    except Exception as error:  # it is a program, of whoever made the model, and can fail in any way
+        raise UserError(f"the model's chat template fails on these messages: {brief(error)}") from None
 
 
 def _generation_tags() -> type:

@@ -105,16 +105,30 @@ class LanguageTokenizer:
         return hashlib.sha256(self.json.encode()).hexdigest()[:16]
 
 
-def open_language_tokenizer(folder: Path, vocab_size: int) -> LanguageTokenizer:
+def open_language_tokenizer(folder: Path, vocab_size: int, fingerprint: str = "") -> LanguageTokenizer:
     """The tokenizer of a language model's folder, ours: tokenizer.json and the folder `language`. Raises
-    UserError if it is missing, damaged or larger than the model's vocabulary."""
+    UserError if it is missing, damaged, larger than the model's vocabulary, or has another fingerprint than
+    the one that is given."""
     path, beside = folder / FILE_NAME, folder / LANGUAGE_FOLDER
     if not path.is_file():
         raise UserError(f"{folder} holds no {FILE_NAME}; put the model's own there")
     settings = read_object(beside / SETTINGS_FILE, "tokenizer") if (beside / SETTINGS_FILE).is_file() else {}
     template = beside / TEMPLATE_FILE
-    text = template.read_text(encoding="utf-8") if template.is_file() else ""
-    return make_language_tokenizer(path.read_bytes(), settings, text, vocab_size, str(path))
+    text = template_text(template.read_bytes(), str(template)) if template.is_file() else ""
+    tokenizer = make_language_tokenizer(path.read_bytes(), settings, text, vocab_size, str(path))
+    if fingerprint and tokenizer.fingerprint != fingerprint:
+        raise UserError(
+            f"{folder} holds another {FILE_NAME} than it was converted with; convert the model again"
+        )
+    return tokenizer
+
+
+def template_text(content: bytes, where: str) -> str:
+    """The text of a file with a chat template. Raises UserError for one that is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 ({error}); save it as UTF-8") from None
 
 
 def drawing_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:

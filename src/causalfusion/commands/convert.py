@@ -295,8 +295,11 @@ def export(
         uncached: a denoising step in one pass without a cache; block: the first block alone.
     """
     from causalfusion.generate.pipeline import Pipeline
+    from causalfusion.interop.bundle import require_elsewhere
     from causalfusion.interop.exported.write import write_programs
+    from causalfusion.saved.folder import latest_model
 
+    require_elsewhere(out, latest_model(model))
     for program in write_programs(Pipeline.load(model, autoencoder=autoencoder), out, also):
         size, apart = f"{program.size / 2**20:,.1f} MiB", f"{program.difference:.1e}"
         print(f"{out}/{program.name}.pt2: {size}, differs from the model by at most {apart}")

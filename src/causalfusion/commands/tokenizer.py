@@ -80,8 +80,8 @@ def read_lines(files: Sequence[Path], max_texts: int) -> list[str]:
 
 def read_captions(config: DataConfig, max_texts: int) -> list[str]:
     """The captions of the training images, several where an image has several. Where there are more than
-    `max_texts` images, those of images drawn at random, always the same ones. Raises UserError for data
-    without captions."""
+    `max_texts`, those of images drawn at random, always the same ones. Raises UserError for data without
+    captions."""
     import numpy as np
 
     from causalfusion.data import UnreadableImage, open_source
@@ -94,29 +94,33 @@ def read_captions(config: DataConfig, max_texts: int) -> list[str]:
     if not source.has_captions:
         raise UserError(f"{source.name} has no captions; give data with captions, or --texts FILE")
     indices, _ = split_holdout(len(source), config.holdout)
-    health, found = Health(len(indices)), list[str]()
-    if len(indices) > max_texts:  # the first ones may all be of one class
-        indices = np.random.Generator(np.random.Philox(0)).permutation(indices)[:max_texts]
+    health, read, count = Health(len(indices)), dict[int, Sequence[str]](), 0
+    # In any order, as the first ones may all be of one class.
+    indices = np.random.Generator(np.random.Philox(0)).permutation(indices)[:max_texts]
     progress = ProgressLine(len(indices), 0)
     for done, index in enumerate(indices.tolist(), 1):
         try:
-            found += source.read(index).captions
+            read[index] = source.read(index).captions
+            count += len(read[index])
             health.note(1, [])
         except UnreadableImage as error:
             health.note(0, [(index, str(error))])
-        progress.show(done, f"{len(found):,} texts", force=done == len(indices))
-        if len(found) >= max_texts:
+        progress.show(done, f"{count:,} texts", force=done == len(indices))
+        if count >= max_texts:
             break
     progress.close()
-    found = [text for text in found[:max_texts] if text.strip()]
+    found = [text for index in sorted(read) for text in read[index]][:max_texts]
+    found = [text for text in found if text.strip()]
     if not found:
         raise UserError(f"all captions of {source.name} are empty; give data with captions, or --texts FILE")
     return found
 
 
 def texts_of_documents(config: DataConfig, max_texts: int) -> list[str]:
-    """The texts of the training documents, evenly spread, not more than `max_texts`. Raises UserError for
-    documents without any."""
+    """The texts of the training documents; of more than `max_texts`, some drawn at random, always
+    the same ones. Raises UserError for documents without any."""
+    import numpy as np
+
     from causalfusion.data import open_documents
     from causalfusion.data.loader import split_holdout
     from causalfusion.data.source import spread
@@ -124,7 +128,9 @@ def texts_of_documents(config: DataConfig, max_texts: int) -> list[str]:
     source = open_documents(config)
     indices, _ = split_holdout(len(source), config.holdout)
     chosen = spread(indices, max_texts).tolist()
-    found = [text for index in chosen for text in source.texts(index)][:max_texts]
+    found = [text for index in chosen for text in source.texts(index)]
+    some = np.random.Generator(np.random.Philox(0)).permutation(len(found))[:max_texts]
+    found = [found[place] for place in sorted(some.tolist())]
     if not found:
         raise UserError(f"the documents of {source.name} have no text; give others, or --texts FILE")
     return found

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from causalfusion.errors import check, check_values
 
 OrderName = Literal["random", "raster", "block_raster", "dilated"]
 SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun", "sde", "sde_heun"]
 SamplerChoice = Literal["auto", SamplerName]
+OVERRULED_SAMPLING = {
+    "sizes": ("num_ar_steps", "step_sizes"),
+    "given_order": ("order",),
+    "respacing": ("diffusion_steps",),
+}
+"""Settings that count for more than others beside them: only as long as none of these comes later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +122,18 @@ class SampleConfig:
         have."""
         eta = self.eta if sampler == "ddim" else 0.0
         temperature = self.temperature if _adds_noise(sampler, eta) else 1.0
-        last_step = self.last_step if sampler in ("sde", "sde_heun") else 0.04
+        last_step = self.last_step if sampler in ("sde", "sde_heun") else SampleConfig.last_step
         return replace(self, sampler=sampler, eta=eta, temperature=temperature, last_step=last_step)
+
+    def changed(self, **values: Any) -> SampleConfig:
+        """The same with these settings, and without lists of its own that would overrule them."""
+        plain = SampleConfig()
+        overruled = {
+            name: getattr(plain, name)
+            for name, others in OVERRULED_SAMPLING.items()
+            if any(other in values for other in others)
+        }
+        return replace(self, **overruled | values)
 
 
 def _adds_noise(sampler: SamplerChoice, eta: float) -> bool:

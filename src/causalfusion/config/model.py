@@ -192,6 +192,12 @@ class ModelConfig:
         return self.vocab_size > 0 and self.token_dim == 0
 
     @property
+    def uses_classes(self) -> bool:
+        """True if a class is a condition of its images."""
+        conditions = self.num_class_tokens > 0 or self.conditioning == "adaln_zero"
+        return self.num_classes > 0 and conditions
+
+    @property
     def speaks(self) -> bool:
         """True for a language model, also for one that learned to draw."""
         return self.text_only or self.language.markers == "own"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.config.earlier import rename_settings
+from causalfusion.config.generation import OVERRULED_SAMPLING
 from causalfusion.config.serialize import from_dict, parse_toml
 from causalfusion.errors import UserError, check
 
@@ -26,6 +27,8 @@ PAPER_PARAMETERS = {
     "XL": "676M, but its sizes give 714M with 64 class tokens and 1000 classes",
     "H": "about 1B",
 }
+OVERRULED = {**OVERRULED_SAMPLING, "epochs": ("images",)}
+"""Settings that count for more than others beside them, of a run too: `given_order` is also one of plans."""
 SIZES = ("tiny", "S", "B", "L", "XL", "H", "H48")
 
 
@@ -105,9 +108,11 @@ def load_config(*names: str, **sections: dict[str, Any]) -> RunConfig:
 
 
 def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Merge tables key by key; a value that is not a table replaces the one in earlier layers."""
+    """Merge tables key by key; a value that is not a table replaces the one in earlier layers, and what would
+    overrule it there (OVERRULED)."""
     merged: dict[str, Any] = {}
     for layer in layers:
+        merged = without_overruled(merged, layer)
         for key, value in layer.items():
             below = merged.get(key)
             if isinstance(value, dict) and isinstance(below, dict):
@@ -115,6 +120,23 @@ def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
             else:
                 merged[key] = value
     return merged
+
+
+def without_overruled(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a table without those that would overrule ones `above`, which come later; also of the
+    tables in it."""
+    dropped = {
+        name
+        for name, plain in OVERRULED.items()
+        if name not in above and any(each in above for each in plain)
+    }
+    return {
+        name: without_overruled(value, above[name])
+        if isinstance(value, dict) and isinstance(above.get(name), Mapping)
+        else value
+        for name, value in below.items()
+        if name not in dropped
+    }
 
 
 def paper_size(model: ModelConfig) -> str:

@@ -63,13 +63,19 @@ def read_json(path: Path, what: str) -> Any:
     """The content of a JSON file. Raises UserError, its message beginning with `what`, for a file that is
     missing, unreadable, not UTF-8 or not JSON (NaN and Infinity are not)."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse_constant)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{what}: {path} is missing") from None
     except OSError as error:
         raise UserError(f"{what}: {path} cannot be read ({error.strerror or error})") from None
+    return _parse_json(content, f"{what}: {path}")
+
+
+def _parse_json(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{what}: {path} is not valid JSON ({error}); it is damaged") from None
+        raise UserError(f"{where} is not valid JSON ({error}); it is damaged") from None
 
 
 def parse_toml(content: bytes, what: str) -> dict[str, Any]:
@@ -82,10 +88,19 @@ def parse_toml(content: bytes, what: str) -> dict[str, Any]:
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError as `read_json` does, and for any other content."""
-    values = read_json(path, what)
+    return _object(read_json(path, what), f"{what}: {path}")
+
+
+def parse_object(content: bytes, where: str) -> dict[str, Any]:
+    """The object in the content of a JSON file, which messages call `where`. Raises UserError as
+    `read_object` does."""
+    return _object(_parse_json(content, where), where)
+
+
+def _object(values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         kind = type(values).__name__
-        raise UserError(f"{what}: {path} holds a JSON {kind}, expected an object; it is damaged")
+        raise UserError(f"{where} holds a JSON {kind}, expected an object; it is damaged")
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,17 +64,34 @@ def map_classes(
     names: list[str], known: Sequence[str], *, keep: bool, used: bool = True
 ) -> tuple[list[str], np.ndarray | None]:
     """(class names, the model's class for each of the data's `names`) for a model of the classes `known` that
-    goes on with other data. Classes of the same name are the same; with `keep`, those that the data lack
-    stay, else the data's are all. Images without labels are of no class, the null class; a model by which
-    classes are not `used` keeps its own."""
+    goes on with other data. Classes of the same name are the same, and of several with one name the first is
+    the first, and so on; with `keep`, those that the data lack stay, else the data's are all. Images without
+    labels are of no class, the null class; a model by which classes are not `used` keeps its own. Raises
+    UserError where the data have another number of classes of a name that stays."""
     if not used:
         return list(known), np.zeros(max(len(names), 1), np.int64)
     if not names:
         return list(known), np.array([max(len(known), 1)]) if known else None
-    numbers = {name: number for number, name in enumerate(known if keep else [])}
+    counts, ours = Counter(names), Counter(known if keep else [])
+    for name in counts.keys() & ours.keys():
+        if counts[name] != ours[name]:
+            raise UserError(
+                f"{name!r} is the name of {ours[name]} of the model's classes and of {counts[name]} of the "
+                "data's; expected names that tell classes apart"
+            )
+    numbers = {each: number for number, each in enumerate(told_apart(known if keep else []))}
+    places = [numbers.setdefault(each, len(numbers)) for each in told_apart(names)]
+    return [name for name, _ in numbers], np.array(places, np.int64)
+
+
+def told_apart(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Each name with its number, from 0, among those that are the same."""
+    seen = Counter[str]()
+    found = []
     for name in names:
-        numbers.setdefault(name, len(numbers))
-    return list(numbers), np.array([numbers[name] for name in names], np.int64)
+        found.append((name, seen[name]))
+        seen[name] += 1
+    return found
 
 
 def named_classes(labels: Sequence[str]) -> Classes:

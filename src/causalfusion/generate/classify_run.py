@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def classify_images(paths: Sequence[Path], request: ClassifyRequest) -> list[dic
     )
     for file in files if len(files) > request.batch_size else ():
         read_model_image(classifier.pipeline, file)  # a damaged one is refused before the first is classified
-    names, found = classifier.class_names, list[dict[str, float]]()
+    names, found = distinct_names(classifier.class_names), list[dict[str, float]]()
     for batch in batches_of(len(files), request.batch_size):
         images = torch.stack([read_model_image(classifier.pipeline, files[index]) for index in batch])
         shares, classes = classifier.probabilities(images).topk(min(request.top, len(names)))
@@ -45,3 +46,9 @@ def classify_images(paths: Sequence[Path], request: ClassifyRequest) -> list[dic
         ]
         write_whole(request.out, "\n".join(lines) + "\n")
     return found
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """The names of classes; one that several have with the class's number, as `--classes` takes it."""
+    counts = Counter(names)
+    return [f"{name} (index:{k})" if counts[name] > 1 else name for k, name in enumerate(names)]

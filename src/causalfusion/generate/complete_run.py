@@ -60,10 +60,7 @@ def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
         only_text = not request.elements and not any(map(is_image_name, prompt))
         draws_too = only_text and request.documents is None
         if is_language_model(request.model, draws_too=draws_too):
-            if request.quantize != "none":
-                raise UserError("--quantize is for models with images; this one is a language model")
-            if request.documents is not None:
-                raise UserError("--documents is for models with images; this one is a language model")
+            _refuse_unused(request)
             complete_text(prompt, request, world)
             return request.out
         if request.chat:
@@ -90,6 +87,25 @@ def complete_to_folder(prompt: Sequence[str], request: CompleteRequest) -> Path:
         told = [{"image" if is_image_name(element) else "text": element} for element in prompt]
         _continue(pipeline, request, read, told, settings)
     return request.out
+
+
+def _refuse_unused(request: CompleteRequest) -> None:
+    """Raises UserError for an option of documents with images, where a language model goes on with texts."""
+    given = {
+        "--quantize": request.quantize != "none",
+        "--adapters": bool(request.adapters),
+        "--autoencoder": bool(request.autoencoder),
+        "--documents": request.documents is not None,
+        "--elements": request.elements is not None,
+        "--candidates": request.candidates > 1,
+    }
+    for option in (name for name, is_given in given.items() if is_given):
+        if is_language_model(request.model):
+            raise UserError(f"{option} is for models with images; {request.model} is a language model")
+        raise UserError(
+            f"{option} is for texts with images, and {request.model} goes on with a text as the language "
+            "model that it was: leave it out, or give --elements, the number of texts and images, too"
+        )
 
 
 def _continue_documents(

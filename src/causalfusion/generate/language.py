@@ -29,7 +29,7 @@ from causalfusion.machine.runtime import autocast, available_memory
 from causalfusion.model.kv_cache import KVCache
 from causalfusion.model.text_rotation import text_frequencies
 from causalfusion.model.transformer import Transformer
-from causalfusion.saved.folder import ModelSpec, load_model, load_spec, read_latest
+from causalfusion.saved.folder import ModelSpec, WeightsName, load_model, load_spec, read_latest
 from causalfusion.sequence import PackedSequence, text_segment
 from causalfusion.weight_files import read_shapes
 
@@ -53,10 +53,11 @@ class LanguagePipeline:
         cls,
         folder: Path | str,
         *,
+        weights: WeightsName = "ema",
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype = torch.float32,
     ) -> LanguagePipeline:
-        """From a model folder that `causalfusion convert llm` made:
+        """From a model folder that `causalfusion convert llm` made, or a run that goes on from one:
 
         pipeline = LanguagePipeline.load("models/smollm2")
         pipeline.complete(["The capital of France is"])
@@ -66,16 +67,13 @@ class LanguagePipeline:
 
         def read(place: Path) -> tuple[Transformer, ModelSpec]:
             _require_memory(place)
-            return load_model(place, device=device)
+            return load_model(place, weights, device)
 
         (model, spec), place = read_latest(Path(folder), read)
         if not spec.model.speaks:
             raise UserError(f"{place} did not begin as a language model; use Pipeline")
-        tokenizer = open_language_tokenizer(place, spec.model.text_vocab_size)
-        if tokenizer.fingerprint != spec.tokenizer_fingerprint:
-            raise UserError(
-                f"{place} holds another tokenizer.json than it was converted with; convert the model again"
-            )
+        vocabulary, known = spec.model.text_vocab_size, spec.tokenizer_fingerprint
+        tokenizer = open_language_tokenizer(place, vocabulary, known)
         ends = frozenset(read_ends(place / LANGUAGE_FOLDER, tokenizer))
         return cls(model, spec, tokenizer, ends, autocast_dtype)
 
@@ -131,7 +129,7 @@ class LanguagePipeline:
         """The ids that follow rows of ids, of any lengths, without the token that ends them. Raises UserError
         for a row that is empty, or for which the model has no room."""
         config = config or WriteConfig()
-        room = self.model.config.language.longest or self.model.config.max_text_tokens
+        room = _text_places(self.model)
         for ids in rows:
             if not 0 < len(ids) < room:
                 raise UserError(f"the text has {len(ids):,} tokens; expected 1 to {room - 1:,}")
@@ -154,6 +152,11 @@ class LanguagePipeline:
                 row_indices=indices,
                 watch=watch,
             )
+
+
+def _text_places(model: Transformer) -> int:
+    """Places of the longest text alone."""
+    return model.config.language.longest or model.config.max_text_tokens
 
 
 def packed_text(rows: Sequence[Ids], device: torch.device) -> PackedSequence:
@@ -206,6 +209,8 @@ class GrowingText:
             self._begin()
             return
         step = torch.tensor([[self.cache.length + 1]])
+        # A row that is done may have no places left; nothing reads what is computed for it.
+        places = places.clamp(max=_text_places(self.model) - 1)
         sequence = _text(tokens[:, None], step, places[:, None], self.device)
         (hidden,) = self.model.hidden(sequence, self.cache.attend(sequence))
         self.cache.commit(sequence)

@@ -28,10 +28,11 @@ def complete_text(prompt: Sequence[str], request: CompleteRequest, world: World)
     for element in prompt:
         if is_image_name(element):
             raise UserError(f"{request.model} is a language model without images; it takes no {element}")
-    if request.adapters:
-        raise UserError(f"{request.model} is a language model without images; it takes no --adapters")
     pipeline = LanguagePipeline.load(
-        request.model, device=world.device, autocast_dtype=compute_dtype(request.precision)
+        request.model,
+        weights=request.weights,
+        device=world.device,
+        autocast_dtype=compute_dtype(request.precision),
     )
     Threads().adapt()
     tokenizer = pipeline.tokenizer
@@ -49,6 +50,7 @@ def complete_text(prompt: Sequence[str], request: CompleteRequest, world: World)
         "command": "complete",
         "elements": [{"from": "prompt", "text": text} for text in prompt],
         "model": str(request.model),
+        "weights": request.weights,
         "chat": request.chat,
         "seed": request.seed,
         "write": to_dict(request.write),

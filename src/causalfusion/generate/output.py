@@ -94,8 +94,7 @@ def read_labels(pipeline: Pipeline, names: Sequence[str]) -> list[int]:
 
 
 def uses_classes(pipeline: Pipeline) -> bool:
-    model = pipeline.model.config
-    return model.num_classes > 0 and (model.num_class_tokens > 0 or model.conditioning == "adaln_zero")
+    return pipeline.model.config.uses_classes
 
 
 def warn_of_untrained_null(pipeline: Pipeline, settings: SampleConfig, labels: Iterable[int]) -> None:

@@ -102,8 +102,8 @@ def warn_of_unused(config: SampleConfig, diffusion: DiffusionConfig) -> None:
     """Warn of settings that neither the model's path nor the sampler uses. No error, as they may come from a
     file for several models; on the command line they are refused."""
     unused = {
-        "last_step": config.sampler != "sde" and "sampler sde",
-        "level_shift": diffusion.path != "rectified_flow" and "a model with diffusion.path rectified_flow",
+        "last_step": config.sampler not in ("sde", "sde_heun") and "sampler sde or sde_heun",
+        "level_shift": diffusion.path == "ddpm" and "a model with diffusion.path rectified_flow, gvp or vp",
     }
     plain = SampleConfig()
     for name, needed in unused.items():

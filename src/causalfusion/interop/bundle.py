@@ -32,8 +32,7 @@ def bundle_model(model: Path, out: Path, autoencoder: str = "") -> Path:
     Raises UserError.
     """
     source = latest_model(model)
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
-        raise UserError(f"--out {out} is the model itself, or inside of it; give another folder")
+    require_elsewhere(out, source)
     spec = load_spec(source)
     codec = open_model_codec(source, spec, autoencoder)
     weights, tokenizer = load_weights(source), load_tokenizer(source, spec)
@@ -43,6 +42,12 @@ def bundle_model(model: Path, out: Path, autoencoder: str = "") -> Path:
 
     replace_folder(out, with_copies(source, COPIED, write))
     return source
+
+
+def require_elsewhere(out: Path, source: Path) -> None:
+    """Raises UserError for a folder that is the model's own, or in it: it would be replaced."""
+    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+        raise UserError(f"--out {out} is the model itself, or inside of it; give another folder")
 
 
 def with_autoencoder(spec: ModelSpec, *, include: bool) -> tuple[ModelSpec, Any]:

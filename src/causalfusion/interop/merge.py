@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from causalfusion.errors import UserError
+from causalfusion.interop.bundle import require_elsewhere
 from causalfusion.saved.adapted import merged, read_weighted, with_adapters
 from causalfusion.saved.folder import (
     AUTOENCODER_FOLDER,
@@ -23,8 +24,7 @@ def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) ->
     """Write a model with these adapters, each with its weight, and its own low-rank additions in its weights,
     which are float32 then. Returns a line about it. Raises UserError for a model with nothing to merge."""
     source = latest_model(model)
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
-        raise UserError(f"--out {out} is the model itself, or inside of it; give another folder")
+    require_elsewhere(out, source)
     spec = load_spec(source)
     if not adapters and not spec.model.lora.rank:
         raise UserError(f"{source} has no low-rank additions; give --adapters to merge into it")

@@ -204,7 +204,8 @@ def infer_codec(
         notes.append(
             f"no autoencoder with {channels} channels is known: set codec.scale and codec.downsample"
         )
-    path, scale, downsample = _AUTOENCODERS.get(channels, ("autoencoder", 1.0, 8))
+    path, scale, _ = _AUTOENCODERS.get(channels, ("autoencoder", 1.0, 0))
+    downsample = downsample_of(channels)
     if not autoencoder:
         notes.append(f"no autoencoder given: {path} stands for it in config.json; give --autoencoder PATH")
     codec = CodecConfig(
@@ -218,6 +219,11 @@ def infer_codec(
         downsample=downsample,
     )
     return codec, notes
+
+
+def downsample_of(channels: int) -> int:
+    """Pixels of a latent's side, of an autoencoder with so many channels; 8 where none is known."""
+    return _AUTOENCODERS[channels][2] if channels in _AUTOENCODERS else 8
 
 
 def _is_sincos(position: Tensor, hidden_size: int, grid: int) -> bool:

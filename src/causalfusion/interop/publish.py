@@ -21,7 +21,8 @@ from causalfusion.evaluate.cards.card import Card, load_card, uncertainty
 from causalfusion.evaluate.measures.figure import format_value
 from causalfusion.evaluate.run import GRID_FILE
 from causalfusion.files import sha256_of, write_whole
-from causalfusion.interop.bundle import COPIED, bundle_model
+from causalfusion.interop.bundle import COPIED, bundle_model, require_elsewhere
+from causalfusion.interop.language.folder import copy_language_model
 from causalfusion.saved.adapter_files import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.folder import (
     AUTOENCODER_FOLDER,
@@ -76,8 +77,9 @@ def write_publication(model: Path, out: Path, name: str, asked: Publication) -> 
     what is not. Raises UserError."""
     source = latest_model(model)
     run = source.parents[1] if source.parent.name == "checkpoints" else None
-    notes = _write_model(source, out, asked.autoencoder)
     cards, left_out = _cards(source, run, asked.cards)
+    require_pictures(asked.pictures)
+    notes = _write_model(source, out, asked.autoencoder)
     if left_out:
         notes.append(f"{left_out} result cards in {run} are of other weights, and left out")
     if (source / ADAPTER_FOLDER).is_dir():
@@ -114,15 +116,19 @@ def _named(recipe: str) -> str:
 
 def _write_model(source: Path, out: Path, autoencoder: str) -> list[str]:
     """Write the model's folder, with an autoencoder that others could not find."""
+    require_elsewhere(out, source)
     spec = load_spec(source)
     place = autoencoder or spec.codec.autoencoder
     on_hub = parse_hub_name(place) is not None and not _is_here(source, place)
-    if spec.model.text_only or (on_hub and not autoencoder):
+    if spec.model.text_only:
+        copy_language_model(source, out, spec)
+        return []
+    if on_hub and not autoencoder:
         weights, tokenizer = load_weights(source), load_tokenizer(source, spec)
         replace_folder(
             out, with_copies(source, COPIED, lambda new: save_model(new, spec, weights, tokenizer=tokenizer))
         )
-        return [f"the autoencoder {place} is not inside: users get it from the hub"] if on_hub else []
+        return [f"the autoencoder {place} is not inside: users get it from the hub"]
     bundle_model(source, out, autoencoder)
     return ["the autoencoder is inside"] if place else []
 
@@ -157,7 +163,8 @@ def _cards(source: Path, run: Path | None, given: Sequence[Path]) -> tuple[list[
     if run is None:
         return found, 0
     files = [f for f in sorted(run.rglob(CARD_FILE)) if "checkpoints" not in f.relative_to(run).parts]
-    within = [(file, load_card(file)) for file in files if file not in [path for path, _ in found]]
+    there = {(path / CARD_FILE if path.is_dir() else path).resolve() for path in given}
+    within = [(file, load_card(file)) for file in files if file.resolve() not in there]
     own = [(f, card) for f, card in within if card.samples.get("checkpoint_sha256") == weights]
     return [*found, *own], len(within) - len(own)
 
@@ -254,11 +261,19 @@ def _write_recipe(source: Path, out: Path) -> str:
     return RECIPE_FILE
 
 
+def require_pictures(given: Sequence[Path]) -> None:
+    """Raises UserError for a file that is no picture."""
+    for path in given:
+        if not path.is_file() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise UserError(f"--pictures {path} is no picture; expected .png, .jpg or .webp files")
+
+
 def copy_pictures(
     run: Path | None, cards: list[tuple[Path, Card]], given: Sequence[Path], out: Path
 ) -> list[tuple[str, str]]:
     """Copy the run's latest samples, the grids of evaluations and those that are given; (description, file)
     of each. Raises UserError for a given file that is no picture."""
+    require_pictures(given)
     found: list[tuple[str, Path]] = []
     grids = sorted((run / "samples").glob("*.png")) if run is not None else []
     if grids:
@@ -268,10 +283,7 @@ def copy_pictures(
         grid = (path if path.is_dir() else path.parent) / GRID_FILE
         if grid.is_file():
             found.append((f"Samples of the evaluation, {_sampling(card)}".rstrip(", "), grid))
-    for path in given:
-        if not path.is_file() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-            raise UserError(f"--pictures {path} is no picture; expected .png, .jpg or .webp files")
-        found.append((path.stem, path))
+    found += [(path.stem, path) for path in given]
     copied = []
     for number, (description, path) in enumerate(found):
         name = f"pictures/{number:02d}{path.suffix.lower()}"

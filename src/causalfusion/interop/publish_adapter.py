@@ -231,6 +231,8 @@ def _example(adapter: Adapter, spec: ModelSpec | None) -> tuple[str, str]:
         return "", ""
     if spec.model.vocab_size:
         return "a prompt", ""
+    if not spec.model.uses_classes:
+        return "", ""
     return "", printable(spec.class_names[0]) if spec.class_names else "0" * (spec.model.num_classes > 1)
 
 

@@ -62,17 +62,17 @@ class Sweep:
         found, ar_steps, num_tokens = [], self.ar_steps, num_tokens or model.num_tokens
         base = replace(base, respacing="", sizes=[])  # which override what is varied
         if model.head.ask == "previous":
-            ar_steps, base = (num_tokens,), replace(base, order="raster")
+            ar_steps, base = (num_tokens,), base.changed(order="raster")
         combinations = product(
             self.samplers or samplers_of(path)[:2], self.diffusion_steps, ar_steps, self.guidance_scales
         )
         for sampler, steps, num_ar_steps, scale in combinations:
             if num_ar_steps <= num_tokens and (model.per_token or steps >= num_ar_steps):
                 counts = divided(steps, 1 if model.per_token else num_ar_steps)
-                changed = replace(
-                    base.with_sampler(sampler), num_ar_steps=num_ar_steps, diffusion_steps=counts
+                changed = base.with_sampler(sampler).changed(
+                    num_ar_steps=num_ar_steps, diffusion_steps=counts, guidance_scale=scale
                 )
-                found.append(replace(changed, guidance_scale=scale))
+                found.append(changed)
         return found
 
 

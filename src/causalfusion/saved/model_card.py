@@ -120,7 +120,7 @@ def _usage(name: str, spec: ModelSpec, task: TaskName) -> str:
         command, load = "sample 'a prompt'", "Pipeline.from_pretrained"
         call = 'generate(prompts=["a prompt"])'
     else:
-        command = "sample --classes 0" if spec.model.num_classes else "sample"
+        command = "sample --classes 0" if spec.model.uses_classes else "sample"
         load, call = "Pipeline.from_pretrained", "generate([0])"
     return (
         f"## Use\n\n    causalfusion {command} --model {name}\n\n"

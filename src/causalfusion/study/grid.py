@@ -37,8 +37,7 @@ class Job:
         """Settings of generation with this number of AR steps, in the token order of the training."""
         trained = self.config.factorization
         sample = from_dict(SampleConfig, {**to_dict(study_data.sample), **self.sample}, "sample.")
-        return replace(
-            sample,
+        return sample.changed(
             num_ar_steps=num_ar_steps,
             order=trained.order,
             block_size=trained.block_size,

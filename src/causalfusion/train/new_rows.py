@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import NUM_MARKERS, RunConfig
+from causalfusion.data.labels import told_apart
 from causalfusion.errors import UserError
 from causalfusion.model.tables import WORD_TABLES, chosen_classes, class_table_of, with_word
 from causalfusion.rng import derive_generator
@@ -27,8 +28,8 @@ def for_classes(
     table = class_table_of(weights)
     if table is None or list(names) == list(known):
         return weights
-    rows, numbers = weights[table], {name: number for number, name in enumerate(known)}
-    places = [numbers.get(name, -1) for name in names]
+    rows, numbers = weights[table], {each: number for number, each in enumerate(told_apart(known))}
+    places = [numbers.get(each, -1) for each in told_apart(names)]
     of_classes = rows[:-1]
     spread = NOISE * float(of_classes.std()) if of_classes.numel() > 1 else 0.0
     new = [

@@ -18,6 +18,7 @@ import numpy as np
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig, WriteConfig
 from causalfusion.config.serialize import read_json, to_dict
+from causalfusion.data.labels import told_apart
 from causalfusion.data.source import Example, ImageSource
 from causalfusion.documents import Text
 from causalfusion.errors import UserError, brief
@@ -59,7 +60,8 @@ class Mixed:
         self.class_names = list(given.class_names)
         if self.class_names:
             self.class_names += [name for name in own.class_names if name not in given.class_names]
-        self._numbers = {name: number for number, name in enumerate(self.class_names)}
+        numbers = {each: number for number, each in enumerate(told_apart(self.class_names))}
+        self._labels = [numbers.get(each, -1) for each in told_apart(own.class_names)]
 
     def __len__(self) -> int:
         return len(self.given) + len(self.own.examples)
@@ -70,8 +72,7 @@ class Mixed:
         found = self.own.examples[index - len(self.given)]
         label = None
         if self.class_names:
-            none, names = len(self.class_names), self.own.class_names
-            label = none if found.label is None else self._numbers[names[found.label]]
+            label = len(self.class_names) if found.label is None else self._labels[found.label]
         return Example(found.image, label, found.captions)
 
     def fingerprint(self) -> str:

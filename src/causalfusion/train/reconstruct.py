@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config.training import check_width
 from causalfusion.errors import UserError
+from causalfusion.model.projector import is_of_classifier
 from causalfusion.saved.folder import (
+    CLASSIFIER_FILE,
     SAMPLING_FILE,
     ModelSpec,
     checkpoints_of,
@@ -28,6 +31,7 @@ from causalfusion.saved.folder import (
 from causalfusion.saved.replace import replace_folder
 from causalfusion.train.ema_snapshots import REMEDY, ROUNDING, EMASnapshot, key_of, read_snapshots
 from causalfusion.train.post_hoc import Profile, combine
+from causalfusion.weight_files import read_weights
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class _Model:
 
     spec: ModelSpec
     weights: dict[str, Tensor]
+    """Those of its classifier too, if it has one."""
     tokenizer: Tokenizer | None
     sampling: bytes
     """Its file of recommended sampling settings; empty without one."""
@@ -77,7 +82,9 @@ class _Model:
 
 def _read_model(folder: Path) -> _Model:
     spec, sampling = load_spec(folder), folder / SAMPLING_FILE
-    weights = {name: value.float() for name, value in load_weights(folder).items()}
+    head = folder / CLASSIFIER_FILE
+    stored = load_weights(folder) | (read_weights(head) if head.is_file() else {})
+    weights = {name: value.float() for name, value in stored.items()}
     content = sampling.read_bytes() if sampling.is_file() else b""
     return _Model(spec, weights, load_tokenizer(folder, spec), content)
 
@@ -105,8 +112,12 @@ def _write(run: Path, snapshots: list[EMASnapshot], model: _Model, width: float,
     origin = f"average of relative width {width:g} of {run}"
     spec = replace(model.spec, images_seen=last.images_seen, origin=origin)
 
+    head = {name: weights.pop(name) for name in list(weights) if is_of_classifier(name)}
+
     def write(folder: Path) -> None:
         save_model(folder, spec, weights, tokenizer=model.tokenizer)
+        if head:
+            save_file(head, folder / CLASSIFIER_FILE)
         if model.sampling:
             (folder / SAMPLING_FILE).write_bytes(model.sampling)
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from causalfusion.config.recipes import expand_home, recipe_names
 from causalfusion.errors import UserError
@@ -46,6 +47,17 @@ class Line:
     def value(self, name: str) -> str | None:
         """The last value of an option; None if it is not given."""
         return self.given[name][-1] if self.given.get(name) else None
+
+    def tables(self) -> dict[str, Any]:
+        """The options that are given, as tables of settings."""
+        tables: dict[str, Any] = {}
+        for name, values in self.given.items():
+            *path, last = name.removeprefix("--").replace("-", "_").split(".")
+            table = tables
+            for part in path:
+                table = table.setdefault(part, {})
+            table[last] = values
+        return tables
 
     def tokens(self) -> list[str]:
         """The line as the command takes it."""

@@ -131,7 +131,7 @@ class CausalFusionInputStep(_Block):
             "order": values.order, "sampler": values.sampler,
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
-        values.settings = own.process.settled(replace(values.config or own.default_sampling, **given))
+        values.settings = own.process.settled((values.config or own.default_sampling).changed(**given))
         prompts, labels = (
             as_listed(of, values.num_images_per_prompt) for of in (values.prompt, values.class_labels)
         )

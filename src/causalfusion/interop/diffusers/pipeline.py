@@ -141,7 +141,7 @@ class CausalFusionPipeline(DiffusionPipeline):
             "num_ar_steps": num_ar_steps, "order": order, "sampler": sampler,
         }  # fmt: skip
         settings = config or own.default_sampling
-        settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+        settings = settings.changed(**{name: value for name, value in given.items() if value is not None})
         prompts, labels = (as_listed(of, num_images_per_prompt) for of in (prompt, class_labels))
         count = len(prompts or labels or ())
         groups = _seeds(generator, count)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from causalfusion.codec.language_tokenizer import LANGUAGE_FOLDER, make_language_tokenizer
+from causalfusion.codec.language_tokenizer import (
+    LANGUAGE_FOLDER,
+    SETTINGS_FILE,
+    TEMPLATE_FILE,
+    make_language_tokenizer,
+    template_text,
+)
 from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
 from causalfusion.config import CodecConfig, ModelConfig
-from causalfusion.config.serialize import read_object
+from causalfusion.config.serialize import parse_object, read_object
 from causalfusion.errors import UserError
 from causalfusion.interop.language.families import Family, read_family
 from causalfusion.interop.language.gguf_file import open_gguf
@@ -30,6 +35,7 @@ from causalfusion.saved.replace import replace_folder
 from causalfusion.weight_files import read_shapes, require_same_shapes, write_weights
 
 GB = 1e9
+_HEAD = "lm_head.weight"
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -81,20 +87,19 @@ def plan_conversion(source: LanguageSource) -> Conversion:
     """Raises UserError for a model of an unknown kind, and for a weight that is missing, unknown or of
     another shape, before any weight is read."""
     family, model = read_family(source.config, source.where)
-    tied = model.language.tied
-    head, embedding = source.weights.get("lm_head.weight"), language_links(family.name, model)[0].theirs[0]
     links = language_links(family.name, model)
     known = {name for link in links for name in link.theirs}
     weights = {
         theirs_of(name, known): stored for name, stored in source.weights.items() if not is_left_out(name)
     }
-    if tied and head is not None:
-        if not head.read().equal(weights[embedding].read()):
+    if model.language.tied and _HEAD in weights:
+        head, embedding = weights.pop(_HEAD), links[0].theirs[0]
+        stored = weights.setdefault(embedding, head)  # a file may hold either of the two alone
+        if stored is not head and not head.read().equal(stored.read()):
             raise UserError(
-                f"{source.where}: lm_head.weight is not the embedding, though tie_word_embeddings is true in "
-                f"its {CONFIG}; set it to false there"
+                f"{source.where}: {_HEAD} is not the embedding, though tie_word_embeddings is true in its "
+                f"{CONFIG}; set it to false there"
             )
-        del weights["lm_head.weight"]
     missing, unknown = sorted(known - weights.keys()), sorted(weights.keys() - known)
     for word, names in (("lacks weight", missing), ("has the unknown weight", unknown)):
         if names:
@@ -156,10 +161,10 @@ def check_room(out: Path, num_bytes: int, at_once: int) -> None:
 def write_model(conversion: Conversion, source: LanguageSource, out: Path) -> None:
     """Our model folder. Raises UserError for a tokenizer that does not fit, before any weight is read."""
     json_of_tokenizer = require_tokenizer(source)
-    settings = json.loads(source.files.get("tokenizer_config.json", b"{}"))
-    tokenizer = make_language_tokenizer(
-        json_of_tokenizer, settings, "", conversion.model.vocab_size, f"{source.where}: {TOKENIZER_FILE}"
-    )
+    settings = parse_object(source.files.get(SETTINGS_FILE, b"{}"), f"{source.where}: {SETTINGS_FILE}")
+    template = template_text(source.files.get(TEMPLATE_FILE, b""), f"{source.where}: {TEMPLATE_FILE}")
+    where, vocabulary = f"{source.where}: {TOKENIZER_FILE}", conversion.model.vocab_size
+    tokenizer = make_language_tokenizer(json_of_tokenizer, settings, template, vocabulary, where)
     check_room(out, conversion.num_bytes, conversion.bytes_at_once)
     spec = ModelSpec(
         model=conversion.model,
@@ -194,7 +199,6 @@ def export_model(folder: Path, out: Path) -> list[str]:
     wanted = {name for link in links for name in link.ours}
     if missing := sorted(wanted - ours.keys()):
         raise UserError(f"{path} lacks weight {missing[0]}; it does not fit {beside / CONFIG}")
-    left_out = len(ours.keys() - wanted)
     markers = spec.model.vocab_size - model.vocab_size
 
     def theirs_of_link(link: Link, parts: list[Tensor]) -> list[Tensor]:
@@ -227,12 +231,23 @@ def export_model(folder: Path, out: Path) -> list[str]:
         return file.is_file() and file.read_bytes() == config
 
     replace_folder(out, write, is_own, f"the same {family.architecture}")
-    lines = [f"{out}: {family.architecture}, {len(shapes)} weights, {num_bytes / GB:.2f} GB"]
-    if left_out:
-        lines.append(f"note: {left_out} weights of images are left out")
+    told = f"{out}: {family.architecture}, {len(shapes)} weights, {num_bytes / GB:.2f} GB"
+    return [told, *_left_out(ours.keys() - wanted, markers)]
+
+
+def _left_out(names: Collection[str], markers: int) -> list[str]:
+    """Notes on the weights and markers that a written language model does not have."""
+    notes, added = list[str](), sum(name.endswith((".lora_a", ".lora_b")) for name in names)
+    if len(names) > added:
+        notes.append(f"note: {len(names) - added} weights of images are left out")
+    if added:
+        notes.append(
+            f"note: {added} weights of low-rank additions are left out: the text is what it was before them; "
+            "to have them in it, merge them first: causalfusion convert merge"
+        )
     if markers:
-        lines.append(f"note: {markers} markers of texts and images are left out")
-    return lines
+        notes.append(f"note: {markers} markers of texts and images are left out")
+    return notes
 
 
 def _stored_in(path: Path) -> dict[str, Stored]:

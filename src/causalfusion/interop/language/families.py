@@ -84,7 +84,7 @@ def read_family(values: Mapping[str, Any], where: str) -> tuple[Family, ModelCon
     """The kind and the choices of a model from its config.json. Raises UserError for an unknown kind, and for
     a setting that is missing, or that this software does not compute."""
     name = values.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         architectures = values.get("architectures")
         called = name or (architectures[0] if isinstance(architectures, list) and architectures else "none")
         raise UserError(

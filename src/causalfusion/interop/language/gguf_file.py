@@ -72,11 +72,15 @@ def open_gguf(path: Path) -> LanguageSource:
     _require_known_types(gguf, tensors, str(path))
     config = _settings(kind, values, tensors, str(path))
     heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
-    weights = {
-        _their_name(name, kind): _stored(gguf, tensor, _layout(name, kind, heads))
-        for name, tensor in tensors.items()
-        if name != _FREQUENCIES
-    }
+    try:
+        weights = {
+            _their_name(name, kind): _stored(gguf, tensor, _layout(name, kind, heads))
+            for name, tensor in tensors.items()
+            if name != _FREQUENCIES
+        }
+    except RuntimeError as error:  # rows that are not those of so many heads
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: queries or keys do not fit its numbers of heads ({reason})") from None
     settings = tokenizer_settings(values)
     files = {
         "config.json": config,
@@ -140,9 +144,16 @@ def _settings(kind: str, values: Mapping[str, Any], tensors: Mapping[str, Any], 
             "activation_function": "gelu_new",
         }
     heads, width = value("attention.head_count"), value("embedding_length")
+    keys = value("attention.head_count_kv", heads)
+    for key, count in (("attention.head_count", heads), ("attention.head_count_kv", keys)):
+        if not isinstance(count, int) or count < 1:
+            raise UserError(
+                f"{where}: {kind}.{key} is {count!r}; expected a whole number of at least 1, one for all "
+                "layers"
+            )
     window = value("attention.sliding_window") or None
     name = "mistral" if kind == "llama" and window else KINDS[kind]
-    size = value("attention.key_length", width // heads if isinstance(heads, int) and heads else None)
+    size = value("attention.key_length", width // heads if isinstance(width, int) else None)
     if value("rope.dimension_count", size) != size:
         turned = value("rope.dimension_count")
         raise UserError(f"{where}: {turned} of {size} numbers of a head turn; only whole heads can be read")
@@ -152,7 +163,7 @@ def _settings(kind: str, values: Mapping[str, Any], tensors: Mapping[str, Any], 
         "hidden_size": width,
         "num_hidden_layers": value("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": value("attention.head_count_kv", heads),
+        "num_key_value_heads": keys,
         "head_dim": size,
         "intermediate_size": value("feed_forward_length"),
         "hidden_act": "silu",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from causalfusion.config import FactorizationConfig, SampleConfig
 from causalfusion.errors import UserError
-from causalfusion.interop.official import infer_codec
+from causalfusion.interop.official import downsample_of, infer_codec
 from causalfusion.interop.official_file import OfficialFile, read_official
 from causalfusion.interop.systems.diffusers_dit import FREQUENCIES_NOTE, read_diffusers_dit
 from causalfusion.interop.systems.dit import read_dit, read_sit
 from causalfusion.interop.systems.fit import read_fit
+from causalfusion.interop.systems.fit_settings import settings_beside
 from causalfusion.interop.systems.large_dit import read_large_dit
 from causalfusion.interop.systems.latentlm import read_latentlm
 from causalfusion.interop.systems.mar import read_mar
@@ -31,8 +32,6 @@ READERS: dict[str, Reader] = {
     "mar": read_mar,
     "latentlm": read_latentlm,
 }
-_DOWNSAMPLE = 8
-"""Pixels of a latent's side, of the autoencoders of all systems whose weights do not tell their grid."""
 _HEADS = ("num_heads", "n_heads", "encoder_num_heads", "decoder_num_heads")
 
 
@@ -71,8 +70,16 @@ def convert_system(
     else:
         file = read_official(path)
         file.require_finite(path)
-    settings = {**_beside(path), **file.settings}
-    settings = _with_options(settings, num_heads=num_heads, image_size=image_size, patch_size=patch_size)
+    if system == "fit":
+        beside, of_beside = settings_beside(path, file.states[0])
+        file, notes = replace(file, settings={**beside, **file.settings}), [*notes, *of_beside]
+    settings = _with_options(
+        file.settings,
+        num_heads=num_heads,
+        image_size=image_size,
+        patch_size=patch_size,
+        downsample=_downsample(system, file.states[0]),
+    )
     released = [_read(system, state, settings, str(path)) for state in file.states]
     weights = [one.weights(state, str(path)) for one, state in zip(released, file.states, strict=True)]
     first = released[0]
@@ -101,8 +108,14 @@ def _read(system: str, state: Mapping[str, Tensor], settings: Mapping[str, Any],
         raise UserError(f"{where} is no checkpoint of {system}: its sizes do not fit ({reason})") from error
 
 
+def _downsample(system: str, state: Mapping[str, Tensor]) -> int:
+    """Pixels of a latent's side: those of SD's autoencoder, or of LatentLM's with so many channels."""
+    last = state.get("final_layer.linear.weight")
+    return downsample_of(len(last) if system == "latentlm" and last is not None else 4)
+
+
 def _with_options(
-    settings: Mapping[str, Any], *, num_heads: int, image_size: int, patch_size: int
+    settings: Mapping[str, Any], *, num_heads: int, image_size: int, patch_size: int, downsample: int
 ) -> dict[str, Any]:
     """The settings with the user's, under the names of all systems."""
     complete = dict(settings)
@@ -111,8 +124,8 @@ def _with_options(
     if patch_size:
         complete["patch_size"] = patch_size
     size = image_size or complete.get("image_size")
-    if isinstance(size, int) and size >= _DOWNSAMPLE and (image_size or "input_size" not in complete):
-        complete["input_size"] = size // _DOWNSAMPLE
+    if isinstance(size, int) and size >= downsample and (image_size or "input_size" not in complete):
+        complete["input_size"] = size // downsample
         if image_size:
             side = complete["input_size"] // int(complete.get("patch_size") or 2)
             complete["context_size"] = side * side
@@ -136,30 +149,3 @@ def _factorization(released: Released) -> FactorizationConfig:
             timesteps_per_ar_step=4,
         )
     return FactorizationConfig(distribution="fixed", loss_weight="none")
-
-
-def _beside(path: Path) -> dict[str, Any]:
-    """The arguments of the network in a YAML file beside the checkpoint, as FiT's are released; {} without
-    one."""
-    if path.is_dir():
-        return {}
-    for candidate in (*sorted(path.parent.glob("*.yaml")), *sorted(path.parent.glob("*.yml"))):
-        import yaml
-
-        try:
-            found = _network_arguments(yaml.safe_load(candidate.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, OSError, UnicodeDecodeError):
-            continue  # some other file
-        if found:
-            return found
-    return {}
-
-
-def _network_arguments(values: Any) -> dict[str, Any]:
-    """`params` of the `network_config`, wherever it stands."""
-    if not isinstance(values, dict):
-        return {}
-    network = values.get("network_config")
-    if isinstance(network, dict) and isinstance(network.get("params"), dict):
-        return network["params"]
-    return next((found for inside in values.values() if (found := _network_arguments(inside))), {})

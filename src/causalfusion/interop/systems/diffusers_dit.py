@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def write_diffusers(model: Path, out: Path) -> str:
     theirs["pos_embed"] = _positions(config.grid_height, config.grid_width, config.hidden_size)
     missing = [name for link in links if link.ours for name in link.theirs if name not in theirs]
     again = None if missing else read_dit(theirs, {"num_heads": config.num_heads}, str(model)).model
-    if again != config:
+    # A file of DiT's tells the width of its MLP's hidden layer, a recipe of ours its ratio.
+    if again is None or again != replace(config, mlp_hidden=config.mlp_size, mlp_ratio=again.mlp_ratio):
         raise UserError(
             f"{model} has parts that a DiT does not have; only a DiT can be written in diffusers' format"
         )

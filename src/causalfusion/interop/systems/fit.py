@@ -63,7 +63,8 @@ def read_fit(state: Mapping[str, Tensor], settings: Mapping[str, Any], where: st
     flow = bool(settings.get("use_sit", True))
     if not flow:
         raise UserError(f"{where} is a FiT with noise prediction; only those of the straight path are read")
-    normed = settings.get("q_norm", "layernorm") == "layernorm"
+    _require_known(settings, where)
+    normed = bool(settings.get("q_norm", "layernorm"))
     norm = NormConfig(eps=1e-6)
     model = ModelConfig(
         hidden_size=size,
@@ -101,6 +102,23 @@ def read_fit(state: Mapping[str, Tensor], settings: Mapping[str, Any], where: st
     diffusion = DiffusionConfig(**{**vars(FLOW), **levels})
     sampling = SampleConfig(sampler="sde", diffusion_steps=[250], guidance_scale=1.5, guided_channels=3)
     return Released(model, diffusion, links, patch, sampling)
+
+
+def _require_known(settings: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for settings that no weight tells, and that are not computed here."""
+    norms = tuple(settings.get(name, "layernorm") or None for name in ("q_norm", "k_norm"))
+    for name, value, fits, expected in (
+        ("q_norm and k_norm", norms, set(norms) in ({"layernorm"}, {None}), "layernorm, or null, for both"),
+        (
+            "rel_pos_embed",
+            settings.get("rel_pos_embed"),
+            settings.get("rel_pos_embed") in (None, "rope"),
+            "rope",
+        ),
+        ("add_rel_pe_to_v", True, not settings.get("add_rel_pe_to_v"), "false"),
+    ):
+        if not fits:
+            raise UserError(f"{where}: its setting {name} is {value!r}; expected {expected}")
 
 
 def _block(lora: bool) -> list[Link]:
