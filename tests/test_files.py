@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 
 import pytest
 
-from causalfusion.config.serialize import read_record
+from causalfusion.config.serialize import read_record, toml_value
 from causalfusion.errors import UserError
 from causalfusion.files import (
     hash_of,
@@ -19,6 +20,11 @@ from causalfusion.files import (
     temporary_name,
     write_whole,
 )
+
+
+@pytest.mark.parametrize("value", ["a 🟥 star\n", '\x7f\x1f"\\', "", 1e-05, -3, True, [1, 2], ["é"], []])
+def test_values_are_read_back_from_toml(value):
+    assert tomllib.loads(f"x = {toml_value(value)}") == {"x": value}
 
 
 def test_a_failed_write_leaves_the_file_as_it_was_and_nothing_else(tmp_path):

@@ -388,6 +388,16 @@ PROBABILITIES = [0.1, 0.45, 0.05, 0.25, 0.15]
 LOGITS = [math.log(p) + 3 for p in PROBABILITIES]
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 0.7), (2, 0.63), (3, 0.5), (4, 0.95)])
+def test_top_p_is_a_share_of_what_top_k_leaves_as_in_transformers(top_k, top_p):
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.tensor([LOGITS])
+    theirs = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, logits)).softmax(-1)[0]  # type: ignore[arg-type]
+    ours = sampled_shares(LOGITS, WriteConfig(text_temperature=1.0, top_k=top_k, top_p=top_p))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
 def test_greedy_is_the_likeliest_whatever_the_draw():
     logits = torch.randn(50, 9, generator=generator_of(0))
     for u in (0.0, 0.5, 1 - 2**-24):

@@ -45,6 +45,7 @@ def test_a_row_without_room_does_not_end_longer_ones(tmp_path: Path):
     together = pipeline.write(rows, config)
     assert list(map(len, together)) == [3, 12]
     assert together == [pipeline.write([row], config)[0] for row in rows]
+    assert pipeline.write([]) == pipeline.complete([]) == []
 
 
 @pytest.mark.parametrize("name", ["llama_b", "gpt2_a"])

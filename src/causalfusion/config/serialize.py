@@ -29,7 +29,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_toml(config: Any) -> str:
     """The settings of a configuration, one per line; it must not contain tables."""
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in to_dict(config).items())
+    return "".join(f"{name} = {toml_value(value)}\n" for name, value in to_dict(config).items())
+
+
+def toml_value(value: Any) -> str:
+    """A text, number, truth value or list as TOML writes it: as JSON does, but for characters beyond 16 bits,
+    of which JSON's escapes are pairs that TOML refuses, and DEL, which TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

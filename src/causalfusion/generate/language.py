@@ -129,6 +129,8 @@ class LanguagePipeline:
         """The ids that follow rows of ids, of any lengths, without the token that ends them. Raises UserError
         for a row that is empty, or for which the model has no room."""
         config = config or WriteConfig()
+        if not rows:
+            return []
         room = _text_places(self.model)
         for ids in rows:
             if not 0 < len(ids) < room:

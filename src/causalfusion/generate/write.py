@@ -23,7 +23,7 @@ TokenWatcher = Callable[[int, int], None]
 
 def choose_tokens(logits: Tensor, config: WriteConfig, uniform: Tensor) -> Tensor:
     """(B,) ids from logits (B, V): the likeliest at temperature 0; else the token at the place `uniform` (B,)
-    in [0, 1) of the cumulative distribution, likeliest first, cut to top_k and top_p."""
+    in [0, 1) of the cumulative distribution, likeliest first, cut to top_k, and of these to top_p."""
     if config.text_temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.double() / config.text_temperature, dim=-1)
@@ -31,7 +31,8 @@ def choose_tokens(logits: Tensor, config: WriteConfig, uniform: Tensor) -> Tenso
     if config.top_k:
         probabilities[:, config.top_k :] = 0
     before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= config.top_p, 0)  # the first always stays
+    share = config.top_p * probabilities.sum(-1, keepdim=True)
+    probabilities = probabilities.masked_fill(before >= share, 0)  # the first always stays
     cumulative = probabilities.cumsum(-1)
     target = uniform[:, None].to(cumulative) * cumulative[:, -1:]
     place = torch.searchsorted(cumulative, target, right=True).clamp(max=ids.shape[1] - 1)

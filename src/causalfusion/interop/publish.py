@@ -5,7 +5,6 @@ No path of this machine goes along: of data, runs and models only the last part 
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from causalfusion.config import RunConfig
 from causalfusion.config.finetuning import TaskName
-from causalfusion.config.serialize import flat, read_object, to_dict
+from causalfusion.config.serialize import flat, read_object, to_dict, toml_value
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import FILE_NAME as CARD_FILE
 from causalfusion.evaluate.cards.card import Card, load_card, uncertainty
@@ -240,7 +239,7 @@ def _write_recipe(source: Path, out: Path) -> str:
     if not settings:
         return ""
     lines = [
-        f"{name} = {json.dumps(value)}"
+        f"{name} = {toml_value(value)}"
         for name, value in settings.items()
         if value is not None
         and value != defaults.get(name)

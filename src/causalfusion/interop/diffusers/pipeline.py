@@ -26,7 +26,7 @@ from causalfusion.generate.settings import step_sizes
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.interop.diffusers.components import CausalFusionModel, TextTokenizer
 
-Callback = Callable[[DiffusionPipeline, int, int, dict[str, Any]], Any]
+Callback = Callable[[DiffusionPipeline, int, float, dict[str, Any]], Any]
 _MODULE = "pipeline.py"
 """File of a saved pipeline by which `custom_pipeline` finds the class."""
 _OUTPUTS = ("pil", "np", "pt")
@@ -178,7 +178,8 @@ class _Watch:
         if self.callback is not None:
             values = {"ar_step": event.ar_step, "num_ar_steps": event.num_ar_steps}
             values |= {name: getattr(event, name) for name in self.asked}
-            self.callback(self.pipeline, self.count, int(event.timestep), values)
+            timestep = int(event.timestep) if event.timestep % 1 == 0 else event.timestep
+            self.callback(self.pipeline, self.count, timestep, values)
         self.count += 1
         if event.diffusion_step == event.num_diffusion_steps:
             self.bar.update()
