@@ -266,6 +266,16 @@ def test_the_size_of_images_of_a_latentlm_follows_its_autoencoder(channels, grid
     assert (spec.codec.image_height, spec.codec.downsample * grid) == (256, 256)
 
 
+@needs_shared
+@pytest.mark.parametrize("system", ["dit", "sit", "mar"])
+def test_a_size_that_the_weights_contradict_is_refused(system, tmp_path: Path) -> None:
+    path = SHARED / system / "A.weights.safetensors"
+    side = convert_system(system, path).spec.codec.image_height
+    assert side and convert_system(system, path, image_size=side).spec.codec.image_height == side
+    with pytest.raises(UserError, match=rf"image-size is {2 * side}; the weights of .* of {side} pixels"):
+        convert_system(system, path, image_size=2 * side)
+
+
 # --- diffusers ----------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,11 @@ def convert_system(
     if any(other.model != first.model for other in released):
         raise UserError(f"{path}: its ema and model weights are of different sizes; the file is damaged")
     codec, of_codec = infer_codec(first.model, {}, autoencoder=autoencoder, patch_size=first.patch_size)
+    if image_size and codec.image_height not in (0, image_size):
+        raise UserError(
+            f"--image-size is {image_size}; the weights of {path} are of images of {codec.image_height} "
+            "pixels: leave it out"
+        )
     spec = ModelSpec(
         model=first.model,
         codec=codec,
