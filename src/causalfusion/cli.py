@@ -107,10 +107,10 @@ def prepare(tokens: Sequence[str]) -> Prepared:
     line = read_line(command_of(" ".join(chain), apps[-1]), rest)
     names, layers = beneath(line)
     settle_data(line, layers)
-    layers = without_overruled(layers, line.tables())
-    prepared = Prepared(line.tokens(), layers, ", ".join(names), line.notes)
-    if line.command.name == "train" and "images" not in layers.get("train", {}):
-        decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(layers).keys()
+    settings = without_overruled(layers, line.tables())
+    prepared = Prepared(line.tokens(), settings, ", ".join(names), line.notes)
+    if line.command.name == "train" and "images" not in settings.get("train", {}):
+        decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(settings).keys()
         prepared = _with_choices(prepared, decided)
     if line.command.name in ("train", "finetune", "caption", "probe", *GENERATING):
         refuse_unused(line, prepared.settings)
@@ -223,8 +223,7 @@ def planned_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
     from causalfusion.saved.sampling import read_sampling
 
     folder = _folder_of(line, layers)
-    own = read_sampling(folder) if folder else None
-    if own is None:
+    if not (folder and (own := read_sampling(folder))):
         return {}
     varied = {"num_ar_steps", "diffusion_steps", "guidance_scale", "respacing"}
     varied |= set() if own.eta else {"sampler"}  # without ddim there is no eta

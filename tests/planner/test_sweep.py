@@ -51,7 +51,7 @@ def test_lists_that_a_model_recommends_do_not_overrule_what_is_tried():
     found = sweep.settings(own, MODEL)
     assert [(s.num_ar_steps, s.sizes, s.respacing) for s in found] == [(1, [], ""), (4, [], "")]
     assert all(s.given_order == own.given_order for s in found), "which no setting that is tried overrules"
-    assert [s.sizes for s in sweep.settings_of_other(own, 32)] == [[], []]
+    assert [s.sizes for s in sweep.settings_of_other(own, MODEL, 32)] == [[], []]
     options = Tried(settings=found[1], seconds_per_image=1.0).as_options(own)
     assert options.startswith("--sampler ddim --num-ar-steps 4 --diffusion-steps 1 --guidance-scale 1")
     assert own.changed(num_ar_steps=2, sizes=[31, 1]).sizes == [31, 1]
@@ -79,7 +79,7 @@ def test_the_options_that_are_told_draw_what_was_measured():
     assert student.as_options(replace(own, guidance_interval=(0, 1), guidance_schedule="constant")) == (
         "--num-ar-steps 2 --order random --guidance-scale 2"
     )
-    assert found.as_options(replace(settings, respacing="10")) == f'{main} --respacing ""'
+    assert found.as_options(replace(settings, respacing="10")) == main, "which --diffusion-steps overrules"
     rarer = replace(found, settings=replace(settings, solver_order=3, level_shift=1.5))
     assert rarer.as_options(SampleConfig()) == f"{main} --solver-order 3 --level-shift 1.5"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from causalfusion.errors import UserError
 from causalfusion.files import hash_of, sha256_of
 from causalfusion.generate.output import check_prompts, uses_classes
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.generate.settings import check_settings, step_sizes
+from causalfusion.generate.settings import check_settings
 from causalfusion.planner.request import PlanRequest
 
 PROMPTS = 1000
@@ -54,8 +54,6 @@ def open_candidate(request: PlanRequest, pipeline: Pipeline, folder: Path, name:
     else:
         base = request.sample
         settings = request.sweep.settings(base, model, num_tokens, pipeline.spec.diffusion.path)
-    if base.sizes:  # said in full, as `sample` would take those of the model's own settings
-        settings = [s if s.sizes else replace(s, sizes=step_sizes(s, num_tokens, 0)) for s in settings]
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
     for setting in settings:

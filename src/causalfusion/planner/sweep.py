@@ -137,10 +137,12 @@ class Tried:
         """The options with which `sample` draws so, for a model that recommends its `own` settings: what they
         are measured with differs from those, too. It refuses those that change nothing, which are left
         out."""
-        values = vars(self.settings)
-        others = [name for name, value in values.items() if value not in (getattr(own, name), [])]
-        varied = ("num_ar_steps",) if self.model else ("sampler", "num_ar_steps", "diffusion_steps")
-        names = dict.fromkeys((*varied, *("guidance_scale",) * (not self.model), *others))
+        values, told = vars(self.settings), ["num_ar_steps"]
+        if not self.model:
+            told = ["sampler", "num_ar_steps", "diffusion_steps", "guidance_scale"]
+        beneath = own.changed(**{name: values[name] for name in told if name != "sampler"})
+        others = [name for name, value in values.items() if value not in (getattr(beneath, name), [])]
+        names = dict.fromkeys((*told, *others))
         if self.settings.guidance_scale == 1:
             names = {name: None for name in names if name not in _OF_GUIDANCE}
         return " ".join(f"--{name.replace('_', '-')} {_as_option(values[name])}" for name in names)
