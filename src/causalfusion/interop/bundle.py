@@ -17,9 +17,8 @@ from causalfusion.saved.folder import (
     load_tokenizer,
     load_weights,
     open_model_codec,
-    save_model,
+    replace_model,
 )
-from causalfusion.saved.replace import replace_folder, with_copies
 
 COPIED = (SAMPLING_FILE, CLASSIFIER_FILE, "README.md")
 """Files of a model folder that are copied along with its weights and settings."""
@@ -36,11 +35,14 @@ def bundle_model(model: Path, out: Path, autoencoder: str = "") -> Path:
     spec = load_spec(source)
     codec = open_model_codec(source, spec, autoencoder)
     weights, tokenizer = load_weights(source), load_tokenizer(source, spec)
-
-    def write(new: Path) -> None:
-        save_model(new, spec, weights, tokenizer=tokenizer, autoencoder=codec.autoencoder)
-
-    replace_folder(out, with_copies(source, COPIED, write))
+    replace_model(
+        out,
+        spec,
+        weights,
+        tokenizer=tokenizer,
+        autoencoder=codec.autoencoder,
+        beside=[source / name for name in COPIED],
+    )
     return source
 
 

@@ -15,9 +15,8 @@ from causalfusion.saved.folder import (
     load_spec,
     load_tokenizer,
     load_weights,
-    save_model,
+    replace_model,
 )
-from causalfusion.saved.replace import replace_folder, with_copies
 
 
 def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) -> str:
@@ -32,10 +31,9 @@ def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) ->
     given = read_weighted(adapters)
     spec, weights, tokenizer = with_adapters(spec, weights, load_tokenizer(source, spec), given)
     spec, weights = merged(spec, weights)
-    beside = (AUTOENCODER_FOLDER, SAMPLING_FILE)  # a page, or a classifier, is of the model without them
-    replace_folder(
-        out, with_copies(source, beside, lambda new: save_model(new, spec, weights, tokenizer=tokenizer))
-    )
+    # A page, or a classifier, is of the model without them.
+    beside = [source / AUTOENCODER_FOLDER, source / SAMPLING_FILE]
+    replace_model(out, spec, weights, tokenizer=tokenizer, beside=beside)
     count = sum(value.numel() for value in weights.values())
     told = f"{len(given)} adapter{'s' * (len(given) != 1)}" if given else "its low-rank additions"
     return f"{out}: {source} with {told} inside, {count:,} parameters"

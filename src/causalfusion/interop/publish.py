@@ -31,12 +31,11 @@ from causalfusion.saved.folder import (
     load_tokenizer,
     load_weights,
     packaged_models,
-    save_model,
+    replace_model,
 )
 from causalfusion.saved.hub import hub_name, name_of_path, parse_hub_name
 from causalfusion.saved.hub_upload import upload_model
 from causalfusion.saved.model_card import CardFacts, CardFigure, makers_notes, model_card
-from causalfusion.saved.replace import replace_folder, with_copies
 from causalfusion.train.resume import settings_of_run, stored_settings
 from causalfusion.weight_files import read_shapes
 
@@ -124,9 +123,7 @@ def _write_model(source: Path, out: Path, autoencoder: str) -> list[str]:
         return []
     if on_hub and not autoencoder:
         weights, tokenizer = load_weights(source), load_tokenizer(source, spec)
-        replace_folder(
-            out, with_copies(source, COPIED, lambda new: save_model(new, spec, weights, tokenizer=tokenizer))
-        )
+        replace_model(out, spec, weights, tokenizer=tokenizer, beside=[source / name for name in COPIED])
         return [f"the autoencoder {place} is not inside: users get it from the hub"]
     bundle_model(source, out, autoencoder)
     return ["the autoencoder is inside"] if place else []

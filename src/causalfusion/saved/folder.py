@@ -7,7 +7,7 @@ hold the raw ones in `raw.safetensors`. Weights load strictly.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -118,10 +118,13 @@ def replace_model(
     tokenizer: Tokenizer | None = None,
     autoencoder: Any = None,
     sampling: SampleConfig | None = None,
+    beside: Sequence[Path] = (),
 ) -> None:
-    """Write a model folder atomically, replacing a model that is there. Raises UserError if the folder holds
-    anything else, or cannot be written."""
-    replace_folder(folder, lambda new: save_model(new, spec, weights, raw, tokenizer, autoencoder, sampling))
+    """Write a model folder atomically, with copies of those of the files and folders `beside` that exist,
+    replacing a model that is there. Raises UserError if the folder holds anything else, or cannot be
+    written."""
+    made = (spec, weights, raw, tokenizer, autoencoder, sampling)
+    replace_folder(folder, lambda new: save_model(new, *made), beside=beside)
 
 
 def save_spec(folder: Path, spec: ModelSpec) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -35,9 +35,11 @@ def replace_folder(
     write: Callable[[Path], None],
     is_own: Callable[[Path], bool] = is_model,
     what: str = "a model of causalfusion",
+    beside: Iterable[Path] = (),
 ) -> None:
-    """A model's folder as `write` makes it, in place of one that is there: that `is_own`, and holds nothing
-    beside. Raises UserError if it holds anything else, or cannot be written."""
+    """A model's folder as `write` makes it, with copies of those of the paths `beside` that exist, in place
+    of one that is there: that `is_own`, and holds nothing else. Raises UserError if it does, or cannot be
+    written."""
     if holds_anything(folder):
         if not is_own(folder):
             raise UserError(f"{folder} holds other things than {what}; give another --out")
@@ -48,6 +50,7 @@ def replace_folder(
     remove_leftovers(folder.parent)
     try:
         write(temporary)
+        _copy_into(temporary, beside)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -58,16 +61,10 @@ def replace_folder(
         raise
 
 
-def with_copies(source: Path, names: Sequence[str], write: Callable[[Path], None]) -> Callable[[Path], None]:
-    """`write`, and then the files and folders of these names that the folder `source` has: so that they are
-    in the new folder when it takes its place."""
-
-    def whole(new: Path) -> None:
-        write(new)
-        for name in names:
-            if (source / name).is_dir():
-                shutil.copytree(source / name, new / name)
-            elif (source / name).is_file():
-                shutil.copyfile(source / name, new / name)
-
-    return whole
+def _copy_into(folder: Path, paths: Iterable[Path]) -> None:
+    """Copy those of these files and folders that are there, under their own names."""
+    for path in paths:
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name)
+        elif path.is_file():
+            shutil.copyfile(path, folder / path.name)
