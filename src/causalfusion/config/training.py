@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from causalfusion.errors import check, check_values
@@ -158,6 +158,12 @@ class TrainConfig:
         fits = self.batch_size % self.grad_accumulation == 0
         expected = f"a divisor of batch_size {self.batch_size}"
         check(fits, "train.grad_accumulation", self.grad_accumulation, expected)
+
+    def for_examples(self, count: int) -> TrainConfig:
+        """The settings for so many training images, which `epochs` are passes over."""
+        if not self.epochs:
+            return self
+        return replace(self, images=max(round(self.epochs * count), self.batch_size))
 
     def _check_widths(self) -> None:
         for width in self.ema_widths:

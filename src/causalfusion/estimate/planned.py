@@ -116,8 +116,8 @@ def _with_epochs(config: RunConfig, notes: list[str]) -> RunConfig:
         return config
     from causalfusion.data.loader import split_holdout
 
-    number = len(split_holdout(_count(data), data.holdout)[0])
-    return replace(config, train=replace(train, images=max(round(train.epochs * number), train.batch_size)))
+    train_indices, _ = split_holdout(_count(data), data.holdout)
+    return replace(config, train=train.for_examples(len(train_indices)))
 
 
 def _count(data: DataConfig) -> int:

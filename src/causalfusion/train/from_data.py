@@ -147,9 +147,7 @@ def with_facts_of_data(
 ) -> RunConfig:
     """The settings with those filled in that follow from the data. Raises UserError for one that is given and
     does not fit."""
-    if config.train.epochs:
-        images = max(round(config.train.epochs * num_examples), config.train.batch_size)
-        config = replace(config, train=replace(config.train, images=images))
+    config = replace(config, train=config.train.for_examples(num_examples))
     derived = {
         "vocab_size": 0 if tokenizer is None else tokenizer.vocab_size,
         "num_classes": max(num_classes, 1),
