@@ -49,11 +49,9 @@ def open_candidate(request: PlanRequest, pipeline: Pipeline, folder: Path, name:
         pipeline = pipeline.at(*parse_size(request.size, "--size"))
     model, num_tokens = pipeline.model.config, pipeline.codec.num_tokens
     if name:
-        base = pipeline.default_sampling
-        settings = request.sweep.settings_of_other(base, model, num_tokens)
+        settings = request.sweep.settings_of_other(pipeline.default_sampling, model, num_tokens)
     else:
-        base = request.sample
-        settings = request.sweep.settings(base, model, num_tokens, pipeline.spec.diffusion.path)
+        settings = request.sweep.settings(request.sample, model, num_tokens, pipeline.spec.diffusion.path)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
     for setting in settings:

@@ -60,7 +60,6 @@ class Sweep:
         `num_tokens`, by default those of its own grid. The diffusion steps are divided evenly among the AR
         steps, at least one in each; a per-token head has all in each."""
         found, ar_steps, num_tokens = [], self.ar_steps, num_tokens or model.num_tokens
-        base = replace(base, respacing="", sizes=[])  # which override what is varied
         if model.head.ask == "previous":
             ar_steps, base = (num_tokens,), base.changed(order="raster")
         combinations = product(
