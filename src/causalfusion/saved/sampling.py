@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
 from causalfusion.config import SampleConfig
 from causalfusion.config.options import GeneratingOptions
-from causalfusion.config.serialize import from_dict, parse_toml, to_toml
+from causalfusion.config.serialize import from_dict, parse_toml, to_toml, toml_value
 from causalfusion.files import write_whole
 from causalfusion.saved.folder import SAMPLING_FILE
 
@@ -27,7 +26,7 @@ def write_sampling(folder: Path, sampling: SampleConfig) -> None:
     """Make this the recommended sampling of a model folder; options of commands in the file stay."""
     path = folder / SAMPLING_FILE
     values, options = parse_toml(path.read_bytes(), str(path)) if path.is_file() else {}, _options()
-    kept = [f"{name} = {json.dumps(value)}\n" for name, value in values.items() if name in options]
+    kept = [f"{name} = {toml_value(value)}\n" for name, value in values.items() if name in options]
     write_whole(path, to_toml(sampling) + "".join(kept))
 
 
