@@ -51,13 +51,16 @@ LONGEST_NAME = 100
 
 def jobs_of(study: Study, study_data: StudyData, seeds: Sequence[int], out: Path) -> list[Job]:
     """One job for every variant and seed; all variants with the first seed come first."""
-    configs = {v.name: _settings(study, v, study_data, seeds[0])[1] for v in study.variants}
+    settings = {
+        (v.name, seed): _settings(study, v, study_data, seed) for seed in seeds for v in study.variants
+    }
+    configs = {v.name: settings[v.name, seeds[0]][1] for v in study.variants}
     shares = shares_of(study, configs, load_facts(study_data.recipes))
     jobs = [
         Job(
             variant.name,
             seed,
-            run_config(study, variant, study_data, seed, out, shares[variant.name]),
+            _run_config(study, variant, *settings[variant.name, seed], shares[variant.name], out),
             study.ar_steps_of(variant, study_data.num_tokens),
             _sampling(study, variant),
             tuple(study.budgets),
@@ -107,13 +110,12 @@ def _settings(
     return plain, config
 
 
-def run_config(
-    study: Study, variant: Variant, study_data: StudyData, seed: int, out: Path, share: float
+def _run_config(
+    study: Study, variant: Variant, plain: RunConfig, config: RunConfig, share: float, out: Path
 ) -> RunConfig:
-    """The settings of a variant's training, on this share of the images, in a folder named after what differs
-    from the data file's own."""
-    plain, config = _settings(study, variant, study_data, seed)
-    config = shortened(config, share)
+    """The settings of a variant's training, on this share of the images of `config`, in a folder named after
+    what differs from the data file's own, `plain`."""
+    config, seed = shortened(config, share), plain.train.seed
     if study.budgets:  # a checkpoint at each, and at the end
         steps = -(-config.train.images // config.train.batch_size)
         every = max(round(steps * study.budgets[0]), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from causalfusion.pictures.charts import axes_of, log_scale
 from causalfusion.study.recipe import Study, entry
@@ -37,14 +37,7 @@ def save_picture(
         _draw(axes[-1], study, here, num_tokens)
         axes[-1].set_title("Here: Fréchet distance, mean and range over the seeds", fontsize=10)
         if beside:
-            axes[-1].legend(
-                frameon=False,
-                fontsize=8,
-                title="trained with",
-                title_fontsize=8,
-                loc="upper left",
-                bbox_to_anchor=(1.0, 1.0),
-            )
+            _legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _draw(axes: Axes, study: Study, values: Mapping[str, Sequence[float]], num_tokens: int) -> None:
@@ -81,7 +74,11 @@ def _draw_lines(
     axes.set_xticks(range(len(steps)), [f"S = {s}" for s in steps])
     axes.set_xlabel("AR steps in generation")
     if len(study.variants) <= BESIDE:
-        axes.legend(frameon=False, fontsize=8, title="trained with", title_fontsize=8)
+        _legend(axes)
+
+
+def _legend(axes: Axes, **place: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, title="trained with", title_fontsize=8, **place)
 
 
 def _draw_points(axes: Axes, study: Study, values: Mapping[str, Sequence[float]], step: int) -> None:
