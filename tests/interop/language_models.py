@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from causalfusion.interop.language.convert import open_source, plan_conversion, write_model
+
 RECORDED = Path(__file__).resolve().parents[2].parent / "shared/parity/neighbours/hf_decoders"
 needs_recordings = pytest.mark.skipif(not RECORDED.is_dir(), reason=f"{RECORDED} is absent")
 NAMES = [f"{family}_{letter}" for family in ("gpt2", "llama", "mistral", "qwen2", "qwen3") for letter in "ab"]
@@ -45,6 +47,13 @@ def folder_of(name: str, folder: Path, config: str = "config.json", **changes: A
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def converted(folder: Path, out: Path) -> Path:
+    """Our model folder of theirs."""
+    source = open_source(str(folder))
+    write_model(plan_conversion(source), source, out)
+    return out
 
 
 def recorded(name: str) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from language_models import (
     END,
     NAMES,
     change_weights,
+    converted,
     folder_of,
     letters_tokenizer,
     needs_recordings,
@@ -36,18 +37,11 @@ from causalfusion.interop.language.convert import (
     export_model,
     open_source,
     plan_conversion,
-    write_model,
 )
 from causalfusion.saved.folder import load_spec, packaged_models
 
 pytestmark = needs_recordings
 GREEDY = WriteConfig(max_tokens=20)
-
-
-def converted(folder: Path, out: Path) -> Path:
-    source = open_source(str(folder))
-    write_model(plan_conversion(source), source, out)
-    return out
 
 
 def pipeline_of(name: str, tmp_path: Path, config: str = "config.json", **changes: Any) -> LanguagePipeline:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from language_models import (
     change_weights,
+    converted,
     folder_of,
     letters_tokenizer,
     needs_recordings,
@@ -30,15 +31,13 @@ from causalfusion.saved.folder import load_spec, load_weights, save_model
 pytestmark = needs_recordings
 
 
-def converted(name: str, folder: Path) -> Path:
-    source = open_source(str(folder_of(name, folder / "theirs")))
-    write_model(plan_conversion(source), source, folder / "model")
-    return folder / "model"
+def converted_model(name: str, folder: Path) -> Path:
+    return converted(folder_of(name, folder / "theirs"), folder / "model")
 
 
 def test_a_row_without_room_does_not_end_longer_ones(tmp_path: Path):
     """GPT-2 has a table of positions: a row that is full has no further one, while others are written on."""
-    loaded = LanguagePipeline.load(converted("gpt2_a", tmp_path))
+    loaded = LanguagePipeline.load(converted_model("gpt2_a", tmp_path))
     pipeline = LanguagePipeline(loaded.model, loaded.spec, loaded.tokenizer)  # it writes on, without an end
     config, room = WriteConfig(max_tokens=12), loaded.model.config.max_text_tokens
     rows = [[1] * (room - 3), [2, 3, 4, 5]]
@@ -66,7 +65,7 @@ def test_a_file_may_hold_the_head_in_place_of_the_embedding_it_is_tied_to(name: 
 
 def test_a_language_model_is_published_with_all_that_it_needs(tmp_path: Path, capsys):
     """Its tokenizer has no markers, as that of a model which draws has."""
-    model, out = converted("llama_b", tmp_path), tmp_path / "page"
+    model, out = converted_model("llama_b", tmp_path), tmp_path / "page"
     assert cli.run(["publish", str(model), "--license", "mit", "--out", str(out)]) == 0
     assert load_file(out / "model.safetensors").keys() == load_file(model / "model.safetensors").keys()
     before, after = LanguagePipeline.load(model), LanguagePipeline.load(out)
@@ -82,7 +81,7 @@ def test_a_language_model_is_published_with_all_that_it_needs(tmp_path: Path, ca
 
 def test_low_rank_additions_that_are_left_out_are_told_as_such(tmp_path: Path):
     """They change the text, which is written as it was before them: no weights of images."""
-    folder = converted("llama_b", tmp_path)
+    folder = converted_model("llama_b", tmp_path)
     spec, weights = load_spec(folder), load_weights(folder)
     spec = replace(spec, model=replace(spec.model, lora=LoraConfig(rank=2)))
     added = {name: v for name, v in Transformer(spec.model).state_dict().items() if name not in weights}
@@ -95,7 +94,7 @@ def test_low_rank_additions_that_are_left_out_are_told_as_such(tmp_path: Path):
 def test_complete_goes_on_with_the_weights_that_are_asked_for_and_refuses_what_it_has_no_use_for(
     tmp_path: Path, capsys
 ):
-    folder = converted("llama_b", tmp_path)
+    folder = converted_model("llama_b", tmp_path)
     line = ["complete", "abc", "--model", str(folder), "--max-tokens", "5", "--out", str(tmp_path / "out")]
     for unused in (["--elements", "2"], ["--candidates", "3"], ["--adapters", "x"], ["--quantize", "int8"]):
         assert cli.run([*line, *unused]) == 2
