@@ -43,8 +43,8 @@ class ProgressLine:
 
     def show(self, done: float, text: str, *, force: bool = False, limit: float = math.inf) -> None:
         """Print the line if it is due or `force` is set. Of `done`, whole ones are printed, and the time left
-        follows from all of it. `limit` is the number of seconds after which the
-        work ends even if it is not complete."""
+        follows from all of it. `limit` is the number of seconds after which the work ends even if it is not
+        complete."""
         if not (self.enabled and force) and not self.due():
             return
         self.last_shown = now = time.monotonic()

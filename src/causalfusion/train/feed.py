@@ -40,7 +40,7 @@ from causalfusion.train.from_data import (
     open_grids,
     tokenizer_of,
     with_facts_of_data,
-)  # fmt: skip
+)
 from causalfusion.train.image_features import Features
 from causalfusion.train.prior import Mixed, with_own_images
 
