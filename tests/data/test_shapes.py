@@ -82,6 +82,19 @@ def test_numbers_of_figures_and_sizes():
         assert any(all(f.size == "large" for f in scene.figures) for scene in exact)
 
 
+def test_shares_of_numbers_of_figures_are_as_set():
+    source = open_source(DataConfig(source="shapes", object_shares=(0.1, 0.3, 0.6)))
+    assert isinstance(source, Shapes) and source.fingerprint() != Shapes().fingerprint()
+    counts = Counter(len(source.scene(index).figures) for index in range(3000))
+    assert [counts[n] / 3000 for n in (1, 2, 3)] == pytest.approx([0.1, 0.3, 0.6], abs=0.03)
+    for number, shares in enumerate([(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)], start=1):
+        scenes = [Shapes(object_shares=shares).scene(index) for index in range(100)]
+        assert {len(scene.figures) for scene in scenes} == {number}
+    for shares in ((0.5, 0.5, 0.5), (1.5, -0.5, 0.0)):
+        with pytest.raises(UserError, match="expected three shares that sum to 1"):
+            DataConfig(source="shapes", object_shares=shares)
+
+
 def test_the_scene_is_the_same_at_64_pixels():
     small, large = Shapes(side=32), Shapes(side=64)
     for index in range(200):

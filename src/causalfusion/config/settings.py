@@ -58,6 +58,8 @@ class DataConfig:
     split: SplitName = "train"
     """Split of `shapes`, `in_context` or `datasets`; `compositional` (shapes): only shape-colour pairs that
     never occur in `train`."""
+    object_shares: tuple[float, float, float] = (0.40, 0.35, 0.25)
+    """Shares of the scenes of `shapes` with one, two and three objects."""
     task: TaskName = "both"
     """Documents of `in_context`: `pairs` of images, the second of each the first under a transformation that
     nothing names; captions with `words` that mean something in their document alone, each before its image;
@@ -111,6 +113,8 @@ class DataConfig:
         needs_path = self.source not in ("digits", "shapes", "in_context") and not self.cache
         check(not needs_path or bool(self.path), "data.path", self.path, f"a path, for source {self.source}")
         check(0 <= self.examples <= 64, "data.examples", self.examples, "0 to 64")
+        fits = min(self.object_shares) >= 0 and abs(sum(self.object_shares) - 1) < 1e-6
+        check(fits, "data.object_shares", self.object_shares, "three shares that sum to 1")
         self._check_documents()
 
     def _check_documents(self) -> None:

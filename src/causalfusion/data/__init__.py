@@ -52,7 +52,8 @@ def _open(config: DataConfig) -> ImageSource:
     if config.source == "shapes":
         from causalfusion.data.shapes import Shapes
 
-        return Shapes(config.split, fit=config.fit() if config.image_size else None)
+        fit = config.fit() if config.image_size else None
+        return Shapes(config.split, fit=fit, object_shares=config.object_shares)
     path = find_path(os.path.expanduser(config.path))
     if config.source == "datasets":
         from causalfusion.data.hugging_face import HubImages

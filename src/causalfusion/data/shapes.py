@@ -13,7 +13,7 @@ from typing import get_args
 
 import numpy as np
 
-from causalfusion.config import SplitName
+from causalfusion.config import DataConfig, SplitName
 from causalfusion.config.sizes import Fit
 from causalfusion.data.drawing import COLORS, SHAPES, SIZES, Scene, SceneObject, draw_scene
 from causalfusion.data.scene_captions import CLEAR_OFFSET, describe
@@ -33,8 +33,6 @@ HELD_OUT = (
 """(shape, color) pairs of the compositional split."""
 SEEN = tuple((shape, color) for shape in SHAPES for color in COLORS if (shape, color) not in HELD_OUT)
 LENGTHS: dict[SplitName, int] = {"train": 200_000, "validation": 5_000, "test": 5_000, "compositional": 5_000}
-OBJECT_SHARES = (0.40, 0.35, 0.25)
-"""Fractions of scenes with one, two and three figures."""
 NUM_CAPTIONS = 4
 GAP = 1.5 / 32
 """Least distance between the circumscribed circles of two figures, in units of the image's side."""
@@ -43,7 +41,6 @@ BORDER = 0.5 / 32
 _TRIALS = (1, 64, 256)
 """Placements drawn at once for one, two and three figures; the first that fits is used."""
 _PAIRS_OF_FIGURES = {count: np.triu_indices(count, 1) for count in (1, 2, 3)}
-_CUMULATIVE_SHARES = (OBJECT_SHARES[0], OBJECT_SHARES[0] + OBJECT_SHARES[1])
 MIN_SIDE = 16
 _ASPECTS = ((1.0, 1.0), (1.0, 1.5), (1.5, 1.0))
 """Height and width, in units of the shorter side, of scenes of any size."""
@@ -61,9 +58,11 @@ class Shapes:
         side: int = 32,
         fit: Fit | None = None,
         num_objects: int = 0,
+        object_shares: tuple[float, float, float] = DataConfig.object_shares,
         length: int | None = None,
     ) -> None:
-        """`fit`, instead of the side of a square: one size, or the area of images of any size."""
+        """`object_shares`: of one, two and three figures, where `num_objects` is 0; they sum to 1. `fit`,
+        instead of the side of a square: one size, or the area of images of any size."""
         fit = fit or Fit(side, side)
         side = math.isqrt(int(fit.max_area / 1.5)) if fit.max_area else min(fit.height, fit.width)
         if split not in get_args(SplitName):
@@ -84,6 +83,7 @@ class Shapes:
         self._size = (fit.height, fit.width)
         self.num_objects = num_objects
         self.class_names = ["one object", "two objects", "three objects"]
+        self._shares = tuple(object_shares)
         self._length = LENGTHS[split] if length is None else length
         self._pairs = HELD_OUT if split == "compositional" else SEEN
 
@@ -115,7 +115,9 @@ class Shapes:
         first = [self.read(index) for index in range(min(3, self._length))]
         drawn = [(example.image.tobytes().hex(), example.captions) for example in first]
         size = [*self._size] if self._size != (self.side, self.side) else []
-        return hash_of([self.name, self.split, self.side, *size, self.num_objects, self._length, drawn])
+        shares = [*self._shares] if self._shares != DataConfig.object_shares else []
+        known = [self.name, self.split, self.side, *size, self.num_objects, *shares, self._length]
+        return hash_of([*known, drawn])
 
     def _draw(self, index: int) -> tuple[Scene, np.random.Generator]:
         """(scene, the generator after drawing it). Each (split, index) has a random stream of its own."""
@@ -123,7 +125,8 @@ class Shapes:
             raise IndexError(index)
         stream = get_args(SplitName).index(self.split)
         random = np.random.Generator(np.random.Philox(key=[index, stream]))
-        count = self.num_objects or 1 + bisect(_CUMULATIVE_SHARES, random.random())
+        one, two, _ = self._shares
+        count = self.num_objects or 1 + bisect((one, one + two), random.random())
         pairs = [self._pairs[i] for i in random.random(len(self._pairs)).argsort()[:count]]
         names, jitter = tuple(SIZES), random.random(count)
         sizes = [names[int(drawn * len(names))] for drawn in random.random(count)]

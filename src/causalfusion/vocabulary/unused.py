@@ -72,6 +72,7 @@ USED: dict[str, tuple[Use, ...]] = {
     **{f"data.{kind}_column": (TABLES,) for kind in ("image", "label", "caption")},
     "data.subset": (Use("data.source", ("datasets",)),),
     "data.streaming": (Use("data.source", ("datasets",)),),
+    "data.object_shares": (Use("data.source", ("shapes",)),),
     "data.task": (IN_CONTEXT,),
     "data.examples": (IN_CONTEXT,),
     "data.max_area": (Use("data.image_size", ("native",)),),
