@@ -134,8 +134,12 @@ class Edit:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        tip = "1 draws the region anew, less keeps more of what it shows: KSampler's denoise"
         return _inputs(
-            image=("IMAGE",), mask=("MASK",), variants=("INT", {"default": 1, "min": 1, "max": 64})
+            image=("IMAGE",),
+            mask=("MASK",),
+            variants=("INT", {"default": 1, "min": 1, "max": 64}),
+            strength=("FLOAT", {"default": 1.0, "min": 0.01, "max": 1.0, "step": 0.01, "tooltip": tip}),
         )
 
     def edit(
@@ -144,6 +148,7 @@ class Edit:
         image: Tensor,
         mask: Tensor,
         variants: int = 1,
+        strength: float = 1.0,
         prompt: str = "",
         class_name: str = "",
         seed: int = 0,
@@ -164,7 +169,7 @@ class Edit:
             labels, prompts = _asked(pipeline, prompt, class_name, len(part))
             new = pipeline.edit(
                 part, inside.cpu(), labels, config, prompts=prompts, seed=seed + number,
-                variants=variants, watch=_watch(),
+                variants=variants, strength=strength, watch=_watch(),
             )  # fmt: skip
             edited.append(new)
         drawn = _to_comfy(torch.cat(edited))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from causalfusion.config import DiffusionConfig, PredictionType, SampleConfig, SamplerName
 from causalfusion.diffusion.flow import RectifiedFlow
-from causalfusion.diffusion.samplers import Sampler
+from causalfusion.diffusion.samplers import Sampler, begun_at
 from causalfusion.errors import UserError
 
 MEAN, STD = 0.7, 0.5
@@ -98,6 +98,35 @@ def test_any_number_of_steps_is_finite_and_ends_on_the_last_predicted_clean_data
         assert noised.isfinite().all() and noised.dtype == torch.float32
     if name not in ("sde", "sde_heun") or num_steps == 1:  # whose last step is one of the drift
         torch.testing.assert_close(noised, prediction, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.04])
+@pytest.mark.parametrize("name", RectifiedFlow.samplers)
+def test_a_sampler_begun_on_the_way_is_the_rest_of_the_whole(name: SamplerName, share: float) -> None:
+    """Exactly, where a step remembers nothing of those before; else it lands where the flow does."""
+    whole = flow().sampler(SampleConfig(sampler=name), 40)
+    rest = begun_at(whole, share)
+    assert rest is not None and share - 0.03 < rest.shares[0] <= share + 1e-6
+    first = len(whole.shares) - len(rest.shares)
+    assert first % whole.calls_per_step == 0 and list(rest.shares) == list(whole.shares[first:])
+    level = rest.shares[0]
+    start = torch.linspace(-2, 2, 64, dtype=torch.float64).reshape(2, 8, 4)
+    state = (1 - level) * MEAN + ((1 - level) ** 2 * STD**2 + level**2) ** 0.5 * start
+    if name in ("dpm++", "unipc"):
+        assert float((run(rest, state) - (MEAN + STD * start)).abs().max()) < 1e-2
+        return
+    noises = torch.randn(len(rest.shares), *state.shape, dtype=torch.float64)
+    ends = []
+    for sampler, calls in ((rest, range(len(rest.shares))), (whole, range(first, len(whole.shares)))):
+        noised = state
+        for index, noise in zip(calls, noises, strict=True):
+            noised = sampler.enter(index, noised, noise)
+            prediction = exact_prediction(noised, sampler.shares[index], "velocity")
+            noised = sampler.step(index, noised, prediction, noise)
+        ends.append(noised)
+    assert torch.equal(*ends)
+    everything = begun_at(whole, 1.0)
+    assert begun_at(whole, 1e-9) is None and everything is not None and everything.shares == whole.shares
 
 
 def test_one_step_of_euler_is_the_straight_line() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from causalfusion.config import DiffusionConfig, PredictionType, SampleConfig, SamplerName
 from causalfusion.diffusion.ddpm import DDPM
-from causalfusion.diffusion.samplers import LinearSampler, Sampler
+from causalfusion.diffusion.samplers import LinearSampler, Sampler, begun_at
 from causalfusion.errors import UserError
 
 PARITY = Path(__file__).resolve().parents[2].parent / "shared" / "parity"
@@ -185,6 +185,31 @@ def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance(num_steps: int) -> 
     half = linear(SampleConfig(sampler="ddim", eta=0.5), num_steps)
     sigma = 0.5 * np.sqrt((1 - before) / (1 - a)) * np.sqrt(1 - a / before)
     np.testing.assert_allclose(half.of_noise, sigma[::-1], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_begun_on_the_way_is_the_rest_of_the_whole(name: SamplerName) -> None:
+    """Exactly, where a step remembers nothing of those before; else it lands where the flow does."""
+    whole = PROCESS.sampler(SampleConfig(sampler=name), 50)
+    rest = begun_at(whole, 0.6)
+    assert rest is not None and 0.57 < rest.shares[0] <= 0.6
+    first = len(whole.shares) - len(rest.shares)
+    assert list(rest.timesteps) == list(whole.timesteps[first:])
+    alpha_bar = float(SCHEDULE.alphas_cumprod[int(rest.timesteps[0])])
+    start = torch.linspace(-2, 2, 64, dtype=torch.float64).reshape(2, 8, 4)
+    state = alpha_bar**0.5 * MEAN + (alpha_bar * STD**2 + 1 - alpha_bar) ** 0.5 * start
+    if name in ("dpm++", "unipc"):
+        assert float((run(rest, state) - (MEAN + STD * start)).abs().max()) < 5e-3
+        return
+    assert isinstance(whole, LinearSampler)
+    ends = []
+    for sampler, calls in ((rest, range(len(rest.shares))), (whole, range(first, len(whole.shares)))):
+        noised = state
+        for index in calls:
+            prediction = exact_prediction(noised, int(sampler.timesteps[index]), "epsilon")
+            noised = sampler.step(index, noised, prediction, torch.ones_like(noised))
+        ends.append(noised)
+    assert torch.equal(*ends)
 
 
 def test_temperature_scales_the_added_noise_only() -> None:

@@ -17,7 +17,7 @@ from causalfusion.generate.layout import draw_orders, to_raster, tokens_of_mask
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.regions import region_mask
 from causalfusion.generate.settings import diffusion_steps, parse_class, step_sizes
-from causalfusion.generate.tokens import generate_tokens
+from causalfusion.generate.tokens import Sketch, generate_tokens
 from causalfusion.model.kv_cache import KVCache
 from causalfusion.model.transformer import Transformer
 from causalfusion.sequence import PackedSequence, class_segment, image_segment, pack_training
@@ -203,6 +203,39 @@ def test_kept_tokens_are_the_only_thing_an_edit_sees():
     assert torch.allclose(result, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(("strength", "steps"), [(0.9, 9), (0.5, 5), (0.1, 1)])
+def test_a_sketch_is_noised_to_where_the_steps_that_are_left_begin(strength, steps):
+    """In every AR step, whose tokens meet the context of those before."""
+    model = make_model()
+    clean, order = torch.randn(1, 16, 3, generator=torch.Generator().manual_seed(3)), torch.randperm(16)[None]
+    noise, seen = ImageNoise(1, [0], 16, 3), []
+    config = SampleConfig(diffusion_steps=[10], sampler="ddim")
+    context = prefill(model, torch.tensor([2]), config)
+    sketched = Sketch(clean[:, order[0]], strength)
+    hook = model.image_in.register_forward_hook(lambda *args: seen.append(args[1][0]))
+    events = []
+    generate_tokens(
+        model, PROCESS, config, context, order, [12, 4], noise, watch=events.append, sketch=sketched
+    )
+    hook.remove()
+    assert [(e.ar_step, e.num_diffusion_steps) for e in events] == [(1, steps)] * steps + [(2, steps)] * steps
+    level = torch.tensor([[int(events[0].timestep)]])
+    assert 1000 * strength - 111 < int(level) <= 1000 * strength
+    begun = PROCESS.add_noise(clean, noise.initial(0, torch.arange(16)[None]), level)
+    second = next(tokens for tokens in seen[steps:] if tokens.shape[1] == 4)
+    for first, positions in zip([seen[0], second], order.split([12, 4], dim=1), strict=True):
+        torch.testing.assert_close(first, begun[:, positions[0]])
+
+
+def test_a_sketch_that_leaves_no_step_is_refused():
+    model, order = make_model(), torch.arange(16)[None]
+    config = SampleConfig(diffusion_steps=[10], sampler="dpm++")
+    sketch, noise = Sketch(torch.zeros(1, 16, 3), 0.05), ImageNoise(1, [0], 16, 3)
+    with pytest.raises(UserError, match=r"the strength is 0.05; expected at least 0.\d+, where the last"):
+        context = prefill(model, torch.tensor([2]), config)
+        generate_tokens(model, PROCESS, config, context, order, [16], noise, sketch=sketch)
+
+
 def test_forked_cache_holds_the_same_context():
     model = make_model()
     context = prefill(model, torch.tensor([1, 2]), SampleConfig(guidance_scale=2.0))
@@ -268,6 +301,7 @@ def test_classes_by_number_and_name():
         ("bottom", 32),
         ("left", 32),
         ("right", 32),
+        ("all", 64),
         ("1,2,3,4", 12),
     ],
 )

@@ -193,6 +193,26 @@ def test_edit_by_prompt_changes_the_region_alone(models, photos, tmp_path):
     assert facts["read_as"] == Pipeline.load(models["both"]).caption(edits), "and what the model reads there"
 
 
+def test_edit_with_a_strength_begins_from_the_picture(models, photos, tmp_path):
+    """Of the whole picture without a region; the less, the nearer it stays."""
+    before = np.array(Image.open(photos / "0.png")).astype(int)
+    base = ["edit", photos / "0.png", "--model", models["text"], "--prompt", CAPTIONS[1], "--sampler", "ddim",
+            "--diffusion-steps", 50]  # fmt: skip
+    far = []
+    for strength in (0.02, 0.5, 1):
+        out = tmp_path / str(strength)
+        run(*base, "--strength", strength, *(["--region", "all"] if strength == 1 else []), "--out", out)
+        (edited,) = pixels_of(out, "edited-*.png")
+        far.append(abs(edited - before).mean())
+        facts = facts_of(out)
+        assert (facts["region"], facts["strength"]) == ("all", strength)
+    assert 0 < far[0] < far[1] < far[2]
+    out = tmp_path / "half"
+    run(*base, "--strength", 0.5, "--region", "left", "--out", out)
+    (edited,) = pixels_of(out, "edited-*.png")
+    assert (edited[:, 4:] == before[:, 4:]).all() and (edited[:, :4] != before[:, :4]).any()
+
+
 def test_a_model_that_never_learned_to_describe_images_edits_them(models, photos, tmp_path):
     """Its edits are not read by it, which it would refuse."""
     pipeline = Pipeline.load(models["both"])
@@ -261,6 +281,17 @@ MISTAKES = [
     ("text", ["edit", "good.png", "--region", "top", "--prompt", " "], "the prompt is empty"),
     ("text", ["edit", "good.png", "--region", "top", "--class", "dog"], "no class condition; give --prompt"),
     ("classes", ["edit", "good.png", "--region", "top", "--prompt", "red"], "trained without text"),
+    ("text", ["edit", "good.png", "--prompt", "red"], "expected --mask or --region"),
+    (
+        "text",
+        ["edit", "good.png", "--strength", "0", "--prompt", "red"],
+        "--strength is 0.0; expected a number",
+    ),
+    (
+        "text",
+        ["edit", "good.png", "--strength", "0.01", "--prompt", "red", "--sampler", "dpm++"],
+        "the strength is 0.01; expected at least",
+    ),
     ("text", ["edit", "gone.png", "--region", "top", "--prompt", "red"], "image gone.png does not exist"),
 ]
 

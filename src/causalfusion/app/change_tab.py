@@ -43,7 +43,11 @@ def make_change_tab(opened: Opened, drawing: Controls) -> ChangeTab:
         with gr.Column(scale=7, min_width=300):
             prompt = prompt_box(opened, "What should the whole picture show then?")
             class_name = class_box(opened, every=False)
-            variants = gr.Slider(1, MOST_VARIANTS, 4, step=1, label="Variants", elem_id="cf-variants")
+            with gr.Row():
+                variants = gr.Slider(1, MOST_VARIANTS, 4, step=1, label="Variants", elem_id="cf-variants")
+                strength = gr.Slider(
+                    0.1, 1, 1, step=0.05, label="How much may change (1: all)", elem_id="cf-strength"
+                )
             with gr.Row():
                 start = gr.Button("Change the painted part", variant="primary", scale=3, elem_id="cf-change")
                 stop = gr.Button("Stop", scale=1, min_width=80)
@@ -55,7 +59,13 @@ def make_change_tab(opened: Opened, drawing: Controls) -> ChangeTab:
 
     @guarded
     def run(
-        painting: str, picture: Any, prompt: str, class_name: str, variants: float, *finer: object
+        painting: str,
+        picture: Any,
+        prompt: str,
+        class_name: str,
+        variants: float,
+        strength: float,
+        *finer: object,
     ) -> Iterator[list[Any]]:
         if picture is None:
             raise UserError("there is no picture yet; choose one, or draw one first")
@@ -63,7 +73,7 @@ def make_change_tab(opened: Opened, drawing: Controls) -> ChangeTab:
         asked = read_controls(opened, finer)
         asked = replace(asked, prompt=prompt or "", class_name=class_name or "", images=int(variants))
         labels = [f"Variant {k + 1}" for k in range(int(variants))]
-        yield from stage.live(change(opened, picture, mask, asked), labels)
+        yield from stage.live(change(opened, picture, mask, asked, strength), labels)
 
     @guarded
     def go_on(frames: Any, chosen: int) -> list[Any]:
@@ -73,7 +83,7 @@ def make_change_tab(opened: Opened, drawing: Controls) -> ChangeTab:
         return paintable(picture)
 
     painting = gr.Textbox(visible=False)  # filled by the script, as the job is sent
-    inputs = [painting, tab.picture, prompt, class_name, variants, *drawing.components]
+    inputs = [painting, tab.picture, prompt, class_name, variants, strength, *drawing.components]
     job = start.click(
         run, inputs, stage.components, js=WITH_PAINTING, show_progress="hidden", trigger_mode="once", **HEAVY
     )

@@ -42,10 +42,14 @@ def draw(opened: Opened, asked: Asked) -> Iterator[Frame]:
     yield from _frames(opened, work, "picture", asked.images)
 
 
-def change(opened: Opened, picture: np.ndarray, mask: Tensor, asked: Asked) -> Iterator[Frame]:
+def change(
+    opened: Opened, picture: np.ndarray, mask: Tensor, asked: Asked, strength: float = 1.0
+) -> Iterator[Frame]:
     """Frames of variants, as many as images are asked for, of a picture (H, W, C) uint8, which changes only
-    where the mask (H, W) is True; the last has the variants. Raises UserError before the first."""
+    where the mask (H, W) is True, by so much of the way to noise; the last has the variants. Raises UserError
+    before the first."""
     opened.check(asked)
+    check(0 < strength <= 1, "how much may change", strength, "a number above 0, up to 1")
     pipeline, original = opened.pipeline, to_float(picture[None])
     tokens_changed = tokens_of_mask(mask, *pipeline.grid).flatten()
     check(bool(tokens_changed.any()), "the mask", "empty", "at least one pixel that may change")
@@ -63,6 +67,7 @@ def change(opened: Opened, picture: np.ndarray, mask: Tensor, asked: Asked) -> I
             prompts=opened.prompts(asked, 1),
             seed=asked.seed,
             variants=asked.images,
+            strength=strength,
             watch=_recorder(opened, tell, known.repeat(asked.images, 1, 1), tokens_changed),
         )
         # Exactly the input's pixels, whatever rounding the way through floats had.

@@ -70,6 +70,10 @@ class LearnedVarianceSampler(PlainEntry):
     def needs_noise(self) -> bool:
         return len(self.timesteps) > 1 and self.temperature > 0
 
+    def from_call(self, first: int) -> LearnedVarianceSampler:
+        mean_of = self.mean_of.from_call(first)
+        return LearnedVarianceSampler(mean_of, self.temperature, self.low[first:], self.high[first:])
+
     def step(self, index: int, noised: Tensor, prediction: Tensor, noise: Tensor | None) -> Tensor:
         mean = self.mean_of.mean(index, noised, prediction)
         if index == len(self.timesteps) - 1 or not self.needs_noise:

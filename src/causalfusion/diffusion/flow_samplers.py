@@ -67,6 +67,11 @@ class HeunSampler(PlainEntry):
     """The state and the slope with which the step in progress began."""
     slope: Tensor | None = None
     needs_noise: bool = False
+    calls_per_step: int = 2
+
+    def from_call(self, first: int) -> HeunSampler:
+        timesteps, shares = self.timesteps[first:], self.shares[first:]
+        return HeunSampler(timesteps, shares, self.grid[first // 2 :], self.process)
 
     def step(self, index: int, noised: Tensor, prediction: Tensor, noise: Tensor | None) -> Tensor:
         before, after = self.grid[index // 2 : index // 2 + 2]

@@ -34,6 +34,8 @@ class MultistepSampler(PlainEntry):
     ) -> None:
         self.timesteps, self.shares = timesteps, shares
         self._clean_factors, self.scales = clean_factors, scales
+        self._name: SolverName = name
+        self._flow = flow
         levels = levels_of(scales, flow)
         self._order, self._predictors = order, predictors(name, levels, order)
         self._correctors = correctors(levels, order) if name == "unipc" else None
@@ -42,6 +44,17 @@ class MultistepSampler(PlainEntry):
         """The last predictions of x_0, newest first."""
         self._before: Tensor | None = None
         """The state with which the last step began."""
+
+    def from_call(self, first: int) -> MultistepSampler:
+        return MultistepSampler(
+            self._name,
+            self.timesteps[first:],
+            self.shares[first:],
+            self._clean_factors[first:],
+            self.scales[first:],
+            order=self._order,
+            flow=self._flow,
+        )
 
     def step(self, index: int, noised: Tensor, prediction: Tensor, noise: Tensor | None) -> Tensor:
         if index != self._next_index:

@@ -11,10 +11,13 @@ standard normal noise, asks the model at every call, and hands over each (guided
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, Self
 
 from torch import Tensor
+
+_ROUNDING = 1e-6
+"""By how much a share may be above the one that is asked for, and still be that one."""
 
 
 class Sampler(Protocol):
@@ -44,9 +47,28 @@ class Sampler(Protocol):
         """
         ...
 
+    @property
+    def calls_per_step(self) -> int:
+        """How many calls belong together: steps begin at multiples of it."""
+        ...
+
+    def from_call(self, first: int) -> Sampler:
+        """A fresh sampler of the calls from `first` on, with which a step begins: it goes on from any tokens
+        that are as noisy as its first share says."""
+        ...
+
+
+def begun_at(sampler: Sampler, share: float) -> Sampler | None:
+    """The sampler of those steps that begin at most as noisy as a share of the path; None without any."""
+    starts = range(0, len(sampler.shares), sampler.calls_per_step)
+    first = next((call for call in starts if sampler.shares[call] <= share + _ROUNDING), None)
+    return None if first is None else sampler.from_call(first)
+
 
 class PlainEntry:
-    """A sampler that asks the model in the state as it is."""
+    """A sampler that asks the model in the state as it is, once in each step."""
+
+    calls_per_step = 1
 
     def enter(self, index: int, noised: Tensor, noise: Tensor | None) -> Tensor:
         return noised
@@ -71,6 +93,9 @@ class LinearSampler(PlainEntry):
     @property
     def needs_noise(self) -> bool:
         return any(self.of_noise)
+
+    def from_call(self, first: int) -> Self:
+        return replace(self, **{field.name: getattr(self, field.name)[first:] for field in fields(self)})
 
     def step(self, index: int, noised: Tensor, prediction: Tensor, noise: Tensor | None) -> Tensor:
         mean = self.mean(index, noised, prediction)

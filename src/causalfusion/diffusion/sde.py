@@ -119,10 +119,15 @@ class SdeHeunSampler:
     start: Tensor | None = None
     """The state with noise, and the drift, with which the step in progress began."""
     slope: Tensor | None = None
+    calls_per_step: int = 2
 
     @property
     def needs_noise(self) -> bool:
         return any(self.noise)
+
+    def from_call(self, first: int) -> SdeHeunSampler:
+        calls = self.timesteps[first:], self.shares[first:], self.clean[first:], self.drift[first:]
+        return SdeHeunSampler(*calls, self.noise[first // 2 :], self.last)
 
     def enter(self, index: int, noised: Tensor, noise: Tensor | None) -> Tensor:
         step, second = divmod(index, 2)

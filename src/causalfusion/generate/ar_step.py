@@ -47,9 +47,14 @@ class AutoregressiveStep(ABC):
         self.ar_step = torch.full((1, positions.shape[1]), context.next_ar_step, device=positions.device)
 
     def denoise(
-        self, sampler: Sampler, noise: NoiseSource, index: int, report: Callable[[int, Tensor], None]
+        self,
+        sampler: Sampler,
+        tokens: Tensor,
+        noise: NoiseSource,
+        index: int,
+        report: Callable[[int, Tensor], None],
     ) -> Tensor:
-        tokens = noise.initial(index, self.positions)
+        """Clean tokens (B, n, P) of noised ones, or of noise."""
         count = len(sampler.timesteps)
         added = noise.during(index, count, self.positions) if sampler.needs_noise else None
         for k, timestep in enumerate(sampler.timesteps):

@@ -79,6 +79,7 @@ def edit_to_folder(image: Path, request: EditRequest) -> Path:
             "prompt": request.prompt,
             "variants": request.variants,
             "candidates": request.candidates,
+            "strength": request.strength,
             "paste": request.paste,
             **facts(pipeline, folder, request),
         }
@@ -167,6 +168,7 @@ def _edit(pipeline: Pipeline, request: EditRequest, task: _Task) -> Tensor:
             prompts=task.prompts,
             seed=seed,
             variants=request.variants,
+            strength=request.strength,
             paste=request.paste,
             watch=watch,
         )
@@ -182,9 +184,10 @@ def _name(pipeline: Pipeline, label: int) -> str:
 
 
 def _asked(request: EditRequest, class_name: str | None) -> str:
-    """The class and the prompt of a request in words, for a picture."""
+    """The class, the prompt and the strength of a request in words, for a picture."""
     asked = [f"class: {class_name}"] * (class_name is not None)
-    return ", ".join(asked + [f"prompt: {request.prompt}"] * bool(request.prompt))
+    asked += [f"prompt: {request.prompt}"] * bool(request.prompt)
+    return ", ".join(asked + [f"strength: {request.strength:g}"] * (request.strength < 1))
 
 
 def _draw_sheet(

@@ -26,7 +26,7 @@ from causalfusion.generate.published import PublishedPipeline
 from causalfusion.generate.read import image_of, read_image, to_picture
 from causalfusion.generate.regions import Original, read_mask, region_mask
 from causalfusion.generate.settings import fit_ar_steps, step_sizes
-from causalfusion.generate.tokens import Watcher, generate_tokens
+from causalfusion.generate.tokens import Sketch, Watcher, generate_tokens
 from causalfusion.generate.write import TokenWatcher
 from causalfusion.machine.runtime import autocast
 
@@ -143,11 +143,15 @@ class Pipeline(PublishedPipeline):
         seed: int = 0,
         image_indices: Sequence[int] | None = None,
         variants: int = 1,
+        strength: float = 1.0,
         paste: bool = True,
         watch: Watcher | None = None,
     ) -> Tensor:
         """Regenerate the masked region of images under new classes or prompts, zero-shot. The images are
         (B, C, H, W) in [-1, 1], pictures, or image files.
+
+        With a `strength` below 1, the region is not drawn anew but from what it shows, noised to that share
+        of the path: the lower, the more stays.
 
         `mask` (H, W) is True where pixels may change; or it is the path of a mask image, or a region's name
         ("right", as `region_mask` says). A token is regenerated if any of its pixels is masked. The kept
@@ -162,6 +166,7 @@ class Pipeline(PublishedPipeline):
         mask, images = sized._mask(mask, images), given
         label_tensor, documents = self.conditions(labels, prompts)
         check(variants >= 1, "variants", variants, "at least 1")
+        check(0 < strength <= 1, "strength", strength, "a number above 0, up to 1")
         if mask.shape != images.shape[-2:] or len(label_tensor) != len(images):
             raise UserError(
                 f"mask {tuple(mask.shape)} and {len(label_tensor)} labels or prompts do not fit images of "
@@ -178,6 +183,9 @@ class Pipeline(PublishedPipeline):
         of_images = range(len(images)) if image_indices is None else image_indices
         indices = [index * variants + variant for index in of_images for variant in range(variants)]
         order = sized._orders_among(changed, config, seed, indices)
+        places = order[:, :, None].expand(-1, -1, spec.token_dim)
+        before = tokens.repeat_interleave(variants, dim=0)
+        sketch = Sketch(before.gather(1, places), strength) if strength < 1 else None
         noise = ImageNoise(seed, indices, sized.codec.num_tokens, spec.token_dim)
         with autocast(self.device, self.autocast_dtype):
             context = prefill(
@@ -187,11 +195,9 @@ class Pipeline(PublishedPipeline):
             ).fork(variants)  # fmt: skip
             new = generate_tokens(
                 self.model, self.process, config, context, order, sizes, noise, watch,
-                self.guided_numbers(config),
+                self.guided_numbers(config), sketch,
             )  # fmt: skip
-        places = order[:, :, None].expand(-1, -1, spec.token_dim)
-        result = tokens.repeat_interleave(variants, dim=0).scatter(1, places, new)
-        edited = sized.codec.decode_tokens(result)
+        edited = sized.codec.decode_tokens(before.scatter(1, places, new))
         if not paste:
             return edited
         return torch.where(mask.to(self.device), edited, original.repeat_interleave(variants, dim=0))

@@ -15,27 +15,28 @@ from causalfusion.data.transforms import fit_image
 from causalfusion.errors import UserError, printable
 from causalfusion.generate.read import read_picture
 
-REGIONS = ("center", "top", "bottom", "left", "right", "outside")
+REGIONS = ("center", "top", "bottom", "left", "right", "outside", "all")
 
 
 def region_mask(region: str, height: int, width: int) -> Tensor:
     """(H, W) bool, True where pixels may change.
 
-    center: the middle half of each side; outside: all but that; top, bottom, left, right: that half;
-    x,y,w,h: a box in pixels from the top left.
+    center: the middle half of each side; outside: all but that; top, bottom, left, right: that half; all: the
+    whole image; x,y,w,h: a box in pixels from the top left.
     """
     mask = torch.zeros(height, width, dtype=torch.bool)
     if region in ("center", "outside"):
         mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
         return mask if region == "center" else ~mask
-    halves = {
+    parts = {
         "top": (slice(0, height // 2), slice(None)),
         "bottom": (slice(height // 2, None), slice(None)),
         "left": (slice(None), slice(0, width // 2)),
         "right": (slice(None), slice(width // 2, None)),
+        "all": (slice(None), slice(None)),
     }
-    if region in halves:
-        mask[halves[region]] = True
+    if region in parts:
+        mask[parts[region]] = True
         return mask
     try:
         x, y, w, h = (int(part) for part in region.split(","))

@@ -19,7 +19,7 @@ from causalfusion.config.options import (
     require_at_least,
 )
 from causalfusion.config.sizes import parse_size
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 
 CompileChoice = Literal["auto", "always", "never"]
 RopeRule = Annotated[
@@ -93,7 +93,7 @@ class SampleRequest(GeneratingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EditRequest(GeneratingOptions):
-    """The options of `edit`. A mask or a region, and a class or a prompt, are needed."""
+    """The options of `edit`. A class or a prompt is needed, and a mask, a region or a strength below 1."""
 
     model: Model = DEFAULT_MODEL
     class_name: Annotated[str | None, Parameter(name="--class")] = None
@@ -104,7 +104,11 @@ class EditRequest(GeneratingOptions):
     """Mask image of the image's or the model's size. Bright opaque pixels may change; in a mask of zeros and
     ones, the ones. A token is regenerated if any of its pixels may change."""
     region: str = ""
-    """Instead of a mask: center, top, bottom, left, right, outside, or a box x,y,w,h in pixels."""
+    """Instead of a mask: center, top, bottom, left, right, outside, all, or a box x,y,w,h in pixels. Default:
+    all, with --strength."""
+    strength: float = 1.0
+    """Share of the way to pure noise from which the region is drawn, more than 0: 1 draws it anew, less keeps
+    more of what it shows (SDEdit; `strength` of image to image elsewhere)."""
     out: Path = Path("edit")
     """Folder for `edited-00.png`, ..., `original.png`, `mask.png`, `sheet.png` and `settings.json`. Those of
     an earlier edit are replaced, other files left alone."""
@@ -123,8 +127,11 @@ class EditRequest(GeneratingOptions):
     settings: Annotated[SampleConfig, Settings] = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
+        check(0 < self.strength <= 1, "--strength", self.strength, "a number above 0, up to 1")
+        if self.mask is None and not self.region and self.strength < 1:
+            object.__setattr__(self, "region", "all")
         if (self.mask is None) == (not self.region):
-            raise UserError("expected one of --mask and --region: which pixels may change")
+            raise UserError("expected --mask or --region: which pixels may change; or --strength below 1")
         if self.class_name is None and self.prompt is None:
             raise UserError("expected --class, --prompt, or both: what the region is to show")
         require_at_least(1, self, "variants", "candidates")

@@ -147,21 +147,21 @@ def edit_sheet(
     notes: Sequence[str] | None = None,
 ) -> Image.Image:
     """A sheet with one original (B, C, H, W) per row and, for every edit, two columns: the part of the
-    original that was kept, and the edited image. `notes` are texts below the edits."""
+    original that was kept, if any was, and the edited image. `notes` are texts below the edits."""
     blocks = [
         sheet(to_tiles(originals, scale), 1, column_labels=["original"], title=" ", captions=list(labels))
     ]
     for edit in edits:
         tiles, captions = [], []
         after = to_tiles(edit.edited, scale)
+        names = ["edited"] if edit.mask.all() else ["kept", "edited"]
         for row, kept in enumerate(to_tiles(originals, scale)):
             cover(kept, edit.mask, BLANK)
             outline(kept, edit.mask, ACCENT)
             outline(after[row], edit.mask, ACCENT)
-            tiles += [kept, after[row]]
-            captions += ["", f"asked: {edit.asked[row]}" if edit.asked[row] else ""]
-        names = ["kept", "edited"]
-        blocks.append(sheet(tiles, 2, column_labels=names, title=edit.name, captions=captions))
+            tiles += [kept, after[row]][-len(names) :]
+            captions += ["", f"asked: {edit.asked[row]}" if edit.asked[row] else ""][-len(names) :]
+        blocks.append(sheet(tiles, len(names), column_labels=names, title=edit.name, captions=captions))
     if notes is not None:
         height = max(block.height for block in blocks)
         texts = [None, *notes]
