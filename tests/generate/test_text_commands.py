@@ -289,8 +289,8 @@ MISTAKES = [
     ),
     (
         "text",
-        ["edit", "good.png", "--strength", "0.01", "--prompt", "red", "--sampler", "dpm++"],
-        "the strength is 0.01; expected at least",
+        "edit good.png --strength 0.1 --prompt a --diffusion-steps 3 --sampler dpm++".split(),
+        "the strength is 0.1; expected at least",
     ),
     ("text", ["edit", "gone.png", "--region", "top", "--prompt", "red"], "image gone.png does not exist"),
 ]

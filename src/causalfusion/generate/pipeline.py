@@ -167,17 +167,9 @@ class Pipeline(PublishedPipeline):
         label_tensor, documents = self.conditions(labels, prompts)
         check(variants >= 1, "variants", variants, "at least 1")
         check(0 < strength <= 1, "strength", strength, "a number above 0, up to 1")
-        if mask.shape != images.shape[-2:] or len(label_tensor) != len(images):
-            raise UserError(
-                f"mask {tuple(mask.shape)} and {len(label_tensor)} labels or prompts do not fit images of "
-                f"shape {tuple(images.shape)}; expected a mask (H, W), and one of them for each image"
-            )
-        masked = tokens_of_mask(mask, *sized.grid).flatten()
-        if not masked.any():
-            raise UserError("the mask is empty; expected at least one masked pixel")
+        kept, changed = sized._kept_and_changed(mask, images, len(label_tensor))
         original = images.to(self.device)
         tokens = sized.codec.encode_tokens(original, None)
-        kept, changed = (m.nonzero().flatten().to(self.device) for m in (~masked, masked))
         config = config or fit_ar_steps(self.default_sampling, len(changed))
         sizes = step_sizes(config, len(changed), seed)
         of_images = range(len(images)) if image_indices is None else image_indices
@@ -213,6 +205,20 @@ class Pipeline(PublishedPipeline):
         if isinstance(mask, str):
             return region_mask(mask, *size)
         return read_mask(mask, *size, Original.of(Path(images)) if isinstance(images, str | Path) else None)
+
+    def _kept_and_changed(self, mask: Tensor, images: Tensor, asked: int) -> tuple[Tensor, Tensor]:
+        """Raster positions of the tokens without and with masked pixels. Raises UserError if none has any, or
+        if the mask, or the number of labels or prompts, does not fit the images."""
+        if mask.shape != images.shape[-2:] or asked != len(images):
+            raise UserError(
+                f"mask {tuple(mask.shape)} and {asked} labels or prompts do not fit images of shape "
+                f"{tuple(images.shape)}; expected a mask (H, W), and one of them for each image"
+            )
+        masked = tokens_of_mask(mask, *self.grid).flatten()
+        if not masked.any():
+            raise UserError("the mask is empty; expected at least one masked pixel")
+        kept, changed = (m.nonzero().flatten().to(self.device) for m in (~masked, masked))
+        return kept, changed
 
     def _orders_among(self, changed: Tensor, config: SampleConfig, seed: int, indices: list[int]) -> Tensor:
         """(B, n) the masked raster positions in the order in which the whole image's order meets them."""
