@@ -243,6 +243,7 @@ def test_a_packaged_model_has_a_name(models, photos, tmp_path, monkeypatch, caps
 
 
 LONG = " ".join(CAPTIONS * 8)
+TOO_LOW = ["--strength", "0.1", "--diffusion-steps", "3", "--sampler", "dpm++"]
 MISTAKES = [
     ("text", ["sample", "--prompt", ""], "the prompt is empty"),
     ("text", ["sample", "--prompt"], "--prompt requires a value"),
@@ -287,11 +288,7 @@ MISTAKES = [
         ["edit", "good.png", "--strength", "0", "--prompt", "red"],
         "--strength is 0.0; expected a number",
     ),
-    (
-        "text",
-        "edit good.png --strength 0.1 --prompt a --diffusion-steps 3 --sampler dpm++".split(),
-        "the strength is 0.1; expected at least",
-    ),
+    ("text", ["edit", "good.png", "--prompt", "a", *TOO_LOW], "the strength is 0.1; expected at least"),
     ("text", ["edit", "gone.png", "--region", "top", "--prompt", "red"], "image gone.png does not exist"),
 ]
 
