@@ -36,7 +36,7 @@ class Job:
     def sampling(self, study_data: StudyData, num_ar_steps: int) -> SampleConfig:
         """Settings of generation with this number of AR steps, in the token order of the training."""
         trained = self.config.factorization
-        sample = from_dict(SampleConfig, {**to_dict(study_data.sample), **self.sample}, "sample.")
+        sample = from_dict(SampleConfig, merge([to_dict(study_data.sample), self.sample]), "sample.")
         return sample.changed(
             num_ar_steps=num_ar_steps,
             order=trained.order,

@@ -85,7 +85,7 @@ class Study:
 
     def sampling(self, of_data: SampleConfig) -> SampleConfig:
         """The settings of the data file, with those of the study above them."""
-        return from_dict(SampleConfig, {**to_dict(of_data), **self.sample}, "sample.")
+        return from_dict(SampleConfig, merge([to_dict(of_data), self.sample]), "sample.")
 
     def entries(self) -> set[str]:
         return {
