@@ -39,7 +39,7 @@ def run_studies(names: Sequence[str], study_data: StudyData, request: StudyReque
     out = request.out / Path(request.data).stem
     planned: list[_Planned] = []
     for name in names:
-        study = load_study(name)
+        study = load_study(name).on(study_data.num_tokens)
         jobs = jobs_of(study, study_data, request.seeds, out)
         check_before(jobs, study_data)
         planned.append(_Planned(Path(name).stem, study, jobs))
