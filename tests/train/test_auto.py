@@ -70,6 +70,22 @@ def test_what_the_user_gave_decides_what_follows_from_it():
     assert "codec" not in chosen and chosen["data"]["image_size"] == 256
 
 
+@pytest.mark.parametrize(
+    ("size", "patch"),
+    [(64, 8), (28, 4), (100, 10), ("320x192", 32), ("192x320", 32), (4, 1), (97, 12)],
+)
+def test_patches_divide_the_sides_that_the_user_gave(size, patch):
+    """Where a divisor is near; of a side such as 97, the data say which sizes would do."""
+    given = RunConfig(data=DataConfig(image_size=size))
+    assert settings_from(PHOTOS, given, "cpu", low_precision=False)["codec"]["patch_size"] == patch
+
+
+def test_a_side_is_chosen_for_the_patches_that_the_user_gave():
+    given = RunConfig(codec=CodecConfig(patch_size=5))
+    chosen = settings_from(PHOTOS, given, "cpu", low_precision=False)
+    assert (chosen["data"]["image_size"], chosen["codec"]["patch_size"]) == (30, 5)
+
+
 @pytest.fixture
 def photos(tmp_path):
     random = np.random.default_rng(0)

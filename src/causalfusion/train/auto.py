@@ -108,7 +108,7 @@ def settings_from(
     size = given.data.fit()
     given_side = min(size.height, size.width)
     side = given_side or min(median, SIDE[device])
-    patch = max(side // GRID[device], 1)
+    patch = _patch_size(given, side, device)
     if not given_side:
         side = max(side // patch, 1) * patch
     tiny = device == "cpu" and side <= 16 and not facts.in_colour
@@ -161,6 +161,18 @@ def settings_from(
         room = 3 * facts.caption_words + 8
         chosen["model"]["max_text_tokens"] = min(max(-(-room // 32) * 32, 32), 256)
     return chosen
+
+
+def _patch_size(given: RunConfig, side: int, device: str) -> int:
+    """The one that is given; else that of the device's grid or, of a given size, the nearest that divides
+    both sides, as far as one is within a factor of two."""
+    if given.codec.patch_size > 1:
+        return given.codec.patch_size
+    patch, size = max(side // GRID[device], 1), given.data.fit()
+    if not size.height:
+        return patch
+    near = [n for n in range(-(-patch // 2), 2 * patch + 1) if not (size.height % n or size.width % n)]
+    return min(near, key=lambda n: max(n / patch, patch / n), default=patch)
 
 
 def settings_of_documents(source: DocumentSource) -> dict[str, Any]:
