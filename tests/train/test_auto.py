@@ -126,6 +126,13 @@ def test_a_cache_says_itself_what_it_holds(tmp_path):
     assert settings == {"out": "runs/latents"} and lines == []
 
 
+@pytest.mark.parametrize("length", ["train.images", "train.epochs"])
+def test_a_length_that_is_given_is_not_ended_by_a_time(photos, length):
+    given = RunConfig(data=DataConfig(source="folder", path=str(photos)))
+    settings, lines = settings_for(given, CPU, {length, "data.path"})
+    assert "minutes" not in settings["train"] and "minutes 10" not in " ".join(lines)
+
+
 @pytest.mark.parametrize("kind", ["mps", "xpu"])
 def test_accelerators_without_settings_of_their_own_take_those_of_gpus(photos, kind):
     given = RunConfig(data=DataConfig(source="folder", path=str(photos)))

@@ -217,7 +217,7 @@ def settings_for(
 ) -> tuple[dict[str, Any], list[str]]:
     """(tables of settings to lay beneath recipes and options, lines that say which and how to override them)
     for the data that `given` names: the settings that the user gave, defaults elsewhere. `decided`:
-    their names, which are not told again."""
+    their names, which are not told again; a length in images or epochs stands alone."""
     path = given.data.cache or given.data.path or given.data.source
     out = given.out if given.out != RunConfig().out else f"runs/{_name_of(path)}"
     if given.data.cache:
@@ -233,6 +233,8 @@ def settings_for(
     else:
         facts = look_at(open_source(given.data), given.data.source)
         chosen = settings_from(facts, given, kind, low_precision=low_precision)
+    if {"train.images", "train.epochs"} & set(decided):  # which the time would end before
+        del chosen["train"]["minutes"]
     run = Path(os.path.expanduser(out))
     if with_language(run, given.train.init):
         chosen = beside_language(chosen)
