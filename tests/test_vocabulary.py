@@ -341,6 +341,9 @@ def test_each_command_takes_its_tables_of_a_recipe(tmp_path, monkeypatch, capsys
     assert (mine["batch_size"], mine["num_ar_steps"], mine["guidance_scale"]) == (3, 4, 5.0)
     file.write_text("[sampel]\neta = 0\n")
     assert "unknown setting sampel; did you mean sample" in refused(capsys, "sample", "--config", str(file))
+    file.write_text('[data]\nsource = "shapes"\n[distill]\nsteps = 2\nguidance_scale = 3.0\n')
+    mine = cli.prepare(["distill", "shapes", "--config", str(file)]).settings
+    assert (mine["steps"], mine["guidance_scale"], mine["data"]["source"]) == (2, 3.0, "shapes")
 
 
 def test_a_recipe_of_finetune_is_no_training(capsys):
