@@ -187,8 +187,9 @@ def test_old_spellings_work_with_one_note(typed, now):
     [
         (
             "train --steps 100",
-            "--train.images N or --train.epochs N; 100 steps of 128 images are --train.images 12800",
+            "--train.images N or --train.epochs N; 100 steps see 100 times train.batch_size images",
         ),
+        ("finetune shapes --max-train-steps 800", "800 steps see 800 times train.batch_size images"),
         ("train --max-steps=100 --batch-size 8", "100 steps of 8 images are --train.images 800"),
         ("train --model S", "a size is a recipe: --config S"),
         ("train --model runs/x", "--train.init runs/x"),
