@@ -194,6 +194,7 @@ def test_old_spellings_work_with_one_note(typed, now):
         ("train --model S", "a size is a recipe: --config S"),
         ("train --model runs/x", "--train.init runs/x"),
         ("train --resume", "the same command goes on"),
+        ("finetune --ckpt runs/x --data photos", "to begin with other weights: finetune MODEL"),
         ("train cifar10", "cifar10 is a recipe; expected --config cifar10"),
         ("train photos --data.path photos", "'photos' and --data.path are both given"),
         ("train --train.epoks 3", "did you mean --train."),

@@ -146,7 +146,8 @@ def advice_on(command: str, word: str, value: str | None, names: list[str], batc
         which = value or "MODEL"
         return f"to begin with the weights of a model: --train.init {which}; sizes are recipes: --config S"
     if command in ("train", "finetune") and bare in _RESUME.split():
-        return "the same command goes on with its run; to begin with other weights: --train.init MODEL"
+        begin = "--train.init MODEL" if command == "train" else "finetune MODEL"
+        return f"the same command goes on with its run; to begin with other weights: {begin}"
     if bare in _PRECISION.split():
         precision = next((name for name in ("--precision", "--train.precision") if name in names), None)
         return f"use {precision} bfloat16" if precision else None
