@@ -10,12 +10,15 @@ import torch
 from PIL import Image
 
 from causalfusion import Pipeline, cli
+from causalfusion.config import FinetuneConfig, RunConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.data.labels import map_classes
+from causalfusion.data.source import Example
 from causalfusion.errors import UserError
 from causalfusion.saved.folder import checkpoints_of, latest_model, load_spec, load_weights
+from causalfusion.train.from_data import classes_of
 from causalfusion.train.new_rows import for_classes
-from causalfusion.train.prior import Shares
+from causalfusion.train.prior import Mixed, OwnImages, Shares
 from causalfusion.train.run import train
 
 SHORT = [
@@ -152,6 +155,32 @@ def test_own_images_are_drawn_once_and_kept(base, tmp_path, capsys):
     (out / "prior" / "settings.json").write_text(json.dumps({**settings, "seed": 5}))
     assert finetune(*line, images=48) == 2
     assert "holds images of another model, or of other settings" in capsys.readouterr().err
+
+
+def test_own_images_keep_their_classes_beside_images_without_any():
+    """They were of the null class, as the data were."""
+
+    class Photos:
+        name, class_names, has_captions = "photos", list[str](), False
+
+        def __len__(self) -> int:
+            return 1
+
+        def read(self, index: int) -> Example:
+            return Example(np.zeros((8, 8, 3), np.uint8))
+
+        def fingerprint(self) -> str:
+            return ""
+
+    own = object.__new__(OwnImages)
+    own.class_names, image = ["cat", "dog"], np.ones((8, 8, 3), np.uint8)
+    own.examples = [Example(image, 1), Example(image)]
+    mixed = Mixed(Photos(), own)
+    config = RunConfig(finetune=FinetuneConfig(base="x", classes=["cat", "dog"]))
+    _, names, table = classes_of(config, mixed, mixed.class_names)
+    assert names == ["cat", "dog"] and table is not None
+    labels = [mixed.read(index).label for index in range(3)]
+    assert table[labels].tolist() == [2, 1, 2], "null, dog, null"
 
 
 @pytest.mark.parametrize(
