@@ -219,6 +219,10 @@ def test_what_is_missing_or_does_not_fit_is_said_in_one_line(base, tmp_path, cap
         (["shapes", "--data.source", "shapes", "--text.tokenizer", "train"], "the tokenizer of its model"),
         ([base, "--data.source", "in_context"], "finetune takes images"),
         ([base, "--data", data, "--prior-preservation", "1"], "a share in [0, 1)"),
+        (
+            [base, "--data", data, "--adapter", "none", "--no-keep-classes", "--prior-preservation", "0.5"],
+            "images of the model's classes, and --no-keep-classes leaves out those",
+        ),
     ]:
         assert cli.run(["finetune", *map(str, line), "--out", str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err
