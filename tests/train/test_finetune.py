@@ -179,7 +179,7 @@ def test_own_images_keep_their_classes_beside_images_without_any():
     config = RunConfig(finetune=FinetuneConfig(base="x", classes=["cat", "dog"]))
     _, names, table = classes_of(config, mixed, mixed.class_names)
     assert names == ["cat", "dog"] and table is not None
-    labels = [mixed.read(index).label for index in range(3)]
+    labels = np.array([mixed.read(index).label for index in range(3)])
     assert table[labels].tolist() == [2, 1, 2], "null, dog, null"
 
 
