@@ -356,6 +356,22 @@ def test_training_announces_its_memory_and_what_fits(monkeypatch: pytest.MonkeyP
     assert "images at once" in line
 
 
+def test_a_run_that_goes_on_by_more_processes_keeps_its_sequences_whole():
+    """In as many micro-batches as before, only where these hold whole sequences."""
+
+    class Alike(World):
+        """Of several processes that all say the same."""
+
+        def max(self, value: int) -> int:
+            return value
+
+    config = _config(replace(MODEL, num_class_tokens=0), batch_size=16)
+    config = replace(config, text=replace(config.text, examples_per_sequence=2))
+    for count, expected in ((1, 4), (2, 4), (4, 1)):
+        world = Alike(0, count, torch.device("cpu"))
+        assert fit_to_memory(config, world, at_least=4).train.grad_accumulation == expected
+
+
 def test_a_train_step_is_cut_until_it_fits_or_refused_with_what_would_do(monkeypatch: pytest.MonkeyPatch):
     config = _config(batch_size=32)
     assert fit_to_memory(config, CPU) == config

@@ -187,12 +187,14 @@ def test_old_spellings_work_with_one_note(typed, now):
     [
         (
             "train --steps 100",
-            "--train.images N or --train.epochs N; 100 steps of 128 images are --train.images 12800",
+            "--train.images N or --train.epochs N; 100 steps see 100 times train.batch_size images",
         ),
+        ("finetune shapes --max-train-steps 800", "800 steps see 800 times train.batch_size images"),
         ("train --max-steps=100 --batch-size 8", "100 steps of 8 images are --train.images 800"),
         ("train --model S", "a size is a recipe: --config S"),
         ("train --model runs/x", "--train.init runs/x"),
         ("train --resume", "the same command goes on"),
+        ("finetune --ckpt runs/x --data photos", "to begin with other weights: finetune MODEL"),
         ("train cifar10", "cifar10 is a recipe; expected --config cifar10"),
         ("train photos --data.path photos", "'photos' and --data.path are both given"),
         ("train --train.epoks 3", "did you mean --train."),
@@ -339,6 +341,9 @@ def test_each_command_takes_its_tables_of_a_recipe(tmp_path, monkeypatch, capsys
     file.write_text('base = ["cifar10"]\nbatch_size = 3\nnum_ar_steps = 4\n[sample]\nguidance_scale = 5.0\n')
     mine = cli.prepare(["sample", "--config", str(file)]).settings
     assert (mine["batch_size"], mine["num_ar_steps"], mine["guidance_scale"]) == (3, 4, 5.0)
+    file.write_text('[data]\nsource = "shapes"\n[distill]\nsteps = 2\nguidance_scale = 3.0\n')
+    mine = cli.prepare(["distill", "shapes", "--config", str(file)]).settings
+    assert (mine["steps"], mine["guidance_scale"], mine["data"]["source"]) == (2, 3.0, "shapes")
     file.write_text("[sampel]\neta = 0\n")
     assert "unknown setting sampel; did you mean sample" in refused(capsys, "sample", "--config", str(file))
 
@@ -503,13 +508,14 @@ def test_a_cache_says_itself_which_images_it_was_made_of(photos, tmp_path, capsy
         cli.run(["encode", str(photos), "--data.image-size", "4", "--out", str(cache), "--device", "cpu"])
         == 0
     )
-    given = read(["train", str(cache)])
-    settle_data(given, {})
-    assert given.given == {
-        "--data.cache": [str(cache)],
-        "--data.source": ["folder"],
-        "--data.split": ["train"],
-        "--data.image-size": ["4"],
-    }
+    made = {"--data.source": ["folder"], "--data.split": ["train"], "--data.image-size": ["4"]}
+    for typed, file, settled in (
+        (["train", str(cache)], {}, {"--data.cache": [str(cache)]}),
+        (["train"], {"path": str(cache)}, {"--data.cache": [str(cache)], "--data.path": [""]}),
+        (["train"], {"cache": str(cache)}, {}),
+    ):
+        given = read(typed)
+        settle_data(given, {"data": file})
+        assert given.given == made | settled
     capsys.readouterr()
     assert "holds latents" in refused(capsys, "encode", str(cache), "--out", str(tmp_path / "again"))

@@ -3,6 +3,7 @@ the bit, and refusals."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,17 @@ def test_a_graft_that_was_stopped_goes_on_to_the_bit(
         assert is_of_text(name) and raw[name].equal(value) != trained
     state = load_file(whole / "state" / "optimizer.safetensors")
     assert any(is_of_text(name.rpartition("/")[0]) for name in state) == trained
+
+
+def test_a_text_that_is_not_read_has_no_loss(tmp_path: Path):
+    """The log told 0, and a perplexity of 1, of a frozen language model that nobody asked."""
+    init = language("llama_b", tmp_path)
+    settings = {"images": 8, "evaluate_every": 1, "evaluate_images": 8}
+    run(graft_of(init, tmp_path / "run", OWN, train=settings))
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {record["kind"] for record in records} == {"train", "evaluation"}
+    for record in records:
+        assert not {"text_loss", "perplexity", "text"} & record.keys()
 
 
 def test_what_is_chosen_for_data_leaves_the_language_model_its_own(tmp_path: Path):

@@ -11,6 +11,7 @@ from causalfusion.estimate.planned import plan_run
 from causalfusion.model.arithmetic import expected_train_flops
 from causalfusion.study.grid import jobs_of
 from causalfusion.study.recipe import (
+    Claim,
     Study,
     Variant,
     fill_in,
@@ -118,6 +119,16 @@ def test_a_share_of_the_images_shortens_the_training(tmp_path):
     epochs = replace(study, settings={"train": {"epochs": 2.0}})
     with pytest.raises(UserError, match=r"train.epochs is 2 .*expected train.images"):
         jobs_of(epochs, load_study_data("digits", []), [0], tmp_path)
+
+
+def test_no_ar_steps_are_one_for_each_token():
+    """In tables and findings, too: figures at S = 0 were measured and left out."""
+    variants = [Variant(name="a"), Variant(name="b", ar_steps=[0])]
+    claim = Claim(text="a is better", better=["a @ 0"], worse=["b @ 0"])
+    study = Study(title="", question="", ar_steps=[1, 0], variants=variants, claims=[claim]).on(16)
+    assert study.all_ar_steps(16) == [1, 16]
+    assert study.entries() == {"a @ 1", "a @ 16", "b @ 16"}
+    assert (study.claims[0].better, study.claims[0].worse) == (["a @ 16"], ["b @ 16"])
 
 
 def test_a_variant_goes_on_from_its_base(tmp_path):

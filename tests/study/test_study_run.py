@@ -3,12 +3,16 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from causalfusion.cli import run
+from causalfusion.config import SampleConfig
+from causalfusion.errors import UserError
 from causalfusion.saved.folder import checkpoints_of
 from causalfusion.study import run as study_run
+from causalfusion.study.grid import jobs_of
 from causalfusion.study.recipe import StudyData, Variant, load_study
 from causalfusion.study.tables import write_results
 
@@ -30,6 +34,7 @@ text = "One is better than all."
 better = ["one @ 1"]
 worse = ["all @ 1"]
 """
+ONE = 'title = ""\nquestion = ""\nar_steps = [1]\n[[variants]]\nname = "other"\n'
 DATA = """
 recipes = ["digits"]
 num_tokens = 16
@@ -97,14 +102,83 @@ def test_trains_measures_and_writes(command, tmp_path, capsys):
 def test_a_run_of_another_setting_of_the_same_name_is_refused(command, tmp_path, capsys, monkeypatch):
     """Which another study in the same place made: its figures are not this one's."""
     study, norms = tmp_path / "two.toml", "settings.model = { norm = { eps = 1e-4 } }"
-    plain = 'title = ""\nquestion = ""\nar_steps = [1]\n[[variants]]\nname = "other"\n'
-    study.write_text(plain + norms)
+    study.write_text(ONE + norms)
     command = changed(command, seeds=["0"])
     assert run(command) == 0
-    study.write_text(plain + norms.replace("norm", "out_norm"))
+    study.write_text(ONE + norms.replace("norm", "out_norm"))
     capsys.readouterr()
     assert run(command) == 2
     assert "holds a run with model.out_norm.eps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("lr = 1e-6", "holds a run with train.lr 0.0015, the variant 'other' has 1e-06"),
+        ("images = 32", "holds a run with train.images 64, the variant 'other' has 32"),
+    ],
+)
+def test_a_finished_run_of_other_settings_of_training_is_refused(
+    command, tmp_path, capsys, settings, message
+):
+    """Which a --config gives to all variants, so that folders do not tell them: a finished run was taken for
+    it, and its figures written as those of the new settings."""
+    (tmp_path / "two.toml").write_text(ONE)
+    (tmp_path / "other.toml").write_text(f"[train]\n{settings}\n")
+    command = changed(command, seeds=["0"])
+    assert run(command) == 0
+    capsys.readouterr()
+    assert run([*command, "--config", str(tmp_path / "other.toml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_is_measured_anew(command, tmp_path):
+    """Its figures were those of the shorter training."""
+    (tmp_path / "two.toml").write_text(ONE)
+    (tmp_path / "longer.toml").write_text("[train]\nimages = 128\n")
+    command = changed(command, seeds=["0"])
+    assert run(command) == 0
+    before = qualities(tmp_path / "out" / "small" / "two")
+    assert run([*command, "--config", str(tmp_path / "longer.toml")]) == 0
+    after = qualities(tmp_path / "out" / "small" / "two")
+    assert [row["value"] for row in after] != [row["value"] for row in before]
+
+
+def test_a_run_of_epochs_is_trained_to_its_end(tmp_path, monkeypatch):
+    """Not to the images that the settings have beside their epochs."""
+    (tmp_path / "one.toml").write_text(ONE)
+    settings = {"train": {"epochs": 2.0, "images": 64}}
+    study_data = StudyData(recipes=["digits"], num_tokens=16, features="digits", count=10, settings=settings)
+    (job,) = jobs_of(load_study(str(tmp_path / "one.toml")), study_data, [0], tmp_path)
+    monkeypatch.setattr(study_run, "checkpoints_of", lambda folder: [folder])
+    monkeypatch.setattr(study_run, "load_spec", lambda folder: SimpleNamespace(images_seen=seen))
+    stored = {"train": {"epochs": 2.0, "images": 3414}}
+    monkeypatch.setattr("causalfusion.train.resume.stored_settings", lambda folder: stored)
+    seen = 128
+    assert not study_run._is_trained(job, study_data)
+    seen = 3456
+    assert study_run._is_trained(job, study_data)
+    stored["train"]["epochs"] = 1.0
+    assert not study_run._is_trained(job, study_data), "two are to follow it"
+
+
+def test_epochs_have_no_parts_with_figures(tmp_path):
+    (tmp_path / "one.toml").write_text("budgets = [0.5, 1.0]\n" + ONE)
+    settings = {"train": {"epochs": 2.0}}
+    study_data = StudyData(recipes=["digits"], num_tokens=16, features="digits", count=10, settings=settings)
+    with pytest.raises(UserError, match=r"epochs is 2 in a study with budgets; expected train.images"):
+        jobs_of(load_study(str(tmp_path / "one.toml")), study_data, [0], tmp_path)
+
+
+def test_sampling_of_a_study_is_not_overruled_by_lists_of_the_data(tmp_path):
+    """Steps that the study gives, where the data file has a respacing."""
+    (tmp_path / "one.toml").write_text(ONE + "[sample]\ndiffusion_steps = [3]\n")
+    sample = SampleConfig(sampler="ddim", respacing="10")
+    study_data = StudyData(recipes=["digits"], num_tokens=16, features="digits", count=10, sample=sample)
+    study = load_study(str(tmp_path / "one.toml"))
+    (job,) = jobs_of(study, study_data, [0], tmp_path)
+    for found in (job.sampling(study_data, 1), study.sampling(sample)):
+        assert (found.respacing, found.diffusion_steps, found.sampler) == ("", [3], "ddim")
 
 
 def qualities(out):

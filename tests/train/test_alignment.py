@@ -193,7 +193,8 @@ def test_features_beside_latents_on_the_disk(command, tmp_path, digits_run):
     assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
 
 
-def test_text_and_images_are_aligned_together(tmp_path):
+@pytest.mark.parametrize("recipes", [(), ("--config", "transfusion")], ids=["clean context", "noised"])
+def test_text_and_images_are_aligned_together(tmp_path, recipes):
     network = ResNetCifarNetwork(1).eval()
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "judge.safetensors")
     out = tmp_path / "run"
@@ -211,7 +212,7 @@ def test_text_and_images_are_aligned_together(tmp_path):
     ]
     sizes = ["--model.hidden-size", "16", "--model.num-heads", "1", "--train.evaluate-every", "0"]
     sizes += ["--train.sample-every", "0", "--train.sample-minutes", "0"]
-    assert run(["train", "--config", "shapes", *options, *length, *sizes, "--out", str(out)]) == 0
+    assert run(["train", "--config", "shapes", *recipes, *options, *length, *sizes, "--out", str(out)]) == 0
     records = [r for r in read_log(out / "log.jsonl") if r["kind"] == "train"]
     weight = json.loads((latest_model(out) / "state" / "run.json").read_text())["text"]["loss_coefficient"]
     for r in records:

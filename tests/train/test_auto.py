@@ -70,6 +70,22 @@ def test_what_the_user_gave_decides_what_follows_from_it():
     assert "codec" not in chosen and chosen["data"]["image_size"] == 256
 
 
+@pytest.mark.parametrize(
+    ("size", "patch"),
+    [(64, 8), (28, 4), (100, 10), ("320x192", 32), ("192x320", 32), (4, 1), (97, 12)],
+)
+def test_patches_divide_the_sides_that_the_user_gave(size, patch):
+    """Where a divisor is near; of a side such as 97, the data say which sizes would do."""
+    given = RunConfig(data=DataConfig(image_size=size))
+    assert settings_from(PHOTOS, given, "cpu", low_precision=False)["codec"]["patch_size"] == patch
+
+
+def test_a_side_is_chosen_for_the_patches_that_the_user_gave():
+    given = RunConfig(codec=CodecConfig(patch_size=5))
+    chosen = settings_from(PHOTOS, given, "cpu", low_precision=False)
+    assert (chosen["data"]["image_size"], chosen["codec"]["patch_size"]) == (30, 5)
+
+
 @pytest.fixture
 def photos(tmp_path):
     random = np.random.default_rng(0)
@@ -108,6 +124,13 @@ def test_a_run_that_has_begun_keeps_what_it_began_with(tmp_path):
 def test_a_cache_says_itself_what_it_holds(tmp_path):
     settings, lines = settings_for(RunConfig(data=DataConfig(cache=str(tmp_path / "latents"))), CPU)
     assert settings == {"out": "runs/latents"} and lines == []
+
+
+@pytest.mark.parametrize("length", ["train.images", "train.epochs"])
+def test_a_length_that_is_given_is_not_ended_by_a_time(photos, length):
+    given = RunConfig(data=DataConfig(source="folder", path=str(photos)))
+    settings, lines = settings_for(given, CPU, {length, "data.path"})
+    assert "minutes" not in settings["train"] and "minutes 10" not in " ".join(lines)
 
 
 @pytest.mark.parametrize("kind", ["mps", "xpu"])

@@ -10,12 +10,15 @@ import torch
 from PIL import Image
 
 from causalfusion import Pipeline, cli
+from causalfusion.config import FinetuneConfig, RunConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.data.labels import map_classes
+from causalfusion.data.source import Example
 from causalfusion.errors import UserError
 from causalfusion.saved.folder import checkpoints_of, latest_model, load_spec, load_weights
+from causalfusion.train.from_data import classes_of
 from causalfusion.train.new_rows import for_classes
-from causalfusion.train.prior import Shares
+from causalfusion.train.prior import Mixed, OwnImages, Shares
 from causalfusion.train.run import train
 
 SHORT = [
@@ -154,6 +157,32 @@ def test_own_images_are_drawn_once_and_kept(base, tmp_path, capsys):
     assert "holds images of another model, or of other settings" in capsys.readouterr().err
 
 
+def test_own_images_keep_their_classes_beside_images_without_any():
+    """They were of the null class, as the data were."""
+
+    class Photos:
+        name, class_names, has_captions = "photos", list[str](), False
+
+        def __len__(self) -> int:
+            return 1
+
+        def read(self, index: int) -> Example:
+            return Example(np.zeros((8, 8, 3), np.uint8))
+
+        def fingerprint(self) -> str:
+            return ""
+
+    own = object.__new__(OwnImages)
+    own.class_names, image = ["cat", "dog"], np.ones((8, 8, 3), np.uint8)
+    own.examples = [Example(image, 1), Example(image)]
+    mixed = Mixed(Photos(), own)
+    config = RunConfig(finetune=FinetuneConfig(base="x", classes=["cat", "dog"]))
+    _, names, table = classes_of(config, mixed, mixed.class_names)
+    assert names == ["cat", "dog"] and table is not None
+    labels = np.array([mixed.read(index).label for index in range(3)])
+    assert table[labels].tolist() == [2, 1, 2], "null, dog, null"
+
+
 @pytest.mark.parametrize(
     ("images", "share", "most"),
     [(80, 0.5, 200), (80, 0.5, 40), (10_000, 0.5, 200), (80, 0.2, 200), (5, 0.9, 200)],
@@ -190,6 +219,10 @@ def test_what_is_missing_or_does_not_fit_is_said_in_one_line(base, tmp_path, cap
         (["shapes", "--data.source", "shapes", "--text.tokenizer", "train"], "the tokenizer of its model"),
         ([base, "--data.source", "in_context"], "finetune takes images"),
         ([base, "--data", data, "--prior-preservation", "1"], "a share in [0, 1)"),
+        (
+            [base, "--data", data, "--adapter", "none", "--no-keep-classes", "--prior-preservation", "0.5"],
+            "images of the model's classes, and --no-keep-classes leaves out those",
+        ),
     ]:
         assert cli.run(["finetune", *map(str, line), "--out", str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err

@@ -7,16 +7,20 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from causalfusion import cli
+from causalfusion.config import RunConfig, TrainConfig
 from causalfusion.errors import TrainingStopped, UserError
 from causalfusion.files import in_use
 from causalfusion.machine.processes import World
 from causalfusion.saved.folder import checkpoints_of
-from causalfusion.train.run import train
+from causalfusion.train.checkpoint import Progress
+from causalfusion.train.run import _is_finished, train
 from causalfusion.train.stopping import StopRequest, run_in_use
 from causalfusion.train.trainer import Trainer
 
@@ -122,3 +126,18 @@ def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):
     with run_in_use(tmp_path / "run", ALONE):
         (tmp_path / "run" / "log.jsonl").touch()
     assert (tmp_path / "run" / "log.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("length", "out_of_time", "said"),
+    [
+        ({"images": 96}, False, "a larger train.images goes on (now 96)"),
+        ({"images": 96, "epochs": 2.0}, False, "a larger train.epochs goes on (now 2.0)"),
+        ({"images": 500, "minutes": 1.0}, True, "a larger train.minutes goes on (now 1.0)"),
+    ],
+)
+def test_a_finished_run_names_the_length_that_counts(length, out_of_time, said):
+    """More images would change nothing, where epochs are given."""
+    trainer = SimpleNamespace(progress=Progress(images_seen=96, train_step=12, seconds=60.0))
+    run: Any = SimpleNamespace(trainer=trainer, config=RunConfig(train=TrainConfig(batch_size=8, **length)))
+    assert said in _is_finished(run, Path("runs/x"), out_of_time=out_of_time)

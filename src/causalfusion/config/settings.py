@@ -274,6 +274,11 @@ class RunConfig:
         images alone."""
         return self.text.loss_coefficient > 0 or self.train.trainable != "images"
 
+    @property
+    def learns_text(self) -> bool:
+        """True where texts, if there are some, are predicted."""
+        return self.reads_text and self.finetune.task != "classify"
+
     def _check_head(self) -> None:
         """Check what the model's head and context require of the plan."""
         head, plan = self.model.head, self.factorization

@@ -54,7 +54,7 @@ def add_projector(model: Transformer, layer: int, width: int, out: int) -> None:
         sequence = inputs[0]
         found = segments_of(left.pop(), sequence, sequence.first_output if last else 0)
         pairs = zip(sequence.segments, found, strict=True)
-        noised = [x for segment, x in pairs if segment.kind == "image" and segment.role == "noised"]
+        noised = [x for segment, x in pairs if segment.timesteps is not None]  # their role may be clean
         rows = torch.cat(noised, 1) if noised else found[0].new_zeros(len(found[0]), 0, size)
         return predictions._replace(projected=projector(rows))
 

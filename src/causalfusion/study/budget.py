@@ -29,15 +29,19 @@ def shortened(config: RunConfig, share: float) -> RunConfig:
     Raises UserError for a training whose length is in epochs."""
     if share == 1:
         return config
-    if config.train.epochs:
-        raise UserError(
-            f"train.epochs is {config.train.epochs:g} in a study with unequal shares of the training; "
-            "expected train.images"
-        )
+    require_images(config, "unequal shares of the training")
     batch = config.train.batch_size
     images = max(round(config.train.images * share / batch), 1) * batch
     warmup = round(config.train.warmup_images * images / config.train.images)
     return replace(config, train=replace(config.train, images=images, warmup_images=warmup))
+
+
+def require_images(config: RunConfig, what: str) -> None:
+    """Raise UserError for a training whose length is in epochs, in a study with `what`."""
+    if config.train.epochs:
+        raise UserError(
+            f"train.epochs is {config.train.epochs:g} in a study with {what}; expected train.images"
+        )
 
 
 def _training_arithmetic(config: RunConfig, facts: DataFacts) -> float:

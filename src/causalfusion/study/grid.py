@@ -12,7 +12,7 @@ from causalfusion.config.earlier import rename_settings
 from causalfusion.config.recipes import load_facts, load_layers, merge
 from causalfusion.config.serialize import flat, from_dict, to_dict
 from causalfusion.files import hash_of
-from causalfusion.study.budget import shares_of, shortened
+from causalfusion.study.budget import require_images, shares_of, shortened
 from causalfusion.study.recipe import Study, StudyData, Variant, fill_in
 
 
@@ -36,7 +36,7 @@ class Job:
     def sampling(self, study_data: StudyData, num_ar_steps: int) -> SampleConfig:
         """Settings of generation with this number of AR steps, in the token order of the training."""
         trained = self.config.factorization
-        sample = from_dict(SampleConfig, {**to_dict(study_data.sample), **self.sample}, "sample.")
+        sample = from_dict(SampleConfig, merge([to_dict(study_data.sample), self.sample]), "sample.")
         return sample.changed(
             num_ar_steps=num_ar_steps,
             order=trained.order,
@@ -117,6 +117,7 @@ def _run_config(
     what differs from the data file's own, `plain`."""
     config, seed = shortened(config, share), plain.train.seed
     if study.budgets:  # a checkpoint at each, and at the end
+        require_images(config, "budgets")
         steps = -(-config.train.images // config.train.batch_size)
         every = max(round(steps * study.budgets[0]), 1)
         train = replace(

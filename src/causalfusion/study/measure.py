@@ -92,9 +92,11 @@ def _judge(features: str, data: DataConfig, image_size: tuple[int, int], device:
 
 
 def _key(point: Point, job: Job, study_data: StudyData) -> str:
-    """A hash of everything besides the run on which a figure depends."""
-    settings = job.sampling(study_data, point.num_ar_steps)
-    parts = [to_dict(settings), study_data.count, study_data.features]
+    """A hash of everything on which a figure depends, but for those settings of the run that cannot change:
+    it may have gone on since it was measured."""
+    settings, train = job.sampling(study_data, point.num_ar_steps), job.config.train
+    length = [train.images, train.epochs, train.minutes]
+    parts = [to_dict(settings), study_data.count, study_data.features, *length]
     return hash_of(parts if point.budget == 1 else [*parts, point.budget])
 
 

@@ -66,6 +66,7 @@ class Study:
     title: str
     question: str
     ar_steps: list[int]
+    """Numbers of AR steps S at which all variants are evaluated; 0: one for each token."""
     variants: list[Variant]
     claims: list[Claim] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -83,9 +84,26 @@ class Study:
     def __post_init__(self) -> None:
         check_values(self, "study")
 
+    def on(self, num_tokens: int) -> Study:
+        """This study for images of so many tokens: their number in place of S = 0."""
+
+        def numbers(ar_steps: list[int]) -> list[int]:
+            return [s or num_tokens for s in ar_steps]
+
+        def named(entries: list[str]) -> list[str]:
+            last = entry("", 0)
+            return [e.removesuffix(last) + entry("", num_tokens) if e.endswith(last) else e for e in entries]
+
+        return replace(
+            self,
+            ar_steps=numbers(self.ar_steps),
+            variants=[replace(v, ar_steps=numbers(v.ar_steps)) for v in self.variants],
+            claims=[replace(c, better=named(c.better), worse=named(c.worse)) for c in self.claims],
+        )
+
     def sampling(self, of_data: SampleConfig) -> SampleConfig:
         """The settings of the data file, with those of the study above them."""
-        return from_dict(SampleConfig, {**to_dict(of_data), **self.sample}, "sample.")
+        return from_dict(SampleConfig, merge([to_dict(of_data), self.sample]), "sample.")
 
     def entries(self) -> set[str]:
         return {

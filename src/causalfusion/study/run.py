@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from causalfusion.config import RunConfig
 from causalfusion.config.serialize import flat, to_dict
@@ -39,7 +41,7 @@ def run_studies(names: Sequence[str], study_data: StudyData, request: StudyReque
     out = request.out / Path(request.data).stem
     planned: list[_Planned] = []
     for name in names:
-        study = load_study(name)
+        study = load_study(name).on(study_data.num_tokens)
         jobs = jobs_of(study, study_data, request.seeds, out)
         check_before(jobs, study_data)
         planned.append(_Planned(Path(name).stem, study, jobs))
@@ -95,33 +97,48 @@ def check_before(jobs: Sequence[Job], study_data: StudyData) -> None:
 
 
 def _is_trained(job: Job, _: StudyData) -> bool:
+    from causalfusion.train.resume import stored_settings
+
     checkpoints = checkpoints_of(job.folder)
     if not checkpoints:
         return False
-    _refuse_other_run(job, checkpoints[-1])
-    return load_spec(checkpoints[-1]).images_seen >= job.config.train.images
+    before, train = flat(stored_settings(checkpoints[-1])), job.config.train
+    _refuse_other_run(job, before)
+    images = train.images
+    if train.epochs:  # which the run knows in images
+        images = before["train.images"] if before.get("train.epochs") == train.epochs else math.inf
+    return load_spec(checkpoints[-1]).images_seen >= images
 
 
-_OF_MODEL = ("model.", "diffusion.", "factorization.")
+_OF_RUN = ("train.", "data.", "diffusion.", "factorization.")
+"""Tables whose settings are stored as they are given."""
+_FILLED = ("model.", "codec.", "text.", "align.")
+"""Tables with settings that follow from the data, or a model to begin with, where they are not given."""
 _OF_DATA = (
     "model.num_classes",
     "model.grid_height",
     "model.grid_width",
     "model.token_dim",
     "model.vocab_size",
+    "codec.normalization",
 )
-"""Settings of a model that follow from its data."""
+"""Settings that follow from the data though they are given."""
 
 
-def _refuse_other_run(job: Job, checkpoint: Path) -> None:
-    """Raise UserError for a run that another study made, with other settings of the same name. A run that
-    began with a model has some of that model's."""
-    from causalfusion.train.resume import stored_settings
+def _refuse_other_run(job: Job, before: Mapping[str, Any]) -> None:
+    """Raise UserError for a run, with the settings `before`, that another study made, or this one with other
+    settings for all variants, which its folder does not tell. A run that began with a model has some of that
+    model's."""
+    from causalfusion.train.resume import MAY_CHANGE, MAY_MOVE
 
-    before, plain = flat(stored_settings(checkpoint)), flat(to_dict(RunConfig()))
-    for name, value in flat(to_dict(job.config)).items() if not job.config.train.init else ():
-        given = name.startswith(_OF_MODEL) and name not in _OF_DATA and value != plain[name]
-        if given and before.get(name, value) != value:
+    plain, now, train = flat(to_dict(RunConfig())), flat(to_dict(job.config)), job.config.train
+    for name, value in now.items():
+        stored = name.startswith(_OF_RUN) and value != "auto"
+        given = name.startswith(_FILLED) and value != plain[name] and not train.init
+        other = before.get(name, value) != value and name not in (*_OF_DATA, *MAY_CHANGE, *MAY_MOVE)
+        if name == "train.images":
+            other = before.get(name, value) > value and not train.epochs
+        if (stored or given) and other:
             raise UserError(
                 f"{job.folder} holds a run with {name} {before[name]}, the variant {job.variant!r} has "
                 f"{value}; give another --out"

@@ -108,7 +108,7 @@ def settings_from(
     size = given.data.fit()
     given_side = min(size.height, size.width)
     side = given_side or min(median, SIDE[device])
-    patch = max(side // GRID[device], 1)
+    patch = _patch_size(given, side, device)
     if not given_side:
         side = max(side // patch, 1) * patch
     tiny = device == "cpu" and side <= 16 and not facts.in_colour
@@ -163,6 +163,18 @@ def settings_from(
     return chosen
 
 
+def _patch_size(given: RunConfig, side: int, device: str) -> int:
+    """The one that is given; else that of the device's grid or, of a given size, the nearest that divides
+    both sides, as far as one is within a factor of two."""
+    if given.codec.patch_size > 1:
+        return given.codec.patch_size
+    patch, size = max(side // GRID[device], 1), given.data.fit()
+    if not size.height:
+        return patch
+    near = [n for n in range(-(-patch // 2), 2 * patch + 1) if not (size.height % n or size.width % n)]
+    return min(near, key=lambda n: max(n / patch, patch / n), default=patch)
+
+
 def settings_of_documents(source: DocumentSource) -> dict[str, Any]:
     """Settings for documents, which hold texts, and several images, beside those for their images alone."""
     places = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)).tolist()
@@ -205,7 +217,7 @@ def settings_for(
 ) -> tuple[dict[str, Any], list[str]]:
     """(tables of settings to lay beneath recipes and options, lines that say which and how to override them)
     for the data that `given` names: the settings that the user gave, defaults elsewhere. `decided`:
-    their names, which are not told again."""
+    their names, which are not told again; a length in images or epochs stands alone."""
     path = given.data.cache or given.data.path or given.data.source
     out = given.out if given.out != RunConfig().out else f"runs/{_name_of(path)}"
     if given.data.cache:
@@ -221,6 +233,8 @@ def settings_for(
     else:
         facts = look_at(open_source(given.data), given.data.source)
         chosen = settings_from(facts, given, kind, low_precision=low_precision)
+    if {"train.images", "train.epochs"} & set(decided):  # which the time would end before
+        del chosen["train"]["minutes"]
     run = Path(os.path.expanduser(out))
     if with_language(run, given.train.init):
         chosen = beside_language(chosen)

@@ -24,7 +24,7 @@ class Display:
 
     def __init__(self, config: RunConfig, world: World, images_seen: int, *, show: bool, peak: float) -> None:
         self.world, self.on_screen, self.peak = world, show, peak
-        self.has_text = config.model.vocab_size > 0 and config.finetune.task != "classify"
+        self.has_text = config.model.vocab_size > 0 and config.learns_text
         self.aligned = bool(config.align.encoder)
         what = "documents" if config.data.has_documents else "images"
         self.line = ProgressLine(config.train.images, images_seen, enabled=show, what=what)

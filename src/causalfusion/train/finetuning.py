@@ -112,6 +112,11 @@ def _refuse(spec: ModelSpec, config: RunConfig, folder: Path) -> None:
         raise UserError(
             f"--task {finetune.task} trains all weights; leave --adapter and --prior-preservation out"
         )
+    if finetune.prior_preservation and not finetune.keep_classes and model.uses_classes and _classes(spec):
+        raise UserError(
+            "--prior-preservation draws images of the model's classes, and --no-keep-classes leaves out "
+            "those that the data lack; expected one of the two"
+        )
     if finetune.adapter != "none" and config.text.tokenizer not in ("", "init"):
         raise UserError(  # where the adapter is used, its model's tokenizer reads prompts
             f"--text.tokenizer is {config.text.tokenizer!r}; an adapter is learned with the tokenizer of its "

@@ -103,8 +103,9 @@ def _buckets(piece: Arranged, process: Process, first: int) -> Tensor:
 
 
 def _add_text(of_text: dict[str, list[Tensor]], found: Errors, piece: Arranged) -> None:
-    """The cross-entropies of each text target, under the arrangement of its document."""
-    if piece.layout is None:
+    """The cross-entropies of each text target, under the arrangement of its document; none where texts are
+    there for images alone."""
+    if piece.layout is None or not piece.layout.read:
         return
     for row, arrangement in enumerate(piece.text):
         targets = piece.layout.text_targets[row] != NO_TARGET

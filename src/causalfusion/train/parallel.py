@@ -72,9 +72,9 @@ def fit_to_memory(config: RunConfig, world: World, *, at_least: int = 1) -> RunC
         raise UserError(
             f"a train step needs {needed:.3g} GB on each process, and {free:.3g} GB are free; {remedy(cost)}"
         )
-    share = config.train.batch_size // world.size
+    share, group = config.train.batch_size // world.size, config.text.examples_per_sequence
     number = world.max(share // cost.micro_batch)
-    if config.train.micro_batch == 0 and share % at_least == 0:
+    if config.train.micro_batch == 0 and share % (at_least * group) == 0:
         number = max(number, at_least)
     return replace(config, train=replace(config.train, grad_accumulation=number))
 

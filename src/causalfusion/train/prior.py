@@ -10,7 +10,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +52,13 @@ class OwnImages:
 
 
 class Mixed:
-    """Images of a source, then the model's own; labels are by name. Own images without a class have the label
-    behind the last, beside labelled ones, where none would be read as the first class."""
+    """Images of a source, then the model's own; labels are by name. Where either have classes, images without
+    one have the label behind the last; none would be read as the first class."""
 
     def __init__(self, given: ImageSource, own: OwnImages) -> None:
         self.given, self.own, self.name, self.has_captions = given, own, given.name, given.has_captions
         self.class_names = list(given.class_names)
-        if self.class_names:
-            self.class_names += [name for name in own.class_names if name not in given.class_names]
+        self.class_names += [name for name in own.class_names if name not in given.class_names]
         numbers = {each: number for number, each in enumerate(told_apart(self.class_names))}
         self._labels = [numbers.get(each, -1) for each in told_apart(own.class_names)]
 
@@ -68,12 +67,14 @@ class Mixed:
 
     def read(self, index: int) -> Example:
         if index < len(self.given):
-            return self.given.read(index)
-        found = self.own.examples[index - len(self.given)]
-        label = None
-        if self.class_names:
-            label = len(self.class_names) if found.label is None else self._labels[found.label]
-        return Example(found.image, label, found.captions)
+            found = self.given.read(index)
+            label = found.label if self.given.class_names else None
+        else:
+            found = self.own.examples[index - len(self.given)]
+            label = None if found.label is None else self._labels[found.label]
+        if self.class_names and label is None:
+            label = len(self.class_names)
+        return replace(found, label=label)
 
     def fingerprint(self) -> str:
         return self.given.fingerprint()

@@ -70,18 +70,18 @@ class Reports:
 
     def _write_losses(self, result: StepResult) -> None:
         """The means since the last record."""
-        trainer, text_config = self.run.trainer, self.run.config.text
+        trainer, config = self.run.trainer, self.run.config
         losses = trainer.progress.pending_losses
         images_per_second, rate, waiting = self.clock.read()
         image, text = (sum(part) / max(len(losses), 1) for part in zip(*losses or [(nan, nan)], strict=True))
         parts = {}
-        if self.run.data.tokenizer is not None and self.run.config.finetune.task != "classify":
+        if self.run.data.tokenizer is not None and config.learns_text:
             parts = {"image_loss": image, "text_loss": text, "perplexity": math.exp(min(text, 100.0))}
-        loss = image + text_config.loss_coefficient * text
+        loss = image + config.text.loss_coefficient * text
         if trainer.progress.pending_alignment:
             found = trainer.progress.pending_alignment
             parts |= {"image_loss": image, "alignment": sum(found) / len(found)}
-            loss += self.run.config.align.coefficient * parts["alignment"]
+            loss += config.align.coefficient * parts["alignment"]
         trainer.progress = replace(trainer.progress, pending_losses=(), pending_alignment=())
         if self.log is None:
             return

@@ -135,9 +135,8 @@ def _what_next(run: OpenRun, folder: Path) -> str:
 def _is_finished(run: OpenRun, folder: Path, *, out_of_time: bool) -> str:
     """The line about a run that has nothing left to do."""
     progress, train = run.trainer.progress, run.config.train
-    longer = "train.minutes" if out_of_time else "train.images"
-    now = train.minutes if out_of_time else train.images
+    longer = "minutes" if out_of_time else "epochs" if train.epochs else "images"
     return (
         f"{folder} is finished: {progress.images_seen:,} images, {progress.seconds / 60:.1f} "
-        f"minutes of training; a larger {longer} goes on (now {now:,})"
+        f"minutes of training; a larger train.{longer} goes on (now {getattr(train, longer):,})"
     )

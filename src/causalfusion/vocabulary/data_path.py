@@ -45,7 +45,8 @@ def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
     if kind != "cache":
         line.given["--data.source"] = [kind]
     elif line.command.name in ("train", "distill", "finetune", "estimate"):
-        line.given.pop("--data.path", None)
+        if line.given.pop("--data.path", None) is None:  # a file's, where it would be the images' path, too
+            line.given["--data.path"] = [""]
         line.given["--data.cache"] = [combine_paths(paths)]
     else:
         raise UserError(f"{paths[0]} holds latents, written by causalfusion encode; expected images")
@@ -53,7 +54,7 @@ def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
 
 def _settle_cache(line: Line, beneath: dict[str, Any]) -> None:
     """Settings of the images that are not given are those with which the cache was made."""
-    cache = line.value("--data.cache")
+    cache = line.value("--data.cache") or beneath.get("cache")
     if not cache or line.command.name not in ("train", "distill", "finetune"):
         return
     try:

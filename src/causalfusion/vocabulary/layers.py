@@ -67,7 +67,9 @@ def _has_table(command: Command, table: str) -> bool:
 
 def _takes_as_its_own(command: Command, table: str) -> bool:
     """True for a command that has the settings of a recipe's table as options of its own."""
-    known = {"sample": "num_ar_steps", "finetune": "task", "classify": "layer_decay"}
+    known = {
+        "sample": "num_ar_steps", "finetune": "task", "classify": "layer_decay", "distill": "teacher_steps"
+    }  # fmt: skip
     return table in known and not _has_table(command, table) and _has(command, known[table])
 
 

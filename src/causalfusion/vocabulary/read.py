@@ -26,8 +26,6 @@ from causalfusion.vocabulary.words import (
 )
 
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
-DEFAULT_BATCH = 128
-
 
 PATHS = (
     "--out", "--model", "--teacher", "--mask", "--samples", "--reference", "--prompts-file", "--classes-file",
@@ -122,8 +120,8 @@ def find_option(line: Line, word: str, ahead: str | None, rest: Sequence[str]) -
     if option is not None:
         line.notes.append(f"{word} is now called {option.name}; the old name goes with the next release")
         return option, False
-    batch = line.value("--train.batch-size") or _value_in(rest, "batch-size") or str(DEFAULT_BATCH)
-    advice = advice_on(command.name, word, ahead, names, int(batch) if batch.isdecimal() else DEFAULT_BATCH)
+    batch = line.value("--train.batch-size") or _value_in(rest, "batch-size") or ""
+    advice = advice_on(command.name, word, ahead, names, int(batch) if batch.isdecimal() else 0)
     if advice is not None:
         raise UserError(f"{command.name} has no option {word}: {advice}")
     found = known_option(word, names)

@@ -129,13 +129,16 @@ _DEVICES = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "gpus": "cuda", "no-cud
 
 
 def advice_on(command: str, word: str, value: str | None, names: list[str], batch_size: int) -> str | None:
-    """Advice for a word that has no counterpart among a command's options; None if there is none."""
+    """Advice for a word that has no counterpart among a command's options; None if there is none.
+    `batch_size` is that of the line; 0: recipes, data or a model say it."""
     bare = word.lstrip("-")
     if command in ("train", "finetune", "estimate") and bare in _STEPS.split():
         advice = "training length is given in images or epochs: --train.images N or --train.epochs N"
         if value is not None and value.isdecimal():
-            images = int(value) * batch_size
-            advice += f"; {value} steps of {batch_size} images are --train.images {images}"
+            see = f"see {value} times train.batch_size images"
+            if batch_size:
+                see = f"of {batch_size} images are --train.images {int(value) * batch_size}"
+            advice += f"; {value} steps {see}"
         return f"{word} counts train steps; {advice}"
     if command in ("train", "estimate") and bare == "model":
         if value in SIZES:
@@ -143,7 +146,8 @@ def advice_on(command: str, word: str, value: str | None, names: list[str], batc
         which = value or "MODEL"
         return f"to begin with the weights of a model: --train.init {which}; sizes are recipes: --config S"
     if command in ("train", "finetune") and bare in _RESUME.split():
-        return "the same command goes on with its run; to begin with other weights: --train.init MODEL"
+        begin = "--train.init MODEL" if command == "train" else "finetune MODEL"
+        return f"the same command goes on with its run; to begin with other weights: {begin}"
     if bare in _PRECISION.split():
         precision = next((name for name in ("--precision", "--train.precision") if name in names), None)
         return f"use {precision} bfloat16" if precision else None
