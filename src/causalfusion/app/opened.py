@@ -19,6 +19,7 @@ from causalfusion.generate.settings import check_settings
 from causalfusion.machine.runtime import compute_dtype, select_device
 from causalfusion.saved.folder import read_latest
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.train.from_data import captions_of
 from causalfusion.train.resume import data_of_training
 
 _SCENES = "shapes:test"
@@ -197,9 +198,9 @@ def _examples(pipeline: Pipeline, reference: DataConfig | None) -> tuple[str, ..
         return _EXAMPLES
     try:
         source = open_source(reference)
-        some = [source.read(index) for index in range(min(len(source), 8 * _NUM_EXAMPLES))]
+        some = [captions_of(source, index) for index in range(min(len(source), 8 * _NUM_EXAMPLES))]
     except (UserError, OSError):  # moved since the training; the page does without
         return ()
-    captions = [example.captions[0] for example in some if example.captions]
-    short = dict.fromkeys(text for text in captions if len(text) <= _LONGEST_EXAMPLE)
+    captions = [texts[0] for texts in some if texts]
+    short = dict.fromkeys(text for text in captions if 0 < len(text.strip()) <= _LONGEST_EXAMPLE)
     return tuple(short)[:_NUM_EXAMPLES]
