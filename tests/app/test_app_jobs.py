@@ -230,3 +230,9 @@ def test_a_page_opens_with_prompts_of_its_images_although_one_is_damaged(tmp_pat
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
     opened = open_model(AppRequest(device="cpu", reference=str(tmp_path / "data.jsonl")))
     assert opened.examples == ("a star of 1", "a star of 2")
+
+
+def test_the_page_begins_with_the_seed_of_the_command():
+    assert open_model(AppRequest(device="cpu", seed=7)).defaults().seed == 7
+    with pytest.raises(UserError, match="--seed is -1; expected 0 to 4294967295"):
+        AppRequest(seed=-1)

@@ -47,6 +47,8 @@ class Opened:
     device: str = "cpu"
     examples: tuple[str, ...] = ()
     """Prompts to begin with."""
+    seed: int = 0
+    """To begin with."""
 
     @property
     def adapters(self) -> list[str]:
@@ -102,6 +104,7 @@ class Opened:
             order=own.order,
             diffusion_steps=max(1, min(steps, MOST_DIFFUSION_STEPS, MOST_PASSES // ar_steps)),
             guidance=own.guidance_scale if self.can_be_guided else 1.0,
+            seed=self.seed,
         )
 
     def settings(self, asked: Asked) -> SampleConfig:
@@ -175,6 +178,7 @@ def open_model(request: AppRequest) -> Opened:
         reference,
         str(device),
         _examples(pipeline, reference),
+        request.seed,
     )
 
 
