@@ -97,6 +97,16 @@ def test_complete_writes_documents_that_can_be_continued(models, prompts, tmp_pa
         if "image" in last:
             shown = np.array(Image.open(tmp_path / f"a/{index:06d}" / last["image"]))
             assert np.array_equal(shown, whole[-1])
+    again = [*base, "--documents", str(prompts), "--out", str(tmp_path / "a")]
+    assert cli.run(again) == 0, "its own file is replaced"
+
+
+def test_complete_replaces_no_documents_of_others(models, prompts, tmp_path, capsys):
+    (tmp_path / "documents.jsonl").write_text("my own")
+    line = ["complete", "--model", models["text"], "--documents", prompts, "--out", tmp_path]
+    assert cli.run([*map(str, line), *STEPS]) == 2
+    assert "holds documents.jsonl, which no earlier `complete` wrote there" in capsys.readouterr().err
+    assert (tmp_path / "documents.jsonl").read_text() == "my own"
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,15 @@ def _continue_documents(
     written = request.out / "documents.jsonl"
     if file.resolve() == written.resolve():
         raise UserError(f"--out {request.out} would replace {file}; give another --out")
+    folders = [request.out / f"{index:06d}" for index in range(len(documents))]
+    if written.exists() and settings_there(folders[0], "complete") is None:
+        raise UserError(
+            f"{request.out} holds {written.name}, which no earlier `complete` wrote there; give another "
+            "--out, or move it away"
+        )
     lines = []
-    for index in range(len(documents)):
-        own = replace(request, out=request.out / f"{index:06d}")
+    for index, folder in enumerate(folders):
+        own = replace(request, out=folder)
         told = documents.told(index)
         made = _continue(pipeline, own, documents[index], told, settings)
         lines.append(
