@@ -122,21 +122,19 @@ def _continue_documents(
             f"{request.out} holds {written.name}, which no earlier `complete` wrote there; give another "
             "--out, or move it away"
         )
-    lines = []
+    lines, wordless = [], 0
     for index, folder in enumerate(folders):
         own = replace(request, out=folder)
         told = documents.told(index)
         made = _continue(pipeline, own, documents[index], told, settings)
-        lines.append(
-            [
-                *told,
-                *(
-                    {"text": e["text"]} if "text" in e else {"image": f"{own.out.name}/{e['image']}"}
-                    for e in made
-                ),
-            ]
-        )
+        kept = [e for e in made if e.get("text", "an image").strip()]
+        wordless += len(made) - len(kept)
+        name = folder.name
+        more = [{"text": e["text"]} if "text" in e else {"image": f"{name}/{e['image']}"} for e in kept]
+        lines.append([*told, *more])
     write_whole(written, "".join(json.dumps({"elements": e}, ensure_ascii=False) + "\n" for e in lines))
+    if wordless:
+        warnings.warn(f"{written} is without {wordless} texts that the model left empty", stacklevel=2)
 
 
 def _continue(
