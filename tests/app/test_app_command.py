@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from causalfusion.app.opened import Opened
@@ -141,3 +142,20 @@ def test_a_page_has_and_names_the_adapters_that_it_is_given(shapes: Opened, make
         page.close(verbose=False)
     assert run(["app", "--adapters", str(tmp_path)]) == 2
     assert "holds no adapter" in capsys.readouterr().err
+
+
+@NEEDED
+def test_a_drawing_that_is_stopped_leaves_nothing_to_choose_of_the_one_before():
+    from causalfusion.app.frames import Frame
+    from causalfusion.app.stage import at_moment, make_stage
+    from causalfusion.app.toolkit import gr
+
+    with gr.Blocks():
+        stage = make_stage("test", "empty", "Variant")
+    frames = [Frame(np.zeros((2, 4, 4, 3), np.uint8), f"step {k}") for k in range(3)]
+    first, *_, last = stage.live(iter(frames))
+    _, words, _, kept, chosen, more = first
+    assert (words, kept, chosen) == ("step 0", None, 0) and not more.visible
+    assert all(a is b for a, b in zip(last[3], frames, strict=True)) and last[5].visible
+    for html in (first[0], last[0], at_moment(frames, 1, 0, stage.what)[0]):
+        assert html.count("Variant 2") == 2 and "Picture" not in html

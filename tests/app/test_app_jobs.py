@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from causalfusion.app.asked import Asked
 from causalfusion.app.frames import MOST_FRAMES, Frame, is_kept
 from causalfusion.app.live import reports_of
-from causalfusion.app.opened import Opened
+from causalfusion.app.opened import Opened, open_model
 from causalfusion.app.quality import (
     as_asked,
     best_within,
@@ -23,6 +26,7 @@ from causalfusion.app.quality import (
     sweep_around,
     table,
 )
+from causalfusion.app.request import AppRequest
 from causalfusion.app.tiles import data_uri, tiles
 from causalfusion.app.work import change, describe, draw
 from causalfusion.errors import UserError
@@ -216,3 +220,19 @@ def test_quality_against_time_is_measured_setting_by_setting(shapes: Opened):
 def test_without_real_images_quality_says_what_is_missing(shapes: Opened):
     with pytest.raises(UserError, match="--reference photos"):
         open_page_judge(replace(shapes, reference=None))
+
+
+def test_a_page_opens_with_prompts_of_its_images_although_one_is_damaged(tmp_path: Path):
+    for number in range(3):
+        Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "0.png").write_bytes(b"no image")
+    lines = [json.dumps({"image": f"{k}.png", "caption": f"a star of {k}"}) for k in range(3)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    opened = open_model(AppRequest(device="cpu", reference=str(tmp_path / "data.jsonl")))
+    assert opened.examples == ("a star of 1", "a star of 2")
+
+
+def test_the_page_begins_with_the_seed_of_the_command():
+    assert open_model(AppRequest(device="cpu", seed=7)).defaults().seed == 7
+    with pytest.raises(UserError, match="--seed is -1; expected 0 to 4294967295"):
+        AppRequest(seed=-1)

@@ -15,6 +15,7 @@ from causalfusion.config import SampleConfig
 from causalfusion.data.documents_file import JsonlDocuments
 from causalfusion.documents import ImageToCome
 from causalfusion.errors import UserError
+from causalfusion.generate import complete_run
 from causalfusion.generate.complete import complete
 from causalfusion.generate.document_prompts import DocumentPrompts
 from causalfusion.generate.pipeline import Pipeline
@@ -97,6 +98,29 @@ def test_complete_writes_documents_that_can_be_continued(models, prompts, tmp_pa
         if "image" in last:
             shown = np.array(Image.open(tmp_path / f"a/{index:06d}" / last["image"]))
             assert np.array_equal(shown, whole[-1])
+    again = [*base, "--documents", str(prompts), "--out", str(tmp_path / "a")]
+    assert cli.run(again) == 0, "its own file is replaced"
+
+
+def test_a_text_that_the_model_left_empty_is_counted_and_is_no_element(
+    models, prompts, tmp_path, monkeypatch, capsys
+):
+    made = iter([["", "a star"], [" "], ["a circle"]])
+    monkeypatch.setattr(complete_run, "complete", lambda *_, **__: next(made))
+    line = ["complete", "--model", models["text"], "--documents", prompts, "--out", tmp_path / "a"]
+    assert cli.run([*map(str, line), *STEPS]) == 0
+    written = JsonlDocuments(str(tmp_path / "a/documents.jsonl"))
+    assert [written.parts(index)[-1].value for index in (0, 2)] == ["a star", "a circle"]
+    assert len(written.parts(1)) == len(JsonlDocuments(str(prompts)).parts(1))
+    assert "is without 2 texts that the model left empty" in capsys.readouterr().err
+
+
+def test_complete_replaces_no_documents_of_others(models, prompts, tmp_path, capsys):
+    (tmp_path / "documents.jsonl").write_text("my own")
+    line = ["complete", "--model", models["text"], "--documents", prompts, "--out", tmp_path]
+    assert cli.run([*map(str, line), *STEPS]) == 2
+    assert "holds documents.jsonl, which no earlier `complete` wrote there" in capsys.readouterr().err
+    assert (tmp_path / "documents.jsonl").read_text() == "my own"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from causalfusion.generate.layout import draw_orders, to_raster
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.tokens import generate_tokens
 from causalfusion.model.transformer import Transformer
-from causalfusion.sequence import Denoising, pack_asking, pack_next
+from causalfusion.sequence import Denoising, pack_asking, pack_bidirectional, pack_next
 
 TOLERANCE = 1e-5
 PROCESS = make_process(DiffusionConfig())
@@ -262,3 +262,14 @@ def test_kept_tokens_are_context_of_an_edit(config):
     mixed = torch.cat([clean[:, :10], other[:, 10:]], dim=1)
     assert torch.equal(condition(clean), condition(mixed))
     assert error(condition(other), condition(clean)) > 1e-3
+
+
+def test_an_encoder_computes_by_flex_attention_as_it_does_densely():
+    """A GPU's way to attend: no head reads the known tokens that an encoder takes alone."""
+    clean, _ = images()
+    places = places_of(torch.arange(16)[None], 4)
+    sequence = pack_bidirectional(LABELS, 3, clean[:, :6], places[:, :6], places[:, 6:])
+    model = make_model(MASKED)
+    with torch.no_grad():
+        flex, dense = (model(sequence, backend=name).condition for name in ("flex", "dense"))
+    assert flex is not None and dense is not None and error(flex, dense) < TOLERANCE

@@ -174,6 +174,19 @@ def test_a_list_that_a_model_recommends_does_not_go_before_what_a_node_says(node
     assert torch.equal(*images)
 
 
+@pytest.mark.parametrize(
+    ("recommended", "sampler"),
+    [({"sampler": "ddim", "eta": 0.5, "temperature": 0.9}, "dpm++"), ({"temperature": 0.9}, "ddim")],
+)
+def test_another_sampler_is_without_the_noise_of_the_one_that_a_model_recommends(
+    nodes, plain, recommended, sampler
+):
+    """A node has no inputs to take that noise back."""
+    advised = replace(plain, sampling=SampleConfig(**recommended))
+    found = nodes["Sample"]().sample(advised, steps=2, sampler=sampler)[0]
+    assert torch.equal(found, nodes["Sample"]().sample(plain, steps=2, sampler=sampler)[0])
+
+
 def test_comfyui_sees_progress_and_can_stop(nodes, model, monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[int, int]] = []
 

@@ -51,7 +51,7 @@ def make_change_tab(opened: Opened, drawing: Controls) -> ChangeTab:
             with gr.Row():
                 start = gr.Button("Change the painted part", variant="primary", scale=3, elem_id="cf-change")
                 stop = gr.Button("Stop", scale=1, min_width=80)
-            stage = make_stage("cf-change", "Variants appear here, side by side")
+            stage = make_stage("cf-change", "Variants appear here, side by side", "Variant")
             with stage.more:
                 again = gr.Button("Go on with the chosen variant", size="sm", elem_id="cf-go-on")
             gr.Markdown("Seed and finer settings are those under *Draw*.", elem_classes="cf-words")
@@ -72,8 +72,7 @@ def make_change_tab(opened: Opened, drawing: Controls) -> ChangeTab:
         mask = painted_mask(painting, height, width)
         asked = read_controls(opened, finer)
         asked = replace(asked, prompt=prompt or "", class_name=class_name or "", images=int(variants))
-        labels = [f"Variant {k + 1}" for k in range(int(variants))]
-        yield from stage.live(change(opened, picture, mask, asked, strength), labels)
+        yield from stage.live(change(opened, picture, mask, asked, strength))
 
     @guarded
     def go_on(frames: Any, chosen: int) -> list[Any]:

@@ -19,6 +19,7 @@ from causalfusion.generate.settings import check_settings
 from causalfusion.machine.runtime import compute_dtype, select_device
 from causalfusion.saved.folder import read_latest
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.train.from_data import captions_of
 from causalfusion.train.resume import data_of_training
 
 _SCENES = "shapes:test"
@@ -46,6 +47,8 @@ class Opened:
     device: str = "cpu"
     examples: tuple[str, ...] = ()
     """Prompts to begin with."""
+    seed: int = 0
+    """To begin with."""
 
     @property
     def adapters(self) -> list[str]:
@@ -101,6 +104,7 @@ class Opened:
             order=own.order,
             diffusion_steps=max(1, min(steps, MOST_DIFFUSION_STEPS, MOST_PASSES // ar_steps)),
             guidance=own.guidance_scale if self.can_be_guided else 1.0,
+            seed=self.seed,
         )
 
     def settings(self, asked: Asked) -> SampleConfig:
@@ -174,6 +178,7 @@ def open_model(request: AppRequest) -> Opened:
         reference,
         str(device),
         _examples(pipeline, reference),
+        request.seed,
     )
 
 
@@ -197,9 +202,9 @@ def _examples(pipeline: Pipeline, reference: DataConfig | None) -> tuple[str, ..
         return _EXAMPLES
     try:
         source = open_source(reference)
-        some = [source.read(index) for index in range(min(len(source), 8 * _NUM_EXAMPLES))]
+        some = [captions_of(source, index) for index in range(min(len(source), 8 * _NUM_EXAMPLES))]
     except (UserError, OSError):  # moved since the training; the page does without
         return ()
-    captions = [example.captions[0] for example in some if example.captions]
-    short = dict.fromkeys(text for text in captions if len(text) <= _LONGEST_EXAMPLE)
+    captions = [texts[0] for texts in some if texts]
+    short = dict.fromkeys(text for text in captions if 0 < len(text.strip()) <= _LONGEST_EXAMPLE)
     return tuple(short)[:_NUM_EXAMPLES]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from causalfusion.app.asked import LAST_SEED
 from causalfusion.config.options import DEFAULT_MODEL, GeneratingOptions, Model
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,5 +26,6 @@ class AppRequest(GeneratingOptions):
     .npz file. Default: those of the model's training, where they are known."""
 
     def __post_init__(self) -> None:
+        check(0 <= self.seed <= LAST_SEED, "--seed", self.seed, f"0 to {LAST_SEED}")
         if not 0 <= self.port <= 65_535:
             raise UserError(f"--port is {self.port}; expected 1 to 65535, or 0 for the first free one")

@@ -38,25 +38,28 @@ class Stage:
     """State: the index of the chosen image."""
     more: Any
     """A column of what is of use once there are images, hidden until then."""
+    what: str = "Picture"
+    """What an image is called."""
 
     @property
     def components(self) -> list[Any]:
         return [self.picture, self.words, self.slider, self.frames, self.chosen, self.more]
 
-    def live(self, frames: Iterator[Frame], labels: Sequence[str] = ()) -> Iterator[list[Any]]:
+    def live(self, frames: Iterator[Frame]) -> Iterator[list[Any]]:
         """The values of `components` while frames come, and at their end."""
         kept: list[Frame] = []
         for frame in frames:
+            # What was kept goes with the images that it is of: these here may be stopped before their end.
+            others = [gr.skip()] * 3 if kept else [None, 0, gr.Column(visible=False)]
             kept.append(frame)
-            html = tiles(frame, labels=labels)
-            yield [html, frame.words, *[gr.skip()] * 4]
+            yield [shown(frame, self.what), frame.words, gr.skip(), *others]
         slider = gr.Slider(maximum=max(2, len(kept)), value=len(kept), interactive=len(kept) > 1)
-        html, words = tiles(kept[-1], labels=labels, chosen=0), kept[-1].words
-        yield [html, words, slider, kept, 0, gr.Column(visible=True)]
+        html = shown(kept[-1], self.what, chosen=0)
+        yield [html, kept[-1].words, slider, kept, 0, gr.Column(visible=True)]
 
 
-def make_stage(name: str, empty: str) -> Stage:
-    """Components with their events. `name` begins the ids of the elements."""
+def make_stage(name: str, empty: str, what: str = "Picture") -> Stage:
+    """Components with their events. `name` begins the ids of the elements, `what` is an image's label."""
     picture = gr.HTML(
         placeholder(empty), js_on_load=CHOOSE_TILE, elem_id=f"{name}-stage", elem_classes="cf-stage"
     )
@@ -67,42 +70,47 @@ def make_stage(name: str, empty: str) -> Stage:
             elem_id=f"{name}-moment", buttons=[],
         )  # fmt: skip
         play = gr.Button("Replay", size="sm", scale=1, min_width=80, elem_id=f"{name}-replay")
-    stage = Stage(picture, words, slider, gr.State(None), gr.State(0), more)
-    shown = [stage.picture, stage.words]
+    stage = Stage(picture, words, slider, gr.State(None), gr.State(0), more, what)
+    seen = [stage.picture, stage.words]
 
     @guarded
     def go_to(moment: float, frames: list[Frame] | None, chosen: int) -> list[Any]:
-        return at_moment(frames, int(moment), chosen)
+        return at_moment(frames, int(moment), chosen, what)
 
     @guarded
     def choose(frames: list[Frame] | None, chosen: int, event: gr.EventData) -> list[Any]:
         if not frames:
             return [gr.skip(), 0]
         index = min(int(getattr(event, "index", chosen)), len(frames[-1].pixels) - 1)
-        return [tiles(frames[-1], chosen=index), index]
+        return [shown(frames[-1], what, chosen=index), index]
 
     @guarded
     def replay(frames: list[Frame] | None, chosen: int) -> Iterator[list[Any]]:
         for moment in range(1, len(frames or ()) + 1):
-            yield [*at_moment(frames, moment, chosen), moment]
+            yield [*at_moment(frames, moment, chosen, what), moment]
             time.sleep(max(SHORTEST_PAUSE, SECONDS_OF_REPLAY / len(frames or [0]) / 2))
 
-    slider.input(go_to, [slider, stage.frames, stage.chosen], shown, trigger_mode="always_last", **QUICK)
+    slider.input(go_to, [slider, stage.frames, stage.chosen], seen, trigger_mode="always_last", **QUICK)
     picture.click(choose, [stage.frames, stage.chosen], [picture, stage.chosen], **QUICK)
     play.click(
-        replay, [stage.frames, stage.chosen], [*shown, slider], concurrency_limit=None,
+        replay, [stage.frames, stage.chosen], [*seen, slider], concurrency_limit=None,
         show_progress="hidden", **PRIVATE,
     )  # fmt: skip
     return stage
 
 
-def at_moment(frames: Sequence[Frame] | None, moment: int, chosen: int) -> list[Any]:
+def shown(frame: Frame, what: str, chosen: int | None = None) -> str:
+    """The tiles of a frame, each called what it is."""
+    return tiles(frame, labels=[f"{what} {k + 1}" for k in range(len(frame.pixels))], chosen=chosen)
+
+
+def at_moment(frames: Sequence[Frame] | None, moment: int, chosen: int, what: str) -> list[Any]:
     """(tiles, words) of a moment, counted from 1."""
     if not frames:
         return [gr.skip(), gr.skip()]
     frame = frames[min(max(moment, 1), len(frames)) - 1]
     last = moment >= len(frames)
-    return [tiles(frame, chosen=chosen if last else None), frame.words]
+    return [shown(frame, what, chosen if last else None), frame.words]
 
 
 def chosen_picture(frames: Sequence[Frame] | None, chosen: int) -> Any:

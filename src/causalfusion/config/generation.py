@@ -126,14 +126,16 @@ class SampleConfig:
         return replace(self, sampler=sampler, eta=eta, temperature=temperature, last_step=last_step)
 
     def changed(self, **values: Any) -> SampleConfig:
-        """The same with these settings, and without lists of its own that would overrule them."""
+        """The same with these settings, without lists of its own that would overrule them, and without what
+        another sampler does not have."""
         plain = SampleConfig()
+        own = self.with_sampler(values["sampler"]) if "sampler" in values else self
         overruled = {
             name: getattr(plain, name)
             for name, others in OVERRULED_SAMPLING.items()
             if any(other in values for other in others)
         }
-        return replace(self, **overruled | values)
+        return replace(own, **overruled | values)
 
 
 def _adds_noise(sampler: SamplerChoice, eta: float) -> bool:

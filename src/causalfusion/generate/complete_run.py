@@ -116,21 +116,25 @@ def _continue_documents(
     written = request.out / "documents.jsonl"
     if file.resolve() == written.resolve():
         raise UserError(f"--out {request.out} would replace {file}; give another --out")
-    lines = []
-    for index in range(len(documents)):
-        own = replace(request, out=request.out / f"{index:06d}")
+    folders = [request.out / f"{index:06d}" for index in range(len(documents))]
+    if written.exists() and settings_there(folders[0], "complete") is None:
+        raise UserError(
+            f"{request.out} holds {written.name}, which no earlier `complete` wrote there; give another "
+            "--out, or move it away"
+        )
+    lines, wordless = [], 0
+    for index, folder in enumerate(folders):
+        own = replace(request, out=folder)
         told = documents.told(index)
         made = _continue(pipeline, own, documents[index], told, settings)
-        lines.append(
-            [
-                *told,
-                *(
-                    {"text": e["text"]} if "text" in e else {"image": f"{own.out.name}/{e['image']}"}
-                    for e in made
-                ),
-            ]
-        )
+        kept = [e for e in made if e.get("text", "an image").strip()]
+        wordless += len(made) - len(kept)
+        name = folder.name
+        more = [{"text": e["text"]} if "text" in e else {"image": f"{name}/{e['image']}"} for e in kept]
+        lines.append([*told, *more])
     write_whole(written, "".join(json.dumps({"elements": e}, ensure_ascii=False) + "\n" for e in lines))
+    if wordless:
+        warnings.warn(f"{written} is without {wordless} texts that the model left empty", stacklevel=2)
 
 
 def _continue(

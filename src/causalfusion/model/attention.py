@@ -72,7 +72,9 @@ class FlexAttend:
         self.num_tokens = sequence.num_tokens
         # Made here, so that compiled blocks find them ready: of all rows, and of those that are read.
         told = (sequence.clean, sequence.ar_step, sequence.owner)
-        self.of_all, self.of_read = block_mask(*told), block_mask(*told, first_query=sequence.first_output)
+        self.of_all, first = block_mask(*told), sequence.first_output
+        # An encoder's known tokens are not read by a head, and there is no mask of no rows.
+        self.of_read = block_mask(*told, first_query=first) if first < self.num_tokens else self.of_all
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = self.of_all if q.shape[2] == self.num_tokens else self.of_read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,10 @@ from causalfusion.errors import UserError
 from causalfusion.files import hash_of, sha256_of
 from causalfusion.generate.output import check_prompts, uses_classes
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.generate.prompts import prompt_ids
 from causalfusion.generate.settings import check_settings
 from causalfusion.planner.request import PlanRequest
+from causalfusion.train.from_data import captions_of
 
 PROMPTS = 1000
 """Largest number of captions of the reference that serve as prompts."""
@@ -72,6 +75,21 @@ def prompts_for(pipeline: Pipeline, data: DataConfig, *, other: bool = False) ->
         )
     step = max(1, len(source) // PROMPTS)
     some = range(step // 2 if other else 0, len(source), step)
-    prompts = [source.read(index).captions[0] for index in some][:PROMPTS]
+    captions = [captions_of(source, index) for index in some][:PROMPTS]
+    prompts = [texts[0] for texts in captions if texts and _is_prompt(pipeline, texts[0])]
+    left_out = f"{len(captions) - len(prompts)} of {len(captions)} captions of {source.name}"
+    why = "they are empty, of unreadable images, or longer than the model has room for"
+    if not prompts:
+        raise UserError(f"{left_out} can be no prompts: {why}; give another --reference")
+    if len(prompts) < len(captions):
+        warnings.warn(f"{left_out} are left out as prompts: {why}", stacklevel=2)
     check_prompts(pipeline, prompts)
     return prompts
+
+
+def _is_prompt(pipeline: Pipeline, text: str) -> bool:
+    try:
+        prompt_ids(text, pipeline.with_text(), pipeline.model.config)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,41 @@
+"""The prompts that a plan takes from real images' captions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from causalfusion.config import DataConfig
+from causalfusion.errors import UserError
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.planner.candidate import prompts_for
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load("shapes")
+
+
+def captioned(folder: Path, captions: list[str]) -> DataConfig:
+    """Images with these captions, the second of which is damaged."""
+    folder.mkdir()
+    for number in range(len(captions)):
+        Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(folder / f"{number}.png")
+    (folder / "1.png").write_bytes(b"no image")
+    lines = [json.dumps({"image": f"{k}.png", "caption": text}) for k, text in enumerate(captions)]
+    (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
+    return DataConfig(source="jsonl", path=str(folder / "data.jsonl"))
+
+
+def test_damaged_images_and_captions_without_room_are_counted_and_are_no_prompts(pipeline, tmp_path):
+    data = captioned(tmp_path / "some", ["a red star", "a red circle", "a red star " * 40, "a blue star"])
+    with pytest.warns(UserWarning, match=r"2 of 4 captions of .*data\.jsonl are left out as prompts: they"):
+        assert prompts_for(pipeline, data) == ["a red star", "a blue star"]
+
+
+def test_without_any_prompt_one_line_says_why(pipeline, tmp_path):
+    data = captioned(tmp_path / "none", ["a red star " * 40, "a red circle"])
+    with pytest.raises(UserError, match=r"2 of 2 captions of .* can be no prompts: .*give another --ref"):
+        prompts_for(pipeline, data)
