@@ -15,15 +15,16 @@ from PIL import Image
 
 from causalfusion import Pipeline, RunConfig, SampleConfig, cli
 from causalfusion.codec.autoencoder import fingerprint, save_autoencoder
-from causalfusion.config import CodecConfig, ModelConfig
+from causalfusion.config import CodecConfig, FinetuneConfig, ModelConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.evaluate.cards.card import Card
 from causalfusion.evaluate.measures.figure import Figure
 from causalfusion.files import sha256_of
-from causalfusion.interop.publish import Publication, write_publication
+from causalfusion.interop.publish import Publication, _write_recipe, write_publication
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, latest_model, load_spec, replace_model
+from causalfusion.saved.model_card import CardFacts, model_card
 from causalfusion.train.run import train
 
 SHORT = ["--train.images", "16", "--train.batch-size", "8", "--train.precision", "float32"]
@@ -41,10 +42,17 @@ def card_of(weights: str) -> Card:
     }  # fmt: skip
     reference = {
         "name": "/home/me/digits", "features": "pixels:8", "fingerprint": "r", "statistics_hash": "s",
-        "mean_norm": 1.0, "covariance_trace": 2.0,
+        "mean_norm": 1.0, "covariance_trace": 2.0, "file": "/home/me/.cache/r.npz",
     }  # fmt: skip
     features = [{"name": "pixels:8", "fingerprint": "f"}]
-    return Card(figures={figure.name: figure}, samples=samples, references=[reference], features=features)
+    preset = {
+        "name": "paper-256",
+        "changed": {"features": ["model:/home/me/run:2", "pixels:8"], "num_ar_steps": 4},
+    }
+    return Card(
+        figures={figure.name: figure}, samples=samples, references=[reference], features=features,
+        preset=preset, run={"processes": 1, "argv": ["evaluate", "--model", "/home/me/run"]},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +88,10 @@ def test_the_page_tells_what_is_known(hub: LocalHub, run: Path, capsys):
     assert "| source | digits |" in page and "| images | 1,797 |" in page
     assert not any(str(run.parent).encode() in content for content in files.values())
     assert b"/home/me" not in b"".join(files.values())
-    assert json.loads(files["figures/00.json"])["samples"]["model"] == "1"
+    told = json.loads(files["figures/00.json"])
+    assert told["samples"]["model"] == "1" and told["run"] == {"processes": 1}
+    assert told["references"][0]["file"] == "r.npz"
+    assert told["preset"]["changed"] == {"features": ["model:run:2", "pixels:8"], "num_ar_steps": 4}
 
 
 def test_the_settings_of_the_training_begin_the_same_training(run: Path, tmp_path: Path):
@@ -222,3 +233,19 @@ def test_a_page_shows_a_command_that_its_model_takes(tokens: int, command: str, 
     assert f"    causalfusion {command} --model me/x\n" in (page / "README.md").read_text()
     line = [*command.split(), "--model", str(page), "--images", "1", "--diffusion-steps", "1"]
     assert cli.run([*line, "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_word_is_told_so_that_a_shell_takes_it(tmp_path: Path):
+    word = FinetuneConfig(base="shapes", adapter="text-inversion", word="<heart>", like="red star")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "run.json").write_text(json.dumps(to_dict(RunConfig(finetune=word))))
+    _write_recipe(tmp_path, tmp_path / "out")
+    text = (tmp_path / "out" / "training.toml").read_text()
+    assert "--word '<heart>' --like 'red star'" in text
+
+
+def test_the_page_of_a_model_of_any_size_says_so():
+    codec = CodecConfig(image_height=64, image_width=64, image_channels=3, patch_size=4, max_area=4096)
+    model = ModelConfig(grid_height=16, grid_width=16, token_dim=48, num_classes=2)
+    page = model_card("me/any", ModelSpec(model=model, codec=codec), CardFacts(parameters=1))
+    assert "of any size up to 4,096 pixels, by default 64x64, 3 channels: 256 tokens" in page
