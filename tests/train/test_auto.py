@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from causalfusion import cli
 from causalfusion.config import CodecConfig, DataConfig, RunConfig
 from causalfusion.config.recipes import merge
 from causalfusion.config.serialize import from_dict
@@ -90,6 +91,13 @@ def test_a_folder_is_enough(photos):
     for option in ("--data.image-size 20", "--codec.patch-size 2", "--train.minutes 10", "--out runs/photos"):
         assert option in said
     assert "1000000000" not in said
+
+
+def test_a_width_alone_takes_the_chosen_number_of_heads(photos):
+    """64 is no multiple of the default number of heads, 6, but of the chosen one, 4."""
+    prepared = cli.prepare(["train", str(photos), "--model.hidden-size", "64", "--device", "cpu"])
+    assert prepared.settings["model"]["num_heads"] == 4
+    assert "--model.num-heads 4" in " ".join(prepared.said)
 
 
 def test_a_run_that_has_begun_keeps_what_it_began_with(tmp_path):

@@ -99,6 +99,17 @@ def _is_coloured(image: np.ndarray) -> bool:
     return image.shape[-1] == 3 and int(np.ptp(image.astype(np.int16), axis=2).max()) > 16
 
 
+def model_for(device: torch.device) -> dict[str, Any]:
+    """Sizes of the model on a device, where the data do not ask for a smaller one: a width that is given
+    alone is checked with this number of heads, not with the default one."""
+    return MODEL[kind_of(device)]
+
+
+def kind_of(device: torch.device) -> str:
+    """Whose settings a device takes: other accelerators than GPUs have none of their own."""
+    return "cpu" if device.type == "cpu" else "cuda"
+
+
 def settings_from(
     facts: DataSummary, given: RunConfig, device: str, *, low_precision: bool
 ) -> dict[str, Any]:
@@ -210,7 +221,7 @@ def settings_for(
     out = given.out if given.out != RunConfig().out else f"runs/{_name_of(path)}"
     if given.data.cache:
         return {"out": out}, []
-    kind = "cpu" if device.type == "cpu" else "cuda"  # other accelerators have no settings of their own
+    kind = kind_of(device)
     low_precision = faster_in_bfloat16(device)
     if given.data.has_documents:
         source = open_documents(given.data, given.train.seed)
