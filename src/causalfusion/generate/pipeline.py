@@ -152,10 +152,9 @@ class Pipeline(PublishedPipeline):
 
         `mask` (H, W), a tensor or an array, is True where pixels may change; or it is the path of a mask
         image, or a region's name ("right", as `region_mask` says). A token is regenerated if any of its
-        pixels is masked. The kept tokens are clean context, in the cache once for all variants. With `paste`,
-        pixels outside the mask are those of the input, exactly. Returns (B * variants, C, H, W), the variants
-        of an image next to each other; variant v of image b is drawn at index image_indices[b] * variants
-        + v, by default b's.
+        pixels is masked. Kept tokens are clean context, in the cache once for all variants. With `paste`,
+        pixels outside the mask are the input's, exactly. Returns (B * variants, C, H, W), the variants of an
+        image side by side; variant v of image b has index image_indices[b] * variants + v, by default b's.
         """
         spec = self.model.config
         if spec.head.ask == "previous":
