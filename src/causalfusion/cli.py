@@ -123,14 +123,14 @@ def _with_choices(prepared: Prepared, decided: Collection[str], device_name: str
     from causalfusion.machine.runtime import select_device
     from causalfusion.train.auto import model_for, settings_for
 
+    device = select_device(device_name)
+    app.config = replace(prepared, settings=merge([{"model": model_for(device)}, prepared.settings])).config()
+    _, bound, _ = app.parse_args(prepared.tokens)
     if not {"data.path", "data.cache", "data.source"} & set(decided):
         raise UserError(
             "train needs data: give the path of images (a folder, shards, .jsonl, .npz), such as "
             "causalfusion train photos, or a recipe that has some, such as --config digits"
         )
-    device = select_device(device_name)
-    app.config = replace(prepared, settings=merge([{"model": model_for(device)}, prepared.settings])).config()
-    _, bound, _ = app.parse_args(prepared.tokens)
     chosen, lines = settings_for(bound.arguments.get("run", RunConfig()), device, decided)
     return replace(
         prepared,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from causalfusion import cli
-from causalfusion.config import CodecConfig, DataConfig, RunConfig
+from causalfusion.config import CodecConfig, DataConfig, RunConfig, TrainConfig
 from causalfusion.config.recipes import merge
 from causalfusion.config.serialize import from_dict
 from causalfusion.data import open_source
@@ -69,6 +69,15 @@ def test_what_the_user_gave_decides_what_follows_from_it():
     latents = RunConfig(codec=CodecConfig(autoencoder="kl16.ckpt"))
     chosen = settings_from(PHOTOS, latents, "cpu", low_precision=False)
     assert "codec" not in chosen and chosen["data"]["image_size"] == 256
+
+
+@pytest.mark.parametrize(
+    ("asked", "warmup"),
+    [({}, 1600), ({"images": 3000}, 300), ({"epochs": 1.0}, 200), ({"minutes": 1.0}, 1600)],
+)
+def test_the_rate_rises_within_a_short_training(asked, warmup):
+    given = RunConfig(train=TrainConfig(**asked))
+    assert settings_from(PHOTOS, given, "cpu", low_precision=False)["train"]["warmup_images"] == warmup
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from causalfusion.config import RunConfig
+from causalfusion.config import RunConfig, TrainConfig
 from causalfusion.config.recipes import merge
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.data import DocumentSource, ImageSource, UnreadableImage, open_documents, open_source
@@ -146,7 +146,7 @@ def settings_from(
             "batch_size": batch,
             "lr": 2e-3 if device == "cpu" else 3e-4,
             "lr_schedule": "wsd",
-            "warmup_images": 50 * batch,
+            "warmup_images": _warmup(given.train, facts.num_images, batch),
             "eps": 1e-8,
             "precision": "bfloat16" if low_precision else "float32",
             # In bfloat16, oneDNN keeps memory for every new length of a sequence.
@@ -172,6 +172,13 @@ def settings_from(
         room = 3 * facts.caption_words + 8
         chosen["model"]["max_text_tokens"] = min(max(-(-room // 32) * 32, 32), 256)
     return chosen
+
+
+def _warmup(asked: TrainConfig, num_images: int, batch: int) -> int:
+    """Images over which the learning rate rises: those of 50 steps; at most a tenth of a length that is
+    given."""
+    images = asked.images if asked.images != TrainConfig().images else MANY_IMAGES
+    return min(50 * batch, int((asked.epochs * num_images or images) / 10))
 
 
 def settings_of_documents(source: DocumentSource) -> dict[str, Any]:
