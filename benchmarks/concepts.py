@@ -78,7 +78,8 @@ def draw_axes(target: Path) -> None:
             aspect="auto", cmap=colors, vmin=0, vmax=1, interpolation="nearest",
             extent=(0.5, num_ar_steps * diffusion_steps + 0.5, 16.5, 0.5),
         )  # fmt: skip
-        panel.set_title(f"{title}\n{num_ar_steps} AR steps x {diffusion_steps} diffusion steps", fontsize=11)
+        ar_steps = f"{num_ar_steps} AR step{'s' * (num_ar_steps != 1)}"
+        panel.set_title(f"{title}\n{ar_steps} x {diffusion_steps} diffusion steps", fontsize=11)
         panel.set_xlabel("call of the model")
         panel.set_yticks([1, 16])
     panels[0].set_ylabel("token, in the order of the plan")

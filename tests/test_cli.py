@@ -314,6 +314,17 @@ def test_every_option_has_a_help_text(command, capsys, monkeypatch):
     assert not [name for name, _, text in options if not text or text.startswith("[")]
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [*((name, "sample.toml says") for name in cli.GENERATING), ("train", "chosen for the data")],
+)
+def test_help_says_whose_settings_precede_its_defaults(command, says, capsys, monkeypatch):
+    """`--diffusion-steps [default: 100]` is not how many the packaged model takes."""
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert cli.run([command, "--help"]) == 0
+    assert says in capsys.readouterr().out
+
+
 def test_a_value_without_end_is_cut_in_a_message(capsys):
     assert cli.run(["sample", "--classes", "x" * 100_000, "--out", "nowhere"]) == 2
     said = capsys.readouterr().err.splitlines()

@@ -17,6 +17,7 @@ from causalfusion.generate.layout import draw_orders, to_raster
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.tokens import generate_tokens
 from causalfusion.model.transformer import Transformer
+from causalfusion.pictures.charts import axes_of, log_scale
 from causalfusion.pictures.compose import (
     ACCENT,
     BLANK,
@@ -177,3 +178,17 @@ def test_loss_curve_without_records_is_refused(tmp_path) -> None:
     log.write_text(json.dumps({"kind": "evaluation", "images_seen": 1, "mean": 1.0}) + "\n")
     with pytest.raises(UserError, match="no training record"):
         save_loss_curve(log, tmp_path / "loss.png")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "plain"), [(0.8, 35.0, {"1", "2", "5", "10", "20"}), (2.1, 4.6, {"3", "4"})]
+)
+@pytest.mark.parametrize("along", ["x", "y"])
+def test_a_log_scale_has_plain_numbers(tmp_path, low, high, plain, along) -> None:
+    with axes_of(tmp_path / "chart.png", 1, (4.0, 3.0)) as (axes,):
+        axes.plot([low, high], [low, high])
+        log_scale(axes, along)
+        axes.figure.canvas.draw()
+        axis = axes.xaxis if along == "x" else axes.yaxis
+        told = {tick.get_text() for tick in [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]}
+    assert plain <= told and not any("$" in text for text in told)

@@ -77,7 +77,7 @@ def nothing_at_hand(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "model_settings", lambda *_: [])
     for name in ("teacher_settings", "finetune_settings", "probed_settings"):
         monkeypatch.setattr(cli, name, lambda *_: {})
-    monkeypatch.setattr(cli, "_with_choices", lambda prepared, decided: prepared)
+    monkeypatch.setattr(cli, "_with_choices", lambda prepared, *_: prepared)
     monkeypatch.setattr("causalfusion.data.guess_source", lambda paths: "folder")
 
 

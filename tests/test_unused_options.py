@@ -74,7 +74,7 @@ def test_what_is_used_or_stands_in_a_file_is_taken(line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
-    monkeypatch.setattr(cli, "_with_choices", lambda prepared, _: prepared)
+    monkeypatch.setattr(cli, "_with_choices", lambda prepared, *_: prepared)
     monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
     assert cli.run(line.split()) == 0 and len(seen) == 1
 

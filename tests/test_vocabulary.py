@@ -58,7 +58,7 @@ def photos(tmp_path: Path) -> Path:
 def configs(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that the train command hands on, instead of training."""
     seen: list[RunConfig] = []
-    monkeypatch.setattr(cli, "_with_choices", lambda prepared, _: prepared)  # nothing is chosen for the data
+    monkeypatch.setattr(cli, "_with_choices", lambda prepared, *_: prepared)  # nothing is chosen for the data
     monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
     return seen
 

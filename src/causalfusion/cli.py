@@ -111,26 +111,26 @@ def prepare(tokens: Sequence[str]) -> Prepared:
     prepared = Prepared(line.tokens(), settings, ", ".join(names), line.notes)
     if line.command.name == "train" and "images" not in settings.get("train", {}):
         decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(settings).keys()
-        prepared = _with_choices(prepared, decided)
+        prepared = _with_choices(prepared, decided, line.value("--device") or settings.get("device", "auto"))
     if line.command.name in ("train", "finetune", "caption", "probe", *GENERATING):
         refuse_unused(line, prepared.settings)
     return prepared
 
 
-def _with_choices(prepared: Prepared, decided: Collection[str]) -> Prepared:
+def _with_choices(prepared: Prepared, decided: Collection[str], device_name: str) -> Prepared:
     """The command line of a training whose length no recipe gives, with settings chosen for the data and the
     machine. `decided` are the names of given settings, which are kept. Raises UserError without data."""
     from causalfusion.machine.runtime import select_device
-    from causalfusion.train.auto import settings_for
+    from causalfusion.train.auto import model_for, settings_for
 
-    app.config = prepared.config()
+    device = select_device(device_name)
+    app.config = replace(prepared, settings=merge([{"model": model_for(device)}, prepared.settings])).config()
     _, bound, _ = app.parse_args(prepared.tokens)
     if not {"data.path", "data.cache", "data.source"} & set(decided):
         raise UserError(
             "train needs data: give the path of images (a folder, shards, .jsonl, .npz), such as "
             "causalfusion train photos, or a recipe that has some, such as --config digits"
         )
-    device = select_device(bound.arguments.get("device", "auto"))
     chosen, lines = settings_for(bound.arguments.get("run", RunConfig()), device, decided)
     return replace(
         prepared,

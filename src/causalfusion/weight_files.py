@@ -135,12 +135,12 @@ def read_pickle(path: Path) -> object:
                 f"{path} wants to run {refused[1]} when it is read; only tensors, plain values and "
                 "argparse.Namespace are: it was refused and nothing was executed"
             ) from error
-        raise _damaged(path, error) from error
+        raise _damaged(path, "it holds no pickle that can be read") from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: Path, error: Exception | str) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return UserError(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or of another kind")
 

@@ -186,3 +186,13 @@ def test_folders_that_are_no_autoencoder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"decoder_depth": 2}))
     with pytest.raises(UserError, match=r"lacks weight decoder.blocks.1"):
         open_autoencoder(str(tmp_path))
+
+
+def test_a_name_that_the_hub_does_not_give_is_one_line(monkeypatch, recwarn):
+    def absent(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", absent)
+    with pytest.raises(UserError, match=r"the hub does not give it \(no network\)"):
+        open_autoencoder("nobody/nothing")
+    assert not [str(warning.message) for warning in recwarn]

@@ -190,6 +190,11 @@ def test_given_classes_stand_in_turn(request_of, tmp_path):
     assert np.concatenate(labels)[:4].tolist() == [3, 1, 3, 3]
 
 
+def test_classes_in_turn_are_balanced(request_of):
+    """32 samples of ten classes: three or four of each."""
+    assert not [line for line in evaluated(request_of(images=32)).warnings if "balanced" in line]
+
+
 def test_several_features_and_what_is_left_out(request_of):
     card = evaluated(request_of(features=["pixels:4", "digits"], measures=None, images=40))
     assert "class_accuracy_digits_40" in card.figures and "kernel_pixels4_40" in card.figures

@@ -46,6 +46,9 @@ def test_edit_and_caption_take_pictures_regions_and_masks(pipeline, tmp_path):
     write = WriteConfig(max_tokens=3)
     assert pipeline.caption(photo, write) == pipeline.caption(before, write)
     assert pipeline.edit(photo, "top", prompts=["a"], config=FAST).shape == (1, 3, 8, 8)
+    right = np.zeros((8, 8), bool)
+    right[:, 4:] = True
+    assert pipeline.edit(photo, right, ["cat"], FAST).equal(edited)
 
 
 def test_the_same_class_by_name_and_number(pipeline):
@@ -63,6 +66,13 @@ def test_the_same_class_by_name_and_number(pipeline):
         (lambda p: p.generate([0, 1], FAST, image_indices=[5]), "2 images and 1 image_indices"),
         (lambda p: p.generate([1.5], FAST), "class 1.5 is no class; expected a number or a name"),
         (lambda p: p.generate([None], FAST), "class None is no class"),
+        (lambda p: p.generate("cat", FAST), r"labels is 'cat'; expected a list, such as \['cat'\]"),
+        (lambda p: p.generate(prompts="a b", config=FAST), r"prompts is 'a b'; expected a list, such as"),
+        (lambda _: SampleConfig(diffusion_steps=2), "diffusion_steps is 2; expected a list"),  # pyright: ignore
+        (
+            lambda p: p.edit(Image.new("RGB", (8, 8)), Image.new("L", (8, 8)), [0], FAST),
+            "the mask is 'Image'; expected a tensor",
+        ),
         (lambda p: p.edit([], "right", []), "there are no images; expected at least one"),
         (lambda p: p.edit(Image.new("RGB", (8, 8)), "right", [0], FAST, variants=0), "variants is 0"),
         (lambda p: p.edit(torch.zeros(0, 3, 8, 8), "right", []), "there are no images; expected"),

@@ -233,7 +233,9 @@ def test_a_damaged_part_of_a_stopped_run_is_one_line(tmp_path, content):
 
 def test_words_that_the_captions_hardly_had_are_named_once(tmp_path, capsys, recwarn):
     line = ["sample", "a purple heart", "a heart to the left of a star", "--out", str(tmp_path), *FAST]
-    assert cli.run([*line, "--images", "2"]) == 0
-    told = [str(w.message) for w in recwarn] + capsys.readouterr().err.splitlines()
+    assert cli.run([*line, "--images", "1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("1 image in ")
+    told = [str(w.message) for w in recwarn] + printed.err.splitlines()
     (note,) = [text for text in told if "spells them in pieces" in text]
-    assert note.endswith("pieces: heart (in 3)")
+    assert note.endswith("pieces: heart (3 pieces)")

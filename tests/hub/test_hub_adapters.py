@@ -124,6 +124,7 @@ def test_a_model_that_is_here_alone_is_named_without_its_path(hub: LocalHub, mak
     assert cli.run(["publish", str(adapter), "--adapter", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "nobody else can load mine, which is not on the hub" in said and "--base user/model" in said
+    assert said.endswith(f"{out} is ready; --to uploads it\n")
     assert not any(b"secret" in content for content in files_of(out).values())
     assert json.loads((out / NAMES[2]).read_text())["base"] == "mine"
     assert "`mine` (not published)" in (out / "README.md").read_text()

@@ -233,7 +233,7 @@ def test_a_checkpoint_that_would_run_something_is_refused(
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "truncated", "list"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x89PNG\r\n", "truncated", "list"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_damaged_file_is_one_clear_line(
     tmp_path: Path, small: dict[str, Tensor], content: bytes | str, suffix: str
@@ -249,6 +249,7 @@ def test_a_damaged_file_is_one_clear_line(
     with pytest.raises(UserError, match=re.escape(str(path))) as caught:
         convert_official(path)
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # torch's advice to programmers
 
 
 def test_a_missing_file_and_mixed_prefixes_are_errors(tmp_path: Path, small: dict[str, Tensor]):

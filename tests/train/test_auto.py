@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from causalfusion.config import CodecConfig, DataConfig, RunConfig
+from causalfusion import cli
+from causalfusion.config import CodecConfig, DataConfig, RunConfig, TrainConfig
 from causalfusion.config.recipes import merge
 from causalfusion.config.serialize import from_dict
 from causalfusion.data import open_source
@@ -86,6 +87,15 @@ def test_a_side_is_chosen_for_the_patches_that_the_user_gave():
     assert (chosen["data"]["image_size"], chosen["codec"]["patch_size"]) == (30, 5)
 
 
+@pytest.mark.parametrize(
+    ("asked", "warmup"),
+    [({}, 1600), ({"images": 3000}, 300), ({"epochs": 1.0}, 200), ({"minutes": 1.0}, 1600)],
+)
+def test_the_rate_rises_within_a_short_training(asked, warmup):
+    given = RunConfig(train=TrainConfig(**asked))
+    assert settings_from(PHOTOS, given, "cpu", low_precision=False)["train"]["warmup_images"] == warmup
+
+
 @pytest.fixture
 def photos(tmp_path):
     random = np.random.default_rng(0)
@@ -106,6 +116,13 @@ def test_a_folder_is_enough(photos):
     for option in ("--data.image-size 20", "--codec.patch-size 2", "--train.minutes 10", "--out runs/photos"):
         assert option in said
     assert "1000000000" not in said
+
+
+def test_a_width_alone_takes_the_chosen_number_of_heads(photos):
+    """64 is no multiple of the default number of heads, 6, but of the chosen one, 4."""
+    prepared = cli.prepare(["train", str(photos), "--model.hidden-size", "64", "--device", "cpu"])
+    assert prepared.settings["model"]["num_heads"] == 4
+    assert "--model.num-heads 4" in " ".join(prepared.said)
 
 
 def test_a_run_that_has_begun_keeps_what_it_began_with(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +211,9 @@ def _class_named(kind: object, name: str) -> Any:
 
 def _from_pretrained(name: str, *, local: bool, pickles: bool = True) -> Any:
     """`pickles`: read pickled weights where there are no others, which only a user's own folder may hold."""
-    kind = _kl_class().load_config(name, local_files_only=local).get("_class_name")
+    with warnings.catch_warnings():  # diffusers passes an argument that huggingface_hub no longer uses
+        warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument is deprecated")
+        kind = _kl_class().load_config(name, local_files_only=local).get("_class_name")
     cls = _class_named(kind, name)
     autoencoder, loaded = cls.from_pretrained(
         name,

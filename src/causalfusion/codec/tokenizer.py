@@ -197,7 +197,7 @@ def words_in_pieces(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
     has them all."""
     counts = Counter(word for text in texts for word in _WORD.findall(text))
     pieces = {word: tokenizer.pieces(word) for word, _ in counts.most_common()}
-    strange = [f"{word} (in {number})" for word, number in pieces.items() if number > 1]
+    strange = [f"{word} ({number} pieces)" for word, number in pieces.items() if number > 1]
     more = f" and {len(strange) - _NAMED} more" if len(strange) > _NAMED else ""
     return ", ".join(strange[:_NAMED]) + more
 

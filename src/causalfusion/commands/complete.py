@@ -21,6 +21,9 @@ def complete(
 ) -> int:
     """Continue texts and images with new ones.
 
+    Sampling settings that are not given are as the model's sample.toml says; the defaults below are for the
+    rest.
+
     Parameters
     ----------
     prompt

@@ -21,7 +21,8 @@ def edit(
 ) -> int:
     """Regenerate a region of an image for a class or a prompt.
 
-    Zero-shot: the rest of the image is clean context.
+    Zero-shot: the rest of the image is clean context. Sampling settings that are not given are as the model's
+    sample.toml says; the defaults below are for the rest.
 
     Parameters
     ----------

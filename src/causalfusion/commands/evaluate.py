@@ -22,6 +22,9 @@ def evaluate(
     adds to them. Image i depends on the seed and i alone, so any number of processes (`torchrun`) can share
     the work. `causalfusion compare` shows cards side by side.
 
+    Sampling settings that are not given are as the preset or, without one, the model's sample.toml says; the
+    defaults below are for the rest.
+
     Names of metrics include N: fid_50k, is_50k, ... in Inception's features, frechet_pixels8_10k in others.
     """
     from causalfusion.evaluate.cards.terminal import show_card

@@ -94,7 +94,7 @@ def _model(
     asked = Publication(license=license, autoencoder=autoencoder, cards=cards, pictures=pictures)
     if to:
         return publish_model(model, to, folder, asked, private=private)
-    return [*write_publication(model, folder, folder.name, asked), str(folder)]
+    return [*write_publication(model, folder, folder.name, asked), _written(folder)]
 
 
 def _adapter(
@@ -109,4 +109,8 @@ def _adapter(
     asked = AdapterPublication(license=license, base=base, pictures=pictures)
     if to:
         return publish_adapter(source, to, folder, asked, private=private)
-    return [*write_adapter_publication(source, folder, folder.name, asked), str(folder)]
+    return [*write_adapter_publication(source, folder, folder.name, asked), _written(folder)]
+
+
+def _written(folder: Path) -> str:
+    return f"{folder} is ready; --to uploads it"

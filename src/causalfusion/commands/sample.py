@@ -21,7 +21,8 @@ def sample(
 ) -> int:
     """Generate images from classes or prompts.
 
-    Image i depends on the seed and i alone, not on the number of images or processes (`torchrun`).
+    Image i depends on the seed and i alone, not on the number of images or processes (`torchrun`). Sampling
+    settings that are not given are as the model's sample.toml says; the defaults below are for the rest.
 
     Parameters
     ----------

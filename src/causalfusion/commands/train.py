@@ -23,6 +23,9 @@ def train(
 
     The same command resumes a run. Under `torchrun` all processes train together (--train.parallel: DDP or
     FSDP). Ctrl-C, SIGTERM and SIGHUP save and exit with code 3.
+
+    Unless a recipe says how long to train, what is not given is chosen for the data and the machine, and
+    printed; the defaults below are those beneath recipes.
     """
     from causalfusion.train.run import train as train_run
 

@@ -92,8 +92,8 @@ class SampleConfig:
         check(self.num_ar_steps >= 0, "sample.num_ar_steps", self.num_ar_steps, "0 or more")
         check(all(n >= 1 for n in self.sizes), "sample.sizes", self.sizes, "positive numbers of tokens")
         counts = self.diffusion_steps
-        fits = len(counts) > 0 and all(count >= 1 for count in counts)
-        check(fits, "sample.diffusion_steps", counts, "one positive number, or one per AR step")
+        fits = isinstance(counts, list | tuple) and len(counts) > 0 and all(count >= 1 for count in counts)
+        check(fits, "sample.diffusion_steps", counts, "a list of one positive number, or one per AR step")
         check(self.block_size >= 1, "sample.block_size", self.block_size, "at least 1")
         check(0 <= self.eta <= 1, "sample.eta", self.eta, "a number in [0, 1]")
         check(

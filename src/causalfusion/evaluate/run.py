@@ -188,7 +188,7 @@ def _warnings(figures: dict[str, Figure], images: ImageSet, samples: ExtractedFe
     classes = len(images.class_names)
     if samples.labels is not None and classes:
         counts = np.bincount(samples.labels, minlength=classes)
-        if counts.min() != counts.max():
+        if counts.max() - counts.min() > 1:  # closer than one, few numbers of samples can be
             lines.append(f"the classes are not balanced: {counts.min()} to {counts.max()} samples of each")
     return lines
 

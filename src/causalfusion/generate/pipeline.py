@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,7 +136,7 @@ class Pipeline(PublishedPipeline):
     def edit(
         self,
         images: Images,
-        mask: Tensor | Path | str,
+        mask: Tensor | np.ndarray | Path | str,
         labels: Sequence[int | str] | None = None,
         config: SampleConfig | None = None,
         *,
@@ -150,14 +151,13 @@ class Pipeline(PublishedPipeline):
         """Regenerate the masked region of images under new classes or prompts, zero-shot. The images are
         (B, C, H, W) in [-1, 1], pictures, or image files.
 
-        With a `strength` below 1, the region is not drawn anew but from what it shows, noised to that share
-        of the path: the lower, the more stays.
+        With a `strength` below 1, the region is drawn from what it shows, noised to that share of the path.
 
-        `mask` (H, W) is True where pixels may change; or it is the path of a mask image, or a region's name
-        ("right", as `region_mask` says). A token is regenerated if any of its pixels is masked. The kept
-        tokens are clean context, in the cache once for all variants. With `paste`, pixels outside the mask
-        are those of the input, exactly. Returns (B * variants, C, H, W), the variants of an image next to
-        each other; variant v of image b is drawn at index image_indices[b] * variants + v, by default b's.
+        `mask` (H, W), a tensor or an array, is True where pixels may change; or it is the path of a mask
+        image, or a region's name ("right", as `region_mask` says). A token is regenerated if any of its
+        pixels is masked. Kept tokens are clean context, in the cache once for all variants. With `paste`,
+        pixels outside the mask are the input's, exactly. Returns (B * variants, C, H, W), the variants of an
+        image side by side; variant v of image b has index image_indices[b] * variants + v, by default b's.
         """
         spec = self.model.config
         if spec.head.ask == "previous":
@@ -198,12 +198,14 @@ class Pipeline(PublishedPipeline):
         """This pipeline for images (B, C, H, W) of their size, where the model's may have any."""
         return self.at(*images.shape[-2:]) if self.codec.config.max_area else self
 
-    def _mask(self, mask: Tensor | Path | str, images: Images) -> Tensor:
-        if isinstance(mask, Tensor):
-            return mask
+    def _mask(self, mask: Tensor | np.ndarray | Path | str, images: Images) -> Tensor:
+        if isinstance(mask, Tensor | np.ndarray):
+            return torch.as_tensor(mask)
         size = self.codec.config.image_height, self.codec.config.image_width
         if isinstance(mask, str):
             return region_mask(mask, *size)
+        expected = "a tensor (H, W), the path of a mask image, or a region's name"
+        check(isinstance(mask, Path), "the mask", type(mask).__name__, expected)
         return read_mask(mask, *size, Original.of(Path(images)) if isinstance(images, str | Path) else None)
 
     def _kept_and_changed(self, mask: Tensor, images: Tensor, asked: int) -> tuple[Tensor, Tensor]:
@@ -278,6 +280,8 @@ class Pipeline(PublishedPipeline):
         """Labels (B,), the null label where there are none, and documents with an image to come."""
         if labels is None and prompts is None:
             raise UserError("expected labels, prompts, or both: what to generate")
+        for name, given in (("labels", labels), ("prompts", prompts)):
+            check(not isinstance(given, str), name, given, f"a list, such as [{given!r}]")
         if prompts is not None:
             tokenizer = self.with_text()
             if labels is not None and len(labels) != len(prompts):

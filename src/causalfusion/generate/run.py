@@ -240,7 +240,8 @@ def _finish(request: SampleRequest, job: _Job, seconds: float) -> None:
     }
     finish(request.out, {**job.settings, **figures})
     job.store.close()
-    print(f"{made} images in {total:.1f} s ({rate:.2f} per second while generating) in {request.out}")
+    images = f"{made} image{'s' * (made != 1)}"
+    print(f"{images} in {total:.1f} s ({rate:.2f} per second while generating) in {request.out}")
 
 
 def _draw_grid(pixels: np.ndarray, task: Task) -> Picture:

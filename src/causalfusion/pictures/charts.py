@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -62,14 +62,16 @@ def _bars(axes: Axes, names: list[str], values: list[float]) -> None:
     axes.margins(y=0.12)
 
 
-def log_scale(axes: Axes) -> None:
+def log_scale(axes: Axes, along: Literal["x", "y"] = "y") -> None:
     """Make the scale logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten, as losses span
-    few decades."""
+    few decades; within one decade, at every tick."""
+    axis = axes.xaxis if along == "x" else axes.yaxis
 
     def label(value: float, _: object) -> str:
+        low, high = axis.get_view_interval()
         mantissa = round(value / 10 ** np.floor(np.log10(value)))
-        return f"{value:g}" if mantissa in (1, 2, 5) else ""
+        return f"{value:g}" if high < 10 * low or mantissa in (1, 2, 5) else ""
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(label)
-    axes.yaxis.set_minor_formatter(label)
+    (axes.set_xscale if along == "x" else axes.set_yscale)("log")
+    axis.set_major_formatter(label)
+    axis.set_minor_formatter(label)

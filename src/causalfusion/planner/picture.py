@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from causalfusion.pictures.charts import axes_of
+from causalfusion.pictures.charts import axes_of, log_scale
 from causalfusion.planner.sweep import Tried, in_time
 
 _COLORS = ("#2f6db5", "#3aa76d", "#8a5fbf", "#c2504f")
@@ -39,8 +39,8 @@ def save_picture(out: Path, tried: Sequence[Tried], best: Sequence[Tried], budge
             label = f"S = {s.num_ar_steps}" if trial.model else f"{steps} steps, w {s.guidance_scale:g}"
             axes.annotate(label, _point(trial), textcoords="offset points", xytext=(5, 5), fontsize=7)
         axes.axvline(budget * 1e3, color="#f07814", linestyle="--", linewidth=1.2)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        log_scale(axes, "x")
+        log_scale(axes, "y")
         for name, color in zip(samplers, _COLORS, strict=False):
             axes.plot([], [], "o", color=color, label=name)
         for count, mark in zip(ar_steps, _MARKS, strict=False):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from causalfusion.config import RunConfig
+from causalfusion.config import RunConfig, TrainConfig
 from causalfusion.config.recipes import merge
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.data import DocumentSource, ImageSource, UnreadableImage, open_documents, open_source
@@ -99,6 +99,17 @@ def _is_coloured(image: np.ndarray) -> bool:
     return image.shape[-1] == 3 and int(np.ptp(image.astype(np.int16), axis=2).max()) > 16
 
 
+def model_for(device: torch.device) -> dict[str, Any]:
+    """Sizes of the model on a device, where the data do not ask for a smaller one: a width that is given
+    alone is checked with this number of heads, not with the default one."""
+    return MODEL[kind_of(device)]
+
+
+def kind_of(device: torch.device) -> str:
+    """Whose settings a device takes: other accelerators than GPUs have none of their own."""
+    return "cpu" if device.type == "cpu" else "cuda"
+
+
 def settings_from(
     facts: DataSummary, given: RunConfig, device: str, *, low_precision: bool
 ) -> dict[str, Any]:
@@ -135,7 +146,7 @@ def settings_from(
             "batch_size": batch,
             "lr": 2e-3 if device == "cpu" else 3e-4,
             "lr_schedule": "wsd",
-            "warmup_images": 50 * batch,
+            "warmup_images": _warmup(given.train, facts.num_images, batch),
             "eps": 1e-8,
             "precision": "bfloat16" if low_precision else "float32",
             # In bfloat16, oneDNN keeps memory for every new length of a sequence.
@@ -173,6 +184,13 @@ def _patch_size(given: RunConfig, side: int, device: str) -> int:
         return patch
     near = [n for n in range(-(-patch // 2), 2 * patch + 1) if not (size.height % n or size.width % n)]
     return min(near, key=lambda n: max(n / patch, patch / n), default=patch)
+
+
+def _warmup(asked: TrainConfig, num_images: int, batch: int) -> int:
+    """Images over which the learning rate rises: those of 50 steps; at most a tenth of a length that is
+    given."""
+    images = asked.images if asked.images != TrainConfig().images else MANY_IMAGES
+    return min(50 * batch, int((asked.epochs * num_images or images) / 10))
 
 
 def settings_of_documents(source: DocumentSource) -> dict[str, Any]:
@@ -222,7 +240,7 @@ def settings_for(
     out = given.out if given.out != RunConfig().out else f"runs/{_name_of(path)}"
     if given.data.cache:
         return {"out": out}, []
-    kind = "cpu" if device.type == "cpu" else "cuda"  # other accelerators have no settings of their own
+    kind = kind_of(device)
     low_precision = faster_in_bfloat16(device)
     if given.data.has_documents:
         source = open_documents(given.data, given.train.seed)

@@ -52,7 +52,7 @@ def read_diffusers_dit(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
         kind = config.get("_class_name")
         if kind not in ("DiTTransformer2DModel", "Transformer2DModel"):
             raise UserError(f"{inside} is a {kind}; expected a DiTTransformer2DModel")
-        model = DiTTransformer2DModel.from_pretrained(inside, local_files_only=True)
+        model = DiTTransformer2DModel.from_pretrained(inside, local_files_only=True, low_cpu_mem_usage=False)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, TypeError) as error:
