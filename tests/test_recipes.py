@@ -105,6 +105,18 @@ def test_a_byte_order_mark_is_no_part_of_toml(tmp_path: Path):
         ("sample = { given_order = [1, 0], sizes = [2] }", "--order raster", {"sample.given_order"}),
         ("sample = { respacing = 'ddim20' }", "--diffusion-steps 9", {"sample.respacing"}),
         ("sample = { sizes = [32, 32] }", "--guidance-scale 2", set()),
+        (
+            "sample = { sampler = 'sde', temperature = 0.9, last_step = 0.05 }",
+            "--sampler dpm++",
+            {"sample.temperature", "sample.last_step"},
+        ),
+        ("sample = { sampler = 'sde', temperature = 0.9 }", "--sampler sde_heun", set()),
+        (
+            "sample = { sampler = 'ddim', eta = 0.5, temperature = 0.9 }",
+            "--sampler unipc --eta 0",
+            {"sample.temperature"},
+        ),
+        ("sample = { temperature = 0.9 }", "--sampler ddim --eta 0.5", set()),
     ],
 )
 def test_a_list_beneath_does_not_overrule_what_the_line_says(table, line, left, tmp_path: Path):

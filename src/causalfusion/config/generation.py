@@ -120,10 +120,8 @@ class SampleConfig:
     def with_sampler(self, sampler: SamplerChoice) -> SampleConfig:
         """These settings with another sampler, without the eta, temperature and last step that it does not
         have."""
-        eta = self.eta if sampler == "ddim" else 0.0
-        temperature = self.temperature if _adds_noise(sampler, eta) else 1.0
-        last_step = self.last_step if sampler in ("sde", "sde_heun") else SampleConfig.last_step
-        return replace(self, sampler=sampler, eta=eta, temperature=temperature, last_step=last_step)
+        plain = {name: getattr(SampleConfig, name) for name in foreign_to(sampler, eta=self.eta > 0)}
+        return replace(self, sampler=sampler, **plain)
 
     def changed(self, **values: Any) -> SampleConfig:
         """The same with these settings, without lists of its own that would overrule them, and without what
@@ -136,6 +134,13 @@ class SampleConfig:
             if any(other in values for other in others)
         }
         return replace(own, **overruled | values)
+
+
+def foreign_to(sampler: SamplerChoice, *, eta: bool) -> list[str]:
+    """Settings of other samplers, which this one does not have; `eta`: with one above 0."""
+    noisy = _adds_noise(sampler, float(eta))
+    had = {"eta": sampler == "ddim", "temperature": noisy, "last_step": sampler in ("sde", "sde_heun")}
+    return [name for name, has in had.items() if not has]
 
 
 def _adds_noise(sampler: SamplerChoice, eta: float) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from causalfusion.config import ModelConfig, RunConfig
 from causalfusion.config.earlier import rename_settings
-from causalfusion.config.generation import OVERRULED_SAMPLING
+from causalfusion.config.generation import OVERRULED_SAMPLING, foreign_to
 from causalfusion.config.serialize import from_dict, parse_toml
 from causalfusion.errors import UserError, check
 
@@ -123,13 +123,13 @@ def merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def without_overruled(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a table without those that would overrule ones `above`, which come later; also of the
-    tables in it."""
-    dropped = {
-        name
-        for name, plain in OVERRULED.items()
-        if name not in above and any(each in above for each in plain)
-    }
+    """The settings of a table without those that would overrule ones `above`, which come later, or that a
+    sampler named there does not have; also of the tables in it."""
+    dropped = {name for name, plain in OVERRULED.items() if any(each in above for each in plain)}
+    if "sampler" in above:
+        eta = _said(above.get("eta", below.get("eta", 0)))
+        dropped.update(foreign_to(_said(above["sampler"]), eta=bool(str(eta).strip("0."))))
+    dropped -= above.keys()
     return {
         name: without_overruled(value, above[name])
         if isinstance(value, dict) and isinstance(above.get(name), Mapping)
@@ -137,6 +137,11 @@ def without_overruled(below: dict[str, Any], above: Mapping[str, Any]) -> dict[s
         for name, value in below.items()
         if name not in dropped
     }
+
+
+def _said(value: Any) -> Any:
+    """The value of a setting, which the command line has as a list of words."""
+    return value[-1] if isinstance(value, list) and value else value
 
 
 def paper_size(model: ModelConfig) -> str:
