@@ -15,8 +15,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from causalfusion.config import (
     EncoderConfig,
+    FinetuneConfig,
     HeadConfig,
     ImageWeightsConfig,
+    LoraConfig,
     ModelConfig,
     QKNormConfig,
     RunConfig,
@@ -30,6 +32,7 @@ from causalfusion.estimate.command import run, split_settings
 from causalfusion.estimate.cost import Cost, estimate, shares_state
 from causalfusion.estimate.devices import SHEETS, USABLE, Device, named_device
 from causalfusion.estimate.memory import activation_bytes, largest_split, parameters_of, state_bytes
+from causalfusion.estimate.optimizer import frozen_of
 from causalfusion.estimate.planned import plan_run, read_settings
 from causalfusion.estimate.show import announce
 from causalfusion.factorization import Plan, ar_step_of
@@ -196,6 +199,34 @@ def test_state_counts_parameters_and_shares():
     _, block = parameters_of(MODEL)
     assert state_bytes(config, 8) == 20 * parameters / 8 + 2 * 8 * block
     assert block == count_parameters(Transformer(MODEL).blocks[0])
+
+
+LORA = replace(MODEL, hidden_size=128, lora=LoraConfig(rank=2))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(_config(LORA), finetune=FinetuneConfig(base="a model", new_classes=["a", "b"])),
+        _config(trainable="embeddings_norms_biases"),
+    ],
+    ids=["lora", "norms and biases"],
+)
+def test_weights_that_do_not_learn_have_neither_gradient_nor_moments(config: RunConfig):
+    trainer = Trainer(config, CPU)
+    learned = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    rest = sum(p.numel() for p in trainer.model.parameters()) - learned
+    assert 0 < learned < rest and frozen_of(config) == rest
+    assert state_bytes(config, 1) == 20 * learned + 4 * rest
+
+
+def test_a_fine_tuning_by_lora_begins_where_its_own_state_fits(monkeypatch: pytest.MonkeyPatch):
+    config = replace(_config(LORA), finetune=FinetuneConfig(base="a model"))
+    needed = state_bytes(config, 1) + activation_bytes(config, 1, on_gpu=False)
+    monkeypatch.setattr(devices, "available_memory", lambda: 1.2 * needed)
+    assert fit_to_memory(config, CPU).train.batch_size == 4
+    with pytest.raises(UserError, match="a train step needs"):
+        fit_to_memory(_config(LORA), CPU)
 
 
 # --- time and advice ----------------------------------------------------------------------------------

@@ -22,7 +22,12 @@ from causalfusion.estimate.memory import (
     parameters_of,
     state_bytes,
 )
-from causalfusion.estimate.optimizer import bytes_per_parameter, muon_flops, traffic_per_parameter
+from causalfusion.estimate.optimizer import (
+    bytes_per_parameter,
+    frozen_of,
+    muon_flops,
+    traffic_per_parameter,
+)
 from causalfusion.model.arithmetic import Flops, expected_train_flops, form_of, sequence_length
 from causalfusion.model.split_facts import expected_facts
 
@@ -94,7 +99,8 @@ def estimate(
     if device.is_gpu:
         arithmetic = max(arithmetic, accumulation * model.depth * LAUNCH_SECONDS)
     arithmetic += muon_flops(config) / (device.rate * device.share)
-    step_seconds = arithmetic + traffic_per_parameter(train) * parameters / shards / device.bandwidth
+    learned = parameters - frozen_of(config)
+    step_seconds = arithmetic + traffic_per_parameter(train) * learned / shards / device.bandwidth
     memory = _memory(config, device, micro_batch, shards, text_tokens)
     cost = Cost(
         device=device,

@@ -10,7 +10,8 @@ from functools import lru_cache
 
 from causalfusion.config import ModelConfig, RunConfig, TrainConfig
 from causalfusion.machine.skeleton import skeleton
-from causalfusion.model.parts import is_hidden_matrix, is_of_text
+from causalfusion.model.learned import learned_of
+from causalfusion.model.parts import is_hidden_matrix
 from causalfusion.model.transformer import Transformer
 
 STATE_BYTES = 20
@@ -42,21 +43,22 @@ def traffic_per_parameter(train: TrainConfig) -> int:
 
 
 def frozen_of(config: RunConfig) -> int:
-    """Number of parameters of a text that is not trained."""
-    if config.train.trainable != "images":
-        return 0
-    named = skeleton_of(config.model).named_parameters()
-    return sum(parameter.numel() for name, parameter in named if is_of_text(name))
+    """Number of parameters that the settings do not train."""
+    model = skeleton_of(config.model)
+    learned = learned_of(model, config)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in learned)
 
 
 def muon_shapes(config: RunConfig) -> list[tuple[int, int]]:
     """(O, I) of the matrices that Muon trains."""
     if config.train.optimizer != "muon":
         return []
+    model = skeleton_of(config.model)
+    learned = learned_of(model, config)
     return [
         (parameter.shape[0], parameter.shape[1])
-        for name, parameter in skeleton_of(config.model).named_parameters()
-        if is_hidden_matrix(name, parameter) and not (config.train.trainable == "images" and is_of_text(name))
+        for name, parameter in model.named_parameters()
+        if name in learned and is_hidden_matrix(name, parameter)
     ]
 
 

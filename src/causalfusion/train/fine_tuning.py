@@ -7,24 +7,11 @@ import warnings
 from torch import Tensor, nn
 
 from causalfusion.config import ModelConfig, RunConfig
-from causalfusion.model.norm import Norm
-from causalfusion.model.parts import is_of_text
+from causalfusion.model.learned import TABLES_OF_PLACES, learned_of
 from causalfusion.model.positions import resize_table
-from causalfusion.model.projector import is_of_projector
 from causalfusion.model.transformer import Transformer
-from causalfusion.train.new_rows import freeze_for_adapter
+from causalfusion.train.new_rows import rows_of_adapter
 
-_TABLES = ("image_position", "condition_position", "encoder.image_position")
-"""Learned tables with a row for each place of the model's grid."""
-_FIRST_AND_LAST = (
-    "image_in",
-    "image_out",
-    "modulation_out",
-    "head.token_in",
-    "head.image_out",
-    "head.modulation_out",
-)
-"""The embedding of image tokens, and the last layer with its modulation."""
 _OF_TOKENS = ("image_in", "image_out", "head.token_in", "head.image_out")
 """Layers with a row or a column for each number of an image token."""
 
@@ -34,7 +21,7 @@ def for_grid(weights: dict[str, Tensor], of: ModelConfig, to: ModelConfig) -> di
     positions interpolated."""
     before, after = (of.grid_height, of.grid_width), (to.grid_height, to.grid_width)
     fitted = dict(weights)
-    for name in _TABLES:
+    for name in TABLES_OF_PLACES:
         if name in weights and before != after and len(weights[name]) == of.num_tokens:
             fitted[name] = resize_table(weights[name], before, after)
     return fitted
@@ -57,19 +44,7 @@ def for_patches(
 def freeze_rest(model: Transformer, config: RunConfig) -> dict[nn.Parameter, slice]:
     """Leave the weights that the settings do not train as they are. Returns the rows that learn of a table of
     which not all do."""
-    if config.finetune.trained != "none":
-        return freeze_for_adapter(model, config)
-    if config.train.trainable == "all":
-        return {}
-    if config.train.trainable == "images":
-        for name, parameter in model.named_parameters():
-            marks = name.startswith(("marker_embedding.", "marker_out."))
-            parameter.requires_grad_(config.reads_text if marks else not is_of_text(name))
-        return {}
-    trained = set(_TABLES)
-    for name, module in model.named_modules():
-        if isinstance(module, Norm) or name in _FIRST_AND_LAST:
-            trained |= {f"{name}.{own}" for own, _ in module.named_parameters()}
+    learned = learned_of(model, config)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained or name.endswith(".bias") or is_of_projector(name))
-    return {}
+        parameter.requires_grad_(name in learned)
+    return {} if config.finetune.trained == "none" else rows_of_adapter(model, config)

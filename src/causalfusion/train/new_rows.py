@@ -3,7 +3,7 @@ learn beside an adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from causalfusion.errors import UserError
 from causalfusion.model.tables import WORD_TABLES, chosen_classes, class_table_of, with_word
 from causalfusion.rng import derive_generator
 
-ADDITIONS = ("lora_a", "lora_b")
 NOISE = 0.25
 """Spread of what tells new classes apart, as a share of the spread of the numbers of the known ones."""
 
@@ -51,11 +50,6 @@ def for_finetuning(
     return weights
 
 
-def additions_of(names: Iterable[str]) -> frozenset[str]:
-    """The low-rank additions among these weights."""
-    return frozenset(name for name in names if name.rpartition(".")[2] in ADDITIONS)
-
-
 def for_word(weights: dict[str, Tensor], like: str, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """The weights with a row for the tokenizer's last word, which begins as the mean of the words `like`, or
     of all. It is never written: in the table of logits, where that is another one, it begins as the marker of
@@ -67,13 +61,13 @@ def for_word(weights: dict[str, Tensor], like: str, tokenizer: Tokenizer) -> dic
     return with_word(weights, {"text_embedding.weight": chosen.mean(0), **rows})
 
 
-def freeze_for_adapter(model: nn.Module, config: RunConfig) -> dict[nn.Parameter, slice]:
-    """Leave all weights as they are but those of the adapter: low-rank additions and the rows of new classes,
-    or the row of the new word. Returns the rows that learn of a table whose others stay, which the trainer
-    sees to. Raises UserError for settings that would change the other rows."""
+def rows_of_adapter(model: nn.Module, config: RunConfig) -> dict[nn.Parameter, slice]:
+    """The rows that learn beside an adapter, of a table whose others stay, which the trainer sees to: of new
+    classes, or of the new word. Raises UserError for settings that would change the other rows."""
     finetune, rows = config.finetune, {}
+    named = dict(model.named_parameters())
     if finetune.adapter == "lora":
-        table = class_table_of(name for name, _ in model.named_parameters())
+        table = class_table_of(named)
         if table is not None and finetune.new_classes:
             rows[table] = slice(len(finetune.classes), config.model.num_classes)
     else:
@@ -84,8 +78,4 @@ def freeze_for_adapter(model: nn.Module, config: RunConfig) -> dict[nn.Parameter
             f"train.weight_decay is {config.train.weight_decay:g}; expected 0, as some rows of a table "
             "learn, and its others stay"
         )
-    named = dict(model.named_parameters())
-    added = additions_of(named) if finetune.adapter == "lora" else ()
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in added or name in rows)
     return {named[name]: learned for name, learned in rows.items()}

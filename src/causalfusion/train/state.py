@@ -16,6 +16,7 @@ from causalfusion.config.serialize import to_dict, to_toml
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import autocast, compute_dtype
+from causalfusion.model.learned import additions_of
 from causalfusion.model.parts import is_hidden_matrix, is_of_text
 from causalfusion.model.projector import is_beside, is_of_projector
 from causalfusion.model.transformer import Transformer
@@ -26,7 +27,7 @@ from causalfusion.train.ema import EMA
 from causalfusion.train.ema_snapshots import WidthAverages, write_ema_snapshot
 from causalfusion.train.fine_tuning import for_grid, for_patches, freeze_rest
 from causalfusion.train.graft import for_drawing, fresh_of
-from causalfusion.train.new_rows import additions_of, for_finetuning
+from causalfusion.train.new_rows import for_finetuning
 from causalfusion.train.optimizer import make_optimizer, optimizer_tensors
 from causalfusion.train.parallel import build_model
 from causalfusion.train.saver import Saver
