@@ -125,6 +125,20 @@ def test_other_settings_and_damaged_checkpoints_are_refused(trained, tmp_path, m
         train_autoencoder(make_run(tmp_path / "run", kind), show_progress=False)
 
 
+def test_a_run_of_an_earlier_version_goes_on_without_the_settings_that_came_later(
+    trained, tmp_path, make_run
+):
+    kind, folder = trained
+    shutil.copytree(folder, tmp_path / "run")
+    (checkpoint,) = checkpoints_of(tmp_path / "run")
+    file = checkpoint / "state" / "run.json"
+    stored = json.loads(file.read_text())
+    del stored["run"]["data"]["object_shares"], stored["run"]["training"]["init"]
+    file.write_text(json.dumps(stored))
+    train_autoencoder(make_run(tmp_path / "run", kind, images=352), show_progress=False)
+    assert checkpoints_of(tmp_path / "run")[-1].name == "000000000352"
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, make_run):
     run = make_run(tmp_path / "run", lr=1.0, kl_weight=1e38)
     with pytest.raises(

@@ -148,7 +148,8 @@ class AutoencoderState:
         before, now = stored.get("run"), flat(to_dict(self.run))
         if not isinstance(before, dict) or not isinstance(stored.get("data"), dict):
             raise UserError(f"{self.folder} holds a run that trains no autoencoder; give another --out")
-        before = flat(before)
+        # Settings that came later did what their default does.
+        before = {**flat(to_dict(AutoencoderRun(out=self.run.out))), **flat(before)}
         changed = [name for name in now if name not in _FREE and before.get(name) != now[name]]
         for name in changed:
             option = f"--{name.removeprefix('training.').removeprefix('network.')}".replace("_", "-")
