@@ -107,6 +107,16 @@ def test_nothing_but_the_named_files_is_fetched(hub: LocalHub, tmp_path: Path):
     assert not [name for name in FETCHED if name.endswith((".py", ".bin"))]
 
 
+def test_a_download_that_was_broken_off_is_completed(hub: LocalHub):
+    Pipeline.load("shapes").push_to_hub("me/mine", sampling=QUICK)
+    folder = latest_model(Path("me/mine"))
+    for name in ("sample.toml", "tokenizer.json"):
+        (folder / name).unlink()
+    fetched_once.cache_clear()
+    again = Pipeline.load("me/mine")
+    assert again.sampling is not None and again.sampling.diffusion_steps == [2]
+
+
 def test_a_path_takes_precedence(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     hub.add("me/shapes", {"config.json": b"{}"})
     shutil.copytree(SHAPES, tmp_path / "me" / "shapes")

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,8 +115,9 @@ def fetch_model(
             local_files_only=files is None,
         )
         _require_ours(Path(config), name)
-        commit, needed = Path(config).parent, ["model.safetensors"]
-        return snapshot(hub, name, commit, cache_dir, FETCHED, needed, local=files is None)
+        # All that is there, as a download that was broken off may have left some of it in the cache.
+        needed = [file for file in files or () if any(fnmatch(file, own) for own in FETCHED)]
+        return snapshot(hub, name, Path(config).parent, cache_dir, FETCHED, needed, local=files is None)
     except UserError:
         raise
     except LocalEntryNotFoundError:
