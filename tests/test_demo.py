@@ -61,10 +61,11 @@ def test_new_classes_fit_what_is_kept_and_are_not_the_excluded_ones() -> None:
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_the_commands_in_the_report_are_ones_that_the_program_knows(quick: bool) -> None:
-    lines = [shlex.split(line, comments=True) for line in reproduction_commands(Path("runs/demo"), quick)]
+@pytest.mark.parametrize("out", ["runs/demo", "runs/my demo"])
+def test_the_commands_in_the_report_are_ones_that_the_program_knows(out: str, quick: bool) -> None:
+    lines = [shlex.split(line, comments=True) for line in reproduction_commands(Path(out), quick)]
     for program, *tokens in filter(None, lines):
-        assert program == "causalfusion"
+        assert program == "causalfusion" and out in tokens
         app.parse_args(tokens, exit_on_error=False, print_error=False)  # raises on what it does not know
 
 

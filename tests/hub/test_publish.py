@@ -15,13 +15,13 @@ from PIL import Image
 
 from causalfusion import Pipeline, RunConfig, SampleConfig, cli
 from causalfusion.codec.autoencoder import fingerprint, save_autoencoder
-from causalfusion.config import CodecConfig, ModelConfig
+from causalfusion.config import CodecConfig, FinetuneConfig, ModelConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.evaluate.cards.card import Card
 from causalfusion.evaluate.measures.figure import Figure
 from causalfusion.files import sha256_of
-from causalfusion.interop.publish import Publication, write_publication
+from causalfusion.interop.publish import Publication, _write_recipe, write_publication
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, latest_model, load_spec, replace_model
 from causalfusion.train.run import train
@@ -222,3 +222,12 @@ def test_a_page_shows_a_command_that_its_model_takes(tokens: int, command: str, 
     assert f"    causalfusion {command} --model me/x\n" in (page / "README.md").read_text()
     line = [*command.split(), "--model", str(page), "--images", "1", "--diffusion-steps", "1"]
     assert cli.run([*line, "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_word_is_told_so_that_a_shell_takes_it(tmp_path: Path):
+    word = FinetuneConfig(base="shapes", adapter="text-inversion", word="<heart>", like="red star")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "run.json").write_text(json.dumps(to_dict(RunConfig(finetune=word))))
+    _write_recipe(tmp_path, tmp_path / "out")
+    text = (tmp_path / "out" / "training.toml").read_text()
+    assert "--word '<heart>' --like 'red star'" in text

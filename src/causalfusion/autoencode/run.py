@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -251,8 +252,8 @@ class _Run:
         state.publish(mean, std)
         self._say(f"raw latents: mean {mean:.6g}, standard deviation {std:.6g}")
         self._say(
-            f"train on its latents with: --codec.autoencoder {self.folder} --codec.shift {mean:.6g} "
-            f"--codec.scale {1 / std:.6g}"
+            f"train on its latents with: --codec.autoencoder {shlex.quote(str(self.folder))} --codec.shift "
+            f"{mean:.6g} --codec.scale {1 / std:.6g}"
         )
 
     def _say(self, text: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -203,7 +204,7 @@ def llm(model: str, /, *, out: Path) -> int:
     for line in describe(conversion, source):
         print(line, flush=True)
     write_model(conversion, source, out)
-    print(f"{out}: complete it with causalfusion complete TEXT --model {out}")
+    print(f"{out}: complete it with causalfusion complete TEXT --model {shlex.quote(str(out))}")
     return 0
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -38,5 +39,5 @@ def plan(*, request: Annotated[PlanRequest, Settings], config: SamplingFiles = (
         print(f"{best.model or request.model}: its images are made so from now on")
     model = best.model or request.model
     own = read_sampling(latest_model(Path(model))) or SampleConfig()
-    print(f"  causalfusion sample --model {model} {best.as_options(own)}{size}")
+    print(f"  causalfusion sample --model {shlex.quote(str(model))} {best.as_options(own)}{size}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +200,12 @@ def _fact_tables(config: RunConfig, spec: ModelSpec, figures: dict[str, Any]) ->
 
 
 def reproduction_commands(out: Path, quick: bool) -> list[str]:
+    place = shlex.quote(str(out))
     return [
-        f"causalfusion demo --out {out}" + (" --quick" if quick else ""),
+        f"causalfusion demo --out {place}" + (" --quick" if quick else ""),
         "",
         "# more images of this model: 20 times the digit 3, in four AR steps",
-        f"causalfusion sample --model {out} --classes 3 --images 20 --num-ar-steps 4 --guidance-scale 1.5",
+        f"causalfusion sample --model {place} --classes 3 --images 20 --num-ar-steps 4 --guidance-scale 1.5",
     ]
 
 

@@ -6,6 +6,7 @@ No path of this machine goes along: of data, runs and models only the last part 
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -249,7 +250,9 @@ def _write_recipe(source: Path, out: Path) -> str:
         head += f"# Left out, as they are paths of the machine that trained it: {', '.join(left_out)}.\n"
     if settings.get("finetune.base"):
         told = [n for n in (*_OF_ADAPTER, *_OF_PRIOR) if settings.get(n) != defaults[n]]
-        options = [f"--{n.removeprefix('finetune.').replace('_', '-')} {settings[n]}" for n in told]
+        options = [
+            f"--{n.removeprefix('finetune.').replace('_', '-')} {shlex.quote(str(settings[n]))}" for n in told
+        ]
         head += (
             f"# Of a fine-tuning: causalfusion finetune MODEL --data PATH {' '.join(options)}".rstrip() + "\n"
         )

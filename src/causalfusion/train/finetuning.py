@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -188,7 +189,8 @@ def report(config: RunConfig, checkpoint: Path) -> None:
     if os.environ.get("RANK", "0") == "0":
         place = copy_adapter(checkpoint, run)
         size = sum(file.stat().st_size for file in place.iterdir()) / 1000 if place else 0
-        tell(f"{place}, {size:,.0f} kB: causalfusion sample --model {config.train.init} --adapters {run}")
+        model, adapter = shlex.quote(config.train.init), shlex.quote(str(run))
+        tell(f"{place}, {size:,.0f} kB: causalfusion sample --model {model} --adapters {adapter}")
 
 
 def check_captions(captions: Iterable[str], tokenizer: Tokenizer, finetune: FinetuneConfig) -> None:
