@@ -51,6 +51,27 @@ def test_the_auto_classes_know_it(digits_run: Path, tmp_path: Path):
         CausalFusionFeatures.from_pretrained(tmp_path / "absent")
 
 
+def test_bfloat16_computes_in_it_with_weights_of_float32(digits_run: Path, tmp_path: Path):
+    CausalFusionFeatures.from_causalfusion(digits_run).save_pretrained(tmp_path)
+    pixels = torch.rand(3, 1, 8, 8) * 2 - 1
+    model = transformers.AutoModel.from_pretrained(tmp_path)
+    expected = model(pixels).last_hidden_state
+    low = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    found = low(pixels).last_hidden_state
+    assert low.dtype == torch.float32 and 0 < (found - expected).norm() < 0.02 * expected.norm()
+    with pytest.raises(UserError, match=r"weights are torch\.bfloat16; expected torch\.float32"):
+        model.to(torch.bfloat16)(pixels)
+    with pytest.raises(UserError, match=r"dtype is torch\.float16; expected torch\.float32 or"):
+        transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float16)
+
+
+def test_the_autoencoder_goes_where_the_model_goes(digits_run: Path):
+    model = CausalFusionFeatures.from_causalfusion(digits_run)
+    model.pipeline.codec.device = torch.device("meta")  # as if it lay elsewhere than the model
+    model(torch.zeros(1, 1, 8, 8))
+    assert model.pipeline.codec.device == model.device
+
+
 @pytest.mark.parametrize(
     ("chosen", "answer"), [({"layer": 99}, "layer is 99"), ({"timestep": -1}, "level is -1")]
 )

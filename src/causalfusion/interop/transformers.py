@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ from causalfusion.codec.tokenizer import FILE_NAME as TOKENIZER_FILE
 from causalfusion.codec.tokenizer import LANGUAGE_FOLDER
 from causalfusion.config.serialize import to_dict
 from causalfusion.diffusion.process import make_process
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, check
 from causalfusion.generate.features import image_features, layer_number, share_of
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.read import image_of
@@ -133,9 +134,15 @@ class CausalFusionFeatures(PreTrainedModel):
         """pixel_values (B, C, H, W) in [-1, 1]."""
         if self.pipeline is None:
             raise UserError("the model has no codec; load it with from_pretrained")
+        if self.dtype != torch.float32:
+            raise UserError(
+                f"the model's weights are {self.dtype}; expected torch.float32: to compute in bfloat16, load "
+                "it with dtype=torch.bfloat16, which leaves them"
+            )
+        pipeline = replace(self.pipeline, codec=self.pipeline.codec.to(self.device))
         config: Any = self.config
         found = image_features(
-            self.pipeline, pixel_values.float(), [config.layer], timestep=config.timestep, seed=config.seed
+            pipeline, pixel_values.float(), [config.layer], timestep=config.timestep, seed=config.seed
         )
         (values,) = found.values()
         values = values.to(self.device)
@@ -158,18 +165,27 @@ class CausalFusionFeatures(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """From a folder that `save_pretrained` wrote. Raises UserError."""
+        """From a folder that `save_pretrained` wrote. The weights are float32; with `dtype` bfloat16 they
+        compute in it. Raises UserError."""
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder here; download it first, and give its path")
-        loaded = super().from_pretrained(folder, *args, **kwargs)
+        given = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        dtype = str(given or "auto").removeprefix("torch.")
+        check(dtype in ("auto", "float32", "bfloat16"), "dtype", given, "torch.float32 or torch.bfloat16")
+        loaded = super().from_pretrained(folder, *args, dtype=torch.float32, **kwargs)
         model, spec = loaded.model, loaded.spec
         if spec.model.position_embedding != "learnable":
             model.fill_positions()  # tables that no file holds
         model.requires_grad_(False)
         codec = open_model_codec(folder, spec)
         loaded.pipeline = Pipeline(
-            model, codec, spec, make_process(spec.diffusion), tokenizer=load_tokenizer(folder, spec)
+            model,
+            codec,
+            spec,
+            make_process(spec.diffusion),
+            torch.bfloat16 if dtype == "bfloat16" else torch.float32,
+            tokenizer=load_tokenizer(folder, spec),
         )
         return loaded.eval()
 
