@@ -150,3 +150,24 @@ def test_the_training_line_repeats_the_settings(
         )
     ]
     check_cache(open_cache(str(out)), seen[0].codec, seen[0].data)
+
+
+@pytest.mark.parametrize("in_recipe", [True, False])
+def test_the_training_line_leaves_the_captions_to_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], in_recipe: bool
+) -> None:
+    words, own, out = tmp_path / "words.txt", tmp_path / "own.toml", tmp_path / "latents"
+    words.write_text("".join(f"{number} the digit {number}\n" for number in range(10)))
+    told = {"captions": "class_names", "class_words": str(words)}
+    own.write_text("[data]\n" + "".join(f'{name} = "{value}"\n' for name, value in told.items()))
+    given = [f"--config={own}"] if in_recipe else [f"--data.captions={told['captions']}"]
+    given += [] if in_recipe else [f"--data.class-words={words}"]
+    line = ["encode", "--data.source=digits", *given, "--out", str(out), "--device=cpu"]
+    assert cli.run(line) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "train on it with" in line)
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
+    assert cli.run(shlex.split(line.partition(": ")[2])[1:]) == 0
+    (config,) = seen
+    assert (config.data.cache, config.data.captions, config.data.class_words) == (str(out), "own", "")
+    assert open_cache(str(out)).captions(np.arange(2)) == [("the digit 0",), ("the digit 1",)]

@@ -57,13 +57,14 @@ def encode(
     mean, std = cache.statistics(run.codec.latents)
     print(f"raw latents: mean {mean:.6g}, standard deviation {std:.6g}")
     if manifest["replaced_images"]:
-        print(f"{manifest['replaced_images']} unreadable images were replaced by the next readable ones")
+        print(f"{manifest['replaced_images']} unreadable images were replaced by others, drawn at random")
     print(f"train on it with: {training_line(run, config, out)}")
     return 0
 
 
 def training_line(run: RunConfig, names: Sequence[str], cache: Path) -> str:
-    """The command that trains with this run's settings on the cache, which stands in for data.path."""
+    """The command that trains with this run's settings on the cache, which stands in for data.path, and has
+    the captions."""
     from causalfusion.codec.cache import as_option
     from causalfusion.config.recipes import load_layers, merge
 
@@ -71,5 +72,6 @@ def training_line(run: RunConfig, names: Sequence[str], cache: Path) -> str:
     beneath = flat(merge([to_dict(RunConfig()), load_layers(names)]))
     settings = {name: value for name, value in flat(to_dict(run)).items() if name.partition(".")[0] in tables}
     settings |= {"data.cache": str(cache), "data.path": beneath["data.path"]}
+    settings |= {"data.captions": "own", "data.class_words": ""}
     options = [as_option(name, value) for name, value in settings.items() if value != beneath[name]]
     return " ".join(["causalfusion train", *(as_option("config", name) for name in names), *options])
