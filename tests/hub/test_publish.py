@@ -41,10 +41,17 @@ def card_of(weights: str) -> Card:
     }  # fmt: skip
     reference = {
         "name": "/home/me/digits", "features": "pixels:8", "fingerprint": "r", "statistics_hash": "s",
-        "mean_norm": 1.0, "covariance_trace": 2.0,
+        "mean_norm": 1.0, "covariance_trace": 2.0, "file": "/home/me/.cache/r.npz",
     }  # fmt: skip
     features = [{"name": "pixels:8", "fingerprint": "f"}]
-    return Card(figures={figure.name: figure}, samples=samples, references=[reference], features=features)
+    preset = {
+        "name": "paper-256",
+        "changed": {"features": ["model:/home/me/run:2", "pixels:8"], "num_ar_steps": 4},
+    }
+    return Card(
+        figures={figure.name: figure}, samples=samples, references=[reference], features=features,
+        preset=preset, run={"processes": 1, "argv": ["evaluate", "--model", "/home/me/run"]},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,10 @@ def test_the_page_tells_what_is_known(hub: LocalHub, run: Path, capsys):
     assert "| source | digits |" in page and "| images | 1,797 |" in page
     assert not any(str(run.parent).encode() in content for content in files.values())
     assert b"/home/me" not in b"".join(files.values())
-    assert json.loads(files["figures/00.json"])["samples"]["model"] == "1"
+    told = json.loads(files["figures/00.json"])
+    assert told["samples"]["model"] == "1" and told["run"] == {"processes": 1}
+    assert told["references"][0]["file"] == "r.npz"
+    assert told["preset"]["changed"] == {"features": ["model:run:2", "pixels:8"], "num_ar_steps": 4}
 
 
 def test_the_settings_of_the_training_begin_the_same_training(run: Path, tmp_path: Path):

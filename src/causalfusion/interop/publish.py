@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from causalfusion.config import RunConfig
 from causalfusion.config.finetuning import TaskName
@@ -198,10 +199,27 @@ def _sampling(card: Card) -> str:
 
 
 def _without_paths(card: Card) -> Card:
-    """The card with the last parts of paths alone."""
+    """The card with the last parts of paths alone, and without the command, which has them."""
     samples = {k: Path(v).name if k in ("model", "name") else v for k, v in card.samples.items()}
-    references = [{**r, "name": Path(str(r["name"])).name} for r in card.references]
-    return replace(card, samples=samples, references=references)
+    references = [
+        {k: Path(v).name if v and k in ("name", "file") else v for k, v in r.items()} for r in card.references
+    ]
+    run = {name: value for name, value in card.run.items() if name != "argv"}
+    preset = card.preset and {
+        **card.preset,
+        "changed": {name: _last_part(value) for name, value in card.preset.get("changed", {}).items()},
+    }
+    return replace(card, samples=samples, references=references, preset=preset, run=run)
+
+
+def _last_part(value: Any) -> Any:
+    """Features, or a list of them, with the last part of a path behind the colon alone; all else as it is."""
+    if isinstance(value, list):
+        return [_last_part(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    kind, colon, place = value.partition(":")
+    return kind + colon + Path(place).name if colon else value
 
 
 def _data_facts(source: Path) -> dict[str, str]:
