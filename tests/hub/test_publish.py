@@ -24,6 +24,7 @@ from causalfusion.files import sha256_of
 from causalfusion.interop.publish import Publication, _write_recipe, write_publication
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, latest_model, load_spec, replace_model
+from causalfusion.saved.model_card import CardFacts, model_card
 from causalfusion.train.run import train
 
 SHORT = ["--train.images", "16", "--train.batch-size", "8", "--train.precision", "float32"]
@@ -241,3 +242,10 @@ def test_a_word_is_told_so_that_a_shell_takes_it(tmp_path: Path):
     _write_recipe(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "training.toml").read_text()
     assert "--word '<heart>' --like 'red star'" in text
+
+
+def test_the_page_of_a_model_of_any_size_says_so():
+    codec = CodecConfig(image_height=64, image_width=64, image_channels=3, patch_size=4, max_area=4096)
+    model = ModelConfig(grid_height=16, grid_width=16, token_dim=48, num_classes=2)
+    page = model_card("me/any", ModelSpec(model=model, codec=codec), CardFacts(parameters=1))
+    assert "of any size up to 4,096 pixels, by default 64x64, 3 channels: 256 tokens" in page

@@ -137,6 +137,8 @@ def _model_rows(spec: ModelSpec, facts: CardFacts) -> dict[str, str]:
     }
     if not model.text_only:
         size = f"{codec.image_width}x{codec.image_height}, {codec.image_channels} channels"
+        if codec.max_area:
+            size = f"of any size up to {codec.max_area:,} pixels, by default {size}"
         rows["images"] = f"{size}: {model.num_tokens} tokens of {model.token_dim} numbers"
         rows["autoencoder"] = _autoencoder(codec.autoencoder)
         rows["noise"] = f"{spec.diffusion.path}, predicts {spec.diffusion.prediction_type}"
