@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from causalfusion.config import DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.captions import captions_of_record, captions_of_text, draw_caption
+from causalfusion.data.class_captions import read_words
 from causalfusion.data.folder import ImageFolder
 from causalfusion.data.loader import Loader, load_indices
 from causalfusion.data.picture import UnreadableImage
@@ -170,3 +172,9 @@ def test_only_made_up_data_has_splits(source):
         match=rf"data\.split is 'test'; only .* shapes, in_context, datasets have splits, {source} has none",
     ):
         open_source(DataConfig(source=source, path="x", split="test"))
+
+
+def test_words_of_a_class_are_found_in_any_unicode_form(tmp_path: Path):
+    decomposed = unicodedata.normalize("NFD", "café")
+    (tmp_path / "words.txt").write_text(f"{decomposed} a small café\ndog a dog\n", encoding="utf-8")
+    assert read_words(tmp_path / "words.txt", ["café", "dog"]) == ["a small café", "a dog"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from causalfusion.data.names import same_name
 from causalfusion.data.source import Example, ImageSource
 from causalfusion.errors import UserError
 
@@ -53,11 +54,11 @@ def read_words(path: Path, names: Sequence[str]) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.class_words {path} cannot be read ({error}); expected a text file") from None
     pairs = (line.split(maxsplit=1) for line in lines)
-    words = {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
-    missing = [name for name in names if name not in words]
+    words = {same_name(pair[0]): pair[1].strip() for pair in pairs if len(pair) == 2}
+    missing = [name for name in names if same_name(name) not in words]
     if missing:
         raise UserError(
             f"data.class_words {path} has no line for {len(missing)} of {len(names)} classes, such as "
             f"{missing[0]!r}; expected lines of a class's name, a space, and its words"
         )
-    return [words[name] for name in names]
+    return [words[same_name(name)] for name in names]
