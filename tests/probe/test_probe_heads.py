@@ -61,7 +61,7 @@ def test_labels_without_meaning_are_at_chance():
 def test_one_neighbour_of_a_known_image_is_itself():
     train = blobs(100, 5)
     assert (knn(train, train.features, 3, 0, CPU, 1).predicted == train.labels).all()
-    with pytest.raises(UserError, match="--neighbours is 90"):
+    with pytest.raises(UserError, match="--neighbours is 90; expected at most 80"):
         knn(train, train.features, 3, 0, CPU, 90)
 
 

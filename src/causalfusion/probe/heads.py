@@ -129,7 +129,10 @@ def knn(
     """Votes of the nearest training images by the cosine of standardised features (N, D)."""
     first, second = split_validation(len(train.labels), seed)
     if neighbours > len(first):
-        raise UserError(f"--neighbours is {neighbours}; expected fewer than the {len(train.labels)} images")
+        raise UserError(
+            f"--neighbours is {neighbours}; expected at most {len(first)}, the training images without the "
+            "validation images"
+        )
 
     def classify(known: Labelled, new: NDArray[np.floating]) -> NDArray[np.int64]:
         x, labels = known.tensors(device)
