@@ -34,7 +34,7 @@ from causalfusion.estimate.devices import SHEETS, USABLE, Device, named_device
 from causalfusion.estimate.memory import activation_bytes, largest_split, parameters_of, state_bytes
 from causalfusion.estimate.optimizer import frozen_of
 from causalfusion.estimate.planned import plan_run, read_settings
-from causalfusion.estimate.show import announce
+from causalfusion.estimate.show import announce, describe
 from causalfusion.factorization import Plan, ar_step_of
 from causalfusion.machine.processes import World
 from causalfusion.model.arithmetic import expected_train_flops, visible_pairs
@@ -236,6 +236,13 @@ GPU = Device("a test", rate=1e12, memory=1e9, bandwidth=1e15, share=0.5, is_gpu=
 
 def _cost(device: Device = GPU, count: int = 1, **train: Any) -> Cost:
     return estimate(_config(**train), device, count)
+
+
+def test_the_speed_of_a_slow_run_is_no_zero():
+    rows = dict(describe(estimate(_config(), replace(GPU, rate=1e5)), _config()))
+    step, speed = rows["time"].split(";")[0].split(" a step of 4 images, ")
+    assert float(step.removesuffix(" s").replace(",", "")) > 1000 and "e" not in step
+    assert 0 < float(speed.removesuffix(" images/s")) < 0.01
 
 
 def test_time_is_arithmetic_over_the_rate():

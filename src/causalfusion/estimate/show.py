@@ -20,7 +20,7 @@ from causalfusion.model.arithmetic import Flops
 def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> list[tuple[str, str]]:
     """(quantity, value) of a cost, in the order of the output."""
     model, train, memory, flops = config.model, config.train, cost.memory, cost.of_image
-    per_second = train.batch_size / cost.step_seconds
+    per_second = _number(train.batch_size / cost.step_seconds)
     conditions = f"{model.num_condition_tokens} class"
     if cost.text_tokens:
         conditions += f", {cost.text_tokens:g} text"
@@ -38,7 +38,7 @@ def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> 
         ("device", f"{cost.count} x {_device(cost)}"),
         (
             "time",
-            f"{_in_time(cost.step_seconds)} a step of {train.batch_size:,} {of}s, {per_second:,.0f} "
+            f"{_in_time(cost.step_seconds)} a step of {train.batch_size:,} {of}s, {per_second} "
             f"{of}s/s; {_long(cost.seconds)} in all{again}",
         ),
         (
@@ -130,4 +130,9 @@ def _long(seconds: float) -> str:
 
 
 def _in_time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{_number(seconds)} s"
+
+
+def _number(value: float) -> str:
+    """Three digits of a number below 100, else a whole one."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
