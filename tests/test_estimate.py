@@ -340,6 +340,8 @@ def test_built_in_data_say_what_they_are():
     assert digits.assumptions == () and digits.text_tokens == 0
     shapes = plan_run(read_settings(["shapes"], []), text_tokens=20)
     assert shapes.config.model.vocab_size == 512 and shapes.text_tokens == 20
+    with pytest.raises(UserError, match="text-tokens is 20; expected none, as this run has no text"):
+        plan_run(read_settings(["digits"], []), text_tokens=20)
 
 
 @pytest.mark.parametrize(

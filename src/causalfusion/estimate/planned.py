@@ -77,6 +77,8 @@ def plan_run(
     codec = _codec(of_any_size, (channels, height, width))
     model = _model(config, codec, classes, notes)
     if not model.vocab_size:
+        if text_tokens:
+            raise UserError(f"text-tokens is {text_tokens:g}; expected none, as this run has no text")
         text_tokens = 0
     elif text_tokens is None:
         text_tokens = model.max_text_tokens // 2
