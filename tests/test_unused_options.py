@@ -10,6 +10,7 @@ from PIL import Image
 from causalfusion import cli
 from causalfusion.commands.finetune import FinetuneRequest
 from causalfusion.config import DiffusionConfig, RunConfig, SampleConfig, WriteConfig
+from causalfusion.config.autoencoding import AutoencoderConfig, ReconstructionConfig
 from causalfusion.config.recipes import load_layer, recipe_names
 from causalfusion.generate.settings import warn_of_unused
 from causalfusion.vocabulary.unused import DEFAULTS, OUT, USED, _typed
@@ -47,6 +48,12 @@ from causalfusion.vocabulary.unused import DEFAULTS, OUT, USED, _typed
         ("train --config digits --data.examples 2", "as it needs --data.source in_context, not digits"),
         ("train nowhere --config digits", "--data.path nowhere would change nothing, as it needs"),
         ("train --config digits --train.lr-decay 0.2", "it needs --train.lr-schedule wsd, not cosine"),
+        (
+            "codec train --data.source digits --out ae --heads 4",
+            "--heads 4 would change nothing, as it needs --kind fixed_variance, not kl",
+        ),
+        ("codec train --data.source digits --out ae --kind kl --deviation 0.5", "fixed_variance, not kl"),
+        ("codec train --data.source digits --out ae --perceptual-weight 2", "as it needs --perceptual;"),
     ],
 )
 def test_an_option_that_would_change_nothing_is_refused(line, answer, capsys, monkeypatch, tmp_path):
@@ -161,6 +168,8 @@ def test_the_same_is_said_once_of_settings_from_elsewhere():
 
 def test_the_table_names_settings_and_values_that_exist():
     choices: dict[str, tuple[str, ...]] = {}
+    for config in (AutoencoderConfig, ReconstructionConfig):
+        choices |= {name: typing.get_args(hint) for name, hint in typing.get_type_hints(config).items()}
     for table, config in (*typing.get_type_hints(RunConfig).items(), ("write", WriteConfig)):
         if dataclasses.is_dataclass(config):
             for name, hint in typing.get_type_hints(config).items():

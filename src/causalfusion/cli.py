@@ -112,7 +112,7 @@ def prepare(tokens: Sequence[str]) -> Prepared:
     if line.command.name == "train" and "images" not in settings.get("train", {}):
         decided = {name.removeprefix("--").replace("-", "_") for name in line.given} | flat(settings).keys()
         prepared = _with_choices(prepared, decided, line.value("--device") or settings.get("device", "auto"))
-    if line.command.name in ("train", "finetune", "caption", "probe", *GENERATING):
+    if line.command.name in ("train", "codec train", "finetune", "caption", "probe", *GENERATING):
         refuse_unused(line, prepared.settings)
     return prepared
 

@@ -207,9 +207,12 @@ def test_what_a_graft_will_cost_is_told_before_it_begins(tmp_path: Path):
     init = language("llama_b", tmp_path)
     config = graft_of(init, tmp_path / "run", OWN)
     planned = plan_run(config, text_tokens=12).config
-    assert planned.model == load_spec(run(config)).model
+    folder = run(config)
+    assert planned.model == load_spec(folder).model
     every = replace(planned, train=replace(planned.train, trainable="all"))
     text = sum(v.numel() for v in load_weights(init).values())
+    assert not planned.reads_text, "markers stay, too"
+    text += sum(v.numel() for n, v in load_weights(folder).items() if n.startswith("marker_"))
     assert state_bytes(every, 1) - state_bytes(planned, 1) == 16 * text
 
 

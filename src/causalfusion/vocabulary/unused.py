@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from causalfusion.config import ClassifyConfig, FinetuneConfig, RunConfig, SampleConfig, WriteConfig
+from causalfusion.config.autoencoding import AutoencoderConfig, ReconstructionConfig
 from causalfusion.config.options import option_name
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import UserError
@@ -47,6 +48,7 @@ TEACHER = Use("distill.teacher", unless="")
 TEXT, GUIDANCE = Use("text.tokenizer", unless=""), Use("sample.guidance_scale", unless=1.0)
 CLASSIFIES, ALL_WEIGHTS = Use("finetune.task", ("classify",)), Use("finetune.adapter", ("none",))
 LORA, NO_NEW_WORD = Use("finetune.adapter", ("lora",)), Use("finetune.adapter", ("none", "lora"))
+TRANSFORMERS = Use("kind", ("fixed_variance",))
 NORMAL, WEIGHTED = (
     Use("diffusion.level_distribution", ("logit_normal",)),
     Use("factorization.loss_weight", ("linear", "cosine")),
@@ -117,6 +119,9 @@ USED: dict[str, tuple[Use, ...]] = {
     "align.coefficient": (ALIGNED,),
     "align.width": (ALIGNED,),
     "align.cache": (ALIGNED,),
+    "heads": (TRANSFORMERS,),
+    "deviation": (TRANSFORMERS,),
+    "perceptual_weight": (Use("perceptual", unless=""),),
     "distill.steps": (TEACHER,),
     "distill.teacher_steps": (TEACHER,),
     "distill.ahead": (TEACHER,),
@@ -125,7 +130,8 @@ USED: dict[str, tuple[Use, ...]] = {
 """All conditions of a setting have to hold. Not listed: settings that a longer list or a duration overrides,
 as their help says (`sizes`, `given_order`, `epochs`), and those that their configuration itself refuses
 (`eta`, `temperature`)."""
-DEFAULTS = {**flat(to_dict(RunConfig())), **flat({"write": to_dict(WriteConfig())})}
+_OF_AUTOENCODERS = {**to_dict(AutoencoderConfig()), **to_dict(ReconstructionConfig())}
+DEFAULTS = {**_OF_AUTOENCODERS, **flat(to_dict(RunConfig())), **flat({"write": to_dict(WriteConfig())})}
 OUT = {"train": DEFAULTS["out"], "finetune": "runs/finetune"}
 """The commands that train by the settings of a run, and the folder of each where none is given."""
 
@@ -229,10 +235,10 @@ def _has_begun(line: Line, layers: dict[str, Any]) -> bool:
     """True for a training that has a checkpoint to go on from."""
     from causalfusion.saved.folder import checkpoints_of
 
-    if line.command.name not in OUT:
+    if line.command.name not in (*OUT, "codec train"):
         return False
-    run = line.value("--out") or layers.get("out") or OUT[line.command.name]
-    return bool(checkpoints_of(Path(run)))
+    run = line.value("--out") or layers.get("out") or OUT.get(line.command.name)
+    return bool(run and checkpoints_of(Path(run)))
 
 
 def _typed(setting: str, values: Sequence[str]) -> Any:
