@@ -130,6 +130,7 @@ def refused(capsys, *tokens: str) -> str:
         (["estimate", "--config", "digits", "--train.batch-size", "1000000000000"], "train.batch_size is"),
         (["train", "--config", "S"], "train needs data"),
         (["train", "--config", "nope"], "neither a file nor a recipe; the recipes are B, H"),
+        (["train", "--config", "imagenet257"], "a recipe (did you mean imagenet256?); the recipes are B, H"),
         (["train", "--config"], "--config"),
         (["train", "--data.source", "folder"], "data.path is ''; expected a path, for source folder"),
         (["train", "--data.source", "folder", "--data.path", "/nope"], "/nope"),

@@ -77,6 +77,22 @@ def test_a_port_that_is_taken_is_refused(shapes: Opened):
 
 
 @NEEDED
+def test_neither_a_proxy_nor_a_busy_machine_keeps_the_page_from_being_served(shapes: Opened, monkeypatch):
+    from causalfusion.app.serve import launch
+
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing answers
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "example.org")
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)  # as after three seconds
+    page = launch(shapes, AppRequest())
+    try:
+        assert page.is_running
+    finally:
+        page.close(verbose=False)
+
+
+@NEEDED
 def test_a_page_has_what_its_model_can_do(shapes: Opened, digits: Opened):
     from causalfusion.app.page import make_page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from typing import Any
@@ -32,6 +33,7 @@ def launch(opened: Opened, request: AppRequest) -> Any:
     """The page, served by threads of this process. Raises UserError for an address or a port that cannot be
     had."""
     _require_address(request)
+    _past_any_proxy(request.host)
     page = make_page(opened)
     try:
         _, local, public = page.launch(
@@ -48,6 +50,7 @@ def launch(opened: Opened, request: AppRequest) -> Any:
             state_session_capacity=SESSIONS,
             enable_monitoring=False,
             ssr_mode=False,
+            _frontend=False,  # no look at the page that has to be answered within three seconds
             pwa=False,
             mcp_server=False,
             theme=theme(),
@@ -60,6 +63,13 @@ def launch(opened: Opened, request: AppRequest) -> Any:
     if request.host not in LOCAL:
         say(f"note: whoever reaches this machine by {request.host} can use the page")
     return page
+
+
+def _past_any_proxy(host: str) -> None:
+    """Let this process reach its own page without the proxy that the environment may name: Gradio asks the
+    page whether it has begun."""
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name, ""), *LOCAL, host]))
 
 
 def _require_address(request: AppRequest) -> None:

@@ -7,6 +7,7 @@ command line overrides all. A recipe lists the recipes that it extends in `base`
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -61,9 +62,10 @@ def load_layer(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     elif Path(expand_home(name)).is_file():
         text = Path(expand_home(name)).read_bytes()
     else:
-        raise UserError(
-            f"config {name!r} is neither a file nor a recipe; the recipes are {', '.join(recipe_names())}"
-        )
+        near = difflib.get_close_matches(name, recipe_names(), 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        known = ", ".join(recipe_names())
+        raise UserError(f"config {name!r} is neither a file nor a recipe{hint}; the recipes are {known}")
     values = parse_toml(text, f"config {name}")
     bases = values.pop("base", [])
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -101,9 +103,9 @@ def load_facts(names: Sequence[str]) -> DataFacts:
     return from_dict(DataFacts, facts, f"{FACTS}.")
 
 
-def load_config(*names: str, **sections: dict[str, Any]) -> RunConfig:
+def load_config(*names: str, **sections: dict[str, Any] | str) -> RunConfig:
     """A `RunConfig` from recipes and settings that override them, as in
-    load_config("digits", train={"images": 1000}). Raises UserError."""
+    load_config("digits", out="runs/short", train={"images": 1000}). Raises UserError."""
     return from_dict(RunConfig, merge([load_layers(names), sections]))
 
 
