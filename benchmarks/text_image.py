@@ -40,8 +40,8 @@ CANDIDATES = 8
 STAGES = ("shapes", "shapes-finish", "shapes-fine", "shapes-several")
 """Recipes of the packaged model, each from the averaged weights of the one before."""
 TRAINED_HERE = (
-    "The recipes `shapes`, `shapes-finish`, `shapes-fine` and `shapes-several`, each from the weights of the one "
-    "before."
+    "The recipes `shapes`, `shapes-finish`, `shapes-fine` and `shapes-several`, each from the weights of the "
+    "one before."
 )
 PACKAGED = Path("src/causalfusion/models/shapes")
 
