@@ -43,6 +43,11 @@ def test_edit_and_caption_take_pictures_regions_and_masks(pipeline, tmp_path):
     assert edited[..., :4].equal(before[..., :4]) and not edited[..., 4:].allclose(before[..., 4:], atol=0.1)
     masked = pipeline.edit(tmp_path / "photo.png", tmp_path / "mask.png", ["cat"], FAST)
     assert masked[..., :4, :].equal(before[..., :4, :]) and not masked.allclose(before, atol=0.1)
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert pipeline.edit(photo, mask, ["cat"], FAST).equal(masked)
+        assert pipeline.edit([photo], mask.convert("RGB").point(lambda v: 255 * v), ["cat"], FAST).equal(
+            masked
+        )
     write = WriteConfig(max_tokens=3)
     assert pipeline.caption(photo, write) == pipeline.caption(before, write)
     assert pipeline.edit(photo, "top", prompts=["a"], config=FAST).shape == (1, 3, 8, 8)
@@ -70,8 +75,13 @@ def test_the_same_class_by_name_and_number(pipeline):
         (lambda p: p.generate(prompts="a b", config=FAST), r"prompts is 'a b'; expected a list, such as"),
         (lambda _: SampleConfig(diffusion_steps=2), "diffusion_steps is 2; expected a list"),  # pyright: ignore
         (
+            lambda p: p.edit(Image.new("RGB", (8, 8)), Image.new("F", (8, 8)), [0], FAST),
+            "the mask has mode F; expected L, 1, RGB or RGBA",
+        ),
+        (lambda p: p.edit(Image.new("RGB", (8, 8)), 1, [0], FAST), "the mask is 'int'; expected a tensor"),
+        (
             lambda p: p.edit(Image.new("RGB", (8, 8)), Image.new("L", (8, 8)), [0], FAST),
-            "the mask is 'Image'; expected a tensor",
+            "the mask is empty in a picture",
         ),
         (lambda p: p.edit([], "right", []), "there are no images; expected at least one"),
         (lambda p: p.edit(Image.new("RGB", (8, 8)), "right", [0], FAST, variants=0), "variants is 0"),

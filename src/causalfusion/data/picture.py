@@ -26,7 +26,7 @@ MAX_PIXELS = 2**27
 """Larger images are not decoded (400 MB as RGB)."""
 MAX_FILE = 2**30
 """Bytes. Larger files and members are not read."""
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
@@ -65,7 +65,7 @@ def orientation_of(content: bytes) -> int:
 
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
-            return int(image.getexif().get(_ORIENTATION, 1))
+            return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged metadata around good pixels: the default orientation
         return 1
 

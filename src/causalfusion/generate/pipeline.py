@@ -25,7 +25,7 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.prompts import given_documents, image_documents
 from causalfusion.generate.published import PublishedPipeline
 from causalfusion.generate.read import image_of, read_image, to_picture
-from causalfusion.generate.regions import Original, read_mask, region_mask
+from causalfusion.generate.regions import Original, mask_of, read_mask, region_mask
 from causalfusion.generate.settings import fit_ar_steps, step_sizes
 from causalfusion.generate.tokens import Sketch, Watcher, generate_tokens
 from causalfusion.generate.write import TokenWatcher
@@ -136,7 +136,7 @@ class Pipeline(PublishedPipeline):
     def edit(
         self,
         images: Images,
-        mask: Tensor | np.ndarray | Path | str,
+        mask: Tensor | np.ndarray | Picture | Path | str,
         labels: Sequence[int | str] | None = None,
         config: SampleConfig | None = None,
         *,
@@ -153,8 +153,8 @@ class Pipeline(PublishedPipeline):
 
         With a `strength` below 1, the region is drawn from what it shows, noised to that share of the path.
 
-        `mask` (H, W), a tensor or an array, is True where pixels may change; or it is the path of a mask
-        image, or a region's name ("right", as `region_mask` says). A token is regenerated if any of its
+        `mask` (H, W), a tensor or an array, is True where pixels may change; or it is a mask image, its path,
+        or a region's name ("right", as `region_mask` says). A token is regenerated if any of its
         pixels is masked. Kept tokens are clean context, in the cache once for all variants. With `paste`,
         pixels outside the mask are the input's, exactly. Returns (B * variants, C, H, W), the variants of an
         image side by side; variant v of image b has index image_indices[b] * variants + v, by default b's.
@@ -198,15 +198,21 @@ class Pipeline(PublishedPipeline):
         """This pipeline for images (B, C, H, W) of their size, where the model's may have any."""
         return self.at(*images.shape[-2:]) if self.codec.config.max_area else self
 
-    def _mask(self, mask: Tensor | np.ndarray | Path | str, images: Images) -> Tensor:
+    def _mask(self, mask: Tensor | np.ndarray | Picture | Path | str, images: Images) -> Tensor:
+        from PIL.Image import Image
+
         if isinstance(mask, Tensor | np.ndarray):
             return torch.as_tensor(mask)
         size = self.codec.config.image_height, self.codec.config.image_width
         if isinstance(mask, str):
             return region_mask(mask, *size)
-        expected = "a tensor (H, W), the path of a mask image, or a region's name"
+        first = images[0] if isinstance(images, list | tuple) else images
+        original = Original.of(first) if isinstance(first, str | Path | Image) else None
+        if isinstance(mask, Image):
+            return mask_of(mask, *size, original)
+        expected = "a tensor (H, W), a picture or the path of one, or a region's name"
         check(isinstance(mask, Path), "the mask", type(mask).__name__, expected)
-        return read_mask(mask, *size, Original.of(Path(images)) if isinstance(images, str | Path) else None)
+        return read_mask(mask, *size, original)
 
     def _kept_and_changed(self, mask: Tensor, images: Tensor, asked: int) -> tuple[Tensor, Tensor]:
         """Raster positions of the tokens without and with masked pixels. Raises UserError if none has any, or

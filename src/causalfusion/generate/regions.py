@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from causalfusion.config.sizes import Fit
-from causalfusion.data.picture import decode_grey_alpha, decode_image, orientation_of, read_file
+from causalfusion.data.picture import ORIENTATION, decode_grey_alpha, decode_image, orientation_of, read_file
 from causalfusion.data.transforms import fit_image
 from causalfusion.errors import UserError, printable
 from causalfusion.generate.read import read_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 REGIONS = ("center", "top", "bottom", "left", "right", "outside", "all")
 
@@ -60,9 +65,15 @@ class Original:
     """EXIF's: 1 is upright, 5 to 8 swap height and width."""
 
     @classmethod
-    def of(cls, path: Path) -> Original:
-        height, width = read_picture(path, "image", decode_image).shape[:2]
-        return cls((height, width), orientation_of(read_file(path)))
+    def of(cls, picture: Path | str | Picture) -> Original:
+        """Of an image file, or of a picture in Pillow's form."""
+        if isinstance(picture, str | Path):
+            path = Path(picture)
+            height, width = read_picture(path, "image", decode_image).shape[:2]
+            return cls((height, width), orientation_of(read_file(path)))
+        orientation = int(picture.getexif().get(ORIENTATION, 1))
+        height, width = picture.height, picture.width
+        return cls((width, height) if orientation > 4 else (height, width), orientation)
 
 
 def read_mask(
@@ -76,6 +87,25 @@ def read_mask(
     it lies as that one is stored.
     """
     bright = bright_pixels(read_picture(path, "mask", decode_grey_alpha))
+    return _fitted(bright, printable(path), height, width, original, fit)
+
+
+def mask_of(picture: Picture, height: int, width: int, original: Original | None = None) -> Tensor:
+    """(H, W) bool of a mask in Pillow's form, as `read_mask` takes it."""
+    from PIL import ImageOps
+
+    content = io.BytesIO()
+    try:
+        ImageOps.exif_transpose(picture).save(content, "PNG")
+    except OSError:
+        raise UserError(f"the mask has mode {picture.mode}; expected L, 1, RGB or RGBA") from None
+    bright = bright_pixels(decode_grey_alpha(content.getvalue(), "the mask"))
+    return _fitted(bright, "a picture", height, width, original, None)
+
+
+def _fitted(
+    bright: np.ndarray, name: str, height: int, width: int, original: Original | None, fit: Fit | None
+) -> Tensor:
     if original is not None and original.orientation > 4 and bright.shape == original.turned[::-1]:
         bright = _turned(bright, original.orientation)
     mask = bright
@@ -84,7 +114,7 @@ def read_mask(
         sizes += [original.turned] if original is not None else []
         if bright.shape not in sizes:
             raise UserError(
-                f"mask {printable(path)} has {bright.shape[1]}x{bright.shape[0]} pixels; expected "
+                f"mask {name} has {bright.shape[1]}x{bright.shape[0]} pixels; expected "
                 + " or ".join(dict.fromkeys(f"{w}x{h}" for h, w in sizes))
             )
         fitted = fit_image(bright.astype(np.uint8)[..., None] * 255, fit or Fit(height, width))
@@ -93,7 +123,7 @@ def read_mask(
     if not mask.any():
         where = "none is left where the picture is cropped" if bright.any() else "it has none"
         raise UserError(
-            f"the mask is empty in {printable(path)}: bright pixels (at least half of white) that are not "
+            f"the mask is empty in {name}: bright pixels (at least half of white) that are not "
             f"transparent may change, and {where}"
         )
     return torch.from_numpy(np.ascontiguousarray(mask))

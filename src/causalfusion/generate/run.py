@@ -29,6 +29,7 @@ from causalfusion.generate.output import (
     load_pipeline,
     quantized,
     read_labels,
+    say,
     uses_classes,
     warn_of_untrained_null,
 )
@@ -268,6 +269,8 @@ def _task(pipeline: Pipeline, request: SampleRequest, indices: range | None = No
     if request.prompts_file is not None:
         prompts = read_prompts(request.prompts_file)
         count = len(prompts)
+    elif prompts is not None and len(prompts) > 2 and not any(" " in prompt for prompt in prompts):
+        say(f"note: {len(prompts)} prompts of one word each; put one of several words between quotes")
     documents = None
     if request.documents is not None:
         documents = DocumentPrompts(request.documents, pipeline, ImageToCome(), 0)
