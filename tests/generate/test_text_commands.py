@@ -91,6 +91,15 @@ def test_prompts_and_classes_change_images_and_go_together(models, tmp_path):
     assert abs(made["nothing"][1] - made["class"][1]).max() <= 1
 
 
+def test_words_without_quotes_are_told(models, tmp_path, capsys):
+    """`--prompt a large star` are three prompts."""
+    base = ["sample", "--model", models["text"], "--images", 1, *SAMPLE]
+    run(*base, "--prompt", "a", "large", "star", "--out", tmp_path / "words")
+    assert "3 prompts of one word each; put one of several words between quotes" in capsys.readouterr().out
+    run(*base, "--prompt", *CAPTIONS[:3], "--out", tmp_path / "captions")
+    assert "between quotes" not in capsys.readouterr().out
+
+
 def test_a_prompts_file_gives_an_image_for_each_line(models, tmp_path):
     (tmp_path / "prompts.txt").write_text("\ufeff" + "\r\n".join(CAPTIONS) + "\n\n", encoding="utf-8")
     base = ["sample", "--model", models["text"], *SAMPLE]
