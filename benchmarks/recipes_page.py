@@ -55,10 +55,6 @@ EXPECTED: dict[str, tuple[str, str]] = {
         "100 % and 76.5 % of the captions are true; 44 and 28 minutes of one CPU core",
         "the-packaged-model",
     ),
-    "shapes-several": (
-        "SEVERAL_FIGURES",
-        "the-packaged-model",
-    ),
     "any-size": (
         "with an earlier packaged model, 38,400 images, one object: 98 % as asked at 32x32, 95 % at 48x32, "
         "97 % at 32x48; 15 minutes of one CPU core",

@@ -3,9 +3,9 @@
     evaluate MODEL      text→image, captions and edits of a trained model, by number of objects
     compare             CausalFusion against Transfusion: same data, size, steps and seeds
     coefficient         the coefficient of the text loss, by experiment
-    ship RUN            train the recipes `shapes`, `shapes-finish`, `shapes-fine` and `shapes-several`, each
-                        from the weights of the one before, the last in that folder, unless that is done, and
-                        make the model the package's own: float16, figures, card
+    ship RUN            train the recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights
+                        of the one before, the last in that folder, unless that is done, and make the model
+                        the package's own: float16, figures, card
 
 All of them resume: what is trained or measured already is not done again.
 """
@@ -37,11 +37,10 @@ from causalfusion.train.run import train
 
 METHODS = {"CausalFusion": "shapes", "Transfusion": "transfusion"}
 CANDIDATES = 8
-STAGES = ("shapes", "shapes-finish", "shapes-fine", "shapes-several")
+STAGES = ("shapes", "shapes-finish", "shapes-fine")
 """Recipes of the packaged model, each from the averaged weights of the one before."""
 TRAINED_HERE = (
-    "The recipes `shapes`, `shapes-finish`, `shapes-fine` and `shapes-several`, each from the weights of the "
-    "one before."
+    "The recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights of the one before."
 )
 PACKAGED = Path("src/causalfusion/models/shapes")
 
