@@ -101,7 +101,7 @@ ones, and the command line over all:
     causalfusion train photos --config mine.toml
 
 A file of your own has the same tables, `base = ["cifar10"]` names what it extends, and
-`causalfusion train --help` lists every setting.
+`causalfusion train --help-all` lists every setting.
 
 *Estimated* times are those of the arithmetic, as `causalfusion estimate` counts it: of one CPU core that
 multiplies matrices at 96 GFLOP/s, of which training reaches 65 % ([performance](performance.md#on-a-cpu)), or

@@ -17,6 +17,7 @@ from causalfusion.config.recipes import load_config, load_layer, recipe_names
 from causalfusion.config.serialize import from_dict, to_dict
 from causalfusion.errors import UserError
 from causalfusion.train.run import train
+from causalfusion.vocabulary.help import OF_SAMPLING, OF_TABLES
 
 PATHS = {"codec": {"autoencoder": "kl16.ckpt"}, "data": {"path": "images"}}
 PATH_OPTIONS = ["--codec.autoencoder=kl16.ckpt", "--data.path=images"]
@@ -309,10 +310,33 @@ WITH_OPTIONS = [f"{name} {below}".strip() for name in cli.COMMANDS for below in 
 @pytest.mark.parametrize("command", WITH_OPTIONS)
 def test_every_option_has_a_help_text(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "2000")  # each on one line
-    assert cli.run([*command.split(), "--help"]) == 0
+    assert cli.run([*command.split(), "--help-all"]) == 0
     options = re.findall(r"^│ \*? *(--\S+)(.*?)  +(.*?) *│$", capsys.readouterr().out, re.MULTILINE)
     assert options
     assert not [name for name, _, text in options if not text or text.startswith("[")]
+
+
+def test_the_short_help_has_what_most_look_for_and_counts_the_rest(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+
+    def listed(*tokens: str) -> tuple[set[str], str]:
+        assert cli.run([*tokens]) == 0
+        text = capsys.readouterr().out
+        return set(re.findall(r"^│ \*? *(--\S+)", text, re.MULTILINE)), text
+
+    for command, most in (("train", 40), ("sample", 30), ("codec train", 45), ("caption", 20)):
+        (short, text), (everything, all_text) = (
+            listed(*command.split(), flag) for flag in ("--help", "--help-all")
+        )
+        assert short <= everything and len(short) <= most and "finer settings" not in all_text
+        left = len(everything - short)
+        assert (
+            f"{left} finer settings: causalfusion {command} --help-all" in text
+            if left
+            else short == everything
+        )
+    train, sample = listed("train", "--help-all")[0], listed("sample", "--help-all")[0]
+    assert train >= OF_TABLES and sample >= OF_SAMPLING and listed("--help-all")[0] == listed("--help")[0]
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_old_spellings_work_with_one_note(typed, now):
         ("sample --gpu 0", "use --device cuda"),
         ("sample --negative-prompt x", "there is no negative one"),
         ("sample --guidance-scal 2", "sample has no option --guidance-scal; did you mean --guidance-scale?"),
-        ("sample --qqqq 2", "see causalfusion sample --help"),
+        ("sample --qqqq 2", "see causalfusion sample --help-all"),
         ("encode --out x --train.lr 3", "encode has no option --train.lr"),
         ("doctor a b", "doctor takes one model"),
         ("demo here", "unexpected 'here'; demo takes options only"),
@@ -373,7 +373,7 @@ def test_devices_are_refused_on_the_command_line(capsys, tmp_path, photos):
 
 def help_of(*command: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "causalfusion", *command, "--help"], capture_output=True, text=True
+        [sys.executable, "-m", "causalfusion", *command, "--help-all"], capture_output=True, text=True
     )
     assert done.returncode == 0
     return done.stdout

@@ -20,6 +20,7 @@ from causalfusion.config.recipes import merge, without_overruled
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import STOPPED, TrainingStopped, UserError, printable
 from causalfusion.vocabulary.data_path import settle_data
+from causalfusion.vocabulary.help import EVERYTHING, Help, default_in_help
 from causalfusion.vocabulary.layers import READ_BY_COMMAND, layers_for
 from causalfusion.vocabulary.notes import say, warnings_as_notes
 from causalfusion.vocabulary.options import command_of
@@ -40,15 +41,7 @@ BROKEN_PIPE = 141
 """Exit code if the reader of the output is gone, as in a shell (128 + SIGPIPE)."""
 
 
-def default_in_help(value: Any) -> Any:
-    """A default value as one types it; None, which help does not show, for an empty one."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or None
-    return None if value in (None, "") else str(value)
-
-
+HELP = Help()
 app = App(
     name="causalfusion",
     help="Causal diffusion transformers: train, sample, edit, between autoregression and diffusion.",
@@ -58,6 +51,7 @@ app = App(
     print_error=False,
     suppress_keyboard_interrupt=False,  # `run` prints "stopped"
     default_parameter=Parameter(negative_iterable=(), show_default=default_in_help),
+    help_formatter=HELP,
 )
 for _place, _command in enumerate(COMMANDS):
     app.command(f"causalfusion.commands.{_command}:app", name=_command, sort_key=_place)
@@ -95,13 +89,15 @@ def prepare(tokens: Sequence[str]) -> Prepared:
     Spellings come before cyclopts, which knows one name for each option and asks for `--name=value` where a
     value begins with a dash; it then takes the line as one that it could have been given.
     """
-    tokens = rename_options(tokens)
+    HELP.everything = EVERYTHING in tokens
+    tokens = rename_options(["--help" if token == EVERYTHING else token for token in tokens])
     asking = {*app.help_flags, *app.version_flags}
     if not tokens or tokens[0] in asking:
         app.resolved_commands()  # the list of commands then shows their descriptions
+    chain, apps, rest = app.parse_commands(tokens)
+    HELP.command = " ".join(name for name in chain if name not in asking)
     if not tokens or asking & set(tokens[: tokens.index("--")] if "--" in tokens else tokens):
         return Prepared(tokens)  # which cyclopts answers, whatever else is on the line
-    chain, apps, rest = app.parse_commands(tokens)
     if not chain or apps[-1].default_command is None:
         return Prepared(tokens)
     line = read_line(command_of(" ".join(chain), apps[-1]), rest)

@@ -29,7 +29,7 @@ def estimate(
     Parameters
     ----------
     settings
-        Settings that train takes, such as --train.batch-size 1024 (train --help).
+        Settings that train takes, such as --train.batch-size 1024 (train --help-all).
     gpu
         a100, h100, h200, b200, l40s or rtx4090, by its data sheet. Default: this machine, measured.
     gpus

@@ -85,7 +85,7 @@ def _checked(command: Command, source: str, key: str, value: Any) -> Any:
     option = _option(command, key)
     if option is None:
         near = nearest(key, [name[2:].replace("-", "_") for name in command.options])
-        hint = f"did you mean {near}?" if near else f"see causalfusion {command.name} --help"
+        hint = f"did you mean {near}?" if near else f"see causalfusion {command.name} --help-all"
         raise UserError(f"config {source}: unknown setting {key}; {hint}")
     where = f"config {source}: {key}"
     if option.many or option.count > 1:

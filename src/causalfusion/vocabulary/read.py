@@ -132,7 +132,7 @@ def find_option(line: Line, word: str, ahead: str | None, rest: Sequence[str]) -
     if candidates:
         raise UserError(f"{word} may be one of {', '.join(candidates)}; say which")
     near = nearest(word, names)
-    hint = f"did you mean {near}?" if near else f"see causalfusion {command.name} --help"
+    hint = f"did you mean {near}?" if near else f"see causalfusion {command.name} --help-all"
     raise UserError(f"{command.name} has no option {word}; {hint}")
 
 
