@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 
 from causalfusion.config import SampleConfig
 
 if TYPE_CHECKING:
+    from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
     from rich.console import Console, ConsoleOptions
 
 EVERYTHING = "--help-all"
@@ -45,19 +45,31 @@ def is_main(name: str) -> bool:
     return name in OF_TABLES if "." in name else name not in _FINE
 
 
-class Help(DefaultFormatter):
+class Help:
     """cyclopts' own look, of the settings that are to be shown."""
 
     everything = False
     command = ""
     """The one that is asked about."""
 
+    @cached_property
+    def _look(self) -> DefaultFormatter:
+        from cyclopts.help import DefaultFormatter  # which no command needs
+
+        return DefaultFormatter()
+
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         kept = [entry for entry in panel.entries if self.everything or _is_shown(entry)]
         left_out = len(panel.entries) - len(kept)
-        super().__call__(console, options, panel.copy(entries=kept))
+        self._look(console, options, panel.copy(entries=kept))
         if left_out:
             console.print(f"{left_out} finer settings: causalfusion {self.command} {EVERYTHING}\n")
+
+    def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:
+        self._look.render_usage(console, options, usage)
+
+    def render_description(self, console: Console, options: ConsoleOptions, description: Any) -> None:
+        self._look.render_description(console, options, description)
 
 
 def _is_shown(entry: HelpEntry) -> bool:
