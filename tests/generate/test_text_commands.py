@@ -291,7 +291,7 @@ MISTAKES = [
     ("text", ["edit", "good.png", "--region", "top", "--prompt", " "], "the prompt is empty"),
     ("text", ["edit", "good.png", "--region", "top", "--class", "dog"], "no class condition; give --prompt"),
     ("classes", ["edit", "good.png", "--region", "top", "--prompt", "red"], "trained without text"),
-    ("text", ["edit", "good.png", "--prompt", "red"], "expected --mask or --region"),
+    ("text", ["edit", "good.png", "--prompt", "red"], "expected one of --mask and --region"),
     (
         "text",
         ["edit", "good.png", "--strength", "0", "--prompt", "red"],
