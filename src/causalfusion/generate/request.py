@@ -131,7 +131,7 @@ class EditRequest(GeneratingOptions):
         if self.mask is None and not self.region and self.strength < 1:
             object.__setattr__(self, "region", "all")
         if (self.mask is None) == (not self.region):
-            raise UserError("expected one of --mask and --region, which pixels may change; or --strength below 1")
+            raise UserError("expected one of --mask and --region: which pixels may change (or --strength)")
         if self.class_name is None and self.prompt is None:
             raise UserError("expected --class, --prompt, or both: what the region is to show")
         require_at_least(1, self, "variants", "candidates")
