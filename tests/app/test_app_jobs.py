@@ -92,6 +92,12 @@ def test_a_change_keeps_every_pixel_outside_the_mask(shapes: Opened):
         assert np.array_equal(variant[outside], picture[outside])
         assert not np.array_equal(variant, picture)
     assert not np.array_equal(last.pixels[0], last.pixels[1]), "variants differ"
+    *_, less = change(shapes, picture, mask, asked, 0.4)
+
+    def far(frame: Frame) -> float:
+        return float(np.abs(frame.pixels.astype(int) - picture).mean())
+
+    assert 0 < far(less) < far(last), "with less strength it stays nearer to the picture"
     tokens = mask.view(8, 4, 8, 4).any(3).any(1).numpy()
     first, final = frames[0], frames[-1]
     assert first.in_progress is not None and first.not_begun is not None and final.not_begun is not None

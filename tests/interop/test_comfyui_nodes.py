@@ -80,6 +80,17 @@ def test_an_edit_changes_what_the_mask_covers_and_nothing_else(nodes, model):
     assert torch.equal(each[0][~inside], image[0][~inside]) and torch.equal(each[1][inside], image[1][inside])
 
 
+def test_an_edit_of_less_strength_stays_nearer_to_the_picture(nodes, model):
+    image, mask = torch.full((1, 32, 32, 3), 0.96), torch.ones(1, 32, 32)
+    image[:, 8:24, 8:24] = torch.tensor([0.86, 0.15, 0.16])
+
+    def far(**strength: float) -> float:
+        (edited,) = nodes["Edit"]().edit(model, image, mask, prompt="a big blue square", **QUICK, **strength)
+        return float((edited - image).abs().mean())
+
+    assert 0 < far(strength=0.4) < far() == far(strength=1.0)
+
+
 def test_adapters_in_a_row_are_those_of_one_load(nodes, model, make_adapter, tmp_path):
     first = make_adapter(tmp_path / "first", Path("shapes"), seed=1)
     second = make_adapter(tmp_path / "second", Path("shapes"), seed=2)

@@ -45,9 +45,7 @@ def make_change_tab(opened: Opened, drawing: Controls) -> ChangeTab:
             class_name = class_box(opened, every=False)
             with gr.Row():
                 variants = gr.Slider(1, MOST_VARIANTS, 4, step=1, label="Variants", elem_id="cf-variants")
-                strength = gr.Slider(
-                    0.1, 1, 1, step=0.05, label="How much may change (1: all)", elem_id="cf-strength"
-                )
+                strength = gr.Slider(0.1, 1, 1, step=0.05, label="How much may change", elem_id="cf-strength")
             with gr.Row():
                 start = gr.Button("Change the painted part", variant="primary", scale=3, elem_id="cf-change")
                 stop = gr.Button("Stop", scale=1, min_width=80)
