@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.tables import table
 from causalfusion.config import SampleConfig
@@ -50,11 +49,10 @@ def edits(
 ) -> np.ndarray:
     """(B, H, W, 3) uint8: these scenes, edited as a whole."""
     real = to_float(np.stack([data.read(index).image for index in indices]))
-    mask = torch.ones(real.shape[-2:], dtype=torch.bool)
     prompts = [asked_of(data, index, change)[2] for index in indices]
     config = replace(pipeline.sampling or SampleConfig(), diffusion_steps=[20])
     edited = pipeline.edit(
-        real, mask, None, config, prompts=prompts, strength=strength, seed=seed, image_indices=indices
+        real, "all", None, config, prompts=prompts, strength=strength, seed=seed, image_indices=indices
     )
     return pipeline.codec.to_uint8(edited)
 

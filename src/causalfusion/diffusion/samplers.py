@@ -58,11 +58,15 @@ class Sampler(Protocol):
         ...
 
 
+def starts(sampler: Sampler) -> list[float]:
+    """Where on the path each step begins, noisiest first."""
+    return sampler.shares[:: sampler.calls_per_step]
+
+
 def begun_at(sampler: Sampler, share: float) -> Sampler | None:
     """The sampler of those steps that begin at most as noisy as a share of the path; None without any."""
-    starts = range(0, len(sampler.shares), sampler.calls_per_step)
-    first = next((call for call in starts if sampler.shares[call] <= share + _ROUNDING), None)
-    return None if first is None else sampler.from_call(first)
+    first = next((step for step, start in enumerate(starts(sampler)) if start <= share + _ROUNDING), None)
+    return None if first is None else sampler.from_call(first * sampler.calls_per_step)
 
 
 class PlainEntry:

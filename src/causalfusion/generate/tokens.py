@@ -13,7 +13,7 @@ from torch import Tensor
 
 from causalfusion.config import SampleConfig
 from causalfusion.diffusion.process import Process
-from causalfusion.diffusion.samplers import Sampler, begun_at
+from causalfusion.diffusion.samplers import Sampler, begun_at, starts
 from causalfusion.errors import UserError
 from causalfusion.generate.ar_step import AutoregressiveStep, make_step
 from causalfusion.generate.context import Context
@@ -58,11 +58,9 @@ class Sketch:
         UserError if none is left."""
         left = begun_at(sampler, self.strength)
         if left is None:
-            last = (len(sampler.shares) - 1) // sampler.calls_per_step * sampler.calls_per_step
-            least = sampler.shares[last]
             raise UserError(
-                f"the strength is {self.strength:g}; expected at least {least:.3g}, where the last of these "
-                "diffusion steps begins, or more steps (sample.diffusion_steps)"
+                f"the strength is {self.strength:g}; expected at least {starts(sampler)[-1]:.3g}, where the "
+                "last of these diffusion steps begins, or more steps (sample.diffusion_steps)"
             )
         levels = process.levels_at(torch.tensor(left.shares[0], device=clean.device))
         return left, process.add_noise(clean, noise, levels.expand(len(clean), 1))

@@ -156,11 +156,14 @@ def edit_sheet(
         after = to_tiles(edit.edited, scale)
         names = ["edited"] if edit.mask.all() else ["kept", "edited"]
         for row, kept in enumerate(to_tiles(originals, scale)):
-            cover(kept, edit.mask, BLANK)
-            outline(kept, edit.mask, ACCENT)
+            if "kept" in names:
+                cover(kept, edit.mask, BLANK)
+                outline(kept, edit.mask, ACCENT)
+                tiles.append(kept)
+                captions.append("")
             outline(after[row], edit.mask, ACCENT)
-            tiles += [kept, after[row]][-len(names) :]
-            captions += ["", f"asked: {edit.asked[row]}" if edit.asked[row] else ""][-len(names) :]
+            tiles.append(after[row])
+            captions.append(f"asked: {edit.asked[row]}" if edit.asked[row] else "")
         blocks.append(sheet(tiles, len(names), column_labels=names, title=edit.name, captions=captions))
     if notes is not None:
         height = max(block.height for block in blocks)
