@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from causalfusion import cli
 from causalfusion.commands.finetune import Task
@@ -29,6 +30,13 @@ def configs(monkeypatch):
     seen: list[RunConfig] = []
     monkeypatch.setattr("causalfusion.train.run.train", lambda config, **_: seen.append(config))
     return seen
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Each option of a help text on one line. The app keeps its first console, which was made for whatever
+    width the first test saw: setting COLUMNS would be too late."""
+    monkeypatch.setattr(cli.app, "console", Console(width=2000))
 
 
 TUNING = [name for name in recipe_names() if "finetune" in load_layer(name)]
@@ -308,17 +316,14 @@ WITH_OPTIONS = [f"{name} {below}".strip() for name in cli.COMMANDS for below in 
 
 
 @pytest.mark.parametrize("command", WITH_OPTIONS)
-def test_every_option_has_a_help_text(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "2000")  # each on one line
+def test_every_option_has_a_help_text(command, capsys, wide):
     assert cli.run([*command.split(), "--help-all"]) == 0
     options = re.findall(r"^│ \*? *(--\S+)(.*?)  +(.*?) *│$", capsys.readouterr().out, re.MULTILINE)
     assert options
     assert not [name for name, _, text in options if not text or text.startswith("[")]
 
 
-def test_the_short_help_has_what_most_look_for_and_counts_the_rest(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "2000")
-
+def test_the_short_help_has_what_most_look_for_and_counts_the_rest(capsys, wide):
     def listed(*tokens: str) -> tuple[set[str], str]:
         assert cli.run([*tokens]) == 0
         text = capsys.readouterr().out
@@ -343,9 +348,8 @@ def test_the_short_help_has_what_most_look_for_and_counts_the_rest(capsys, monke
     ("command", "says"),
     [*((name, "sample.toml says") for name in cli.GENERATING), ("train", "chosen for the data")],
 )
-def test_help_says_whose_settings_precede_its_defaults(command, says, capsys, monkeypatch):
+def test_help_says_whose_settings_precede_its_defaults(command, says, capsys, wide):
     """`--diffusion-steps [default: 100]` is not how many the packaged model takes."""
-    monkeypatch.setenv("COLUMNS", "2000")
     assert cli.run([command, "--help"]) == 0
     assert says in capsys.readouterr().out
 
