@@ -65,6 +65,7 @@ def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys, monkeypatch):
     assert record["images"] == len(record["captions"]) == 8 and record["held_out"]
     assert 0 <= record["figures"]["all"] <= 1
     said = capsys.readouterr()
+    assert "16/16 images  text " in said.out + said.err  # and no loss of images, which nothing has
     assert "captions of 8 held-out images" in said.out
     if "CIDEr-D" not in record["figures"]:
         assert "captions are not scored" in said.err

@@ -44,7 +44,8 @@ class Display:
         count = len(self.recent)
         if self.has_text:
             text = sum(r.text_loss for r in self.recent) / count
-            shown = f"image {sum(r.image_loss for r in self.recent) / count:.4f}  text {text:.3f}"
+            image = sum(r.image_loss for r in self.recent) / count
+            shown = f"image {image:.4f}  text {text:.3f}" if image else f"text {text:.3f}"
         else:
             shown = f"loss {sum(r.image_loss if self.aligned else r.loss for r in self.recent) / count:.4f}"
         if self.aligned:
