@@ -1,13 +1,14 @@
 """Cards side by side: what may be ranked is, what may not is not, and the reason is said."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import Card
 from causalfusion.evaluate.cards.compare import compare_cards, to_markdown
-from causalfusion.evaluate.cards.terminal import show_comparison
+from causalfusion.evaluate.cards.terminal import card_names, show_comparison
 from causalfusion.evaluate.measures.figure import Figure
 
 REFERENCE = {
@@ -141,3 +142,18 @@ def test_texts_of_a_card_stay_texts_on_a_terminal(capsys):
 def test_one_card_is_not_compared():
     with pytest.raises(UserError, match="there is 1 card to compare; expected two or more"):
         compared(card(5.0))
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/a/card.json", "runs/b"], ["a", "b"]),
+        (["/far/away/a/s1/card.json", "/far/away/b/s1/card.json"], ["a/s1", "b/s1"]),
+        (["/far/away/a/s1", "/far/away/b/s1", "/far/away/b/s4"], ["a/s1", "b/s1", "b/s4"]),
+        (["s1", "a/s1"], ["s1", "a/s1"]),
+        (["a/s1", "a/s1/card.json"], ["a/s1 (1)", "a/s1 (2)"]),
+        (["card.json", "old.json"], ["card.json", "old.json"]),
+    ],
+)
+def test_cards_are_named_by_what_tells_their_paths_apart(paths, names):
+    assert card_names([Path(path) for path in paths]) == names

@@ -63,9 +63,12 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def card_names(paths: Sequence[Path]) -> list[str]:
-    """Short, distinct names of cards: their folders, or their files."""
-    shown = [str(path.parent if path.name == FILE_NAME and path.parent != Path() else path) for path in paths]
-    last = [Path(name).name for name in shown]
-    if len(set(last)) == len(last):
-        return last
-    return shown if len(set(shown)) == len(shown) else [f"{name} ({i + 1})" for i, name in enumerate(shown)]
+    """Short, distinct names of cards: the ends of the paths of their folders, or files, that tell them
+    apart."""
+    shown = [path.parent if path.name == FILE_NAME and path.parent != Path() else path for path in paths]
+    names = [path.name for path in shown]
+    for length in range(2, max((len(path.parts) for path in shown), default=0) + 1):
+        if len(set(names)) == len(names):
+            break
+        names = [str(Path(*path.parts[-length:])) for path in shown]
+    return names if len(set(names)) == len(names) else [f"{name} ({i + 1})" for i, name in enumerate(names)]
