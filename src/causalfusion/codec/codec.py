@@ -20,6 +20,7 @@ from causalfusion.codec.patches import patchify, unpatchify
 from causalfusion.config import CodecConfig
 from causalfusion.config.sizes import default_side, size_text
 from causalfusion.errors import UserError
+from causalfusion.machine.runtime import widest_float
 
 _CHUNK = 32
 """Images that the autoencoder computes at once: its feature maps are far larger than the latents."""
@@ -281,7 +282,8 @@ def check_size(config: CodecConfig) -> None:
 
 
 def measure_statistics(codec: Codec, batches: Iterable[Tensor]) -> tuple[float, float]:
-    """Mean and standard deviation of the raw latents of image batches, accumulated in float64.
+    """Mean and standard deviation of the raw latents of image batches, accumulated in float64 where the
+    device has it.
 
     For latents drawn from the posterior, those of the draws, exactly and without sampling them:
     Var = E[mean² + std²] - E[mean]². Raises UserError if there are no images or the latents do not vary.
@@ -290,10 +292,11 @@ def measure_statistics(codec: Codec, batches: Iterable[Tensor]) -> tuple[float, 
     for images in batches:
         mean, std = codec.moments(images.to(codec.device))
         count += mean.numel()
-        total += float(mean.double().sum())
-        squares += float(mean.double().square().sum())
+        exact = widest_float(mean.device)
+        total += float(mean.to(exact).sum())
+        squares += float(mean.to(exact).square().sum())
         if std is not None and codec.config.latents == "sample":
-            squares += float(std.double().square().sum())
+            squares += float(std.to(exact).square().sum())
     if not count:
         raise UserError("there are no images to measure the latents' statistics on")
     center = total / count

@@ -19,6 +19,7 @@ from causalfusion.diffusion.samplers import Sampler
 from causalfusion.diffusion.schedule import NoiseSchedule, clean_factors, respacing_timesteps
 from causalfusion.diffusion.variance import variational_term
 from causalfusion.errors import UserError
+from causalfusion.machine.runtime import widest_float
 
 
 class DDPM(Process):
@@ -65,12 +66,12 @@ class DDPM(Process):
         return levels
 
     def shares(self, levels: Tensor) -> Tensor:
-        return levels.double() / self.schedule.num_timesteps
+        return levels.to(widest_float(levels.device)) / self.schedule.num_timesteps
 
     def levels_at(self, shares: Tensor) -> Tensor:
         total = self.schedule.num_timesteps
         # A small addition, so that a float32 share that is a whole level is not rounded below it.
-        return (shares.double() * total + 1e-3).long().clamp(0, total - 1)
+        return (shares.to(widest_float(shares.device)) * total + 1e-3).long().clamp(0, total - 1)
 
     def limited(self, levels: Tensor, limit: int) -> Tensor:
         total = self.schedule.num_timesteps

@@ -27,6 +27,7 @@ from causalfusion.config import SampleConfig
 from causalfusion.diffusion.levels import fit
 from causalfusion.diffusion.process import Process
 from causalfusion.errors import UserError
+from causalfusion.machine.runtime import widest_float
 
 
 def few_steps(process: Process, num_steps: int) -> SampleConfig:
@@ -100,8 +101,10 @@ class Segments:
         return torch.where(between == stop, 1.0, share)
 
     def _scales(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """(α, σ) float64."""
-        return self.signal.to(places.device)[places], self.noise_scale.to(places.device)[places]
+        """(α, σ) of the widest type."""
+        exact = widest_float(places.device)
+        signal, scale = (table.to(exact).to(places.device) for table in (self.signal, self.noise_scale))
+        return signal[places], scale[places]
 
 
 def _most(process: Process, num_segments: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import WriteConfig
 from causalfusion.generate.context import Context
+from causalfusion.machine.runtime import widest_float
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_generator
 from causalfusion.sequence import PackedSequence, text_segment
@@ -26,7 +27,7 @@ def choose_tokens(logits: Tensor, config: WriteConfig, uniform: Tensor) -> Tenso
     in [0, 1) of the cumulative distribution, likeliest first, cut to top_k, and of these to top_p."""
     if config.text_temperature == 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits.double() / config.text_temperature, dim=-1)
+    probabilities = torch.softmax(logits.to(widest_float(logits.device)) / config.text_temperature, dim=-1)
     probabilities, ids = probabilities.sort(dim=-1, descending=True, stable=True)
     if config.top_k:
         probabilities[:, config.top_k :] = 0

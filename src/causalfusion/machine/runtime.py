@@ -21,6 +21,8 @@ from causalfusion.errors import UserError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """glibc's numbers for `mallopt` (malloc.h)."""
 
+_WITHOUT_FLOAT64 = frozenset({"mps"})
+
 GEMM_SHAPES = ((2048, 2048, 2048), (4096, 1536, 384), (4096, 384, 1536), (4096, 1152, 384))
 """(rows, columns, inner size) of the products timed on a CPU: a square one, and those of a model of width
 384."""
@@ -34,7 +36,9 @@ def select_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device is {name!r}; expected auto, cpu, cuda or cuda:0, cuda:1, ...") from None
+        raise UserError(
+            f"device is {name!r}; expected auto, cpu, cuda, cuda:0, cuda:1, ..., mps or xpu"
+        ) from None
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -44,6 +48,11 @@ def select_device(name: str = "auto") -> torch.device:
     if device.type != "cuda" and not _computes(device):
         raise UserError(f"device is {name!r}, which this machine does not have; use cpu or auto")
     return device
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has none: Apple's (mps) refuses to hold such a tensor."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
 def _computes(device: torch.device) -> bool:

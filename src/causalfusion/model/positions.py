@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from causalfusion.config import RopeConfig
 from causalfusion.factorization import raster_of
+from causalfusion.machine.runtime import widest_float
 
 
 def sincos_positions(hidden_size: int, grid_height: int, grid_width: int) -> Tensor:
@@ -25,11 +26,12 @@ def sincos_positions(hidden_size: int, grid_height: int, grid_width: int) -> Ten
 
 def sincos_at(places: Tensor, hidden_size: int) -> Tensor:
     """(..., D) float32, the same embedding at places (..., 2)."""
-    exponents = torch.arange(hidden_size // 4, dtype=torch.float64, device=places.device)
+    exact = widest_float(places.device)
+    exponents = torch.arange(hidden_size // 4, dtype=exact, device=places.device)
     frequencies = 10_000.0 ** (-exponents / (hidden_size // 4))
     parts = []
     for axis in (1, 0):
-        angles = places[..., axis, None].double() * frequencies
+        angles = places[..., axis, None].to(exact) * frequencies
         parts += [torch.sin(angles), torch.cos(angles)]
     return torch.cat(parts, dim=-1).float()
 
@@ -80,7 +82,7 @@ def rotation_at(
         index = first_index + raster_of(places, grid[..., 1])
         return raster_rotation(index, config, head_dim)
     frequencies, factor = axis_frequencies(grid.flatten(0, 1), config, head_dim, trained)
-    angles = (places[..., None].double() * frequencies.unflatten(0, grid.shape[:2])).flatten(-2)
+    angles = (places[..., None].to(frequencies.dtype) * frequencies.unflatten(0, grid.shape[:2])).flatten(-2)
     return _cos_and_sin(angles, config) * factor.view(*grid.shape[:2], 1).float()
 
 
@@ -90,24 +92,28 @@ def _cos_and_sin(angles: Tensor, config: RopeConfig) -> Tensor:
     return torch.stack([torch.cos(whole), torch.sin(whole)]).float()
 
 
-def _frequencies(config: RopeConfig, count: int, base: float | Tensor | None = None) -> Tensor:
-    """(..., F) float64, falling from 1; `base` (...) instead of that of the configuration."""
-    base = torch.as_tensor(config.base if base is None else base, dtype=torch.float64)
+def _frequencies(
+    config: RopeConfig, count: int, device: torch.device, base: float | Tensor | None = None
+) -> Tensor:
+    """(..., F) of the widest type, falling from 1; `base` (...) instead of that of the configuration."""
+    exact = widest_float(device)
+    base = torch.as_tensor(config.base if base is None else base, dtype=exact, device=device)
     last = count - 1 if config.spacing == "closed" else count
-    return base[..., None] ** (-torch.arange(count, dtype=torch.float64, device=base.device) / last)
+    return base[..., None] ** (-torch.arange(count, dtype=exact, device=device) / last)
 
 
 def axis_frequencies(
     grid: Tensor, config: RopeConfig, head_dim: int, trained: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """(frequencies (B, 2, F) float64 of rows and columns, factor (B,) on cosines and sines) for images of
-    `grid` (B, 2) rows and columns, where training had `trained`."""
+    """(frequencies (B, 2, F) of rows and columns, factor (B,) on cosines and sines), of the widest type, for
+    images of `grid` (B, 2) rows and columns, where training had `trained`."""
     dim = head_dim // 2  # numbers of a head that turn with one axis
-    sides, of_training = grid.double(), torch.tensor(trained, dtype=torch.float64, device=grid.device)
+    sides = grid.to(widest_float(grid.device))
+    of_training = torch.tensor(trained, dtype=sides.dtype, device=grid.device)
     longer, longer_trained = sides.amax(1), float(max(trained))
     scale = sides / of_training if config.per_axis else (longer / longer_trained)[:, None].expand(-1, 2)
     scale = scale.clamp(min=1.0)
-    own, one = _frequencies(config, dim // 2).to(grid.device), torch.ones_like(longer)
+    own, one = _frequencies(config, dim // 2, grid.device), torch.ones_like(longer)
     if config.extrapolation == "none":
         return own.expand(len(grid), 2, -1), one
     linear = own / scale[..., None]
@@ -116,7 +122,7 @@ def axis_frequencies(
     if config.extrapolation == "yarn":
         keep, stretch = _kept(config, dim, of_training, 32, 1), longer / longer_trained
         return linear * (1 - keep) + own * keep, torch.where(stretch > 1, 0.1 * stretch.log() + 1, 1.0)
-    ntk = _frequencies(config, dim // 2, config.base * scale ** (dim / (dim - 2)))
+    ntk = _frequencies(config, dim // 2, grid.device, config.base * scale ** (dim / (dim - 2)))
     if config.extrapolation == "ntk":
         return ntk, one
     if config.extrapolation == "ntk_by_parts":
@@ -134,7 +140,7 @@ def axis_frequencies(
 
 
 def _kept(config: RopeConfig, dim: int, trained: Tensor, fast: float, slow: float) -> Tensor:
-    """(2, F) float64: the part of each frequency that stays as it is, 1 for those that turn at least `fast`
+    """(2, F): the part of each frequency that stays as it is, 1 for those that turn at least `fast`
     times on the grid of training, 0 below `slow` turns, linear between."""
 
     def index_of(turns: float) -> Tensor:
@@ -142,15 +148,14 @@ def _kept(config: RopeConfig, dim: int, trained: Tensor, fast: float, slow: floa
 
     low, high = index_of(fast).floor().clamp(min=0), index_of(slow).ceil().clamp(max=dim - 1)
     width = torch.where(high == low, 0.001, high - low)
-    index = torch.arange(dim // 2, dtype=torch.float64, device=trained.device)
+    index = torch.arange(dim // 2, dtype=trained.dtype, device=trained.device)
     return 1 - ((index - low[:, None]) / width[:, None]).clamp(0, 1)
 
 
 def raster_rotation(index: Tensor, config: RopeConfig, head_dim: int) -> Tensor:
     """(2, ..., H) float32: cosines and sines of tokens at these indices (...) of the row of tokens."""
-    return _cos_and_sin(
-        index[..., None].double() * _frequencies(config, head_dim // 2).to(index.device), config
-    )
+    frequencies = _frequencies(config, head_dim // 2, index.device)
+    return _cos_and_sin(index[..., None].to(frequencies.dtype) * frequencies, config)
 
 
 def rotate(x: Tensor, rotation: Tensor, interleaved: bool = False) -> Tensor:

@@ -84,7 +84,7 @@ def loss_map(
         found = objective.errors(model, piece)
         _add_text(of_text, found, piece)
         bucket = _buckets(piece, process, objective.first_asked(piece))
-        sums.view(-1).index_add_(0, bucket, found.image.mean(-1).double().cpu().flatten())
+        sums.view(-1).index_add_(0, bucket, found.image.mean(-1).cpu().double().flatten())
         counts.view(-1).index_add_(0, bucket, torch.ones(len(bucket), dtype=torch.float64))
     return _summarise(sums, counts, {name: float(torch.cat(parts).mean()) for name, parts in of_text.items()})
 
@@ -109,7 +109,7 @@ def _add_text(of_text: dict[str, list[Tensor]], found: Errors, piece: Arranged) 
         return
     for row, arrangement in enumerate(piece.text):
         targets = piece.layout.text_targets[row] != NO_TARGET
-        of_text[arrangement].append(found.text[row][targets].double().cpu())
+        of_text[arrangement].append(found.text[row][targets].cpu().double())
 
 
 def _summarise(sums: Tensor, counts: Tensor, text: dict[str, float]) -> LossMap:
