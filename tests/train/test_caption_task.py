@@ -18,6 +18,7 @@ from causalfusion.evaluate.captioning import score_run
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import latest_model, load_weights
+from causalfusion.show.charts import save_loss_curve
 from causalfusion.train.batch import TokenBatch
 from causalfusion.train.captioning import CaptionObjective
 from causalfusion.train.log import read_log
@@ -69,6 +70,32 @@ def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys, monkeypatch):
     assert "captions of 8 held-out images" in said.out
     if "CIDEr-D" not in record["figures"]:
         assert "captions are not scored" in said.err
+
+
+def test_what_is_held_out_is_measured_as_it_is_trained(tmp_path):
+    """Captions behind whole images without noise, and no loss of images, which nothing learns to draw; behind
+    images in random AR steps, the loss of captions rose while captions became better."""
+    out = tmp_path / "run"
+    line = ["finetune", "shapes", "--config", "shapes-caption", "--data.holdout", "0.0001"]
+    line += [
+        "--train.batch-size",
+        "8",
+        "--train.images",
+        "16",
+        "--train.lr",
+        "1e-12",
+        "--train.log-every",
+        "1",
+    ]
+    assert cli.run([*line, "--out", str(out)]) == 0
+    records = read_log(out / "log.jsonl")
+    (record,) = [r for r in records if r["kind"] == "evaluation"]
+    assert record["mean"] is None and set(record["text"]) == {"image_first"}
+    assert not (out / "loss_map.png").exists()
+    trained = sum(r["text_loss"] for r in records if r["kind"] == "train") / 2
+    assert record["text"]["image_first"] == pytest.approx(trained, rel=0.15)  # 20 images and 16 others
+    save_loss_curve(out / "log.jsonl", tmp_path / "curve.png")
+    assert Image.open(tmp_path / "curve.png").size[0] > 100
 
 
 def test_images_of_several_sizes_are_scored_in_their_own(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ def save_loss_curve(log_path: Path, out: Path) -> None:
     measured. Raises UserError for a log without training records."""
     records = read_log(log_path)
     training = [(r["images_seen"], r["loss"]) for r in records if r["kind"] == "train"]
-    held_out = [(r["images_seen"], r["mean"]) for r in records if r["kind"] == "evaluation"]
+    held_out = [(r["images_seen"], r["mean"]) for r in records if r["kind"] == "evaluation" and r["mean"]]
     if not training:
         raise UserError(f"{log_path} has no training record; expected the log.jsonl of a run")
     seen, loss = np.array(training, dtype=np.float64).T
@@ -31,7 +31,8 @@ def save_loss_curve(log_path: Path, out: Path) -> None:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_title("The loss over the run")
         axes.set_xlabel("images seen in training")
-        axes.set_ylabel("mean squared error (log scale)")
+        has_text = any("text_loss" in r for r in records)
+        axes.set_ylabel("loss (log scale)" if has_text else "mean squared error (log scale)")
         axes.legend(frameon=False)
 
 

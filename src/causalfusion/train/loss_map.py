@@ -58,9 +58,10 @@ def loss_map(
     config: RunConfig,
     batches: Iterable[TokenBatch],
     markers: Markers | None = None,
+    kind: type[Objective] = Objective,
 ) -> LossMap:
     """Over these batches: always the same draws, nothing dropped, one split per image (in a bidirectional
-    context, per batch), all AR steps unweighted."""
+    context, per batch), all AR steps unweighted. Another `kind` of objective may have no loss of images."""
     split = "per_image" if config.model.context == "causal" else "per_batch"
     config = replace(
         config,
@@ -68,7 +69,7 @@ def loss_map(
         text=replace(config.text, caption_dropout=0.0),
         train=replace(config.train, class_dropout=0.0, attention="auto"),
     )
-    objective = Objective(config, process, markers)
+    objective = kind(config, process, markers)
     sums = torch.zeros(len(PROGRESS_BUCKETS), NUM_TIMESTEP_BUCKETS, dtype=torch.float64)
     counts = torch.zeros_like(sums)
     of_text: dict[str, list[Tensor]] = defaultdict(list)
@@ -83,6 +84,8 @@ def loss_map(
         piece = objective.arrange(batch, draws).to(batch.tokens.device)
         found = objective.errors(model, piece)
         _add_text(of_text, found, piece)
+        if not found.image.numel():
+            continue
         bucket = _buckets(piece, process, objective.first_asked(piece))
         sums.view(-1).index_add_(0, bucket, found.image.mean(-1).cpu().double().flatten())
         counts.view(-1).index_add_(0, bucket, torch.ones(len(bucket), dtype=torch.float64))

@@ -105,7 +105,7 @@ class Reports:
             return
         seen, record = self.run.trainer.progress.images_seen, found.record()
         self.log.write("evaluation", seen, record)
-        if self.log.shows_pictures and not self.log.failure:
+        if self.log.shows_pictures and not self.log.failure and math.isfinite(found.mean):
             chart = self.folder / "loss_map.png"
             save_loss_map(record, chart)
             self.log.picture("loss_map", chart, seen)

@@ -10,11 +10,13 @@ from pathlib import Path
 from causalfusion.config import RunConfig
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.machine.processes import World
+from causalfusion.train.captioning import CaptionObjective
 from causalfusion.train.classification import ClassifyObjective, accuracy_of
 from causalfusion.train.grids import CAPTIONS, SIZES, Periodic, save_grid
 from causalfusion.train.loss_map import loss_map
 from causalfusion.train.opening import OpenRun
 from causalfusion.train.reports import Reports
+from causalfusion.train.step import Objective
 
 
 class Due(IntFlag):
@@ -75,8 +77,10 @@ class Upkeep:
                 if isinstance(objective, ClassifyObjective):
                     self.reports.accuracy(accuracy_of(objective, model, batches))
                 else:
-                    found = loss_map(model, objective.process, config, batches, objective.markers)
-                    self.reports.evaluation(found)
+                    kind = CaptionObjective if isinstance(objective, CaptionObjective) else Objective
+                    self.reports.evaluation(
+                        loss_map(model, objective.process, config, batches, objective.markers, kind)
+                    )
         self.world.barrier()
 
     def sample(self) -> None:
