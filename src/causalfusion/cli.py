@@ -32,7 +32,7 @@ COMMANDS = (
     *("sample", "edit", "caption", "complete", "classify", "app"),
     *("evaluate", "compare", "plan", "study", "probe"),
     *("encode", "codec", "tokenizer", "estimate"),
-    *("convert", "ema", "publish"),
+    *("convert", "ema", "merge", "publish"),
     *("demo", "doctor"),
 )
 """In the order of the help: making a model, using it, measuring it, what goes before a training, what comes

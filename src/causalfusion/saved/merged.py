@@ -1,0 +1,119 @@
+"""`causalfusion merge`: one model from several that went on from the same beginning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from causalfusion.config.serialize import flat, to_dict
+from causalfusion.errors import UserError
+from causalfusion.saved.folder import (
+    AUTOENCODER_FOLDER,
+    CLASSIFIER_FILE,
+    SAMPLING_FILE,
+    ModelSpec,
+    load_spec,
+    load_tokenizer,
+    load_weights,
+    read_latest,
+    save_model,
+)
+from causalfusion.saved.replace import replace_folder
+from causalfusion.weight_files import read_weights, require_same_shapes
+
+_MAY_DIFFER = (
+    *("factorization.", "images_seen", "origin", "class_dropout", "codec.autoencoder"),
+    *("diffusion.error_in", "diffusion.loss_weight", "diffusion.snr_limit", "diffusion.least_level"),
+    "diffusion.level_",
+)
+"""Settings, or their beginnings, that say how a model was trained, or where it lies, and not what it is."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A model that was written."""
+
+    folder: Path
+    distances: tuple[float, ...]
+    """How far the weights of each model but the first are from the first's, relative to their norm."""
+
+
+def merge(models: Sequence[Path], shares: Sequence[float], out: Path) -> Merged:
+    """Write the model whose weights are the sum of those of `models`, each times its share; without shares,
+    their mean. Everything else is as in the first. Raises UserError for models that are not of one kind, and
+    shares that do not sum to 1."""
+    if len(models) < 2:
+        raise UserError(f"merge has {len(models)} model; expected two or more")
+    parts = list(shares) or [1 / len(models)] * len(models)
+    if len(parts) != len(models) or not math.isclose(sum(parts), 1, abs_tol=1e-6):
+        given = " ".join(f"{part:g}" for part in parts)
+        raise UserError(f"--shares is {given}; expected {len(models)} numbers, one a model, that sum to 1")
+    found = [read_latest(model, lambda folder: (load_spec(folder), _weights_of(folder))) for model in models]
+    for model, (_, folder) in zip(models, found, strict=True):
+        if out.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise UserError(f"--out {out} holds {model}, which is merged; give another folder")
+    ((spec, first), base), *others = found
+    for model, ((other, weights), _) in zip(models[1:], others, strict=True):
+        _require_alike(spec, other, str(model), str(models[0]))
+        require_same_shapes(_shapes(weights), _shapes(first), str(model))
+    each = [weights for (_, weights), _ in found]
+    weights = {name: _sum([w[name] for w in each], parts) for name in first}
+    made_of = " + ".join(f"{part:g} x {model}" for part, model in zip(parts, models, strict=True))
+    seen = max(one.images_seen for (one, _), _ in found)
+    _write(out, base, replace(spec, images_seen=seen, origin=made_of), weights)
+    return Merged(out, tuple(_distance(first, other) for other in each[1:]))
+
+
+def _weights_of(folder: Path) -> dict[str, Tensor]:
+    """Those of its classifier too, if it has one."""
+    head = folder / CLASSIFIER_FILE
+    return load_weights(folder) | (read_weights(head) if head.is_file() else {})
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def _require_alike(first: ModelSpec, other: ModelSpec, name: str, of: str) -> None:
+    """Raises UserError, naming a setting, for a model whose weights mean something else."""
+    ours, theirs = (flat(to_dict(spec)) for spec in (first, other))
+    for setting, value in theirs.items():
+        training = setting.startswith(_MAY_DIFFER) or (
+            setting.startswith("text.") and setting != "text.image_context"
+        )
+        if not training and value != ours.get(setting):
+            raise UserError(
+                f"{name} has {setting} {value!r}, {of} has {ours.get(setting)!r}; expected models of one "
+                "kind, such as a model and what it was fine-tuned to"
+            )
+
+
+def _sum(tensors: Sequence[Tensor], parts: Sequence[float]) -> Tensor:
+    """In the widest type in which one of them is stored."""
+    total = sum(part * tensor.double() for part, tensor in zip(parts, tensors, strict=True))
+    assert isinstance(total, Tensor)
+    return total.to(reduce(torch.promote_types, (tensor.dtype for tensor in tensors)))
+
+
+def _distance(first: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    apart = sum(float((first[name].double() - other[name].double()).square().sum()) for name in first)
+    return math.sqrt(apart / sum(float(value.double().square().sum()) for value in first.values()))
+
+
+def _write(out: Path, base: Path, spec: ModelSpec, weights: dict[str, Tensor]) -> None:
+    head_names = read_weights(base / CLASSIFIER_FILE).keys() if (base / CLASSIFIER_FILE).is_file() else ()
+    head = {name: weights.pop(name) for name in head_names}
+
+    def write(folder: Path) -> None:
+        save_model(folder, spec, weights, tokenizer=load_tokenizer(base, spec))
+        if head:
+            save_file(head, folder / CLASSIFIER_FILE)
+
+    replace_folder(out, write, beside=[base / SAMPLING_FILE, base / AUTOENCODER_FOLDER])

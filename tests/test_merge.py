@@ -1,0 +1,61 @@
+"""`causalfusion merge`: the weighted sum of models of one kind, and nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from causalfusion import cli
+from causalfusion.generate.pipeline import Pipeline
+from causalfusion.saved.folder import latest_model, load_spec, load_weights, replace_model
+
+SHAPES = Path("shapes")
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory) -> Path:
+    """The packaged model with other weights, in float32."""
+    folder, base = tmp_path_factory.mktemp("merge") / "moved", latest_model(SHAPES)
+    pipeline = Pipeline.load("shapes")
+    torch.manual_seed(0)
+    weights = {name: w.float() + 0.01 * torch.randn(w.shape) for name, w in load_weights(base).items()}
+    spec = replace(load_spec(base), images_seen=7, class_dropout=0.3)
+    replace_model(folder, spec, weights, tokenizer=pipeline.tokenizer)
+    return folder
+
+
+@pytest.mark.parametrize(("shares", "second"), [([], 0.5), (["--shares", "-0.5", "1.5"], 1.5)])
+def test_weights_are_the_sum_and_the_rest_is_the_first_models(moved, tmp_path, capsys, shares, second):
+    out = tmp_path / "merged"
+    assert cli.run(["merge", "shapes", str(moved), *shares, "--out", str(out)]) == 0
+    first, other, found = load_weights(latest_model(SHAPES)), load_weights(moved), load_weights(out)
+    for name, value in found.items():
+        expected = (1 - second) * first[name].double() + second * other[name].double()
+        torch.testing.assert_close(value.double(), expected, atol=1e-7, rtol=1e-6)
+    assert found.keys() == first.keys() and {value.dtype for value in found.values()} == {torch.float32}
+    spec, base = load_spec(out), load_spec(latest_model(SHAPES))
+    assert spec.images_seen == max(7, base.images_seen) and spec.origin.endswith(str(moved))
+    assert replace(spec, origin="") == replace(base, origin="")
+    assert (out / "sample.toml").read_bytes() == (latest_model(SHAPES) / "sample.toml").read_bytes()
+    images = Pipeline.load(str(out)).generate(prompts=["a small red circle"])
+    assert images.shape == (1, 3, 32, 32)
+    said = capsys.readouterr().out
+    assert f"causalfusion sample --model {out}" in said and "% of their size away" in said
+
+
+def test_what_cannot_be_merged_is_said_and_nothing_is_written(moved, tmp_path, capsys, digits_run):
+    out = tmp_path / "merged"
+    for line, says in (
+        (["shapes"], "two or more"),
+        (["shapes", str(moved), "--shares", "0.5", "0.6"], "expected 2 numbers, one a model, that sum to 1"),
+        (["shapes", str(moved), "--shares", "1"], "expected 2 numbers"),
+        (["shapes", str(digits_run)], "expected models of one kind"),
+        (["shapes", str(moved), "--shares", "nan", "1"], "sum to 1"),
+    ):
+        assert cli.run(["merge", *line, "--out", str(out)]) == 2, line
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and says in said[0]
+        assert not out.exists()
+    assert cli.run(["merge", "shapes", str(moved), "--out", str(moved.parent)]) == 2
+    assert "which is merged" in capsys.readouterr().err and (moved / "config.json").exists()
