@@ -238,6 +238,13 @@ def test_a_page_opens_with_prompts_of_its_images_although_one_is_damaged(tmp_pat
     assert opened.examples == ("a star of 1", "a star of 2")
 
 
+def test_the_page_begins_within_its_bounds(shapes):
+    """Whatever a model recommends: beyond them, the page would not open."""
+    far = replace(shapes.sampling, guidance_scale=50.0, diffusion_steps=[1000])
+    begun = replace(shapes, sampling=far).defaults()
+    assert (begun.guidance, begun.diffusion_steps) == (20.0, 250)
+
+
 def test_the_page_begins_with_the_seed_of_the_command():
     assert open_model(AppRequest(device="cpu", seed=7)).defaults().seed == 7
     with pytest.raises(UserError, match="--seed is -1; expected 0 to 4294967295"):

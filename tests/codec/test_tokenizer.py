@@ -245,6 +245,8 @@ def test_cli_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     texts.write_text("a\n")
     assert "vocab_size is 100" in refusal("--vocab-size", "100", "--texts", str(texts))
     assert "max-texts is 0" in refusal("--max-texts", "0", "--texts", str(texts))
+    both = refusal("--data.source", "shapes", "--texts", str(texts))
+    assert "both --texts and a data set are given" in both
     out.write_text("precious\n")
     assert "other than a tokenizer" in refusal("--texts", str(texts))
     assert out.read_text() == "precious\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from causalfusion.app.asked import MOST_AR_STEPS, MOST_DIFFUSION_STEPS, MOST_PASSES, Asked
+from causalfusion.app.asked import MOST_AR_STEPS, MOST_DIFFUSION_STEPS, MOST_GUIDANCE, MOST_PASSES, Asked
 from causalfusion.app.request import AppRequest
 from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config.options import DEFAULT_MODEL
@@ -103,7 +103,7 @@ class Opened:
             ar_steps=ar_steps,
             order=own.order,
             diffusion_steps=max(1, min(steps, MOST_DIFFUSION_STEPS, MOST_PASSES // ar_steps)),
-            guidance=own.guidance_scale if self.can_be_guided else 1.0,
+            guidance=min(own.guidance_scale, MOST_GUIDANCE) if self.can_be_guided else 1.0,
             seed=self.seed,
         )
 

@@ -44,6 +44,11 @@ def train(
 
     if max_texts < 1:
         raise UserError(f"max-texts is {max_texts}; expected at least 1")
+    if texts and data != DataConfig():
+        raise UserError(
+            "both --texts and a data set are given; expected one of them: the tokenizer learns from text "
+            "files, or from the captions of data"
+        )
     _refuse_to_replace(out)
     found = read_lines(texts, max_texts) if texts else read_captions(data, max_texts)
     tokenizer = train_tokenizer(found, vocab_size)
