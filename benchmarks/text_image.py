@@ -3,9 +3,9 @@
     evaluate MODEL      text→image, captions and edits of a trained model, by number of objects
     compare             CausalFusion against Transfusion: same data, size, steps and seeds
     coefficient         the coefficient of the text loss, by experiment
-    ship RUN            train the recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights
-                        of the one before, the last in that folder, unless that is done, and make the model
-                        the package's own: float16, figures, card
+    ship RUN            train the recipes of the packaged model, each from the weights of the one before, the
+                        last in that folder, unless that is done, and make the model the package's own:
+                        float16, figures, card
 
 All of them resume: what is trained or measured already is not done again.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.model_card import write_card
+from causalfusion import cli
 from causalfusion.config import SampleConfig, SplitName, WriteConfig
 from causalfusion.config.recipes import load_config, merge
 from causalfusion.evaluate.text_image import (
@@ -37,10 +38,12 @@ from causalfusion.train.run import train
 
 METHODS = {"CausalFusion": "shapes", "Transfusion": "transfusion"}
 CANDIDATES = 8
-STAGES = ("shapes", "shapes-finish", "shapes-fine")
-"""Recipes of the packaged model, each from the averaged weights of the one before."""
+DRAWING, CAPTIONS, LAST = ("shapes", "shapes-finish", "shapes-fine"), "shapes-relations", "shapes-both"
+"""Recipes of the packaged model, each from the averaged weights of the one before; the last from half of the
+way between the two before it."""
 TRAINED_HERE = (
-    "The recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights of the one before."
+    "The recipes `shapes`, `shapes-finish`, `shapes-fine` and, for captions alone, `shapes-relations`, each "
+    "from the weights of the one before; then `shapes-both` from half of the way between the last two."
 )
 PACKAGED = Path("src/causalfusion/models/shapes")
 
@@ -157,14 +160,38 @@ def coefficient(out: Path, images: int, values: Sequence[float], overrides: dict
     return table
 
 
-def ship(run: Path, out: Path, settings: Settings, overrides: dict[str, Any], training: str) -> None:
+def train_all(run: Path, configs: Sequence[str], overrides: dict[str, Any]) -> None:
+    """The stages of the packaged model, in folders beside `run`, which has the last."""
+
+    def beside(name: str) -> str:
+        return str(run.with_name(f"{run.name}-{name}"))
+
+    def command(*line: str) -> None:
+        if code := cli.run(line):
+            raise SystemExit(code)
+
+    before = ""
+    for recipe in DRAWING:
+        train_recipe(recipe, Path(beside(recipe)), overrides, {"train": {"init": before}})
+        before = beside(recipe)
+    layers = [word for config in (CAPTIONS, *configs) for word in ("--config", config)]
+    command("finetune", before, *layers, "--out", beside(CAPTIONS))
+    if not checkpoints_of(run):
+        command("merge", before, beside(CAPTIONS), "--out", beside("merged"))
+    train_recipe(LAST, run, overrides, {"train": {"init": beside("merged")}})
+
+
+def ship(
+    run: Path,
+    out: Path,
+    settings: Settings,
+    configs: Sequence[str],
+    overrides: dict[str, Any],
+    training: str,
+) -> None:
     """The run's last model in float16 at `out`, measured as it is shipped, with a card."""
     if not checkpoints_of(run) or training == TRAINED_HERE:
-        before = ""
-        for recipe in STAGES:
-            folder = run if recipe == STAGES[-1] else run.with_name(f"{run.name}-{recipe}")
-            train_recipe(recipe, folder, overrides, {"train": {"init": before}})
-            before = str(folder)
+        train_all(run, configs, overrides)
     folder = latest_model(run)
     model, spec = load_model(folder)
     weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
@@ -219,7 +246,8 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "coefficient":
         print(coefficient(arguments.out, arguments.images, arguments.values, overrides))
     else:
-        ship(arguments.model, arguments.out, settings, overrides, arguments.training)
+        configs, training = arguments.config, arguments.training
+        ship(arguments.model, arguments.out, settings, configs, overrides, training)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,14 @@ def test_weights_are_the_sum_and_the_rest_is_the_first_models(moved, tmp_path, c
     assert f"causalfusion sample --model {out}" in said and "% of their size away" in said
 
 
+def test_other_classes_are_told_without_listing_them(moved, tmp_path, capsys):
+    other = tmp_path / "other"
+    spec = replace(load_spec(moved), class_names=["a", "b"])
+    replace_model(other, spec, load_weights(moved), tokenizer=Pipeline.load("shapes").tokenizer)
+    assert cli.run(["merge", str(moved), str(other), "--out", str(tmp_path / "merged")]) == 2
+    assert f"{other} has other classes than {moved}; expected models of one kind" in capsys.readouterr().err
+
+
 def test_what_cannot_be_merged_is_said_and_nothing_is_written(moved, tmp_path, capsys, digits_run):
     out = tmp_path / "merged"
     for line, says in (

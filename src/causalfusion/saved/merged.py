@@ -35,6 +35,12 @@ _MAY_DIFFER = (
 )
 """Settings, or their beginnings, that say how a model was trained, or where it lies, and not what it is."""
 
+_LONG = {
+    "class_names": "other classes",
+    "tokenizer_fingerprint": "another tokenizer",
+    "autoencoder_fingerprint": "another autoencoder",
+}
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -88,11 +94,14 @@ def _require_alike(first: ModelSpec, other: ModelSpec, name: str, of: str) -> No
         training = setting.startswith(_MAY_DIFFER) or (
             setting.startswith("text.") and setting != "text.image_context"
         )
-        if not training and value != ours.get(setting):
-            raise UserError(
-                f"{name} has {setting} {value!r}, {of} has {ours.get(setting)!r}; expected models of one "
-                "kind, such as a model and what it was fine-tuned to"
-            )
+        if training or value == ours.get(setting):
+            continue
+        differs = f"{name} has {setting} {value!r}, {of} has {ours.get(setting)!r}"
+        if setting in _LONG:
+            differs = f"{name} has {_LONG[setting]} than {of}"
+        raise UserError(
+            f"{differs}; expected models of one kind, such as a model and what it was fine-tuned to"
+        )
 
 
 def _sum(tensors: Sequence[Tensor], parts: Sequence[float]) -> Tensor:
