@@ -33,18 +33,18 @@ def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str
         "    causalfusion caption picture.png",
         "",
         "## Training",
-        f"{training} The built-in data set `shapes`, split `train`; one CPU core; the model predicts "
+        f"{training} The built-in data set `shapes`, split `train`; the model predicts "
         f"`{spec.diffusion.prediction_type}`. Final settings: captions first in {text.caption_first:.0%} of "
         f"the sequences, images first in {text.image_first:.0%}, coefficient of the text loss "
         f"{text.loss_coefficient:g}, γ = {spec.factorization.decay:g}. In one command, on any device:",
         "",
-        "    python -m benchmarks.text_image ship runs/shapes-fine",
+        "    python -m benchmarks.text_image ship runs/shapes-both",
         "",
         "## Figures",
         f"{figures['count']} scenes of each kind, the packaged weights, guidance "
         f"{figures['guidance_scale']:g}, dpm++ with 20 diffusion steps (10 in each AR step if there are "
-        "several). *Best of 8*: of eight images, drawn with S = 1, the one under which the prompt is most "
-        "likely, according to the model itself (`--candidates 8`). An oracle recognises the objects in every "
+        f"several). *Best of 8*{_of_fewer(figures)}: of eight images, drawn with S = 1, the one under which "
+        "the prompt is most likely, according to the model itself (`--candidates 8`). An oracle recognises the objects in every "
         "image; a parser reads every caption. *All*: objects, colours, sizes and relations are what the "
         "caption says. Fréchet distances are of images averaged down to 8x8 pixels.",
     ]
@@ -62,6 +62,12 @@ def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str
         "circle, a red square, ...).",
     ]
     return lines
+
+
+def _of_fewer(figures: dict[str, Any]) -> str:
+    """How many scenes it was measured on, if on others than the rest."""
+    count = figures.get("count_best_of_8", figures["count"])
+    return "" if count == figures["count"] else f" ({count} scenes)"
 
 
 def _tables(by_objects: dict[str, Any]) -> list[str]:
