@@ -44,9 +44,9 @@ def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str
         f"{figures['count']} scenes of each kind, the packaged weights, guidance "
         f"{figures['guidance_scale']:g}, dpm++ with 20 diffusion steps (10 in each AR step if there are "
         f"several). *Best of 8*{_of_fewer(figures)}: of eight images, drawn with S = 1, the one under which "
-        "the prompt is most likely, according to the model itself (`--candidates 8`). An oracle recognises the objects in every "
-        "image; a parser reads every caption. *All*: objects, colours, sizes and relations are what the "
-        "caption says. Fréchet distances are of images averaged down to 8x8 pixels.",
+        "the prompt is most likely, according to the model itself (`--candidates 8`). An oracle recognises "
+        "the objects in every image; a parser reads every caption. *All*: objects, colours, sizes and "
+        "relations are what the caption says. Fréchet distances are of images averaged down to 8x8 pixels.",
     ]
     for split in ("test", "compositional"):
         if split in figures:

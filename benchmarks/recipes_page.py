@@ -51,8 +51,18 @@ EXPECTED: dict[str, tuple[str, str]] = {
         "the-packaged-model",
     ),
     "shapes-fine": (
-        "the packaged model: of unseen scenes of one object 99.5 % are drawn exactly as asked, of two 59 %; "
-        "100 % and 76.5 % of the captions are true; 44 and 28 minutes of one CPU core",
+        "the third stage of the packaged model: of unseen scenes of one object 99.5 % are drawn exactly as "
+        "asked, of two 59 %; 100 % and 76.5 % of the captions are true; 44 and 28 minutes of one CPU core",
+        "the-packaged-model",
+    ),
+    "shapes-relations": (
+        "after `shapes-fine`: 97 of 100 captions of two objects are true, and nothing can be drawn; 40 "
+        "minutes of one CPU core",
+        "the-packaged-model",
+    ),
+    "shapes-both": (
+        "the packaged model: of unseen scenes of one object 98 % are drawn exactly as asked, of two 56.5 %; "
+        "100 % and 96.5 % of the captions are true; 37 minutes of two CPU cores",
         "the-packaged-model",
     ),
     "any-size": (
