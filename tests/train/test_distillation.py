@@ -306,7 +306,8 @@ def test_a_student_of_text_keeps_its_text_loss_and_any_number_of_ar_steps(tmp_pa
     records = [record for record in read_log(out / "log.jsonl") if record["kind"] == "train"]
     assert len(records) == 4 and all(0 < r["text_loss"] < 2 and 0 < r["image_loss"] < 0.1 for r in records)
     settings = json.loads((latest_model(out) / "state" / "run.json").read_text())
-    assert settings["distill"]["guidance_scale"] == 3 and settings["text"]["loss_coefficient"] == 0.1
+    own = load_spec(latest_model(Path("shapes"))).text.loss_coefficient
+    assert settings["distill"]["guidance_scale"] == 3 and settings["text"]["loss_coefficient"] == own
     pipeline = Pipeline.load(latest_model(out))
     for count in (1, 2, 4, 8):
         sample = replace(few_steps(pipeline.process, 1), num_ar_steps=count)
