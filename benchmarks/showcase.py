@@ -21,7 +21,7 @@ from causalfusion.config import WriteConfig
 from causalfusion.data.shapes import Shapes
 from causalfusion.evaluate.text_image import edit_task
 from causalfusion.generate.pipeline import Pipeline
-from causalfusion.generate.rank import best_of
+from causalfusion.generate.rank import generate_best
 from causalfusion.generate.read import to_float
 from causalfusion.generate.regions import region_mask
 from causalfusion.pictures.compose import (
@@ -77,16 +77,8 @@ def _edged(tile: Image.Image) -> Image.Image:
 
 
 def prompts(pipeline: Pipeline) -> Image.Image:
-    images = []
-    for ar_steps in (1, 4):
-        images.append(pipeline.generate(prompts=PROMPTS, config=sampling(ar_steps, GUIDANCE)))
-    config = sampling(1, GUIDANCE)
-    images.append(
-        best_of(
-            lambda seed: pipeline.generate(prompts=PROMPTS, config=config, seed=seed),
-            *(pipeline, PROMPTS, CANDIDATES, 0),
-        )
-    )
+    images = [pipeline.generate(prompts=PROMPTS, config=sampling(s, GUIDANCE)) for s in (1, 4)]
+    images.append(generate_best(pipeline, None, PROMPTS, sampling(1, GUIDANCE), CANDIDATES))
     columns = [to_tiles(batch, SCALE, "nearest") for batch in images]
     blocks = [_block(tiles, text) for *tiles, text in zip(*columns, PROMPTS, strict=True)]
     return page(

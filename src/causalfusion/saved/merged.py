@@ -9,24 +9,13 @@ from functools import reduce
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import UserError
-from causalfusion.saved.folder import (
-    AUTOENCODER_FOLDER,
-    CLASSIFIER_FILE,
-    SAMPLING_FILE,
-    ModelSpec,
-    load_spec,
-    load_tokenizer,
-    load_weights,
-    read_latest,
-    save_model,
-)
-from causalfusion.saved.replace import replace_folder
-from causalfusion.weight_files import read_weights, require_same_shapes
+from causalfusion.saved.folder import AUTOENCODER_FOLDER, ModelSpec, read_latest
+from causalfusion.saved.whole import read_whole, write_model
+from causalfusion.weight_files import require_same_shapes
 
 _MAY_DIFFER = (
     *("factorization.", "images_seen", "origin", "class_dropout", "codec.autoencoder"),
@@ -61,26 +50,19 @@ def merge(models: Sequence[Path], shares: Sequence[float], out: Path) -> Merged:
     if len(parts) != len(models) or not math.isclose(sum(parts), 1, abs_tol=1e-6):
         given = " ".join(f"{part:g}" for part in parts)
         raise UserError(f"--shares is {given}; expected {len(models)} numbers, one a model, that sum to 1")
-    found = [read_latest(model, lambda folder: (load_spec(folder), _weights_of(folder))) for model in models]
+    found = [read_latest(model, read_whole) for model in models]
     for model, (_, folder) in zip(models, found, strict=True):
         if out.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise UserError(f"--out {out} holds {model}, which is merged; give another folder")
-    ((spec, first), base), *others = found
-    for model, ((other, weights), _) in zip(models[1:], others, strict=True):
-        _require_alike(spec, other, str(model), str(models[0]))
-        require_same_shapes(_shapes(weights), _shapes(first), str(model))
-    each = [weights for (_, weights), _ in found]
-    weights = {name: _sum([w[name] for w in each], parts) for name in first}
+    (first, base), *others = found
+    for model, (other, _) in zip(models[1:], others, strict=True):
+        _require_alike(first.spec, other.spec, str(model), str(models[0]))
+        require_same_shapes(_shapes(other.weights), _shapes(first.weights), str(model))
+    weights = {name: _sum([one.weights[name] for one, _ in found], parts) for name in first.weights}
     made_of = " + ".join(f"{part:g} x {model}" for part, model in zip(parts, models, strict=True))
-    seen = max(one.images_seen for (one, _), _ in found)
-    _write(out, base, replace(spec, images_seen=seen, origin=made_of), weights)
-    return Merged(out, tuple(_distance(first, other) for other in each[1:]))
-
-
-def _weights_of(folder: Path) -> dict[str, Tensor]:
-    """Those of its classifier too, if it has one."""
-    head = folder / CLASSIFIER_FILE
-    return load_weights(folder) | (read_weights(head) if head.is_file() else {})
+    spec = replace(first.spec, images_seen=max(one.spec.images_seen for one, _ in found), origin=made_of)
+    write_model(out, replace(first, spec=spec, weights=weights), [base / AUTOENCODER_FOLDER])
+    return Merged(out, tuple(_distance(first.weights, other.weights) for other, _ in others))
 
 
 def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -114,15 +96,3 @@ def _sum(tensors: Sequence[Tensor], parts: Sequence[float]) -> Tensor:
 def _distance(first: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     apart = sum(float((first[name].double() - other[name].double()).square().sum()) for name in first)
     return math.sqrt(apart / sum(float(value.double().square().sum()) for value in first.values()))
-
-
-def _write(out: Path, base: Path, spec: ModelSpec, weights: dict[str, Tensor]) -> None:
-    head_names = read_weights(base / CLASSIFIER_FILE).keys() if (base / CLASSIFIER_FILE).is_file() else ()
-    head = {name: weights.pop(name) for name in head_names}
-
-    def write(folder: Path) -> None:
-        save_model(folder, spec, weights, tokenizer=load_tokenizer(base, spec))
-        if head:
-            save_file(head, folder / CLASSIFIER_FILE)
-
-    replace_folder(out, write, beside=[base / SAMPLING_FILE, base / AUTOENCODER_FOLDER])

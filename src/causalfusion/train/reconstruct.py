@@ -10,28 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config.training import check_width
 from causalfusion.errors import UserError
-from causalfusion.model.projector import is_of_classifier
-from causalfusion.saved.folder import (
-    CLASSIFIER_FILE,
-    SAMPLING_FILE,
-    ModelSpec,
-    checkpoints_of,
-    load_spec,
-    load_tokenizer,
-    load_weights,
-    read_latest,
-    save_model,
-)
-from causalfusion.saved.replace import replace_folder
+from causalfusion.saved.folder import checkpoints_of, read_latest
+from causalfusion.saved.whole import WholeModel, read_whole, write_model
 from causalfusion.train.ema_snapshots import REMEDY, ROUNDING, EMASnapshot, key_of, read_snapshots
 from causalfusion.train.post_hoc import Profile, combine
-from causalfusion.weight_files import read_weights
 
 
 @dataclass(frozen=True)
@@ -60,33 +46,13 @@ def reconstruct(run: Path, widths: Sequence[float], out: Path) -> list[Reconstru
         raise UserError(f"{run} has no checkpoint; expected a run with one, whose settings the model has")
     if run.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"--out {out} is inside of the run; give another folder")
-    model, checkpoint = read_latest(run, _read_model)
+    stored, checkpoint = read_latest(run, read_whole)
+    model = replace(stored, weights={name: value.float() for name, value in stored.weights.items()})
     _check_fit(snapshots, model.weights, checkpoint)
     folders = [out] if len(widths) == 1 else [out / f"{width:g}" for width in widths]
     return [
         _write(run, snapshots, model, width, folder) for width, folder in zip(widths, folders, strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class _Model:
-    """The run's last checkpoint."""
-
-    spec: ModelSpec
-    weights: dict[str, Tensor]
-    """Those of its classifier too, if it has one."""
-    tokenizer: Tokenizer | None
-    sampling: bytes
-    """Its file of recommended sampling settings; empty without one."""
-
-
-def _read_model(folder: Path) -> _Model:
-    spec, sampling = load_spec(folder), folder / SAMPLING_FILE
-    head = folder / CLASSIFIER_FILE
-    stored = load_weights(folder) | (read_weights(head) if head.is_file() else {})
-    weights = {name: value.float() for name, value in stored.items()}
-    content = sampling.read_bytes() if sampling.is_file() else b""
-    return _Model(spec, weights, load_tokenizer(folder, spec), content)
 
 
 def _check_fit(snapshots: list[EMASnapshot], weights: dict[str, Tensor], checkpoint: Path) -> None:
@@ -102,7 +68,9 @@ def _check_fit(snapshots: list[EMASnapshot], weights: dict[str, Tensor], checkpo
             raise UserError(f"EMA snapshot {snapshot.file} does not fit the model {checkpoint}; {REMEDY}")
 
 
-def _write(run: Path, snapshots: list[EMASnapshot], model: _Model, width: float, out: Path) -> Reconstructed:
+def _write(
+    run: Path, snapshots: list[EMASnapshot], model: WholeModel, width: float, out: Path
+) -> Reconstructed:
     last = snapshots[-1]
     stored = [(snapshot, width) for snapshot in snapshots for width in snapshot.widths]
     profiles = [Profile(width, snapshot.updates) for snapshot, width in stored]
@@ -111,17 +79,7 @@ def _write(run: Path, snapshots: list[EMASnapshot], model: _Model, width: float,
     weights = model.weights | _sums(stored, coefficients, sorted(last.parameters))
     origin = f"average of relative width {width:g} of {run}"
     spec = replace(model.spec, images_seen=last.images_seen, origin=origin)
-
-    head = {name: weights.pop(name) for name in list(weights) if is_of_classifier(name)}
-
-    def write(folder: Path) -> None:
-        save_model(folder, spec, weights, tokenizer=model.tokenizer)
-        if head:
-            save_file(head, folder / CLASSIFIER_FILE)
-        if model.sampling:
-            (folder / SAMPLING_FILE).write_bytes(model.sampling)
-
-    replace_folder(out, write)
+    write_model(out, replace(model, spec=spec, weights=weights))
     rounding = ROUNDING * float(np.linalg.norm(coefficients))
     return Reconstructed(out, width, last.images_seen, len(snapshots), distance, rounding)
 
