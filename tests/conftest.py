@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from PIL import Image
 from safetensors.torch import save_file
 
 from causalfusion.cli import run
 from causalfusion.config.serialize import to_dict
 from causalfusion.model.tables import WORD_TABLES, class_table_of
+from causalfusion.pictures.charts import save_loss_map
 from causalfusion.saved.adapter_files import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, AdapterFacts
 from causalfusion.saved.folder import latest_model, load_weights
 from causalfusion.weight_files import fingerprint_of
 
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")  # a busy machine is slow, and no test fails for it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_runs() -> Iterator[None]:
+    """Runs without what takes seconds and is tested by itself: the chart of each evaluation (`real_charts`
+    brings it back) is a small picture, and a tokenizer is made from few captions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("causalfusion.train.reports.save_loss_map", lambda _, out: _DOT.save(out))
+        for module in ("from_data", "document_feed"):
+            patch.setattr(f"causalfusion.train.{module}.TOKENIZER_IMAGES", 500)
+        yield
+
+
+_DOT = Image.new("RGB", (1, 1))
+
+
+@pytest.fixture
+def real_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("causalfusion.train.reports.save_loss_map", save_loss_map)
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ def small_run(tiny_run):
     return sit
 
 
+@pytest.mark.usefixtures("real_charts")
 def test_tensorboard_has_all_and_a_resumed_run_is_one(small_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -38,6 +38,7 @@ from causalfusion.train.from_data import (
     large_enough,
     measured,
     open_grids,
+    some_captions,
     tokenizer_of,
     with_facts_of_data,
 )
@@ -184,12 +185,11 @@ class TrainingData:
         down = self.codec.config.downsample
         return self.codec.at(latent_height * down, latent_width * down)
 
-    def some_captions(self, most: int = 10_000) -> list[str]:
-        """All captions of at most so many of the given training images, evenly spread."""
+    def some_captions(self) -> list[str]:
+        """All captions of some of the given training images, evenly spread."""
         source = self.source.given if isinstance(self.source, Mixed) else self.source
         indices = np.unique(self.train_indices[self.train_indices < len(source)])
-        found = captions_among(source, spread(indices, most))
-        return [text for texts in found for text in texts]
+        return list(some_captions(source, indices))
 
     def held_out_captions(self, count: int) -> list[list[int]]:
         """Token ids of the first captions of held-out images (of training images, if none are held out), at

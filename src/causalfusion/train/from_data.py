@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -81,9 +81,13 @@ def tokenizer_of(
         )
     if config.text.tokenizer != "train":
         return open_tokenizer(config.text.tokenizer)
-    chosen = spread(train_indices, TOKENIZER_IMAGES)
-    captions = captions_among(source, chosen)
-    return train_tokenizer((text for texts in captions for text in texts), config.text.vocab_size)
+    return train_tokenizer(some_captions(source, train_indices), config.text.vocab_size)
+
+
+def some_captions(source: ImageSource | LatentCache, indices: np.ndarray) -> Iterator[str]:
+    """All captions of at most TOKENIZER_IMAGES of these images, evenly spread."""
+    for captions in captions_among(source, spread(indices, TOKENIZER_IMAGES)):
+        yield from captions
 
 
 def captions_among(source: ImageSource | LatentCache, indices: np.ndarray) -> Iterable[Sequence[str]]:
