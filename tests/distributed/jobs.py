@@ -1,9 +1,7 @@
-"""Several processes for a test, started in a fraction of a second: they are forked from a server that has
-imported the package, and join one another as torchrun's would."""
+"""Several processes for a test, which join one another as torchrun's would."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -13,18 +11,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from causalfusion.config import RunConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.machine import watch
-from causalfusion.train import reports
-from causalfusion.train import run as run_module
+from forked import CONTEXT, settle, train
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["causalfusion.train.run", "torch._dynamo", "torch.utils.tensorboard.writer", "sklearn.datasets"]
-)
+__all__ = ["run", "start", "tiny_config", "train"]
 
 
 def tiny_config(out: Path | str, **sections: dict[str, Any]) -> RunConfig:
@@ -36,12 +28,6 @@ def tiny_config(out: Path | str, **sections: dict[str, Any]) -> RunConfig:
     model = {"hidden_size": 32, "depth": 2, "num_heads": 2, "num_class_tokens": 2}
     values = {"train": train, "model": {**model, **sections.pop("model", {})}, "codec": {"patch_size": 2}}
     return load_config("digits", **values, data={"flip": True}, **sections, out=str(out))
-
-
-def train(config: RunConfig) -> None:
-    """A whole run, without the seconds of measuring the machine's arithmetic."""
-    reports.peak_rate = lambda *_: 1e9
-    run_module.train(config, device="cpu", show_progress=False)
 
 
 @dataclass
@@ -101,6 +87,6 @@ def _call(
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in values.items()}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
-    torch.set_num_threads(1)
+    settle()
     watch.GRACE = 60.0  # on a busy machine, exceptions come late
     end.send(function(*arguments))

@@ -1,7 +1,6 @@
 """`evaluate` and `compare`: interrupted, extended, shared by processes, the same figures."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import forked
 from causalfusion import cli
 from causalfusion.config import CodecConfig, ModelConfig, SampleConfig
 from causalfusion.errors import UserError
@@ -342,14 +342,13 @@ def test_killed_and_continued(model, cache, tmp_path, request_of):
     out = tmp_path / "killed"
     options = ["--num-ar-steps=16", "--diffusion-steps=5", "--seed=0"]
     tokens = command(*options, model=model, cache=cache, out=out, images=96)
-    process = subprocess.Popen([sys.executable, "-m", "causalfusion.cli", *tokens], env=ENVIRONMENT,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    process = forked.start(forked.command, tokens, tmp_path / "errors", {})
     deadline = time.monotonic() + 120
     while not ((out / "samples").is_dir() and parts_of(out / "samples")):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     before = {path: path.stat().st_mtime_ns for *_, path in parts_of(out / "samples")}
     assert 0 < len(before) < 6 and not (out / "card.json").exists()
     settings = SampleConfig(num_ar_steps=16, diffusion_steps=[5])

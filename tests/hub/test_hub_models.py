@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from huggingface_hub import constants
 from local_hub import READER, LocalHub
 from PIL import Image
 
+import forked
 from causalfusion import Pipeline, SampleConfig, cli
 from causalfusion.errors import UserError
 from causalfusion.saved.folder import latest_model, packaged_models
@@ -202,19 +200,19 @@ def test_republishing_replaces_what_was_there(hub: LocalHub):
 def test_the_usual_variables(hub: LocalHub, tmp_path: Path):
     """As a user sets them, in a process of its own."""
     hub.add("me/shapes", files_of(SHAPES), private=True)
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": READER,
-        "HF_HUB_OFFLINE": "0",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "causalfusion", "sample", "a red star", "--model", "me/shapes@main"]
-    command += ["--images", "1", "--diffusion-steps", "1", "--out", str(tmp_path / "out")]
-    first = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    assert "fetching me/shapes@main from the hub" in first.stderr
-    again = subprocess.run(
-        command, env={**environment, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
-    )
-    assert again.returncode == 0 and "fetching" not in again.stderr, again.stderr
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": READER}
+    command = ["sample", "a red star", "--model", "me/shapes@main", "--images", "1", "--diffusion-steps", "1"]
+    command += ["--out", str(tmp_path / "out")]
+
+    def said(offline: str) -> str:
+        errors = tmp_path / f"errors-{offline}"
+        process = forked.start(forked.command, command, errors, {**environment, "HF_HUB_OFFLINE": offline})
+        process.join()
+        assert process.exitcode == 0, errors.read_text()
+        return errors.read_text()
+
+    assert "fetching me/shapes@main from the hub" in said("0")
+    assert "fetching" not in said("1")
 
 
 @pytest.mark.parametrize(

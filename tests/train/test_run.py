@@ -4,17 +4,16 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from causalfusion.config.serialize import to_dict
+import forked
 from causalfusion.errors import UserError
 from causalfusion.machine.processes import World
 from causalfusion.saved.folder import checkpoints_of, latest_model, load_model, load_spec
@@ -83,50 +82,27 @@ def test_resumed_run_is_the_same_run(tiny_run):
             assert value.equal(b["tensors"][name][key]), f"{name} {key} differs"
 
 
-KILLED_RUN = """
-import json, signal, sys
-# A shell's background job, and nohup, leave these ignored, as a run then keeps them.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from causalfusion.config import RunConfig
-from causalfusion.config.serialize import from_dict
-from causalfusion.errors import TrainingStopped
-from causalfusion.train import reports
-from causalfusion.train.run import train
-reports.peak_rate = lambda *_: 1e9  # it takes a second or two
-try:
-    train(from_dict(RunConfig, json.load(open(sys.argv[1]))), device="cpu", show_progress=False)
-except TrainingStopped as stopped:
-    print(stopped)
-    sys.exit(3)
-"""
-
-
 @pytest.fixture
-def start(tmp_path: Path):
+def start():
     """Start the run of a configuration in a process of its own, which does not outlive the test."""
-    started = list[subprocess.Popen]()
+    started = list[ForkServerProcess]()
 
-    def start(config, *, start_new_session: bool = False) -> subprocess.Popen:
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(to_dict(config)))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", KILLED_RUN, str(path)]
-        started.append(subprocess.Popen(command, env=environment, start_new_session=start_new_session))
+    def start(config, *, own_session: bool = False) -> ForkServerProcess:
+        started.append(forked.start(forked.train_until_stopped, config, own_session))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.join()
 
 
-def wait_for_images(config, images: int, process: subprocess.Popen) -> None:
+def wait_for_images(config, images: int, process: ForkServerProcess) -> None:
     log = Path(config.out) / "log.jsonl"
     for _ in range(1200):
         if log.exists() and any(r["images_seen"] >= images for r in read_log(log)):
             return
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.is_alive(), "the run ended before it could be killed"
         time.sleep(0.05)
     raise AssertionError("the run made no progress")
 
@@ -140,31 +116,30 @@ def test_killed_run_goes_on_as_the_same_run(tiny_run, start, one_thread):
         process = start(config)
         wait_for_images(config, images, process)
         process.kill()
-        process.wait()
+        process.join()
     assert_same_run(whole, train(config, device="cpu", show_progress=False))
 
 
 def test_signal_to_the_whole_group_saves(tiny_run, start):
     """Schedulers and torchrun signal the group: the data workers must not die under the run."""
     config = tiny_run(train={"images": 160_000, "checkpoint_every": 0}, data={"num_workers": 1})
-    process = start(config, start_new_session=True)
+    process = start(config, own_session=True)
     wait_for_images(config, 64, process)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=60) == 3
+    process.join(60)
+    assert process.exitcode == 3
     assert len(checkpoints_of(Path(config.out))) == 1
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGINT, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGTERM, signal.SIGHUP))],
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_has_an_exit_code_of_its_own(tiny_run, start, number):
     """SIGHUP: the terminal is gone. In a script, `train && sample` does not go on."""
     config = tiny_run(train={"images": 160_000, "checkpoint_every": 0})
     process = start(config)
     wait_for_images(config, 64, process)
-    process.send_signal(number)
-    assert process.wait(timeout=30) == 3
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == 3
     (saved,) = checkpoints_of(Path(config.out))
     assert int(saved.name) >= 64
     assert not list(saved.parent.glob(".partial-*"))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import forked
 from causalfusion.cli import prepare
 from causalfusion.codec.encode import encode_to_cache
-from causalfusion.config.serialize import to_dict
 from causalfusion.diffusion.process import make_process
 from causalfusion.errors import UserError
 from causalfusion.generate.pipeline import Pipeline
@@ -55,30 +51,17 @@ def test_resumed_run_is_the_same_run(native_run, position):
     assert_same_model(whole, part)
 
 
-RUN = """
-import json, sys
-from causalfusion.config import RunConfig
-from causalfusion.config.serialize import from_dict
-from causalfusion.train import reports
-from causalfusion.train.run import train
-reports.peak_rate = lambda *_: 1e9  # it takes a second or two
-train(from_dict(RunConfig, json.load(open(sys.argv[1]))), device="cpu", show_progress=False)
-"""
-
-
-def test_killed_run_goes_on_as_the_same_run(native_run, tmp_path, one_thread):
+def test_killed_run_goes_on_as_the_same_run(native_run, one_thread):
     options = {"images": 800, "checkpoint_every": 7, "evaluate_every": 30}
     config = native_run("killed", train=options)
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    command = [sys.executable, "-c", RUN, str(tmp_path / "config.json")]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = forked.start(forked.train_until_stopped, config)
     try:
         while len(checkpoints_of(Path(config.out))) < 2:
-            assert process.poll() is None, "the run ended before it could be killed"
+            assert process.is_alive(), "the run ended before it could be killed"
             time.sleep(0.02)
     finally:
         process.kill()
-        process.wait()
+        process.join()
     resumed = train(config, device="cpu", show_progress=False)
     whole = train(native_run("whole", train=options), device="cpu", show_progress=False)
     assert_same_model(whole, resumed)
