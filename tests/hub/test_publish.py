@@ -27,7 +27,8 @@ from causalfusion.saved.folder import ModelSpec, latest_model, load_spec, replac
 from causalfusion.saved.model_card import CardFacts, model_card
 from causalfusion.train.run import train
 
-SHORT = ["--train.images", "16", "--train.batch-size", "8", "--train.precision", "float32"]
+SHORT = ["--train.images", "16", "--train.batch-size", "8", "--train.precision", "float32",
+         "--train.evaluate-images", "8"]  # fmt: skip
 
 
 def card_of(weights: str) -> Card:
@@ -196,7 +197,8 @@ def test_an_autoencoder_goes_along_or_is_told(hub: LocalHub, tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("task", ["classify", "caption"])
-def test_a_page_tells_how_to_use_what_was_trained_for_another_task(task: str, tmp_path: Path):
+def test_a_page_tells_how_to_use_what_was_trained_for_another_task(task: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("causalfusion.evaluate.captioning.IMAGES", 4)
     out, model = tmp_path / task, tmp_path / "model"
     data = ["--data.source", "digits"] if task == "classify" else ["--data.source", "shapes"]
     if task == "classify":

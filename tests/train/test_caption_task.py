@@ -72,9 +72,10 @@ def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys, monkeypatch):
         assert "captions are not scored" in said.err
 
 
-def test_what_is_held_out_is_measured_as_it_is_trained(tmp_path):
+def test_what_is_held_out_is_measured_as_it_is_trained(tmp_path, monkeypatch):
     """Captions behind whole images without noise, and no loss of images, which nothing learns to draw; behind
     images in random AR steps, the loss of captions rose while captions became better."""
+    monkeypatch.setattr("causalfusion.evaluate.captioning.IMAGES", 4)
     out = tmp_path / "run"
     line = ["finetune", "shapes", "--config", "shapes-caption", "--data.holdout", "0.0001"]
     line += [
