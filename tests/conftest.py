@@ -28,9 +28,11 @@ settings.load_profile("tests")  # a busy machine is slow, and no test fails for 
 @pytest.fixture(scope="session", autouse=True)
 def quick_runs() -> Iterator[None]:
     """Runs without what takes seconds and is tested by itself: the chart of each evaluation (`real_charts`
-    brings it back) is a small picture, and a tokenizer is made from few captions."""
+    brings it back) is a small picture, the machine's arithmetic is not measured, and a tokenizer is made from
+    few captions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("causalfusion.train.reports.save_loss_map", lambda _, out: _DOT.save(out))
+        patch.setattr("causalfusion.train.reports.peak_rate", lambda *_: 1e9)
         for module in ("from_data", "document_feed"):
             patch.setattr(f"causalfusion.train.{module}.TOKENIZER_IMAGES", 500)
         yield

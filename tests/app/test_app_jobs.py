@@ -205,7 +205,8 @@ def test_tiles_hold_the_images_own_pixels_and_no_markup_of_users():
     assert html.count("cf-chosen") == 1
 
 
-def test_quality_against_time_is_measured_setting_by_setting(shapes: Opened):
+def test_quality_against_time_is_measured_setting_by_setting(shapes: Opened, monkeypatch):
+    monkeypatch.setattr("causalfusion.app.quality.REFERENCE_IMAGES", 200)
     judge = open_page_judge(shapes)
     plan = sweep_around(shapes, replace(shapes.defaults(), prompt="a star", seed=4))
     assert len(plan) == len(set(plan)) <= 10 and all(each.seed == 4 for each in plan)

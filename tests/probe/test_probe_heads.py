@@ -84,8 +84,8 @@ def test_attentive_finds_the_token_that_tells():
     plain = linear(pooled, test.features.astype(np.float32).mean(1), 2, 0, CPU)
     by_attention, by_mean = ((f.predicted == test.labels).mean() for f in (found, plain))
     assert by_attention > 0.9 > by_mean and found.chosen in RATES
-    again = attentive(train, test.features, 2, 0, CPU, 250)
-    assert (again.predicted == found.predicted).all(), "the seed decides"
+    few = [attentive(train.rows(np.arange(300)), test.features, 2, 0, CPU, 30).predicted for _ in range(2)]
+    assert (few[0] == few[1]).all() and 0 < few[0].mean() < 1, "the seed decides"
 
 
 def test_the_head_does_not_ask_for_the_order_of_tokens():
