@@ -300,7 +300,7 @@ def test_a_model_with_a_head_of_its_tokens_is_refused(tmp_path, capsys):
 
 
 def test_a_student_of_text_keeps_its_text_loss_and_any_number_of_ar_steps(tmp_path, capsys):
-    out, length = tmp_path / "fast", ["--train.images", "64", "--train.batch-size", "16"]
+    out, length = tmp_path / "fast", ["--train.images", "32", "--train.batch-size", "8"]
     options = ["--data.source", "shapes", "--steps", "1", "--teacher-steps", "4", "--train.log-every", "1"]
     options += ["--train.evaluate-every", "0"]
     assert run(["distill", "shapes", *options, *length, "--out", str(out)]) == 0
