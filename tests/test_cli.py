@@ -158,6 +158,17 @@ def refused(capsys, *tokens: str) -> str:
         (["edit"], "IMAGE requires an argument"),
         (["doctor", "--model", "/nope"], "/nope holds no model"),
         (["doctor", "--reference", "/nope"], "/nope"),
+        (["doctor", "--reference", "/nope", "--model", "shapes"], "leave all other options out"),
+        (["doctor", "--autoencoder", "/nope"], "give --model, too, or leave it out"),
+        (["publish", "shapes", "--out", "x", "--private"], "give --to, or leave it out"),
+        (["classify", "/nope.png", "--seed", "1"], "classify has no option --seed"),
+        (["encode", "--out", "x"], "encode needs data: give the path of images"),
+        (["tokenizer", "train", "--out", "t.json"], "tokenizer train needs data"),
+        (["evaluate", "--reference-images", "4"], "--reference-images is of a reference; give --reference"),
+        (
+            ["finetune", "shapes", "--data.source=shapes", "--adapter=lora", "--train.optimizer=muon"],
+            "train.optimizer is muon, which trains whole matrices, and --adapter lora trains none",
+        ),
         (["convert", "official", "/nope.pt", "--out", "/tmp/x"], "/nope.pt"),
     ],
 )

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from causalfusion import cli
+from causalfusion.config import LoraConfig
 from causalfusion.generate.pipeline import Pipeline
+from causalfusion.model.transformer import Transformer
+from causalfusion.saved.adapted import merged
 from causalfusion.saved.folder import latest_model, load_spec, load_weights, replace_model
 
 SHAPES = Path("shapes")
@@ -42,6 +45,28 @@ def test_weights_are_the_sum_and_the_rest_is_the_first_models(moved, tmp_path, c
     assert images.shape == (1, 3, 32, 32)
     said = capsys.readouterr().out
     assert f"causalfusion sample --model {out}" in said and "% of their size away" in said
+
+
+def test_low_rank_additions_are_merged_as_what_they_add(tmp_path):
+    base, tokenizer = load_spec(latest_model(SHAPES)), Pipeline.load("shapes").tokenizer
+    spec = replace(base, model=replace(base.model, lora=LoraConfig(rank=2, alpha=2)))
+    plain = {name: value.float() for name, value in load_weights(latest_model(SHAPES)).items()}
+    expected, models = [], ["shapes"]
+    for number in range(2):
+        torch.manual_seed(number)
+        layers = Transformer(spec.model).state_dict()
+        low = {n: 0.1 * torch.randn(v.shape) for n, v in layers.items() if n.endswith(("lora_a", "lora_b"))}
+        replace_model(tmp_path / str(number), spec, plain | low, tokenizer=tokenizer)
+        models.append(str(tmp_path / str(number)))
+        expected.append(merged(spec, plain | low)[1])
+    out = tmp_path / "out"
+    assert cli.run(["merge", *models, "--shares", "0.5", "0.25", "0.25", "--out", str(out)]) == 0
+    assert load_spec(out).model == base.model
+    found = load_weights(out)
+    assert found.keys() == plain.keys()
+    for name, value in found.items():
+        mean = 0.5 * plain[name] + 0.25 * (expected[0][name] + expected[1][name])
+        torch.testing.assert_close(value, mean, atol=1e-6, rtol=1e-5)
 
 
 def test_other_classes_are_told_without_listing_them(moved, tmp_path, capsys):

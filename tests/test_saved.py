@@ -108,6 +108,16 @@ def test_an_earlier_folder_gives_the_images_that_it_gave():
     assert "class_dropout = None" in findings["earlier format"].value
 
 
+def test_a_model_of_a_fixed_number_of_ar_steps_is_checked_with_as_many(folder):
+    def steps() -> str:
+        findings = {one.name: one.value for one in check_model(folder, torch.device("cpu"))}
+        return findings["attention in training"].partition(":")[0].partition(", ")[2]
+
+    assert steps() == "4 AR steps"
+    change(folder, factorization__distribution="fixed", factorization__num_ar_steps=1)
+    assert steps() == "1 AR step"
+
+
 def test_an_earlier_run_goes_on_as_it_would_have(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(OLD_RUN, run)

@@ -48,6 +48,8 @@ from causalfusion.train.step import Arranged, Objective
 
 BACKENDS: tuple[AttentionBackend, ...] = ("dense", "segments", "flex")
 TOLERANCE = 1e-5
+STEPS = 4
+"""AR steps in which predictions are compared."""
 _SENTENCE = " Fünf grüne\tSterne ★ left of <image> "
 
 
@@ -104,7 +106,7 @@ def check_model(folder: Path, device: torch.device, autoencoder: str = "") -> It
         yield Finding("null class", *_null_class(model))
     weights_finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
     yield Finding("weights finite", str(weights_finite), weights_finite)
-    yield Finding("attention in training", *_choice(config, device))
+    yield Finding("attention in training", *_choice(config, device, _steps_of(spec)))
     yield Finding("cached against masked", *_judge(_cached_difference(model, device)))
     try:
         codec = open_model_codec(folder, spec, autoencoder).to(device)
@@ -163,13 +165,22 @@ TIMESTEP = 500
 """At which predictions are compared."""
 
 
-def _inputs(config: ModelConfig, device: torch.device) -> tuple[Plan, Tensor, Tensor, Tensor]:
+def _steps_of(spec: ModelSpec) -> int:
+    """AR steps of a training sequence, of a model that was trained with a fixed number that number."""
+    trained = spec.factorization
+    number = trained.num_ar_steps or spec.model.num_tokens
+    return min(STEPS, number) if trained.distribution == "fixed" else STEPS
+
+
+def _inputs(
+    config: ModelConfig, device: torch.device, steps: int = STEPS
+) -> tuple[Plan, Tensor, Tensor, Tensor]:
     """(plan of two images, clean tokens, noised ones, labels), tokens in the plan's order."""
     generator = torch.Generator().manual_seed(1)
     shape = (2, config.num_tokens, config.token_dim)
     clean, noised = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
     plan = plan_batch(
-        _factorization(config),
+        _factorization(config, steps),
         config.grid_height,
         config.grid_width,
         seed=0,
@@ -180,19 +191,19 @@ def _inputs(config: ModelConfig, device: torch.device) -> tuple[Plan, Tensor, Te
     return plan.to(device), clean, noised, labels
 
 
-def _factorization(config: ModelConfig) -> FactorizationConfig:
-    """A few AR steps, or one for each token where the head asks so."""
+def _factorization(config: ModelConfig, steps: int) -> FactorizationConfig:
+    """So many AR steps, or one for each token where the head asks so."""
     if config.head.ask == "previous":
         return FactorizationConfig(distribution="fixed", num_ar_steps=0, order="raster")
-    return FactorizationConfig(distribution="fixed", num_ar_steps=min(4, config.num_tokens))
+    return FactorizationConfig(distribution="fixed", num_ar_steps=min(steps, config.num_tokens))
 
 
-def _training_sequence(config: ModelConfig, device: torch.device) -> PackedSequence:
+def _training_sequence(config: ModelConfig, device: torch.device, steps: int = STEPS) -> PackedSequence:
     """As a training step packs it: through its objective, without anything random."""
-    plan, clean, noised, labels = _inputs(config, device)
+    plan, clean, noised, labels = _inputs(config, device, steps)
     ordered = plan.order[:, :, None].expand_as(clean)
     raster = torch.zeros_like(clean).scatter(1, ordered, clean)
-    run = RunConfig(model=config, factorization=_factorization(config))
+    run = RunConfig(model=config, factorization=_factorization(config, steps))
     objective = Objective(run, make_process(run.diffusion))
     levels, no_noise = torch.full((2, 1), TIMESTEP, device=device), torch.zeros_like(clean)[:, None]
     piece = Arranged(raster, labels, plan, levels, no_noise)
@@ -201,15 +212,15 @@ def _training_sequence(config: ModelConfig, device: torch.device) -> PackedSeque
     return objective.pack(piece, replace(tokens, noised=asked))
 
 
-def _choice(config: ModelConfig, device: torch.device) -> tuple[str, None]:
+def _choice(config: ModelConfig, device: torch.device, steps: int = STEPS) -> tuple[str, None]:
     """The backend that `auto` chooses for a sequence of this model, with the reason."""
-    sequence, found = _training_sequence(config, device), []
+    sequence, found = _training_sequence(config, device, steps), []
     for precision in ("float32", "bfloat16"):
         with autocast(device, compute_dtype(precision)):
             backend, reason = choose_backend(sequence, config.head_dim)
         found.append(f"{backend} in {precision}: {reason}")
-    steps = _inputs(config, device)[0].num_ar_steps
-    tokens = f"{sequence.num_tokens} tokens, {steps} AR steps"
+    count = _inputs(config, device, steps)[0].num_ar_steps
+    tokens = f"{sequence.num_tokens} tokens, {count} AR step{'s' * (count != 1)}"
     return f"{tokens}: {'; '.join(found)} (--train.attention takes another)", None
 
 

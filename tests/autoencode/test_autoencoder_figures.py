@@ -90,6 +90,9 @@ def test_the_commands(tmp_path, capsys):
         (["train", "--data.source", "digits", "--lr", "-1"], "train.lr is -1"),
         (["evaluate", "--data.source", "digits", "--autoencoder", "nowhere"], "nowhere does not exist"),
         (["evaluate", "--data.source", "digits", "--autoencoder", "."], "has no config.json"),
+        (["evaluate", "--data.source", "digits", "--data.cache", "x", "--autoencoder", "."], "data.cache is"),
+        (["evaluate", "--autoencoder", "."], "codec evaluate needs data: give the path of images"),
+        (["train"], "codec train needs data: give the path of images"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(line, said, tmp_path, capsys):

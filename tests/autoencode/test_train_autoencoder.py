@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from causalfusion.autoencode import run as run_module
 from causalfusion.autoencode.run import train_autoencoder
+from causalfusion.autoencode.state import AutoencoderState
 from causalfusion.codec.autoencoder import open_autoencoder
 from causalfusion.config import CodecConfig, DataConfig, RunConfig
 from causalfusion.errors import TrainingStopped, UserError
@@ -157,3 +158,22 @@ def test_a_run_begins_with_the_weights_of_another(trained, tmp_path, make_run):
     other = "fixed_variance" if kind == "kl" else "kl"
     with pytest.raises(UserError, match=r"expected, for --init, a network of the same kind and sizes"):
         train_autoencoder(make_run(tmp_path / "other", other, init=str(folder)), show_progress=False)
+
+
+def test_a_stop_before_the_autoencoder_is_written_is_made_good(trained, tmp_path, make_run, monkeypatch):
+    """The run's folder would else keep the weights of fewer images, and be called finished."""
+    kind, folder = trained
+    shutil.copytree(folder, tmp_path / "run")
+    longer = make_run(tmp_path / "run", kind, images=352)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderState, "publish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train_autoencoder(longer, show_progress=False)
+    train_autoencoder(longer, show_progress=False)
+    last = checkpoints_of(tmp_path / "run")[-1]
+    assert last.name == "000000000352"
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == (last / WEIGHTS).read_bytes()

@@ -171,3 +171,13 @@ def test_the_training_line_leaves_the_captions_to_the_cache(
     (config,) = seen
     assert (config.data.cache, config.data.captions, config.data.class_words) == (str(out), "own", "")
     assert open_cache(str(out)).captions(np.arange(2)) == [("the digit 0",), ("the digit 1",)]
+
+
+def test_files_that_no_encode_wrote_are_never_replaced(tmp_path, capsys) -> None:
+    own = tmp_path / "labels.npy"
+    own.write_text("years of work")
+    assert cli.run(["encode", "--data.source=digits", "--out", str(tmp_path), "--device=cpu"]) == 2
+    said = f"{tmp_path} holds other things than a cache (labels.npy); give another --out"
+    assert capsys.readouterr().err == f"causalfusion: {said}\n"
+    assert own.read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["labels.npy"]

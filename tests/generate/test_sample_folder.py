@@ -122,6 +122,9 @@ def test_first_goes_on_with_a_finished_set(models, tmp_path):
     assert settings_of(out)["labels"] == settings_of(whole)["labels"] == [0, 1, 2, 0, 1]
     with np.load(out / "samples.npz") as arrays:
         assert (arrays["arr_0"] == pixels(out)).all() and arrays["arr_1"].tolist() == [0, 1, 2, 0, 1]
+    assert not (out / "grid.png").exists(), "that of the first three"
+    assert sample(models["classes"], out, "--images", 1, "--first", 5, "--output", "png") == 0
+    assert not (out / "samples.npz").exists() and len(pixels(out)) == 6
 
 
 def test_images_of_two_runs_in_one_folder_are_noticed(models, tmp_path):

@@ -129,6 +129,29 @@ def test_a_card_of_other_weights_is_refused(run: Path, tmp_path: Path):
     assert not (tmp_path / "model").exists(), "an earlier one would have been replaced by half of this"
 
 
+def test_a_card_of_the_model_with_adapters_is_of_another(run: Path, tmp_path: Path):
+    plain = card_of(sha256_of(latest_model(run) / "model.safetensors"))
+    samples = {**plain.samples, "adapters": ["heart 0123 x 1"], "checkpoint": "/home/me/run/1"}
+    shutil.copytree(run, tmp_path / "run")
+    replace(plain, samples=samples).save(tmp_path / "run" / "hearts" / "card.json")
+    notes = write_publication(tmp_path / "run", tmp_path / "model", "me/x", Publication())
+    assert any(note.startswith("2 result cards in") for note in notes) and "1 figures, 2 pic" in notes[-2]
+    with pytest.raises(ValueError, match="is a card of the model with adapters"):
+        asked = Publication(cards=[tmp_path / "run" / "hearts"])
+        write_publication(run, tmp_path / "again", "me/x", asked)
+
+
+def test_a_figure_tells_that_it_is_of_the_best_of_several_draws(run: Path, tmp_path: Path):
+    plain = card_of(sha256_of(latest_model(run) / "model.safetensors"))
+    samples = {**plain.samples, "candidates": 8, "quantize": "int8", "checkpoint": "/home/me/run/1"}
+    replace(plain, samples=samples).save(tmp_path / "card.json")
+    asked = Publication(cards=[tmp_path / "card.json"])
+    write_publication(run, tmp_path / "model", "me/x", asked)
+    page = (tmp_path / "model" / "README.md").read_text()
+    assert "guidance 2.0, best of 8, int8" in page
+    assert not any("/home/me" in file.read_text() for file in (tmp_path / "model/figures").iterdir())
+
+
 def test_a_card_in_the_run_that_is_given_too_is_told_once(run: Path, tmp_path: Path, monkeypatch):
     """As its folder, and relative to where one is."""
     write_publication(run, tmp_path / "plain", "me/x", Publication())

@@ -337,6 +337,7 @@ def test_the_commands_convert_complete_and_write_back(tmp_path: Path, monkeypatc
         (["sample", "--model", "m"], "is a language model without images"),
         (["convert", "bundle", "--model", "m", "--out", "b"], "is a language model without images"),
         ([*command, "more", "--chat"], "expected an odd number"),
+        ([*command, "--diffusion-steps", "7"], "--diffusion-steps is for models with images"),
         (["complete", "picture.png", "--model", "m"], "it takes no picture.png"),
         (["complete", "abc", "--model", "shapes", "--chat"], "--chat is for language models"),
         (["convert", "llm", "nowhere/none/x", "--out", "n"], "is neither a folder nor a file here"),

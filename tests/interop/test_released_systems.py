@@ -277,6 +277,17 @@ def test_a_size_that_the_weights_contradict_is_refused(system, tmp_path: Path) -
         convert_system(system, path, image_size=2 * side)
 
 
+@needs_shared
+def test_a_patch_size_that_the_weights_contradict_is_refused() -> None:
+    path = SHARED / "dit" / "A.weights.safetensors"
+    patch = convert_system("dit", path).spec.codec.patch_size
+    assert convert_system("dit", path, patch_size=patch).spec.codec.patch_size == patch
+    with pytest.raises(
+        UserError, match=rf"patch-size is {2 * patch}; the weights of .* of patches of {patch}"
+    ):
+        convert_system("dit", path, patch_size=2 * patch)
+
+
 # --- diffusers ----------------------------------------------------------------------------------------
 
 

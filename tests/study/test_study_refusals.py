@@ -12,7 +12,8 @@ from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import FILE_NAME, FORMAT, load_card
 from causalfusion.study.grid import jobs_of
 from causalfusion.study.recipe import Variant, load_study, load_study_data
-from causalfusion.study.run import check_before
+from causalfusion.study.request import StudyRequest
+from causalfusion.study.run import check_before, run_studies
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,13 @@ def test_a_wrong_variant_is_found_before_training(tmp_path: Path):
     study = replace(study, variants=[*study.variants, last])
     with pytest.raises(UserError, match=r"variant 'too many': .*num_ar_steps is 99"):
         check_before(jobs_of(study, study_data, [0], tmp_path), study_data)
+
+
+def test_two_studies_of_one_name_are_refused(tmp_path: Path):
+    study_data, request = load_study_data("digits", []), StudyRequest(out=tmp_path / "out")
+    with pytest.raises(UserError, match="two of the studies are called decay"):
+        run_studies(["decay", str(tmp_path / "decay.toml")], study_data, request)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["ar-steps", "decay", "order", "class-tokens", "conditioning"])

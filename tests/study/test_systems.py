@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.saved.folder import checkpoints_of, load_spec
 from causalfusion.study.grid import jobs_of
 from causalfusion.study.recipe import load_study, load_study_data
-from causalfusion.study.systems import costs_of
+from causalfusion.study.systems import costs_of, slugs_of
 
 STUDY = """
 title = "Two systems"
@@ -75,6 +76,18 @@ def test_budgets_costs_and_cards(tmp_path: Path):
     assert cards.keys() == {"joint-s1-seed0", "next-token-s16-seed0"}
     (figure,) = cards["joint-s1-seed0"].figures.values()
     assert f"{figure.value:.3g}" == whole and figure.count == 20
+
+
+def test_cards_of_names_that_differ_in_signs_have_files_of_their_own():
+    slugs = slugs_of(["lr +", "lr -", "ε", "next token", "Next Token", "γ = 0.9"])
+    assert len(set(slugs.values())) == 6 and all(slugs.values())
+    assert slugs["γ = 0.9"] == "0-9" and slugs["lr +"].startswith("lr-")
+    assert all(re.fullmatch("[a-z0-9-]+", slug) for slug in slugs.values())
+
+
+def test_a_number_of_ar_steps_that_is_there_twice_is_one_column():
+    study = replace(load_study("decay"), ar_steps=[1, 16, 0]).on(16)
+    assert study.all_ar_steps(16) == [1, 16]
 
 
 def test_all_systems_are_in_the_study():

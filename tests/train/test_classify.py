@@ -96,6 +96,12 @@ def test_the_command_tells_classes_of_files(mine, tmp_path, capsys, digits_run):
     assert "--task classify" in capsys.readouterr().err
 
 
+def test_several_processes_do_not_do_the_same_work(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.run(["classify", "a.png"]) == 2
+    assert "classify runs in one process; start it without torchrun" in capsys.readouterr().err
+
+
 def test_classes_that_share_a_name_are_told_one_by_one(mine, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(latest_model(mine), folder)

@@ -104,6 +104,8 @@ def evaluate_autoencoder(request: ReconstructionRequest) -> Card:
         raise UserError(f"batch-size is {request.batch_size}; expected at least 1")
     if request.images is not None and request.images < 2:
         raise UserError(f"images is {request.images}; expected at least 2")
+    if request.data.cache:
+        raise UserError(f"data.cache is {request.data.cache!r}; images are reconstructed: leave it out")
     start = time.monotonic()
     device = select_device(request.device)
     images = _open_images(request)

@@ -96,7 +96,9 @@ class _Run:
     def go(self) -> bool:
         """True if the run is finished; False if a signal ended it."""
         state = self.state
-        if self.over and (self.folder / "config.json").is_file():
+        if self.over:
+            if not state.is_published():  # a stop came between the last checkpoint and this
+                self._publish()
             self._say(
                 f"{self.folder} is finished: {state.progress.images_seen:,} images, "
                 f"{state.progress.seconds / 60:.1f} minutes; larger --minutes or --images go on"

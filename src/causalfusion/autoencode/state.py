@@ -6,6 +6,7 @@ weights and the training state. A checkpoint is written under another name and r
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -182,11 +183,19 @@ class AutoencoderState:
         try:
             with self.ema.applied():
                 self.network.save_pretrained(temporary)
-            # The weights first: a folder with a configuration is whole.
+            # A folder with a configuration is whole, and it is that of the weights beside it.
+            (self.folder / "config.json").unlink(missing_ok=True)
             for name in (WEIGHTS_FILE, "config.json"):
                 os.replace(temporary / name, self.folder / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def is_published(self) -> bool:
+        """True if the run's folder is the autoencoder of its last checkpoint."""
+        folders = (self.folder, *checkpoints_of(self.folder)[-1:])
+        return (self.folder / "config.json").is_file() and filecmp.cmp(
+            *(folder / WEIGHTS_FILE for folder in folders), shallow=False
+        )
 
     def seen(self, images: int, seconds: float, losses: tuple[float, float]) -> None:
         """Note a train step."""

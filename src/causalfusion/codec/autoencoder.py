@@ -52,7 +52,7 @@ def open_autoencoder(path: str) -> OpenedAutoencoder:
     elif _HUB_ID.fullmatch(path) and place.suffix not in SUFFIXES:
         network = _from_hub(path)
     else:
-        raise UserError(f"the autoencoder {path} does not exist; give codec.autoencoder: {_EXPECTED}")
+        raise UserError(f"the autoencoder {path} does not exist; expected {_EXPECTED}")
     return opened_network(network, path)
 
 

@@ -9,6 +9,7 @@ Shape letters: B images, C image channels, H and W pixels, c latent channels, h 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from causalfusion.data import ImageSource, open_source
 from causalfusion.data.class_captions import ClassCaptions
 from causalfusion.data.labels import Classes
 from causalfusion.data.sizes import grids_of
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, printable
 from causalfusion.files import hash_of, in_use, write_whole
 from causalfusion.machine.progress import ProgressLine
 from causalfusion.machine.runtime import select_device
@@ -134,6 +135,7 @@ def _write(
         progress(len(cache))
         return cache
     _refuse_other_shards(folder, identity)
+    _refuse_other_files(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fit, sizes = config.data.fit(codec.cell), None
     if config.data.native:
@@ -180,6 +182,17 @@ def _refuse_other_shards(folder: Path, identity: dict[str, Any]) -> None:
                     f"{kept.get(name)}, this run has {identity.get(name)}; delete the folder or give another "
                     "--out"
                 )
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Raises UserError if the folder holds other things than an unfinished cache, which a cache's files could
+    replace. A shard without its note may be what a stopped run left."""
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    others = [name for name in names if not re.fullmatch(r"\d{5}\.npy", name)]
+    if others and not any(re.fullmatch(r"\d{5}\.json", name) for name in names):
+        raise UserError(
+            f"{folder} holds other things than a cache ({printable(min(others))}); give another --out"
+        )
 
 
 def _identity(

@@ -5,6 +5,7 @@ from pathlib import Path
 from cyclopts import App
 
 from causalfusion.config.options import Autoencoder, Device, Model
+from causalfusion.errors import UserError
 
 app = App(name="doctor", result_action="return_value")
 
@@ -27,6 +28,8 @@ def doctor(
         A folder of recorded reference tensors (masks, losses, gradients, caches, samples) to compare with.
     """
     if reference is not None:
+        if model is not None or autoencoder or device != "auto":
+            raise UserError("--reference is replayed by itself, on the CPU; leave all other options out")
         from causalfusion.interop.recording import format_checks
         from causalfusion.interop.reference import replay_reference
 
@@ -34,6 +37,8 @@ def doctor(
         print(format_checks(checks))
         return 0 if all(check.ok for check in checks) else 1
 
+    if autoencoder and model is None:
+        raise UserError("--autoencoder is that of a model; give --model, too, or leave it out")
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -60,6 +60,8 @@ def publish(
     """
     if not to and out is None:
         raise UserError("nowhere to publish to; give --to user/model, or --out FOLDER to write it only")
+    if private and not to:
+        raise UserError("--private is of the repository that is published to; give --to, or leave it out")
     if adapter and (cards or autoencoder):
         given = "--cards" if cards else "--autoencoder"
         raise UserError(f"{given} is of a whole model, not of an adapter; leave it out, or --adapter")

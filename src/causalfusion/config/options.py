@@ -85,14 +85,20 @@ _COMPUTATION = Parameter(group=Group("Computation", sort_key=1))
 class ComputationOptions:
     """The options of all commands that compute with a model; help shows them after a command's own."""
 
-    seed: Annotated[Seed, _COMPUTATION] = 0
     precision: Annotated[Precision, _COMPUTATION] = "float32"
     autoencoder: Annotated[Autoencoder, _COMPUTATION] = ""
     device: Annotated[Device, _COMPUTATION] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratingOptions(ComputationOptions):
+class DrawingOptions(ComputationOptions):
+    """The same for those that draw random numbers."""
+
+    seed: Annotated[Seed, _COMPUTATION] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratingOptions(DrawingOptions):
     """The same for those that take either of a model's weights."""
 
     weights: Annotated[Weights, _COMPUTATION] = "ema"

@@ -28,6 +28,8 @@ _NAMES_ON_CARD = {
     "seed": "seed",
     "candidates": "candidates",
     "settings": "sample",
+    "adapters": "adapters",
+    "quantize": "quantize",
 }
 """Names on a card of the settings that the command `sample` writes, by their names there."""
 

@@ -92,6 +92,9 @@ class EvaluateRequest(GeneratingOptions):
             raise UserError("--image-size is for samples that are read; --size is that of a model's images")
         if self.size:
             parse_size(self.size, "--size")
+        for name in ("reference_images", "cache"):
+            if self.reference is None and self.preset is None and getattr(self, name) is not None:
+                raise UserError(f"{option_name(name)} is of a reference; give --reference, or leave it out")
         if self.classes and self.classes_file is not None:
             raise UserError("--classes and --classes-file are both given; expected one of them")
         if self.candidates > 1 and self.prompts_file is None:

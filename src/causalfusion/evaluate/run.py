@@ -26,7 +26,7 @@ from causalfusion.evaluate.presets import changes
 from causalfusion.evaluate.references.reference import ReferenceFeatures, open_reference
 from causalfusion.evaluate.request import EvaluateRequest
 from causalfusion.evaluate.samples.images import ImageSet
-from causalfusion.files import LOCK_FILE, in_use
+from causalfusion.files import LOCK_FILE, in_use, write_whole
 from causalfusion.generate.read import to_float
 from causalfusion.machine.processes import World, join_world
 from causalfusion.pictures.compose import framed, to_image_grid
@@ -220,4 +220,4 @@ def _draw_grid(images: ImageSet, path: Path) -> None:
             break
     pixels = np.concatenate(first)[:GRID_IMAGES]
     picture = to_image_grid(to_float(pixels), 8, scale=max(1, 96 // pixels.shape[2]), interpolation="nearest")
-    framed(picture, 8).save(path)
+    write_whole(path, lambda stream: framed(picture, 8).save(stream, "PNG"))

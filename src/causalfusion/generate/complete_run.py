@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
+from causalfusion.config import SampleConfig
+from causalfusion.config.options import option_name
 from causalfusion.config.serialize import to_dict
 from causalfusion.documents import Text
 from causalfusion.errors import UserError
@@ -40,6 +42,8 @@ from causalfusion.machine.processes import join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.machine.threads import Threads
 from causalfusion.pictures.compose import framed, sheet, text_tile, to_tiles, with_texts
+from causalfusion.saved.folder import read_latest
+from causalfusion.saved.sampling import read_sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -99,6 +103,9 @@ def _refuse_unused(request: CompleteRequest) -> None:
         "--elements": request.elements is not None,
         "--candidates": request.candidates > 1,
     }
+    own, plain = read_latest(request.model, read_sampling)[0] or SampleConfig(), SampleConfig()
+    for name, value in vars(request.settings).items():
+        given[option_name(name)] = value not in (getattr(own, name), getattr(plain, name))
     for option in (name for name, is_given in given.items() if is_given):
         if is_language_model(request.model):
             raise UserError(f"{option} is for models with images; {request.model} is a language model")

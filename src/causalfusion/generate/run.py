@@ -228,6 +228,9 @@ def _write_together(request: SampleRequest, job: _Job) -> None:
         write_whole(request.out / "grid.png", png_of(np.asarray(_draw_grid(pixels, task))))
         if len(task) > MAX_IN_GRID:
             print(f"grid.png shows the first {MAX_IN_GRID} images")
+    for kind, name in (("npz", "samples.npz"), ("grid", "grid.png")):
+        if kind not in request.output:  # one of an earlier command has fewer images
+            (request.out / name).unlink(missing_ok=True)
 
 
 def _finish(request: SampleRequest, job: _Job, seconds: float) -> None:

@@ -152,6 +152,11 @@ def _cards(source: Path, run: Path | None, given: Sequence[Path]) -> tuple[list[
     weights = sha256_of(source / "model.safetensors")
     found = [(path, load_card(path)) for path in given]
     for path, card in found:
+        if card.samples.get("adapters"):
+            raise UserError(
+                f"{path} is a card of the model with adapters; leave it out, or publish that model, which "
+                "causalfusion convert merge writes"
+            )
         measured = card.samples.get("checkpoint_sha256", weights)
         if measured != weights:
             raise UserError(
@@ -163,7 +168,8 @@ def _cards(source: Path, run: Path | None, given: Sequence[Path]) -> tuple[list[
     files = [f for f in sorted(run.rglob(CARD_FILE)) if "checkpoints" not in f.relative_to(run).parts]
     there = {(path / CARD_FILE if path.is_dir() else path).resolve() for path in given}
     within = [(file, load_card(file)) for file in files if file.resolve() not in there]
-    own = [(f, card) for f, card in within if card.samples.get("checkpoint_sha256") == weights]
+    plain = [(f, card) for f, card in within if not card.samples.get("adapters")]
+    own = [(f, card) for f, card in plain if card.samples.get("checkpoint_sha256") == weights]
     return [*found, *own], len(within) - len(own)
 
 
@@ -192,15 +198,17 @@ def _sampling(card: Card) -> str:
         return ""
     steps = sample.get("diffusion_steps")
     steps = "+".join(map(str, steps)) if isinstance(steps, list) else steps
-    return (
-        f"S = {sample.get('num_ar_steps')}, {sample.get('sampler')} {steps} steps, "
-        f"guidance {sample.get('guidance_scale')}"
-    )
+    best = f"best of {card.samples['candidates']}" if card.samples.get("candidates", 1) != 1 else ""
+    told = [f"S = {sample.get('num_ar_steps')}, {sample.get('sampler')} {steps} steps"]
+    told += [f"guidance {sample.get('guidance_scale')}", best, str(card.samples.get("quantize", ""))]
+    return ", ".join(filter(None, told))
 
 
 def _without_paths(card: Card) -> Card:
     """The card with the last parts of paths alone, and without the command, which has them."""
-    samples = {k: Path(v).name if k in ("model", "name") else v for k, v in card.samples.items()}
+    samples = {
+        k: Path(v).name if k in ("model", "name", "checkpoint") else v for k, v in card.samples.items()
+    }
     references = [
         {k: Path(v).name if v and k in ("name", "file") else v for k, v in r.items()} for r in card.references
     ]

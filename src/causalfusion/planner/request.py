@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from causalfusion.config import SampleConfig
 from causalfusion.config.options import (
     DEFAULT_MODEL,
-    ComputationOptions,
+    DrawingOptions,
     Model,
     Settings,
     require_at_least,
@@ -23,7 +23,7 @@ from causalfusion.planner.sweep import Measure, Sweep, read_time
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRequest(ComputationOptions):
+class PlanRequest(DrawingOptions):
     model: Model = DEFAULT_MODEL
     also: Sequence[Path] = ()
     """Further models, such as students of few steps (causalfusion distill): each as its own sample.toml says,

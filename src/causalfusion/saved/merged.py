@@ -13,8 +13,9 @@ from torch import Tensor
 
 from causalfusion.config.serialize import flat, to_dict
 from causalfusion.errors import UserError
+from causalfusion.saved.adapted import merged
 from causalfusion.saved.folder import AUTOENCODER_FOLDER, ModelSpec, read_latest
-from causalfusion.saved.whole import read_whole, write_model
+from causalfusion.saved.whole import WholeModel, read_whole, write_model
 from causalfusion.weight_files import require_same_shapes
 
 _MAY_DIFFER = (
@@ -50,7 +51,7 @@ def merge(models: Sequence[Path], shares: Sequence[float], out: Path) -> Merged:
     if len(parts) != len(models) or not math.isclose(sum(parts), 1, abs_tol=1e-6):
         given = " ".join(f"{part:g}" for part in parts)
         raise UserError(f"--shares is {given}; expected {len(models)} numbers, one a model, that sum to 1")
-    found = [read_latest(model, read_whole) for model in models]
+    found = [read_latest(model, _read) for model in models]
     for model, (_, folder) in zip(models, found, strict=True):
         if out.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise UserError(f"--out {out} holds {model}, which is merged; give another folder")
@@ -63,6 +64,13 @@ def merge(models: Sequence[Path], shares: Sequence[float], out: Path) -> Merged:
     spec = replace(first.spec, images_seen=max(one.spec.images_seen for one, _ in found), origin=made_of)
     write_model(out, replace(first, spec=spec, weights=weights), [base / AUTOENCODER_FOLDER])
     return Merged(out, tuple(_distance(first.weights, other.weights) for other, _ in others))
+
+
+def _read(folder: Path) -> WholeModel:
+    """A model, its low-rank additions in its weights: the two factors of one cannot be summed."""
+    model = read_whole(folder)
+    spec, weights = merged(model.spec, model.weights)
+    return replace(model, spec=spec, weights=weights)
 
 
 def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

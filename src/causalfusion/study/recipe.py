@@ -113,7 +113,7 @@ class Study:
     def all_ar_steps(self, num_tokens: int) -> list[int]:
         """The numbers of AR steps of all variants, ascending; those of the study as they stand."""
         own = {s or num_tokens for variant in self.variants for s in variant.ar_steps}
-        return self.ar_steps + sorted(own - set(self.ar_steps))
+        return list(dict.fromkeys(self.ar_steps)) + sorted(own - set(self.ar_steps))
 
     def ar_steps_of(self, variant: Variant, num_tokens: int) -> tuple[int, ...]:
         """Those of a variant, as far as an image has that many tokens."""

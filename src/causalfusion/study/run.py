@@ -40,6 +40,13 @@ def run_studies(names: Sequence[str], study_data: StudyData, request: StudyReque
     or a figure that is there is not made again. Raises UserError."""
     out = request.out / Path(request.data).stem
     planned: list[_Planned] = []
+    called = [Path(name).stem for name in names]
+    twice = sorted({name for name in called if called.count(name) > 1})
+    if twice:
+        raise UserError(
+            f"two of the studies are called {twice[0]}, and so would be their folders; expected "
+            "other names, or one after the other with another --out each"
+        )
     for name in names:
         study = load_study(name).on(study_data.num_tokens)
         jobs = jobs_of(study, study_data, request.seeds, out)

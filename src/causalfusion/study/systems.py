@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from causalfusion.estimate.memory import activation_bytes, parameters_of, state_
 from causalfusion.evaluate.cards.card import Card
 from causalfusion.evaluate.features.open import open_extractor
 from causalfusion.evaluate.measures.figure import Figure
+from causalfusion.files import hash_of, write_whole
 from causalfusion.generate.guidance import guidance_of_steps
 from causalfusion.generate.settings import diffusion_steps, step_sizes
 from causalfusion.model.arithmetic import expected_train_flops
@@ -78,11 +80,12 @@ def write_systems(folder: Path, study: Study, study_data: StudyData, jobs: Seque
     costs = {name: costs_of(of[0], study_data) for name, of in by_variant.items()}
     parts = [_budget_table(study, study_data, by_variant), _cost_table(study_data, by_variant, costs)]
     path = folder / "results.md"
-    path.write_text("\n".join([path.read_text(encoding="utf-8"), *parts]), encoding="utf-8")
+    write_whole(path, "\n".join([path.read_text(encoding="utf-8"), *parts]))
     _save_picture(folder / "systems.png", study_data, by_variant)
     fingerprint = open_extractor(study_data.features, "cpu").fingerprint
+    slugs = slugs_of(list(by_variant))
     for job in jobs:
-        save_cards(job, study_data, fingerprint, folder / "cards")
+        save_cards(job, study_data, fingerprint, folder / "cards", slugs[job.variant])
 
 
 def _budget_table(study: Study, study_data: StudyData, by_variant: Mapping[str, Sequence[Job]]) -> str:
@@ -160,19 +163,32 @@ def _save_picture(out: Path, study_data: StudyData, by_variant: Mapping[str, Seq
             for s, x, y in zip(steps, times, distances, strict=True):
                 axes.annotate(f"S={s}", (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
         for axis, values in ((axes.xaxis, all_times), (axes.yaxis, all_distances)):
-            if max(values) > 3 * min(values) > 0:
+            # Figures of earlier versions have no times.
+            ratio = max(values) / min(values) if values and min(values) > 0 else 1.0
+            if ratio > 3:
                 (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
             axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}" if 3 < max(values) / min(values) < 10 else "")
+            axis.set_minor_formatter("{x:g}" if 3 < ratio < 10 else "")
         axes.set_xlabel("milliseconds an image")
         axes.set_ylabel("Fréchet distance")
         axes.set_title("Quality against time", fontsize=10)
         axes.legend(frameon=False, fontsize=8)
 
 
-def save_cards(job: Job, study_data: StudyData, fingerprint: str, folder: Path) -> None:
-    """A result card of each of the job's figures, so that `evaluate compare` reads them; `fingerprint`: of
-    the features."""
+def slugs_of(variants: Sequence[str]) -> dict[str, str]:
+    """The letters and digits of each variant's name, for names of files; with a hash where others have the
+    same, such as "lr +" and "lr -", or there are none."""
+    plain = {name: re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() for name in variants}
+    shared = {slug for slug, count in Counter(plain.values()).items() if count > 1 or not slug}
+    return {
+        name: f"{slug}-{hash_of([name])[:8]}".lstrip("-") if slug in shared else slug
+        for name, slug in plain.items()
+    }
+
+
+def save_cards(job: Job, study_data: StudyData, fingerprint: str, folder: Path, slug: str) -> None:
+    """A result card of each of the job's figures, for `causalfusion compare`, in files whose names begin with
+    `slug`; `fingerprint`: of the features."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, quantities = (
         checkpoints_of(job.folder)[-1],
@@ -204,5 +220,4 @@ def save_cards(job: Job, study_data: StudyData, fingerprint: str, folder: Path) 
             features=[{"name": study_data.features, "fingerprint": fingerprint}],
             run={"seconds_per_image": found.get("seconds")},
         )
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", job.variant).strip("-").lower()
         card.save(folder / f"{slug}-s{s}-seed{job.seed}.json")

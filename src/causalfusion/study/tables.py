@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from causalfusion.files import write_whole
 from causalfusion.study.picture import save_picture
 from causalfusion.study.recipe import Study, StudyData, entry
 from causalfusion.study.verdict import CONFIDENCE, Verdict, judge
@@ -44,7 +46,7 @@ def write_results(
         parts += [_table(study, study_data.num_tokens, accuracy, {}, show_share)]
     if verdicts:
         parts += [_verdicts(verdicts)]
-    (folder / "results.md").write_text("\n".join(parts), encoding="utf-8")
+    write_whole(folder / "results.md", "\n".join(parts))
     _write_csv(folder / "results.csv", study, data_name, figures)
     save_picture(folder / "results.png", study, here, paper, study_data.num_tokens)
 
@@ -101,7 +103,9 @@ def _table(
 ) -> str:
     all_steps = study.all_ar_steps(num_tokens)
     steps = [s for s in all_steps if any(entry(v.name, s) in here for v in study.variants)]
-    of_paper = [s for s in study.ar_steps if any(entry(v.name, s) in paper for v in study.variants)]
+    of_paper = [
+        s for s in dict.fromkeys(study.ar_steps) if any(entry(v.name, s) in paper for v in study.variants)
+    ]
     header = ["", *(f"S = {s}" for s in steps), *(f"paper, S = {s}" for s in of_paper)]
     lines = [row(header), row(["---"] * len(header))]
     for variant in study.variants:
@@ -161,13 +165,14 @@ def row(cells: Sequence[str]) -> str:
 
 def _write_csv(path: Path, study: Study, data_name: str, figures: Mapping[tuple[str, int], Figures]) -> None:
     """Write one line for each figure."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["data", "variant", "seed", "ar_steps", "figure", "value", "paper"])
-        for (variant, seed), of_ar_steps in figures.items():
-            known = next(v.paper for v in study.variants if v.name == variant)
-            for num_ar_steps, values in of_ar_steps.items():
-                place = study.ar_steps.index(num_ar_steps) if num_ar_steps in study.ar_steps else len(known)
-                for name, value in values.items():
-                    paper = known[place] if name == "frechet" and place < len(known) else ""
-                    writer.writerow([data_name, variant, seed, num_ar_steps, name, value, paper])
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(["data", "variant", "seed", "ar_steps", "figure", "value", "paper"])
+    for (variant, seed), of_ar_steps in figures.items():
+        known = next(v.paper for v in study.variants if v.name == variant)
+        for num_ar_steps, values in of_ar_steps.items():
+            place = study.ar_steps.index(num_ar_steps) if num_ar_steps in study.ar_steps else len(known)
+            for name, value in values.items():
+                paper = known[place] if name == "frechet" and place < len(known) else ""
+                writer.writerow([data_name, variant, seed, num_ar_steps, name, value, paper])
+    write_whole(path, file.getvalue())

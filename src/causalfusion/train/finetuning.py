@@ -118,6 +118,11 @@ def _refuse(spec: ModelSpec, config: RunConfig, folder: Path) -> None:
             "--prior-preservation draws images of the model's classes, and --no-keep-classes leaves out "
             "those that the data lack; expected one of the two"
         )
+    if finetune.adapter != "none" and config.train.optimizer == "muon":
+        raise UserError(
+            f"train.optimizer is muon, which trains whole matrices, and --adapter {finetune.adapter} trains "
+            "none; expected adamw, or --adapter none"
+        )
     if finetune.adapter != "none" and config.text.tokenizer not in ("", "init"):
         raise UserError(  # where the adapter is used, its model's tokenizer reads prompts
             f"--text.tokenizer is {config.text.tokenizer!r}; an adapter is learned with the tokenizer of its "

@@ -12,6 +12,9 @@ from causalfusion.vocabulary.read import Line
 IMAGES_OF_CACHE = ("source", "split", "image_size")
 """Settings that say from which images a cache was made."""
 
+OF_IMAGES = ("encode", "codec train", "codec evaluate", "tokenizer train")
+"""Commands that are of no use without data of the user's; others check it themselves."""
+
 
 def settle_data(line: Line, layers: dict[str, Any]) -> None:
     """Add the kind of source at `data.path`, or the settings of the images in a cache, to the options of a
@@ -30,6 +33,12 @@ def _settle_source(line: Line, beneath: dict[str, Any]) -> None:
     known = "source" in beneath or "--data.cache" in line.given
     if "--data.path" in line.given:
         line.given["--data.path"] = [combine_paths(paths)]
+    told = known or "--data.source" in line.given or "--texts" in line.given
+    if not paths and not told and line.command.name in OF_IMAGES:
+        raise UserError(
+            f"{line.command.name} needs data: give the path of images (a folder, shards, .jsonl, .npz), such "
+            f"as causalfusion {line.command.name} photos, or --data.source digits"
+        )
     if not paths or "--data.source" in line.given:
         return
     if not any(paths):

@@ -153,6 +153,8 @@ def test_one_card_is_not_compared():
         (["s1", "a/s1"], ["s1", "a/s1"]),
         (["a/s1", "a/s1/card.json"], ["a/s1 (1)", "a/s1 (2)"]),
         (["card.json", "old.json"], ["card.json", "old.json"]),
+        ([".", "runs/b"], [Path.cwd().name, "b"]),
+        (["..", "runs/b"], [Path.cwd().parent.name, "b"]),
     ],
 )
 def test_cards_are_named_by_what_tells_their_paths_apart(paths, names):

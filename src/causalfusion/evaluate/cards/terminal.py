@@ -66,6 +66,7 @@ def card_names(paths: Sequence[Path]) -> list[str]:
     """Short, distinct names of cards: the ends of the paths of their folders, or files, that tell them
     apart."""
     shown = [path.parent if path.name == FILE_NAME and path.parent != Path() else path for path in paths]
+    shown = [path.resolve() if path.name in ("", "..") else path for path in shown]
     names = [path.name for path in shown]
     for length in range(2, max((len(path.parts) for path in shown), default=0) + 1):
         if len(set(names)) == len(names):

@@ -91,6 +91,11 @@ def convert_system(
             f"--image-size is {image_size}; the weights of {path} are of images of {codec.image_height} "
             "pixels: leave it out"
         )
+    if patch_size and first.patch_size != patch_size:
+        raise UserError(
+            f"--patch-size is {patch_size}; the weights of {path} are of patches of {first.patch_size}: "
+            "leave it out"
+        )
     spec = ModelSpec(
         model=first.model,
         codec=codec,
