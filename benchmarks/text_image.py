@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.model_card import write_card
 from causalfusion import cli
 from causalfusion.config import SampleConfig, SplitName, WriteConfig
-from causalfusion.config.recipes import load_config, merge
+from causalfusion.config.recipes import load_config, load_layer, merge
 from causalfusion.evaluate.text_image import (
     by_number_of_objects,
     measure_captions,
@@ -38,12 +38,14 @@ from causalfusion.train.run import train
 
 METHODS = {"CausalFusion": "shapes", "Transfusion": "transfusion"}
 CANDIDATES = 8
-DRAWING, CAPTIONS, LAST = ("shapes", "shapes-finish", "shapes-fine"), "shapes-relations", "shapes-both"
-"""Recipes of the packaged model, each from the averaged weights of the one before; the last from half of the
-way between the two before it."""
+DRAWING = ("shapes", "shapes-finish", "shapes-fine")
+"""Recipes of the packaged model, each from the averaged weights of the one before."""
+MENDING = (("shapes-relations", "shapes-both"), ("shapes-several", "shapes-last"))
+"""Then, twice: what the model does worst alone, and everything from half of the way there."""
 TRAINED_HERE = (
-    "The recipes `shapes`, `shapes-finish`, `shapes-fine` and, for captions alone, `shapes-relations`, each "
-    "from the weights of the one before; then `shapes-both` from half of the way between the last two."
+    "The recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights of the one before; from "
+    "there `shapes-relations`, for captions alone, and from half of the way `shapes-both`; from there "
+    "`shapes-several`, for images of several objects alone, and from half of the way `shapes-last`."
 )
 PACKAGED = Path("src/causalfusion/models/shapes")
 
@@ -56,6 +58,8 @@ class Settings:
     ar_steps: Sequence[int]
     splits: Sequence[SplitName] = ("test", "compositional")
     guidance_scale: float = 2.0
+    count_best_of_8: int = 100
+    """At most so many scenes for the best of eight images."""
 
 
 def sampling(num_ar_steps: int, guidance_scale: float) -> SampleConfig:
@@ -71,7 +75,9 @@ def evaluate(model: Path, settings: Settings) -> dict[str, Any]:
     pipeline = Pipeline.load(model)
     side = pipeline.codec.config.image_height
     figures: dict[str, Any] = {"model": str(model), "images_seen": pipeline.spec.images_seen}
-    figures |= {"count": settings.count, "guidance_scale": settings.guidance_scale}
+    count_best = min(settings.count, settings.count_best_of_8)
+    figures |= {"count": settings.count, "count_best_of_8": count_best}
+    figures |= {"guidance_scale": settings.guidance_scale}
     for split in settings.splits:
         figures[split] = {}
         for name, data in by_number_of_objects(split, side):
@@ -85,8 +91,7 @@ def evaluate(model: Path, settings: Settings) -> dict[str, Any]:
                 line.close()
             if split == "test":
                 found["text_to_image_best_of_8"], _ = measure_text_to_image(
-                    pipeline, data, settings.count, sampling(1, settings.guidance_scale),
-                    candidates=CANDIDATES,
+                    pipeline, data, count_best, sampling(1, settings.guidance_scale), candidates=CANDIDATES,
                 )  # fmt: skip
             found["captions"], _ = measure_captions(pipeline, data, settings.count, WriteConfig())
             figures[split][name] = found
@@ -174,11 +179,18 @@ def train_all(run: Path, configs: Sequence[str], overrides: dict[str, Any]) -> N
     for recipe in DRAWING:
         train_recipe(recipe, Path(beside(recipe)), overrides, {"train": {"init": before}})
         before = beside(recipe)
-    layers = [word for config in (CAPTIONS, *configs) for word in ("--config", config)]
-    command("finetune", before, *layers, "--out", beside(CAPTIONS))
-    if not checkpoints_of(run):
-        command("merge", before, beside(CAPTIONS), "--out", beside("merged"))
-    train_recipe(LAST, run, overrides, {"train": {"init": beside("merged")}})
+    for alone, together in MENDING:
+        if "finetune" in load_layer(alone):
+            layers = [word for config in (alone, *configs) for word in ("--config", config)]
+            command("finetune", before, *layers, "--out", beside(alone))
+        else:
+            train_recipe(alone, Path(beside(alone)), overrides, {"train": {"init": before}})
+        last = str(run) if (alone, together) == MENDING[-1] else beside(together)
+        half = beside(f"half-{alone}")
+        if not checkpoints_of(Path(last)):
+            command("merge", before, beside(alone), "--out", half)
+        train_recipe(together, Path(last), overrides, {"train": {"init": half}})
+        before = last
 
 
 def ship(

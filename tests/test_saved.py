@@ -309,3 +309,15 @@ def test_a_model_of_ours_is_replaced_whole(folder):
     replace_folder(folder, lambda new: shutil.copytree(folder, new, ignore=lambda *_: ["sample.toml"]))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_others_may_read_all_that_they_may_read_of_new_files(
+    digits_run: Path, autoencoders: dict[str, Path], tmp_path: Path
+):
+    """safetensors 0.8 makes its files readable by the user alone."""
+    (tmp_path / "new").touch()
+    folders = (digits_run, *autoencoders.values())
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".safetensors", ".json"}
+    modes = {path.stat().st_mode for path in files if path.suffix in (".safetensors", ".json", ".toml")}
+    assert modes == {(tmp_path / "new").stat().st_mode}

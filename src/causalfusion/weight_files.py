@@ -1,4 +1,4 @@
-"""Reading files of weights, with checks of their types, values and shapes."""
+"""Reading and writing files of weights, with checks of their types, values and shapes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from safetensors.torch import save_file as save_for_the_user
 from torch import Tensor
 
 from causalfusion.errors import UserError
@@ -41,6 +42,24 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
     return shapes
+
+
+def save_file(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors, of any device, to a file that others may read as they may any new file of the user's;
+    safetensors 0.8 makes its files readable by the user alone."""
+    file.touch()
+    mode = file.stat().st_mode
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_for_the_user(on_cpu, file, metadata={"format": "pt"})
+    file.chmod(mode)
+
+
+def share_saved(folder: Path) -> None:
+    """Let others read the weights that another library saved with safetensors, as they may the configuration
+    beside them."""
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

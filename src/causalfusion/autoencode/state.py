@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from causalfusion.autoencode.build import build_codec
-from causalfusion.codec.autoencoder import open_autoencoder
+from causalfusion.codec.autoencoder import open_autoencoder, save_autoencoder
 from causalfusion.codec.codec import Codec
 from causalfusion.config.autoencoding import AutoencoderRun
 from causalfusion.config.serialize import flat, read_object, to_dict
@@ -41,6 +41,7 @@ from causalfusion.train.checkpoint import (
 from causalfusion.train.ema import EMA
 from causalfusion.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from causalfusion.train.soundness import check_tensors, first_not_finite
+from causalfusion.weight_files import save_file
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _RAW_FILE, _RUN_FILE = "raw.safetensors", "run.json"
@@ -96,14 +97,10 @@ class AutoencoderState:
         try:
             (partial / "state").mkdir(parents=True)
             with self.ema.applied():
-                self.network.save_pretrained(partial)
-            raw = {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
-            save_file(raw, partial / _RAW_FILE)
+                save_autoencoder(self.network, partial)
+            save_file(self.network.state_dict(), partial / _RAW_FILE)
             moments = optimizer_tensors(self.network, self.optimizer)
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in moments.items()},
-                partial / "state" / OPTIMIZER_FILE,
-            )
+            save_file(moments, partial / "state" / OPTIMIZER_FILE)
             about = {"run": to_dict(self.run), "data": data}
             (partial / "state" / _RUN_FILE).write_text(json.dumps(about, indent=2))
             (partial / "state" / "progress.json").write_text(json.dumps(vars(self.progress)))
@@ -182,7 +179,7 @@ class AutoencoderState:
         temporary = temporary_name(self.folder / "autoencoder")
         try:
             with self.ema.applied():
-                self.network.save_pretrained(temporary)
+                save_autoencoder(self.network, temporary)
             # A folder with a configuration is whole, and it is that of the weights beside it.
             (self.folder / "config.json").unlink(missing_ok=True)
             for name in (WEIGHTS_FILE, "config.json"):

@@ -21,7 +21,7 @@ from causalfusion.codec.codec import Autoencoder
 from causalfusion.codec.deterministic import DeterministicAutoencoder
 from causalfusion.errors import UserError, brief
 from causalfusion.machine.skeleton import skeleton
-from causalfusion.weight_files import read_pickle
+from causalfusion.weight_files import read_pickle, share_saved
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -156,6 +156,7 @@ def fingerprint(autoencoder: Autoencoder) -> str:
 def save_autoencoder(autoencoder: Any, folder: Path) -> None:
     """Write an autoencoder as a diffusers folder."""
     autoencoder.save_pretrained(folder)
+    share_saved(folder)
 
 
 def _from_folder(folder: Path) -> Any:

@@ -35,6 +35,7 @@ from causalfusion.saved.folder import (
     open_model_codec,
     parse_spec,
 )
+from causalfusion.weight_files import share_saved
 
 try:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
@@ -151,6 +152,7 @@ class CausalFusionFeatures(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write the model, its image processor and, where it has them, its tokenizer and autoencoder."""
         super().save_pretrained(save_directory, **kwargs)
+        share_saved(Path(save_directory))
         self.processor.save_pretrained(save_directory)
         folder, pipeline = Path(save_directory), self.pipeline
         if pipeline is None:

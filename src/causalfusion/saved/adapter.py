@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from causalfusion.config import NUM_MARKERS, FinetuneConfig
@@ -26,7 +25,7 @@ from causalfusion.saved.adapter_files import CONFIG_FILE, FACTS_FILE, FOLDER, WE
 from causalfusion.saved.folder import ModelSpec, checkpoints_of
 from causalfusion.saved.hub import HubName, name_of_path
 from causalfusion.saved.hub_adapter import adapter_fetched_once
-from causalfusion.weight_files import read_weights
+from causalfusion.weight_files import read_weights, save_file
 
 MAX_ALPHA = 1_000_000
 _PREFIX, _CLASS_ROWS = "base_model.model.", "class_rows"
@@ -88,7 +87,7 @@ def write_adapter(
         tensors[_CLASS_ROWS] = weights[table][len(finetune.classes) : -1]
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS_FILE)
     (folder / FACTS_FILE).write_text(json.dumps(to_dict(facts), indent=2) + "\n")
     if facts.kind == "lora":
         lora = spec.model.lora

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from causalfusion.codec.autoencoder import fingerprint, save_autoencoder
@@ -38,7 +37,7 @@ from causalfusion.model.transformer import Transformer
 from causalfusion.saved.earlier_formats import EARLIER, bring_forward
 from causalfusion.saved.hub import model_of_hub
 from causalfusion.saved.replace import replace_folder
-from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes
+from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes, save_file
 
 T = TypeVar("T")
 FORMAT = "causalfusion-6"
@@ -102,8 +101,7 @@ def save_model(
     states: dict[WeightsName, dict[str, Tensor] | None] = {"ema": weights, "raw": raw}
     for name, state in states.items():
         if state is not None:
-            tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-            save_file(tensors, folder / _FILES[name], metadata={"format": "pt"})
+            save_file(state, folder / _FILES[name])
     if sampling is not None:
         sampling = make_process(spec.diffusion).settled(sampling)
         (folder / SAMPLING_FILE).write_text(to_toml(sampling), encoding="utf-8")

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from causalfusion.codec.tokenizer import Tokenizer
@@ -21,7 +20,7 @@ from causalfusion.saved.folder import (
     save_model,
 )
 from causalfusion.saved.replace import replace_folder
-from causalfusion.weight_files import read_weights
+from causalfusion.weight_files import read_weights, save_file
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -45,7 +44,7 @@ from causalfusion.train.ema_snapshots import WidthAverages
 from causalfusion.train.optimizer import AnyOptimizer, load_optimizer
 from causalfusion.train.sharding import shard_like
 from causalfusion.train.soundness import check_tensors
-from causalfusion.weight_files import read_weights
+from causalfusion.weight_files import read_weights, save_file
 
 _HIDDEN = ".partial-"
 OPTIMIZER_FILE, SHARDED_FOLDER, DATA_FILE = "optimizer.safetensors", "sharded", "data.json"

@@ -14,6 +14,7 @@ from causalfusion.errors import UserError
 from causalfusion.interop.systems.dit import network_links, read_dit
 from causalfusion.interop.systems.links import follow_back
 from causalfusion.saved.folder import load_spec, load_weights
+from causalfusion.weight_files import share_saved
 
 FREQUENCIES_NOTE = (
     "diffusers divides the exponents of the timestep's frequencies by 127, DiT's own code and this project "
@@ -159,6 +160,7 @@ def write_diffusers(model: Path, out: Path) -> str:
         reason = (str(error).splitlines() or [""])[-1].strip()
         raise UserError(f"{model} does not fit diffusers' DiT: {reason}") from error
     written.save_pretrained(out)
+    share_saved(out)
     return f"{out}: DiTTransformer2DModel, {config.depth} layers of width {config.hidden_size}"
 
 
