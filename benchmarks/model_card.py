@@ -38,7 +38,7 @@ def _lines(folder: Path, spec: ModelSpec, figures: dict[str, Any], training: str
         f"the sequences, images first in {text.image_first:.0%}, coefficient of the text loss "
         f"{text.loss_coefficient:g}, γ = {spec.factorization.decay:g}. In one command, on any device:",
         "",
-        "    python -m benchmarks.text_image ship runs/shapes-both",
+        "    python -m benchmarks.text_image ship runs/shapes-last",
         "",
         "## Figures",
         f"{figures['count']} scenes of each kind, the packaged weights, guidance "

@@ -66,13 +66,13 @@ EXPECTED: dict[str, tuple[str, str]] = {
         "the-packaged-model",
     ),
     "shapes-several": (
-        "after `shapes-both`: 73 % of unseen scenes of two objects are drawn exactly as asked, 19 % of three; "
-        "45 minutes of a busy CPU core or two",
+        "after `shapes-both`: 73 % of unseen scenes of two objects are drawn exactly as asked, 19 % of "
+        "three; 45 minutes of a busy CPU core or two",
         "levels-at-which-objects-are-agreed-on",
     ),
     "shapes-last": (
-        "the packaged model: of unseen scenes of one object 98.5 % are drawn exactly as asked, of two 76.5 %, "
-        "of three 31 %; 100, 96.5 and 82.5 % of the captions are true; 55 minutes of two CPU cores",
+        "the packaged model: of unseen scenes of one object 98.5 % are drawn exactly as asked, of two "
+        "76.5 %, of three 31 %; 100, 96.5 and 82.5 % of the captions are true; 55 minutes of two CPU cores",
         "the-packaged-model",
     ),
     "any-size": (
