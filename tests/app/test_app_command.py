@@ -27,7 +27,8 @@ def labels(page: Any) -> list[str]:
 
 
 def test_without_gradio_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, capsys):
-    for name in [name for name in sys.modules if name.startswith("causalfusion.app.")]:
+    request = AppRequest.__module__  # the command's options, which may have been read already
+    for name in [name for name in sys.modules if name.startswith("causalfusion.app.") and name != request]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert run(["app"]) == 2

@@ -207,9 +207,12 @@ def test_several_features_and_what_is_left_out(request_of):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reference": None}, "frechet cannot be measured: there is no reference; leave it out"),
         (
-            {"reference": None, "measures": None},
+            {"reference": None, "cache": None},
+            "frechet cannot be measured: there is no reference; leave it out",
+        ),
+        (
+            {"reference": None, "cache": None, "measures": None},
             "nothing to measure: there is no reference, and the features pixels:4 have no classes; expected",
         ),
         ({"measures": None, "images": 1}, "nothing to measure: there are 1 samples; it takes at least 2"),
