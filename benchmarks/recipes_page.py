@@ -72,7 +72,8 @@ EXPECTED: dict[str, tuple[str, str]] = {
     ),
     "shapes-last": (
         "the packaged model: of unseen scenes of one object 98.5 % are drawn exactly as asked, of two "
-        "76.5 %, of three 31 %; 100 %, 96.5 % and 82.5 % of the captions are true; 54 minutes of two CPU cores",
+        "76.5 %, of three 31 %; 100 %, 96.5 % and 82.5 % of the captions are true; 54 minutes of two CPU "
+        "cores",
         "the-packaged-model",
     ),
     "any-size": (
