@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from PIL import Image
 from safetensors.torch import save_file
 
 from causalfusion.cli import run
@@ -20,6 +19,7 @@ from causalfusion.pictures.charts import save_loss_map
 from causalfusion.saved.adapter_files import CONFIG_FILE, FACTS_FILE, WEIGHTS_FILE, AdapterFacts
 from causalfusion.saved.folder import latest_model, load_weights
 from causalfusion.weight_files import fingerprint_of
+from quick import quicken
 
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")  # a busy machine is slow, and no test fails for it
@@ -27,18 +27,10 @@ settings.load_profile("tests")  # a busy machine is slow, and no test fails for 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_runs() -> Iterator[None]:
-    """Runs without what takes seconds and is tested by itself: the chart of each evaluation (`real_charts`
-    brings it back) is a small picture, the machine's arithmetic is not measured, and a tokenizer is made from
-    few captions."""
+    """`real_charts` brings the charts back."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("causalfusion.train.reports.save_loss_map", lambda _, out: _DOT.save(out))
-        patch.setattr("causalfusion.train.reports.peak_rate", lambda *_: 1e9)
-        for module in ("from_data", "document_feed"):
-            patch.setattr(f"causalfusion.train.{module}.TOKENIZER_IMAGES", 500)
+        quicken(patch)
         yield
-
-
-_DOT = Image.new("RGB", (1, 1))
 
 
 @pytest.fixture

@@ -13,18 +13,24 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from PIL import Image
 
 from causalfusion import cli
 from causalfusion.config import RunConfig
 from causalfusion.errors import TrainingStopped
-from causalfusion.train import reports
 from causalfusion.train import run as run_module
+from quick import quicken
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["causalfusion.train.run", "torch._dynamo", "torch.utils.tensorboard.writer", "sklearn.datasets"]
+    [
+        "causalfusion.train.run",
+        "torch._dynamo",
+        "torch.utils.tensorboard.writer",
+        "sklearn.datasets",
+        "pytest",
+    ]
 )
 
 
@@ -38,12 +44,11 @@ def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
 def settle() -> None:
     """What a new process does first: one thread, workers of its own that begin as a command's do, and no
     search through all that was imported for garbage, for which the system would have to copy it. Runs are as
-    quick as in the tests' own process (`quick_runs`)."""
+    quick as in the tests' own process."""
     gc.freeze()
     multiprocessing.set_start_method(None, force=True)  # not by the server, which leaves them to others
     torch.set_num_threads(1)
-    reports.peak_rate = lambda *_: 1e9
-    reports.save_loss_map = lambda _, out: Image.new("RGB", (1, 1)).save(out)
+    quicken(pytest.MonkeyPatch())
 
 
 def train(config: RunConfig) -> None:
