@@ -93,6 +93,8 @@ def test_a_saved_pipeline_is_loaded_by_diffusers(kind, shapes, latent_model: Pat
         (None, "TextTokenizer") if kind == "shapes" else ("AutoencoderKL", None)
     )
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    modes = {path.stat().st_mode for kind in ("safetensors", "json") for path in tmp_path.rglob(f"*.{kind}")}
+    assert len(modes) == 1, "others may read the weights if they may read the rest"
     own = CausalFusionPipeline.from_pretrained(tmp_path)
     custom = DiffusionPipeline.from_pretrained(
         tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True

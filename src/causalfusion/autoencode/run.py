@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import time
 from collections.abc import Generator
@@ -26,6 +25,7 @@ from causalfusion.data.sizes import check_one_size
 from causalfusion.data.source import spread
 from causalfusion.errors import TrainingStopped, UserError
 from causalfusion.files import in_use, remove_leftovers, write_whole
+from causalfusion.machine.processes import require_one_process
 from causalfusion.machine.progress import ProgressLine, tell
 from causalfusion.machine.runtime import select_device, tune_allocator
 from causalfusion.pictures.compose import framed, to_image_grid
@@ -48,8 +48,7 @@ def train_autoencoder(run: AutoencoderRun, *, device: str = "auto", show_progres
 
     Raises TrainingStopped if a signal ended the run early; all is saved then. Raises UserError.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("codec train runs in one process; start it without torchrun")
+    require_one_process("codec train")
     if run.data.cache:
         raise UserError(
             f"data.cache is {run.data.cache!r}; an autoencoder is trained on images: leave it out"

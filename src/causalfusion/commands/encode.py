@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -41,10 +40,9 @@ def encode(
         Number format of the latents on disk; auto: float16 for an autoencoder's, float32 (exact) for pixels.
     """
     from causalfusion.codec.encode import encode_to_cache
-    from causalfusion.errors import UserError
+    from causalfusion.machine.processes import require_one_process
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("encode runs in one process; start it without torchrun")
+    require_one_process("encode")
     run = RunConfig(data=data, codec=codec)
     cache = encode_to_cache(run, out, batch_size=batch_size, dtype=dtype, device=device)
     manifest = cache.manifest

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from causalfusion.errors import UserError, printable
+from causalfusion.errors import printable
 from causalfusion.files import write_whole
 from causalfusion.generate.caption_run import image_files, read_model_image
 from causalfusion.generate.classifier import Classifier
 from causalfusion.generate.layout import batches_of
 from causalfusion.generate.output import one_line, say
 from causalfusion.generate.request import ClassifyRequest
+from causalfusion.machine.processes import require_one_process
 from causalfusion.machine.runtime import compute_dtype, select_device
 
 
 def classify_images(paths: Sequence[Path], request: ClassifyRequest) -> list[dict[str, float]]:
     """Probabilities of the most probable classes of image files and of the images in folders, printed as they
     come, and written to the request's `out` when all are there. Raises UserError."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("classify runs in one process; start it without torchrun")
+    require_one_process("classify")
     files = image_files(paths)
     classifier = Classifier.load(
         request.model,

@@ -96,9 +96,19 @@ def join_world(device: str = "auto") -> Iterator[World]:
             torch.set_num_threads(threads)
 
 
+def require_one_process(command: str) -> None:
+    """Raises UserError if a launcher started several processes for a command that joins no others."""
+    if _world_size() > 1:
+        raise UserError(f"{command} runs in one process; start it without torchrun")
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def _joined(device: str) -> Iterator[World]:
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _world_size()
     if size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_launcher()  # at once, as joining the others may take minutes
     chosen = select_device(device)

@@ -86,7 +86,7 @@ def write_adapter(
     if facts.classes and table is not None:
         tensors[_CLASS_ROWS] = weights[table][len(finetune.classes) : -1]
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    tensors = {name: value.clone() for name, value in tensors.items()}
     save_file(tensors, folder / WEIGHTS_FILE)
     (folder / FACTS_FILE).write_text(json.dumps(to_dict(facts), indent=2) + "\n")
     if facts.kind == "lora":

@@ -25,6 +25,7 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.settings import step_sizes
 from causalfusion.generate.tokens import StepEvent
 from causalfusion.interop.diffusers.components import CausalFusionModel, TextTokenizer
+from causalfusion.weight_files import share_saved
 
 Callback = Callable[[DiffusionPipeline, int, float, dict[str, Any]], Any]
 _MODULE = "pipeline.py"
@@ -78,6 +79,8 @@ class CausalFusionPipeline(DiffusionPipeline):
             f'"""The pipeline of this model, in the package causalfusion."""\n\n{line}'
         )
         super().save_pretrained(save_directory, **kwargs)
+        for configuration in folder.glob("*/config.json"):
+            share_saved(configuration.parent)
 
     @property
     def own(self) -> Pipeline:
