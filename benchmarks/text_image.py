@@ -40,12 +40,17 @@ METHODS = {"CausalFusion": "shapes", "Transfusion": "transfusion"}
 CANDIDATES = 8
 DRAWING = ("shapes", "shapes-finish", "shapes-fine")
 """Recipes of the packaged model, each from the averaged weights of the one before."""
-MENDING = (("shapes-relations", "shapes-both"), ("shapes-several", "shapes-last"))
-"""Then, twice: what the model does worst alone, and everything from half of the way there."""
+MENDING = (
+    ("shapes-relations", "shapes-both"),
+    ("shapes-several", "shapes-last"),
+    ("shapes-several", "shapes-last"),
+)
+"""Then, three times: what the model does worst alone, and everything from half of the way there."""
 TRAINED_HERE = (
     "The recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights of the one before; from "
     "there `shapes-relations`, for captions alone, and from half of the way `shapes-both`; from there "
-    "`shapes-several`, for images of several objects alone, and from half of the way `shapes-last`."
+    "`shapes-several`, for images of several objects alone, and from half of the way `shapes-last`; and these "
+    "two once more."
 )
 PACKAGED = Path("src/causalfusion/models/shapes")
 
@@ -179,16 +184,18 @@ def train_all(run: Path, configs: Sequence[str], overrides: dict[str, Any]) -> N
     for recipe in DRAWING:
         train_recipe(recipe, Path(beside(recipe)), overrides, {"train": {"init": before}})
         before = beside(recipe)
-    for alone, together in MENDING:
+    for turn, (alone, together) in enumerate(MENDING, start=1):
+        turned = beside(f"{turn}-{alone}")
         if "finetune" in load_layer(alone):
             layers = [word for config in (alone, *configs) for word in ("--config", config)]
-            command("finetune", before, *layers, "--out", beside(alone))
+            command("finetune", before, *layers, "--out", turned)
         else:
-            train_recipe(alone, Path(beside(alone)), overrides, {"train": {"init": before}})
-        last = str(run) if (alone, together) == MENDING[-1] else beside(together)
-        half = beside(f"half-{alone}")
+            train_recipe(alone, Path(turned), overrides, {"train": {"init": before}})
+        half, last = beside(f"{turn}-half"), beside(f"{turn}-{together}")
+        if turn == len(MENDING):
+            last = str(run)
         if not checkpoints_of(Path(last)):
-            command("merge", before, beside(alone), "--out", half)
+            command("merge", before, turned, "--out", half)
         train_recipe(together, Path(last), overrides, {"train": {"init": half}})
         before = last
 
