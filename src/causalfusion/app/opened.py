@@ -19,8 +19,8 @@ from causalfusion.generate.settings import check_settings
 from causalfusion.machine.runtime import compute_dtype, select_device
 from causalfusion.saved.folder import read_latest
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.train.data_of_run import data_of_training
 from causalfusion.train.from_data import captions_of
-from causalfusion.train.resume import data_of_training
 
 _SCENES = "shapes:test"
 """Real images beside the packaged model's, none of its training."""

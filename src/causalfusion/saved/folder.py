@@ -37,6 +37,7 @@ from causalfusion.model.transformer import Transformer
 from causalfusion.saved.earlier_formats import EARLIER, bring_forward
 from causalfusion.saved.hub import model_of_hub
 from causalfusion.saved.replace import replace_folder
+from causalfusion.saved.started import found_from, started_in
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes, save_file
 
 T = TypeVar("T")
@@ -222,12 +223,12 @@ def _token_sizes(of: Codec | ModelConfig) -> tuple[int, int, int]:
 
 
 def autoencoder_place(folder: Path, recorded: str) -> str:
-    """The autoencoder's path: in the model's folder, else as recorded, relative to that folder or to the
-    current one."""
+    """The autoencoder's path: in the model's folder, else as recorded, relative to that folder, to that in
+    which its run was started, or to the current one."""
     for place in (folder / AUTOENCODER_FOLDER, folder / recorded):
         if place.exists():
             return str(place)
-    return recorded
+    return found_from(started_in(folder), recorded)
 
 
 def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:
