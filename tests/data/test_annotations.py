@@ -61,9 +61,7 @@ def lines_of(path: Path) -> DataConfig:
 
 
 def rows_of(path: Path) -> DataConfig:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
     columns = {"image": [png(number) for number in range(4)], "label": [0, 1, 0, 1], "text": list(WORDS)}
     parquet.write_table(pyarrow.table(columns), path / "0.parquet")
     return DataConfig(source="parquet", path=str(path / "0.parquet"))

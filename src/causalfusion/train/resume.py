@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "data.path",
     "data.num_workers",
     "data.packed_tokens",
+    "finetune.caption_images",
     "train.images",
     "train.epochs",
     "train.minutes",
