@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,7 @@ def evaluate_autoencoder(request: ReconstructionRequest) -> Card:
     with in_use(request.out, "the evaluation"):
         collected = _collect(images, codec, extractors, request)
         figures = _similarity_figures(collected) | _distance_figures(collected, extractors)
+        figures = {name: replace(each, reference=images.fingerprint()) for name, each in figures.items()}
         facts = {name: getattr(codec.config, name) for name in ("latent_channels", "downsample")}
         card = Card(
             figures=figures,
