@@ -11,6 +11,8 @@ which is what a run is compared with:
     causalfusion train --config graft-shapes --train.init models/smollm2 --out runs/known
     causalfusion train --config graft-shapes --train.init models/random --out runs/random
     python -m benchmarks.graft runs/known runs/random
+    python -m benchmarks.graft runs/known runs/random --picture graft.png \\
+        --titles "with SmolLM2" "with random numbers"
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from causalfusion.config import SampleConfig
@@ -32,7 +35,7 @@ from causalfusion.data.shapes import HELD_OUT
 from causalfusion.evaluate.measures.scenes import read_scene
 from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.read import to_float
-from causalfusion.pictures.compose import framed, sheet, to_tiles, with_texts
+from causalfusion.pictures.compose import below, beside, framed, paragraph, sheet, to_tiles
 
 OTHER_COLORS = {
     "red": "crimson", "green": "emerald", "blue": "cobalt", "yellow": "golden", "purple": "violet",
@@ -106,21 +109,28 @@ def measure(pipeline: Pipeline, questions: Sequence[Asked], batch_size: int = 50
     return {name: sum(values) / len(values) for name, values in right.items()}
 
 
-def save_picture(out: Path, pipelines: Sequence[Pipeline], columns: int = 4) -> None:
-    """A row for each of `SHOWN`: what each of the models draws for it."""
-    drawn = [
-        pipeline.codec.to_uint8(
-            pipeline.generate(prompts=[p for p in SHOWN for _ in range(columns)], config=SAMPLING)
-        )
-        for pipeline in pipelines
-    ]
-    images, texts = [], []
-    for row, prompt in enumerate(SHOWN):
-        for of_model in drawn:
-            images += list(of_model[row * columns : (row + 1) * columns])
-            texts += [prompt, *[""] * (columns - 1)]
-    tiles = with_texts(to_tiles(to_float(np.stack(images)), 3), texts)
-    framed(sheet(tiles, columns * len(drawn)), 8).save(out)
+def save_picture(out: Path, pipelines: Mapping[str, Pipeline], columns: int = 4) -> None:
+    """What each of the models, by its title, draws for each of `SHOWN`."""
+    prompts = [prompt for prompt in SHOWN for _ in range(columns)]
+    drawn = {
+        title: pipeline.codec.to_uint8(pipeline.generate(prompts=prompts, config=SAMPLING))
+        for title, pipeline in pipelines.items()
+    }
+    tiles = {title: to_tiles(to_float(pixels), 3) for title, pixels in drawn.items()}
+    side_by_side(tiles, columns).save(out)
+
+
+def side_by_side(tiles: Mapping[str, Sequence[Image.Image]], columns: int) -> Image.Image:
+    """The tiles of each model under its title, a row of them for each of `SHOWN`, which stands below it."""
+    blocks = []
+    for title, of_model in tiles.items():
+        rows = []
+        for row, prompt in enumerate(SHOWN):
+            drawn = of_model[row * columns : (row + 1) * columns]
+            pictures = sheet(drawn, columns, title=None if row else title)
+            rows += [pictures, paragraph(prompt, columns * drawn[0].width)]
+        blocks.append(below(rows, gap=4))
+    return framed(beside(blocks), 8)
 
 
 def randomise(model: Path, out: Path, seed: int = 0) -> None:
@@ -143,14 +153,18 @@ def main() -> None:
     parser.add_argument("--random", type=Path, help="only write the first model with random weights there")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     parser.add_argument("--picture", type=Path, help="only draw a few captions, into this file")
+    parser.add_argument("--titles", nargs="+", help="of the picture's parts; default: the runs' names")
     parser.add_argument("--weights", default="ema", choices=("ema", "raw"))
     given = parser.parse_args()
     if given.random:
         randomise(given.runs[0], given.random, given.seed)
         return
+    titles = given.titles or [str(run) for run in given.runs]
+    if len(set(titles)) != len(given.runs):
+        parser.error(f"--titles are {', '.join(titles)}; expected one of its own for each run")
     pipelines = [Pipeline.load(run, weights=given.weights) for run in given.runs]
     if given.picture:
-        save_picture(given.picture, pipelines)
+        save_picture(given.picture, dict(zip(titles, pipelines, strict=True)))
         return
     questions = asked(given.count)
     print(f"| captions | {' | '.join(str(run) for run in given.runs)} |")

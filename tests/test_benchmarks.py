@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not installed", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.graft import SHOWN, side_by_side  # noqa: E402
 from benchmarks.measure import Comparison, Timing  # noqa: E402
 from benchmarks.parts import _record  # noqa: E402
 from benchmarks.reference import QUICK, Sampling, TrainingStep  # noqa: E402
@@ -45,3 +47,15 @@ def test_images_are_compared_number_by_number() -> None:
     record = _record(Comparison("sample", "float32", Flops(2.0, 1.0), 10.0, timings))
     assert record["timings"]["ours"]["differs_by"] == 1.0
     assert record["timings"]["ours"]["needed_share_median"] == pytest.approx(0.1)
+
+
+def test_each_part_of_the_grafts_picture_has_its_title() -> None:
+    """The same picture with another title differs above the drawings of that model alone."""
+    tiles = [Image.new("RGB", (96, 96), (9, 9, 9))] * (2 * len(SHOWN))
+    one, other = (
+        np.asarray(side_by_side({"with words": tiles, second: tiles}, 2)) for second in ("without", "x")
+    )
+    rows, columns = (one != other).any(-1).nonzero()
+    first_drawing = int((one == 9).all(-1).any(1).argmax())
+    assert one.shape == other.shape and len(rows) and rows.max() < first_drawing
+    assert columns.min() > one.shape[1] // 2

@@ -164,18 +164,16 @@ def beneath(line: Line) -> tuple[list[str], dict[str, Any]]:
 def teacher_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
     """The settings that a distillation has from its teacher. Raises UserError without a teacher, or without
     data, which a model that is no training run does not name."""
+    from causalfusion.train.data_of_run import require_data
     from causalfusion.train.teacher import settings_beneath
 
     teacher = line.value("--teacher") or layers.get("teacher")
     if not teacher:
         raise UserError("distill needs a model: causalfusion distill RUN --steps 1 --out models/fast")
     beneath = settings_beneath(teacher)
-    given = {name.removeprefix("--") for name in line.given} | flat(merge([beneath, layers])).keys()
+    given = {name.removeprefix("--") for name in line.given} | flat(layers).keys()
     if not {"data.path", "data.cache", "data.source"} & given:
-        raise UserError(
-            f"{teacher} does not say on what it was trained; give its data, such as --data.path PATH or "
-            "--data.source shapes"
-        )
+        require_data(teacher, beneath["data"], "its data, such as --data.path PATH or --data.source shapes")
     return beneath
 
 
@@ -197,7 +195,7 @@ def finetune_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
 def probed_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
     """The settings of data that a probe has from its model's training: all where no data is given, else the
     share that was held out. Raises UserError without a model, or without data."""
-    from causalfusion.train.resume import data_of_training
+    from causalfusion.train.data_of_run import data_of_training, require_data
 
     model = line.value("--model") or layers.get("model")
     if not model:
@@ -206,11 +204,7 @@ def probed_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
     given = {name.removeprefix("--") for name in line.given} | flat(layers).keys()
     if {"data.path", "data.source"} & given:
         return {"data": {name: beneath[name] for name in ("holdout",) if name in beneath}}
-    if not beneath:
-        raise UserError(
-            f"{model} does not say on what it was trained; give labelled images, such as --data.path PATH or "
-            "--data.source digits"
-        )
+    require_data(model, beneath, "labelled images, such as --data.path PATH or --data.source digits")
     return {"data": beneath}
 
 

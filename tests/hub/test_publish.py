@@ -220,14 +220,14 @@ def test_an_autoencoder_goes_along_or_is_told(hub: LocalHub, tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("task", ["classify", "caption"])
-def test_a_page_tells_how_to_use_what_was_trained_for_another_task(task: str, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("causalfusion.evaluate.captioning.IMAGES", 4)
+def test_a_page_tells_how_to_use_what_was_trained_for_another_task(task: str, tmp_path: Path):
     out, model = tmp_path / task, tmp_path / "model"
     data = ["--data.source", "digits"] if task == "classify" else ["--data.source", "shapes"]
     if task == "classify":
         small = ["--model.hidden-size", "16", "--model.depth", "1", "--model.num-heads", "2"]
         assert cli.run(["train", "--config", "digits", *small, *SHORT, "--out", str(model)]) == 0
     begun = [str(model) if task == "classify" else "shapes", "--task", task]
+    begun += ["--caption-images", "4"] * (task == "caption")
     assert cli.run(["finetune", *begun, *data, *SHORT, "--out", str(out)]) == 0
     write_publication(out, tmp_path / "page", "me/model", Publication())
     page = (tmp_path / "page" / "README.md").read_text()

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from causalfusion.cli import run
+from causalfusion.config import DataConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import load_card
+from causalfusion.evaluate.cards.compare import compare_cards
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.saved.folder import checkpoints_of, load_spec
-from causalfusion.study.grid import jobs_of
+from causalfusion.study.grid import Job, jobs_of
 from causalfusion.study.recipe import load_study, load_study_data
-from causalfusion.study.systems import costs_of, slugs_of
+from causalfusion.study.systems import costs_of, save_cards, slugs_of
 
 STUDY = """
 title = "Two systems"
@@ -76,6 +78,21 @@ def test_budgets_costs_and_cards(tmp_path: Path):
     assert cards.keys() == {"joint-s1-seed0", "next-token-s16-seed0"}
     (figure,) = cards["joint-s1-seed0"].figures.values()
     assert f"{figure.value:.3g}" == whole and figure.count == 20
+    (reference,) = cards["joint-s1-seed0"].references
+    assert reference["name"] == "digits" and reference["fingerprint"] == figure.reference != ""
+
+    same, other = list(cards.values()), tmp_path / "other"
+    save_cards(with_other_data(jobs[0]), data, figure.features_fingerprint, other, "other")
+    theirs = load_card(next(other.iterdir()))
+    assert compare_cards(same, ["a", "b"]).rows[0].verdict.endswith("is best (no interval)")
+    compared = compare_cards([same[0], theirs], ["a", "b"])
+    assert compared.rows[0].verdict == "not ranked: the reference differs"
+    assert ("reference[pixels:4].name", ("digits", "shapes")) in compared.differences
+
+
+def with_other_data(job: Job) -> Job:
+    """The same job and figures, judged by other images."""
+    return replace(job, config=replace(job.config, data=DataConfig(source="shapes")))
 
 
 def test_cards_of_names_that_differ_in_signs_have_files_of_their_own():

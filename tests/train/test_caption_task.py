@@ -51,11 +51,10 @@ def test_the_loss_is_that_of_text_behind_clean_images():
     torch.testing.assert_close(found[0].text, found[1].text, atol=1e-4, rtol=1e-4)
 
 
-def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("causalfusion.evaluate.captioning.IMAGES", 8)
+def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys):
     out = tmp_path / "run"
     line = ["finetune", "shapes", "--config", "shapes-caption", *SHORT, "--out", str(out)]
-    assert cli.run(line) == 0
+    assert cli.run([*line, "--caption-images", "8"]) == 0
     records = [r for r in read_log(out / "log.jsonl") if r["kind"] == "train"]
     assert all(r["image_loss"] == 0 and r["loss"] == r["text_loss"] > 0 for r in records)
     before, after = (load_weights(latest_model(path)) for path in (Path("shapes"), out))
@@ -70,12 +69,24 @@ def test_a_run_learns_text_alone_and_is_scored(tmp_path, capsys, monkeypatch):
     assert "captions of 8 held-out images" in said.out
     if "CIDEr-D" not in record["figures"]:
         assert "captions are not scored" in said.err
+    (out / "captions.json").unlink()
+    assert cli.run([*line, "--caption-images", "0"]) == 0
+    assert not (out / "captions.json").exists()  # of a finished run, which may ask for another number
+    assert cli.run([*line, "--caption-images", "3"]) == 0
+    assert json.loads((out / "captions.json").read_text())["images"] == 3
 
 
-def test_what_is_held_out_is_measured_as_it_is_trained(tmp_path, monkeypatch):
+def test_the_number_of_described_images_is_of_the_task(tmp_path, capsys):
+    line = ["finetune", "shapes", "--data.source", "shapes", "--out", str(tmp_path)]
+    assert cli.run([*line, "--caption-images", "8"]) == 2
+    assert "--caption-images" in capsys.readouterr().err
+    assert cli.run([*line, "--task", "caption", "--caption-images", "-1"]) == 2
+    assert "caption_images is -1; expected 0 or a number of images" in capsys.readouterr().err
+
+
+def test_what_is_held_out_is_measured_as_it_is_trained(tmp_path):
     """Captions behind whole images without noise, and no loss of images, which nothing learns to draw; behind
     images in random AR steps, the loss of captions rose while captions became better."""
-    monkeypatch.setattr("causalfusion.evaluate.captioning.IMAGES", 4)
     out = tmp_path / "run"
     line = ["finetune", "shapes", "--config", "shapes-caption", "--data.holdout", "0.0001"]
     line += [
@@ -87,6 +98,8 @@ def test_what_is_held_out_is_measured_as_it_is_trained(tmp_path, monkeypatch):
         "1e-12",
         "--train.log-every",
         "1",
+        "--caption-images",
+        "0",
     ]
     assert cli.run([*line, "--out", str(out)]) == 0
     records = read_log(out / "log.jsonl")

@@ -19,8 +19,8 @@ from causalfusion.generate.settings import check_settings
 from causalfusion.machine.runtime import compute_dtype, select_device
 from causalfusion.saved.folder import read_latest
 from causalfusion.saved.sampling import read_sampling
-from causalfusion.train.from_data import captions_of
-from causalfusion.train.resume import data_of_training
+from causalfusion.train.data_of_run import data_of_training
+from causalfusion.train.from_data import readable_captions
 
 _SCENES = "shapes:test"
 """Real images beside the packaged model's, none of its training."""
@@ -202,7 +202,7 @@ def _examples(pipeline: Pipeline, reference: DataConfig | None) -> tuple[str, ..
         return _EXAMPLES
     try:
         source = open_source(reference)
-        some = [captions_of(source, index) for index in range(min(len(source), 8 * _NUM_EXAMPLES))]
+        some = [readable_captions(source, index) for index in range(min(len(source), 8 * _NUM_EXAMPLES))]
     except (UserError, OSError):  # moved since the training; the page does without
         return ()
     captions = [texts[0] for texts in some if texts]

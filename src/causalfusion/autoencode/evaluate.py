@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from causalfusion.config import CodecConfig, DataConfig
 from causalfusion.data import open_source
 from causalfusion.data.loader import split_holdout
 from causalfusion.data.sizes import check_one_size
-from causalfusion.data.source import Example, ImageSource
+from causalfusion.data.source import Example, ImageSource, captions_of, label_of
 from causalfusion.errors import UserError
 from causalfusion.evaluate.cards.card import FILE_NAME, Card
 from causalfusion.evaluate.features.open import Extractor
@@ -94,6 +94,12 @@ class _Part:
     def read(self, index: int) -> Example:
         return self.source.read(int(self.indices[index]))
 
+    def label(self, index: int) -> int | None:
+        return label_of(self.source, int(self.indices[index]))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return captions_of(self.source, int(self.indices[index]))
+
     def fingerprint(self) -> str:
         return hash_of([self.source.fingerprint(), self.indices.tobytes().hex()])
 
@@ -116,6 +122,7 @@ def evaluate_autoencoder(request: ReconstructionRequest) -> Card:
     with in_use(request.out, "the evaluation"):
         collected = _collect(images, codec, extractors, request)
         figures = _similarity_figures(collected) | _distance_figures(collected, extractors)
+        figures = {name: replace(each, reference=images.fingerprint()) for name, each in figures.items()}
         facts = {name: getattr(codec.config, name) for name in ("latent_channels", "downsample")}
         card = Card(
             figures=figures,

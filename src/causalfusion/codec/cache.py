@@ -17,7 +17,6 @@ Shape letters: B images, c latent channels, h and w latent pixels.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import warnings
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from causalfusion.config import CodecConfig, DataConfig
 from causalfusion.config.sizes import size_text
 from causalfusion.data import open_source
 from causalfusion.data.captions import draw_caption
+from causalfusion.data.guess import is_there
 from causalfusion.data.labels import Classes
 from causalfusion.data.latent_files import is_foreign
 from causalfusion.data.lines import LineFile
@@ -227,7 +227,7 @@ def check_cache(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> Cod
     require_same_images(cache, data)
     if data.path or data.source in ("digits", "shapes"):
         setting = "data.path" if data.path else "data.source"
-        if data.path and not _is_there(data.path):
+        if data.path and not is_there(data.path):
             warnings.warn(
                 f"data.path {printable(data.path)} is not here: the cache {cache.folder} is used without a "
                 "look at the images it was made of",
@@ -256,12 +256,6 @@ def _check_foreign(cache: LatentCache, codec: CodecConfig, data: DataConfig) -> 
     fits = data.image_size == 0 or data.image_size in (height, size_text(height, width))
     require_same(cache, "data.image_size", size_text(height, width), data.image_size, fits=fits)
     return opened
-
-
-def _is_there(path: str) -> bool:
-    """True for a pattern, and for a path that exists."""
-    place = os.path.expanduser(path)
-    return os.path.exists(place) or any(sign in place for sign in "*?[{")
 
 
 def require_same_images(cache: LatentCache, data: DataConfig) -> None:

@@ -119,7 +119,7 @@ def _caption(request: FinetuneRequest, device: str) -> None:
     from causalfusion.evaluate.captioning import score_run
 
     _train(request, device)
-    score_run(Path(request.out), request.data, device)
+    score_run(Path(request.out), request.data, device, images=request.finetune.caption_images)
 
 
 TASKS: dict[TaskName, Task] = {

@@ -92,6 +92,7 @@ def read_captions(config: DataConfig, max_texts: int) -> list[str]:
     from causalfusion.data import UnreadableImage, open_source
     from causalfusion.data.loader import split_holdout
     from causalfusion.data.reader import Health
+    from causalfusion.data.source import captions_of
 
     if config.has_documents:
         return texts_of_documents(config, max_texts)
@@ -105,7 +106,7 @@ def read_captions(config: DataConfig, max_texts: int) -> list[str]:
     progress = ProgressLine(len(indices), 0)
     for done, index in enumerate(indices.tolist(), 1):
         try:
-            read[index] = source.read(index).captions
+            read[index] = captions_of(source, index)
             count += len(read[index])
             health.note(1, [])
         except UnreadableImage as error:

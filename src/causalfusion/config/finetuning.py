@@ -36,6 +36,9 @@ class FinetuneConfig:
     prior_prompts: str = ""
     """prior_preservation: a text file with a prompt on each line for these images. Empty: captions that the
     model writes itself."""
+    caption_images: int = 500
+    """task caption: most held-out images that are described at the end, for the figures of the captions; 0:
+    none."""
     task: Annotated[TaskName, Parameter(parse=False)] = "generate"
     """What the model is trained for."""
     base: Annotated[str, Parameter(parse=False)] = ""
@@ -63,6 +66,7 @@ class FinetuneConfig:
         share = self.prior_preservation
         check(0 <= share < 1, "prior_preservation", share, "a share in [0, 1)")
         check(1 <= self.prior_images <= 1_000_000, "prior_images", self.prior_images, "1 to 1000000")
+        check(self.caption_images >= 0, "caption_images", self.caption_images, "0 or a number of images")
         fits = bool(share) or not self.prior_prompts
         check(fits, "prior_prompts", self.prior_prompts, "none, without --prior-preservation")
 

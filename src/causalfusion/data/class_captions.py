@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.data.names import same_name
-from causalfusion.data.source import Example, ImageSource
+from causalfusion.data.source import Example, ImageSource, label_of
 from causalfusion.errors import UserError
 
 
@@ -35,6 +35,12 @@ class ClassCaptions:
     def read(self, index: int) -> Example:
         example = self._source.read(index)
         return replace(example, captions=(self.words[example.label or 0],))
+
+    def label(self, index: int) -> int | None:
+        return label_of(self._source, index)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return (self.words[self.label(index) or 0],)
 
     def fingerprint(self) -> str:
         return self._source.fingerprint()

@@ -35,7 +35,13 @@ class Digits:
         return len(self._images)
 
     def read(self, index: int) -> Example:
-        return Example(self._images[index], int(self._labels[index]))
+        return Example(self._images[index], self.label(index))
+
+    def label(self, index: int) -> int:
+        return int(self._labels[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return ()
 
     def fingerprint(self) -> str:
         return hash_of([self.name, self._images.tobytes().hex()])

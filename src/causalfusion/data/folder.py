@@ -107,11 +107,16 @@ class ImageFolder:
 
     def read(self, index: int) -> Example:
         file, label = self._files[index]
-        image = decode_image(self._content(file), file)
+        return Example(decode_image(self._content(file), file), label, self.captions(index))
+
+    def label(self, index: int) -> int | None:
+        return self._files[index][1]
+
+    def captions(self, index: int) -> tuple[str, ...]:
         if not self.has_captions:
-            return Example(image, label)
-        text = self._text_of(file)
-        return Example(image, label, captions_of_text(self._content(text), text))
+            return ()
+        text = self._text_of(self._files[index][0])
+        return captions_of_text(self._content(text), text)
 
     def _text_of(self, file: str) -> str:
         return self._odd_texts.get(stem(file), stem(file) + ".txt")

@@ -16,7 +16,7 @@ from causalfusion.data.latent_files import is_foreign
 from causalfusion.data.names import find_path, is_hidden, is_image
 from causalfusion.data.parquet import holds_parquet
 from causalfusion.data.remote import is_url
-from causalfusion.data.shards import PACKED, UNSUPPORTED, joined
+from causalfusion.data.shards import PACKED, UNSUPPORTED, expand_braces, joined
 from causalfusion.errors import UserError, printable
 
 EXPECTED = (
@@ -60,6 +60,12 @@ def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
     if is_image(place.name):
         raise UserError(f"{shown} is one image; {EXPECTED}")
     raise UserError(f"{shown} is not a kind of data that can be read; {EXPECTED}")
+
+
+def is_there(path: str) -> bool:
+    """True if a file or folder lies at a `data.path`, or matches its pattern. Not for URLs."""
+    place = find_path(os.path.expanduser(path))
+    return os.path.exists(place) or any(glob.glob(name) for name in expand_braces(place))
 
 
 def _at_url(url: str, shown: str) -> SourceName:

@@ -129,8 +129,18 @@ class JsonlImages:
 
     def read(self, index: int) -> Example:
         record, image, content = self._open(index)
-        label = None if self.classes is None else int(self.classes.labels[index])
-        return Example(decode_image(content, image), label, captions_of_record(record, self._where(index)))
+        captions = captions_of_record(record, self._where(index))
+        return Example(decode_image(content, image), self.label(index), captions)
+
+    def label(self, index: int) -> int | None:
+        return None if self.classes is None else int(self.classes.labels[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        try:
+            record = self._parse(index, self._lines[index])
+        except OSError as error:
+            raise UnreadableImage(self.image_name(index), error) from error
+        return captions_of_record(record, self._where(index))
 
     def _open(self, index: int) -> tuple[dict[str, Any], str, bytes]:
         """(record, name of the image, its content)."""

@@ -50,8 +50,13 @@ class NpzImages:
         return len(self._images)
 
     def read(self, index: int) -> Example:
-        label = None if self.classes is None else int(self.classes.labels[index])
-        return Example(np.asarray(self._images[index]), label)
+        return Example(np.asarray(self._images[index]), self.label(index))
+
+    def label(self, index: int) -> int | None:
+        return None if self.classes is None else int(self.classes.labels[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return ()
 
     def image_size(self, index: int) -> tuple[int, int]:
         return self._images.shape[1], self._images.shape[2]

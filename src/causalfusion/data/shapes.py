@@ -95,6 +95,9 @@ class Shapes:
         colour. Raises IndexError."""
         return self._draw(index)[0]
 
+    def label(self, index: int) -> int:
+        return len(self.scene(index).figures) - 1
+
     def captions(self, index: int) -> tuple[str, ...]:
         """Descriptions of a scene, all different. Raises IndexError."""
         return _captions(*self._draw(index))

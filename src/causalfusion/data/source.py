@@ -58,6 +58,31 @@ class TracedSource(Protocol):
         ...
 
 
+@runtime_checkable
+class AnnotatedSource(Protocol):
+    """A source that can tell what goes with an image without decoding it."""
+
+    def label(self, index: int) -> int | None:
+        """The label that `read` gives."""
+        ...
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions that `read` gives. Raises UnreadableImage where they are damaged."""
+        ...
+
+
+def label_of(source: ImageSource, index: int) -> int | None:
+    """An image's label; the image is decoded only where the source cannot tell without. Raises
+    UnreadableImage."""
+    return source.label(index) if isinstance(source, AnnotatedSource) else source.read(index).label
+
+
+def captions_of(source: ImageSource, index: int) -> tuple[str, ...]:
+    """All captions of an image, which is decoded only where the source cannot tell without. Raises
+    UnreadableImage."""
+    return source.captions(index) if isinstance(source, AnnotatedSource) else source.read(index).captions
+
+
 def digest(*parts: object) -> bytes:
     """A hash, 16 bytes, of byte strings, numbers and names."""
     found = hashlib.blake2b(digest_size=16)

@@ -48,14 +48,18 @@ class TableImages(ABC):
         return content
 
     def read(self, index: int) -> Example:
-        label = None if self.classes is None else int(self.classes.labels[index])
-        captions = self._captions[index] if self.has_captions else ()
-        return Example(decode_image(self._content(index), self.image_name(index)), label, captions)
+        image = decode_image(self._content(index), self.image_name(index))
+        return Example(image, self.label(index), self.captions(index))
+
+    def label(self, index: int) -> int | None:
+        return None if self.classes is None else int(self.classes.labels[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._captions[index] if self.has_captions else ()
 
     def image_size(self, index: int) -> tuple[int, int]:
         return size_of(self._content(index), self.image_name(index))
 
     def content_hash(self, index: int) -> bytes:
         label = "" if self.classes is None else self.class_names[self.classes.labels[index]]
-        captions = self._captions[index] if self.has_captions else ()
-        return digest(label, *captions, self._content(index))
+        return digest(label, *self.captions(index), self._content(index))

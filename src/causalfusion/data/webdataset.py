@@ -123,11 +123,15 @@ class WebDataset:
 
     def read(self, index: int) -> Example:
         image = decode_image(self._content(index, self._places[index]), self.image_name(index))
-        label = None if self.classes is None else int(self.classes.labels[index])
-        return Example(image, label, self._captions(index) if self.has_captions else ())
+        return Example(image, self.label(index), self.captions(index))
 
-    def _captions(self, index: int) -> tuple[str, ...]:
+    def label(self, index: int) -> int | None:
+        return None if self.classes is None else int(self.classes.labels[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
         name, captions = self.image_name(index), ()
+        if not self.has_captions:
+            return captions
         if self._records[index, 1] >= 0:
             try:
                 captions = _captions_of_json(self._content(index, self._records[index]), name)

@@ -6,7 +6,6 @@ assumed, with a note.
 
 from __future__ import annotations
 
-import glob
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from causalfusion.config import CodecConfig, DataConfig, ModelConfig, RunConfig
 from causalfusion.config.graft import grafted
 from causalfusion.config.recipes import DataFacts, load_layers, merge
 from causalfusion.config.sizes import default_side
+from causalfusion.data.guess import is_there
 from causalfusion.errors import UserError
 from causalfusion.saved.folder import latest_model, load_spec
 
@@ -161,11 +161,7 @@ def _images(config: RunConfig, facts: DataFacts, notes: list[str]) -> tuple[int,
 def _is_there(data: DataConfig) -> bool:
     if data.cache:
         return Path(data.cache, "manifest.json").is_file()
-    return (
-        data.source in ("digits", "shapes", "in_context")
-        or bool(glob.glob(data.path))
-        or Path(data.path).exists()
-    )
+    return data.source in ("digits", "shapes", "in_context") or is_there(data.path)
 
 
 def _found_images(data: DataConfig) -> tuple[int, int, int, int]:

@@ -26,16 +26,14 @@ from causalfusion.machine.runtime import select_device
 from causalfusion.saved.folder import latest_model
 from causalfusion.train.from_data import large_enough
 
-IMAGES = 500
-"""At most so many held-out images are described."""
 FILE_NAME = "captions.json"
 
 
-def score_run(run: Path, data: DataConfig, device: str = "auto") -> dict[str, float]:
-    """Describe held-out images of the run's data by its last checkpoint, say the figures, and write them to
-    RUN/captions.json with the captions: CIDEr-D, BLEU-4 and ROUGE-L (extra `eval`), on `shapes` also whether
-    captions are true. By the main process alone."""
-    if os.environ.get("RANK", "0") != "0":
+def score_run(run: Path, data: DataConfig, device: str = "auto", *, images: int = 500) -> dict[str, float]:
+    """Describe so many held-out images of the run's data, or all there are, by its last checkpoint, say the
+    figures, and write them to RUN/captions.json with the captions: CIDEr-D, BLEU-4 and ROUGE-L (extra
+    `eval`), on `shapes` also whether captions are true. By the main process alone; nothing for 0 images."""
+    if not images or os.environ.get("RANK", "0") != "0":
         return {}
     try:
         source = open_source(replace(data, cache=""))
@@ -48,14 +46,14 @@ def score_run(run: Path, data: DataConfig, device: str = "auto") -> dict[str, fl
     fit, captions, references = data.fit(pipeline.codec.cell), list[str](), list[list[str]]()
     grids = grids_of(source, fit) if data.native else None
     train, held_out = large_enough(grids, *split_holdout(len(source), data.holdout))
-    chosen = (held_out if len(held_out) else train)[:IMAGES]
+    chosen = (held_out if len(held_out) else train)[:images]
     line, groups = ProgressLine(len(chosen), 0, what="images"), groups_of(grids, chosen)
     for group in groups:  # images of one size
         for batch in batches_of(len(group), 64):
             rows = group[batch.start : batch.stop]
             found = load_indices(source, chosen[rows], data, fit, grids)
-            images = found.images.to(pipeline.device)
-            captions += pipeline.caption(images, WriteConfig(), image_indices=rows.tolist())
+            pixels = found.images.to(pipeline.device)
+            captions += pipeline.caption(pixels, WriteConfig(), image_indices=rows.tolist())
             references += [list(texts) for texts in found.all_captions]
             line.show(len(captions), "captions")
     line.close()

@@ -15,7 +15,7 @@ from causalfusion.errors import UserError
 from causalfusion.evaluate.features.extract import ExtractedFeatures
 from causalfusion.evaluate.features.extractor import Extractor
 from causalfusion.evaluate.measures.extrapolation import extrapolated_frechet_distance
-from causalfusion.evaluate.measures.figure import MEASURES, Figure, MeasureName
+from causalfusion.evaluate.measures.figure import MEASURES, WITHOUT_REFERENCE, Figure, MeasureName
 from causalfusion.evaluate.measures.frechet import (
     few_samples_warning,
     frechet_influence,
@@ -106,7 +106,7 @@ def why_impossible(name: MeasureName, available: AvailableInputs) -> str:
     """Reason why a measure cannot be computed; empty if it can."""
     if available.count < FEWEST_SAMPLES[name]:
         return f"there are {available.count} samples; it takes at least {FEWEST_SAMPLES[name]}"
-    if name in ("inception_score", "class_accuracy"):
+    if name in WITHOUT_REFERENCE:
         if not available.num_logits:
             return f"the features {available.features} have no classes"
         if name == "class_accuracy" and not available.has_labels:
@@ -139,7 +139,7 @@ def compute_figures(
     """Figures of these measures, all of which are possible, by the figures' names."""
     figures = {}
     for name in measures:
-        against = reference if name not in _WITHOUT_REFERENCE else None
+        against = reference if name not in WITHOUT_REFERENCE else None
         for part in _COMPUTE[name](samples, reference):
             figure = Figure(
                 quantity=part.quantity,
@@ -263,7 +263,6 @@ def _class_accuracy(samples: ExtractedFeatures, reference: ReferenceFeatures | N
     return [UnnamedFigure("class_accuracy", found.value, found.low, found.high)]
 
 
-_WITHOUT_REFERENCE = ("inception_score", "class_accuracy")
 _COMPUTE: dict[MeasureName, Callable[[ExtractedFeatures, ReferenceFeatures | None], list[UnnamedFigure]]] = {
     "frechet": _frechet,
     "spatial_frechet": _spatial_frechet,

@@ -61,10 +61,15 @@ def open_judge(
     """A judge that compares with the images of `data`, at most so many, brought to a (height, width);
     `features` is a name as in `evaluate --features`."""
     extractor = open_extractor(features, str(select_device(device)))
-    source = open_source(data)
-    images = SourceImages(source, image_size=image_size, count=min(len(source), most))
+    images = judged_by(data, image_size, most)
     statistics = reference_of(images, extractor, BATCH).statistics
-    return Judge(extractor, statistics, reads_scenes=source.name == "shapes")
+    return Judge(extractor, statistics, reads_scenes=images.name == "shapes")
+
+
+def judged_by(data: DataConfig, image_size: tuple[int, int], most: int = REFERENCE_IMAGES) -> SourceImages:
+    """The real images of a judge: at most so many of `data`, brought to a (height, width)."""
+    source = open_source(data)
+    return SourceImages(source, image_size=image_size, count=min(len(source), most))
 
 
 @dataclass(frozen=True)

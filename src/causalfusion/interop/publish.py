@@ -26,8 +26,8 @@ from causalfusion.interop.bundle import COPIED, bundle_model, require_elsewhere
 from causalfusion.interop.language.folder import copy_language_model
 from causalfusion.saved.adapter_files import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.folder import (
-    AUTOENCODER_FOLDER,
     CLASSIFIER_FILE,
+    autoencoder_place,
     latest_model,
     load_spec,
     load_tokenizer,
@@ -132,8 +132,7 @@ def _write_model(source: Path, out: Path, autoencoder: str) -> list[str]:
 
 
 def _is_here(source: Path, place: str) -> bool:
-    places = (source / AUTOENCODER_FOLDER, source / place, Path(place).expanduser())
-    return any(path.exists() for path in places)
+    return Path(autoencoder_place(source, place)).expanduser().exists()
 
 
 def _count_parameters(source: Path) -> int:

@@ -18,7 +18,7 @@ from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.prompts import prompt_ids
 from causalfusion.generate.settings import check_settings
 from causalfusion.planner.request import PlanRequest
-from causalfusion.train.from_data import captions_of
+from causalfusion.train.from_data import readable_captions
 
 PROMPTS = 1000
 """Largest number of captions of the reference that serve as prompts."""
@@ -75,7 +75,7 @@ def prompts_for(pipeline: Pipeline, data: DataConfig, *, other: bool = False) ->
         )
     step = max(1, len(source) // PROMPTS)
     some = range(step // 2 if other else 0, len(source), step)
-    captions = [captions_of(source, index) for index in some][:PROMPTS]
+    captions = [readable_captions(source, index) for index in some][:PROMPTS]
     prompts = [texts[0] for texts in captions if texts and _is_prompt(pipeline, texts[0])]
     left_out = f"{len(captions) - len(prompts)} of {len(captions)} captions of {source.name}"
     why = "they are empty, of unreadable images, or longer than the model has room for"

@@ -38,6 +38,7 @@ from causalfusion.model.transformer import Transformer
 from causalfusion.saved.earlier_formats import EARLIER, bring_forward
 from causalfusion.saved.hub import model_of_hub
 from causalfusion.saved.replace import replace_folder
+from causalfusion.saved.started import found_from, started_in
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes, save_file
 
 T = TypeVar("T")
@@ -223,12 +224,12 @@ def _token_sizes(of: Codec | ModelConfig) -> tuple[int, int, int]:
 
 
 def autoencoder_place(folder: Path, recorded: str) -> str:
-    """The autoencoder's path: in the model's folder, else as recorded, relative to that folder or to the
-    current one."""
+    """The autoencoder's path: in the model's folder, else as recorded, relative to that folder, to that in
+    which its run was started, or to the current one."""
     for place in (folder / AUTOENCODER_FOLDER, folder / recorded):
         if place.exists():
             return str(place)
-    return recorded
+    return found_from(started_in(folder), recorded)
 
 
 def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:
@@ -293,12 +294,10 @@ def latest_model(path: Path) -> Path:
     this name, or that of the hub. What is on disk takes precedence. Raises UserError if there is none."""
     if (path / "config.json").is_file():
         return path
-    found = checkpoints_of(path)
-    if found:
+    if found := checkpoints_of(path):
         return found[-1]
     packaged = packaged_models()
-    elsewhere = packaged.get(str(path)) or model_of_hub(path)
-    if elsewhere is not None:
+    if elsewhere := packaged.get(str(path)) or model_of_hub(path):
         return elsewhere
     near = difflib.get_close_matches(str(path), packaged, 1)
     hint = f" (did you mean {near[0]}?)" if near else " (it does not exist)" * (not path.exists())

@@ -18,7 +18,8 @@ from causalfusion.diffusion.process import make_process
 from causalfusion.estimate.memory import activation_bytes, parameters_of, state_bytes
 from causalfusion.evaluate.cards.card import Card
 from causalfusion.evaluate.features.open import open_extractor
-from causalfusion.evaluate.measures.figure import Figure
+from causalfusion.evaluate.measures.figure import WITHOUT_REFERENCE, Figure
+from causalfusion.evaluate.quality import judged_by
 from causalfusion.files import hash_of, write_whole
 from causalfusion.generate.guidance import guidance_of_steps
 from causalfusion.generate.settings import diffusion_steps, step_sizes
@@ -190,10 +191,11 @@ def save_cards(job: Job, study_data: StudyData, fingerprint: str, folder: Path, 
     """A result card of each of the job's figures, for `causalfusion compare`, in files whose names begin with
     `slug`; `fingerprint`: of the features."""
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, quantities = (
-        checkpoints_of(job.folder)[-1],
-        {"frechet": "frechet", "accuracy": "class_accuracy"},
-    )
+    quantities = {"frechet": "frechet", "accuracy": "class_accuracy"}
+    checkpoint = checkpoints_of(job.folder)[-1]
+    codec = load_spec(checkpoint).codec
+    images = judged_by(job.config.data, (codec.image_height, codec.image_width))
+    reference = {"name": images.name, "features": study_data.features, "fingerprint": images.fingerprint()}
     for s, found in read_figures(job, study_data).items():
         figures = [
             Figure(
@@ -202,6 +204,7 @@ def save_cards(job: Job, study_data: StudyData, fingerprint: str, folder: Path, 
                 count=study_data.count,
                 features=study_data.features,
                 features_fingerprint=fingerprint,
+                reference=reference["fingerprint"] if quantities[name] not in WITHOUT_REFERENCE else "",
             )
             for name, value in found.items()
             if name in quantities
@@ -216,7 +219,7 @@ def save_cards(job: Job, study_data: StudyData, fingerprint: str, folder: Path, 
         card = Card(
             figures={figure.name: figure for figure in figures},
             samples=samples,
-            references=[],
+            references=[reference],
             features=[{"name": study_data.features, "fingerprint": fingerprint}],
             run={"seconds_per_image": found.get("seconds")},
         )

@@ -39,6 +39,7 @@ from causalfusion.saved.folder import (
     load_weights,
     save_model,
 )
+from causalfusion.saved.started import DATA_FILE
 from causalfusion.train.ema import EMA
 from causalfusion.train.ema_snapshots import WidthAverages
 from causalfusion.train.optimizer import AnyOptimizer, load_optimizer
@@ -47,7 +48,7 @@ from causalfusion.train.soundness import check_tensors
 from causalfusion.weight_files import read_weights, save_file
 
 _HIDDEN = ".partial-"
-OPTIMIZER_FILE, SHARDED_FOLDER, DATA_FILE = "optimizer.safetensors", "sharded", "data.json"
+OPTIMIZER_FILE, SHARDED_FOLDER = "optimizer.safetensors", "sharded"
 WIDTHS_FILE, PROJECTOR_FILE = "ema_widths.safetensors", "projector.safetensors"
 REMEDY = "delete the checkpoint {} to resume from the one before"
 
@@ -91,6 +92,9 @@ class DataRecord:
     """Hash of its weights; empty for pixels."""
     contents: str = ""
     """Hash of all that is read of it, of data of few images; else empty."""
+    folder: str = ""
+    """Where relative paths among the run's settings begin: the folder it was last started in. Empty: not
+    known, in runs of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from causalfusion.config import RunConfig
 from causalfusion.data.labels import fit_classes, map_classes
 from causalfusion.data.loader import load_indices
 from causalfusion.data.sizes import grids_of, groups_of
-from causalfusion.data.source import ImageSource, UnreadableImage, spread
+from causalfusion.data.source import ImageSource, UnreadableImage, captions_of, spread
 from causalfusion.errors import UserError
 from causalfusion.train.prior import Mixed
 
@@ -94,12 +94,13 @@ def captions_among(source: ImageSource | LatentCache, indices: np.ndarray) -> It
     """All captions of each of these images."""
     if isinstance(source, LatentCache):
         return source.captions(indices)
-    return (captions_of(source, index) for index in indices.tolist())
+    return (readable_captions(source, index) for index in indices.tolist())
 
 
-def captions_of(source: ImageSource, index: int) -> tuple[str, ...]:
+def readable_captions(source: ImageSource, index: int) -> tuple[str, ...]:
+    """All captions of an image; none where they are damaged."""
     try:
-        return source.read(index).captions
+        return captions_of(source, index)
     except UnreadableImage:  # the loader counts and names it when its turn comes
         return ()
 

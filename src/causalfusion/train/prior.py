@@ -19,7 +19,7 @@ from causalfusion.codec.tokenizer import Tokenizer
 from causalfusion.config import RunConfig, WriteConfig
 from causalfusion.config.serialize import read_json, to_dict
 from causalfusion.data.labels import told_apart
-from causalfusion.data.source import Example, ImageSource
+from causalfusion.data.source import Example, ImageSource, captions_of, label_of
 from causalfusion.documents import Text
 from causalfusion.errors import UserError, brief
 from causalfusion.files import hash_of, sha256_of, write_whole
@@ -66,15 +66,26 @@ class Mixed:
         return len(self.given) + len(self.own.examples)
 
     def read(self, index: int) -> Example:
-        if index < len(self.given):
-            found = self.given.read(index)
-            label = found.label if self.given.class_names else None
-        else:
-            found = self.own.examples[index - len(self.given)]
-            label = None if found.label is None else self._labels[found.label]
-        if self.class_names and label is None:
-            label = len(self.class_names)
-        return replace(found, label=label)
+        own = index - len(self.given)
+        found = self.own.examples[own] if own >= 0 else self.given.read(index)
+        return replace(found, label=self._label(found.label, own=own >= 0))
+
+    def _label(self, label: int | None, *, own: bool) -> int | None:
+        """The label of an image among all of them, by that among the model's own, or among those given."""
+        if own and label is not None:
+            return self._labels[label]
+        if label is not None and self.given.class_names:
+            return label
+        return len(self.class_names) if self.class_names else None
+
+    def label(self, index: int) -> int | None:
+        own = index - len(self.given)
+        label = self.own.examples[own].label if own >= 0 else label_of(self.given, index)
+        return self._label(label, own=own >= 0)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        own = index - len(self.given)
+        return self.own.examples[own].captions if own >= 0 else captions_of(self.given, index)
 
     def fingerprint(self) -> str:
         return self.given.fingerprint()

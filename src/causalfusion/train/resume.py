@@ -14,8 +14,8 @@ from causalfusion.config.earlier import rename_settings
 from causalfusion.config.serialize import flat, from_dict, read_object, to_dict
 from causalfusion.data.source import TracedSource, content_hashes, digest
 from causalfusion.errors import UserError
-from causalfusion.saved.folder import read_latest
-from causalfusion.train.checkpoint import DATA_FILE, REMEDY, DataRecord
+from causalfusion.saved.started import DATA_FILE, current_folder, same_place, started_in
+from causalfusion.train.checkpoint import REMEDY, DataRecord
 from causalfusion.train.feed import TrainingData
 
 MAY_CHANGE = (
@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "data.path",
     "data.num_workers",
     "data.packed_tokens",
+    "finetune.caption_images",
     "train.images",
     "train.epochs",
     "train.minutes",
@@ -54,6 +55,9 @@ train.images and train.minutes change later rates."""
 
 MAY_MOVE = ("data.cache", "codec.autoencoder", "text.tokenizer", "distill.teacher", "align.encoder")
 """Settings that say where something lies: it may lie elsewhere, if its contents are the same."""
+
+NAMED = ("data.class_words", "finetune.base", "train.init")
+"""Settings that name one file or folder: it may be named otherwise, as from another current folder."""
 
 COMPARED_IMAGES = 2000
 """Largest number of images whose contents decide whether the data changed; beyond, sizes and times do."""
@@ -94,14 +98,6 @@ def settings_of_run(folder: Path) -> dict[str, Any]:
     return stored_settings(folder) if (folder / "state" / "run.json").is_file() else {}
 
 
-def data_of_training(model: str) -> dict[str, Any]:
-    """The settings of the images that a run's model was trained on; {} for a model that is no run's. Raises
-    UserError where there is no model."""
-    images = dict(read_latest(Path(model), settings_of_run)[0].get("data", {}))
-    images.pop("cache", None)
-    return images
-
-
 def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> DataRecord:
     """A run can only go on with the settings it began with, but for those in MAY_CHANGE, and with its data;
     returns what is to be known of these the next time.
@@ -119,12 +115,14 @@ def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> D
             f"{before.get('codec.autoencoder')}; whether {config.codec.autoencoder} is the same is not known",
             stacklevel=2,
         )
-    now = flat(to_dict(config))
+    now, start = flat(to_dict(config)), started_in(checkpoint)
     before = {**flat(to_dict(RunConfig())), **before}  # settings that came later did what their default does
     for name in sorted(before.keys() | now.keys()):
         free = any(name == key or name.startswith(key + ".") for key in MAY_CHANGE)
         moved = name in MAY_MOVE and before.get(name) and now.get(name)
-        if not (free or moved) and before.get(name) != now.get(name):
+        if free or moved or before.get(name) == now.get(name):
+            continue
+        if name not in NAMED or not same_place(start, before.get(name), now.get(name)):
             raise UserError(
                 f"{config.out} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
                 f"give the value it began with, or {_new_run(config)}"
@@ -162,6 +160,7 @@ def facts_of(data: TrainingData, kept: DataRecord | None = None) -> DataRecord:
         fingerprint=found,
         autoencoder=data.codec.autoencoder_fingerprint,
         contents=contents,
+        folder=current_folder(),
     )
 
 

@@ -25,6 +25,7 @@ from causalfusion.saved.folder import (
     read_latest,
 )
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.train.data_of_run import data_of_run
 from causalfusion.train.finetuning import sizes_of
 from causalfusion.train.resume import few, settings_of_run, stored_settings
 
@@ -38,7 +39,7 @@ _OF_RUN = ("batch_size", "lr", "eps")
 def settings_beneath(teacher: str) -> dict[str, Any]:
     """Tables of settings, and options of `distill`, to lay beneath those that are given: from the teacher's
     folder and, of a run's model, from its training. Raises UserError where there is no model."""
-    spec, sampling, run = read_latest(Path(teacher), _read)[0]
+    spec, sampling, run, data = read_latest(Path(teacher), _read)[0]
     rate = min(RATE / spec.model.hidden_size, 1e-3)
     train = {"images": IMAGES, "batch_size": 32, "lr": rate, "eps": 1e-8, "precision": "auto"}
     train |= {name: value for name, value in run.get("train", {}).items() if name in _OF_RUN}
@@ -54,15 +55,16 @@ def settings_beneath(teacher: str) -> dict[str, Any]:
     text["tokenizer"] = "init" if spec.model.vocab_size else ""
     return {
         "guidance_scale": sampling.guidance_scale,
-        "data": run.get("data", sizes_of(spec, native=True)),
+        "data": data or sizes_of(spec, native=True),
         "factorization": to_dict(spec.factorization),
         "text": text,
         "train": train,
     }
 
 
-def _read(folder: Path) -> tuple[ModelSpec, SampleConfig, dict[str, Any]]:
-    """(settings of the model, its recommended sampling, the settings of its run or none)."""
+def _read(folder: Path) -> tuple[ModelSpec, SampleConfig, dict[str, Any], dict[str, Any]]:
+    """(settings of the model, its recommended sampling, the settings of its run and of that one's data, or
+    none)."""
     spec, plain = load_spec(folder), SampleConfig()
     sampling = read_sampling(folder) or plain
     for name, value in to_dict(sampling).items():
@@ -72,7 +74,7 @@ def _read(folder: Path) -> tuple[ModelSpec, SampleConfig, dict[str, Any]]:
                 "at all levels, in all channels and AR steps, by --guidance-scale",
                 stacklevel=2,
             )
-    return spec, sampling, settings_of_run(folder)
+    return spec, sampling, settings_of_run(folder), data_of_run(folder)
 
 
 def student_of(config: RunConfig) -> RunConfig:

@@ -46,7 +46,8 @@ TABLES = Use("data.source", ("parquet", "datasets"))
 ALIGNED = Use("align.encoder", unless="")
 TEACHER = Use("distill.teacher", unless="")
 TEXT, GUIDANCE = Use("text.tokenizer", unless=""), Use("sample.guidance_scale", unless=1.0)
-CLASSIFIES, ALL_WEIGHTS = Use("finetune.task", ("classify",)), Use("finetune.adapter", ("none",))
+CLASSIFIES, DESCRIBES = (Use("finetune.task", (task,)) for task in ("classify", "caption"))
+ALL_WEIGHTS = Use("finetune.adapter", ("none",))
 LORA, NO_NEW_WORD = Use("finetune.adapter", ("lora",)), Use("finetune.adapter", ("none", "lora"))
 TRANSFORMERS = Use("kind", ("fixed_variance",))
 NORMAL, WEIGHTED = (
@@ -114,6 +115,7 @@ USED: dict[str, tuple[Use, ...]] = {
     "finetune.rank": (LORA,),
     "finetune.alpha": (LORA,),
     "finetune.prior_images": (Use("finetune.prior_preservation", unless=0.0),),
+    "finetune.caption_images": (DESCRIBES,),
     **{f"classify.{name}": (CLASSIFIES,) for name in flat(to_dict(ClassifyConfig()))},
     "align.layer": (ALIGNED,),
     "align.coefficient": (ALIGNED,),

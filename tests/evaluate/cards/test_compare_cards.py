@@ -86,6 +86,39 @@ def test_what_is_not_comparable_is_not_ranked(other, reason):
     assert row.best is None and row.verdict == reason
 
 
+def of_earlier_version(one: Card, *, told: bool) -> Card:
+    """A card whose figures do not say which images they compare with; `told`: the card says it."""
+    figures = {name: replace(figure, reference="") for name, figure in one.figures.items()}
+    return replace(one, figures=figures, references=one.references if told else [])
+
+
+def test_figures_of_unknown_references_are_not_ranked():
+    """As of studies of earlier versions, which may be of different data."""
+    studies = [of_earlier_version(card(value), told=False) for value in (5.0, 3.0)]
+    unknown = "not ranked: the reference is not known; run the study again, which writes its cards anew"
+    assert compared(*studies).rows[0].verdict == compared(card(5.0), studies[1]).rows[0].verdict == unknown
+    scores = [card(value, quantity="inception_score") for value in (5.0, 3.0)]
+    assert compared(*(of_earlier_version(one, told=False) for one in scores)).rows[0].best == 0
+
+
+def test_reconstructions_of_different_images_are_not_ranked():
+    """Cards of earlier versions name their images beside the figures."""
+    one, same, other = (
+        of_earlier_version(card(value, quantity="psnr", reference={"fingerprint": of}), told=True)
+        for value, of in ((20.0, "a"), (30.0, "a"), (30.0, "b"))
+    )
+    assert compared(one, same).rows[0].best == 1
+    assert compared(one, other).rows[0].verdict == "not ranked: the reference differs"
+
+
+def test_a_reference_without_statistics_is_known_by_its_fingerprint():
+    """As of a study's card, beside one of `evaluate`."""
+    study = card(3.0)
+    study = replace(study, references=[{"name": "imagenet", "features": "inception", "fingerprint": "r"}])
+    assert compared(card(5.0), study).rows[0].best == 1
+    assert compared(study, card(5.0)).rows[0].best == 0
+
+
 def test_rounding_of_another_machine_does_not_make_another_reference():
     (row,) = compared(card(5.0), card(3.0, reference={"statistics_hash": "i", "mean_norm": 8.0000001})).rows
     assert row.best == 1

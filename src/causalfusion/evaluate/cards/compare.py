@@ -12,7 +12,7 @@ from typing import Any
 from causalfusion.config.serialize import flat
 from causalfusion.errors import UserError, printable
 from causalfusion.evaluate.cards.card import Card
-from causalfusion.evaluate.measures.figure import Figure, count_word, format_value
+from causalfusion.evaluate.measures.figure import WITHOUT_REFERENCE, Figure, count_word, format_value
 
 SAME_STATISTICS = 1e-3
 """Relative difference of a reference's summary up to which rounding on another machine explains it."""
@@ -131,7 +131,10 @@ def why_not_ranked(figures: Sequence[Figure], cards: Sequence[Card]) -> str:
         return f"N differs ({', '.join(map(count_word, counts))})"
     if len({figure.features_fingerprint for figure in figures}) > 1:
         return "the features differ"
-    if len({figure.reference for figure in figures}) > 1:
+    references = {_compared_with(*pair) for pair in zip(figures, cards, strict=True)}
+    if None in references:
+        return "the reference is not known; run the study again, which writes its cards anew"
+    if len(references) > 1:
         return "the reference differs"
     if figures[0].reference and not _same_statistics(
         [_reference(*pair) for pair in zip(figures, cards, strict=True)]
@@ -140,14 +143,23 @@ def why_not_ranked(figures: Sequence[Figure], cards: Sequence[Card]) -> str:
     return ""
 
 
+def _compared_with(figure: Figure, card: Card) -> str | None:
+    """Fingerprint of the images that a figure compares with; empty for a measure without any. Cards of
+    earlier versions may have it beside the figure, or not at all: None."""
+    if figure.reference or figure.quantity in WITHOUT_REFERENCE:
+        return figure.reference
+    return _reference(figure, card).get("fingerprint")
+
+
 def _reference(figure: Figure, card: Card) -> dict[str, Any]:
     """Facts about the reference of a figure; empty if the card has none."""
     return next((r for r in card.references if r["features"] == figure.features), {})
 
 
 def _same_statistics(references: Sequence[dict[str, Any]]) -> bool:
-    """True for references with equal statistics, up to rounding on other machines."""
-    first = references[0]
+    """True for references with equal statistics, up to rounding on other machines, where they tell any."""
+    references = [reference for reference in references if "statistics_hash" in reference]
+    first = references[0] if references else {}
     return all(
         reference.get("statistics_hash") == first.get("statistics_hash")
         or all(

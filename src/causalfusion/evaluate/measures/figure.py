@@ -26,6 +26,8 @@ MeasureName = Literal[
 """A measure by the name that users give; `precision_recall` and `density_coverage` give two figures each."""
 MEASURES: tuple[MeasureName, ...] = get_args(MeasureName)
 LOWER_IS_BETTER = ("frechet", "spatial_frechet", "kernel", "frechet_infinity", "reconstruction_frechet", "l1")
+WITHOUT_REFERENCE = ("inception_score", "class_accuracy")
+"""Quantities that no images are compared for."""
 INCEPTION_NAMES = {
     "frechet": "fid",
     "spatial_frechet": "sfid",

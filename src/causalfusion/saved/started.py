@@ -1,0 +1,59 @@
+"""The folder in which a run was started: where the relative paths among its settings begin.
+
+It is written beside the training state alone, which never goes along with a published model. On another
+machine it does not exist, and paths are then those of the current folder.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from causalfusion.config.serialize import read_object
+from causalfusion.data.guess import is_there
+from causalfusion.data.names import find_path
+from causalfusion.data.remote import is_url
+from causalfusion.errors import UserError
+
+DATA_FILE = "data.json"
+"""In `state/` of a checkpoint: facts of the run's data, and the folder it was started in."""
+
+
+def current_folder() -> str:
+    """Where relative paths begin now; empty where the current folder was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def started_in(model: Path) -> str:
+    """The folder that the run of a model folder was last started in; empty where it is not known: for a
+    model that is no checkpoint of a run, and for runs of earlier versions."""
+    try:
+        folder = read_object(model / "state" / DATA_FILE, "training state").get("folder")
+    except UserError:  # none is there; resuming the run says what is wrong with a damaged one
+        return ""
+    return folder if isinstance(folder, str) else ""
+
+
+def found_from(folder: str, recorded: str) -> str:
+    """A path, or a pattern of paths, that was recorded by a run started in `folder`: there, if something is,
+    else as it is recorded."""
+    relative = bool(recorded) and not recorded.startswith(("/", "~")) and not is_url(recorded)
+    if not (folder and relative) or folder == current_folder():
+        return recorded
+    place, pattern = os.path.join(folder, recorded), os.path.join(glob.escape(folder), recorded)
+    if os.path.exists(find_path(place)):
+        return place
+    return pattern if is_there(pattern) else recorded
+
+
+def same_place(folder: str, recorded: object, now: object) -> bool:
+    """True if a path that was recorded by a run started in `folder`, and one of the current folder, lead to
+    one file or folder."""
+    if not (isinstance(recorded, str) and isinstance(now, str) and recorded and now):
+        return False
+    before = os.path.join(folder, os.path.expanduser(recorded))
+    return os.path.realpath(before) == os.path.realpath(os.path.expanduser(now))
