@@ -300,6 +300,12 @@ def test_edit_by_mask_image(model, tmp_path, capsys):
         assert message in refused(capsys, *base, *given)
 
 
+def test_doctor_refuses_a_model_that_is_not_there_before_it_measures_the_machine(capsys, monkeypatch):
+    monkeypatch.setattr("causalfusion.doctor.check_machine", lambda *_: pytest.fail("measured"))
+    assert cli.run(["doctor", "--model", "/nope"]) == 2
+    assert "/nope holds no model" in capsys.readouterr().err
+
+
 def test_doctor_on_a_model(model, capsys):
     assert cli.run(["doctor", "--model", str(model)]) == 0
     printed = capsys.readouterr().out

@@ -229,7 +229,9 @@ def test_cli_trains_on_text_files(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert open_tokenizer(str(out)).fingerprint == train_tokenizer(CAPTIONS[:5], 1024).fingerprint
 
 
-def test_cli_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, texts = tmp_path / "tokenizer.json", tmp_path / "a.txt"
     command = ["tokenizer", "train", "--out", str(out)]
 
@@ -243,7 +245,9 @@ def test_cli_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     texts.write_text("\n \n")
     assert "no text in" in refusal("--texts", str(texts))
     texts.write_text("a\n")
-    assert "vocab_size is 100" in refusal("--vocab-size", "100", "--texts", str(texts))
+    with monkeypatch.context() as patch:
+        patch.setattr("causalfusion.commands.tokenizer.read_lines", lambda *_: pytest.fail("texts were read"))
+        assert "vocab_size is 100" in refusal("--vocab-size", "100", "--texts", str(texts))
     assert "max-texts is 0" in refusal("--max-texts", "0", "--texts", str(texts))
     both = refusal("--data.source", "shapes", "--texts", str(texts))
     assert "both --texts and a data set are given" in both

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -289,6 +290,16 @@ def test_a_teacher_and_its_data_are_asked_for(tmp_path, capsys):
     assert "holds no model" in capsys.readouterr().err
     assert run(["distill", "shapes", "--steps", "1", "--out", str(tmp_path / "fast")]) == 2
     assert "does not say on what it was trained" in capsys.readouterr().err
+
+
+def test_a_student_has_its_teachers_classes_and_another_folder(teacher, tmp_path, capsys):
+    assert run(["distill", str(teacher), "--steps", "1", "--out", f"{teacher}/."]) == 2
+    assert "is the teacher; give another folder" in capsys.readouterr().err
+    grey = {"images": np.zeros((16, 8, 8), np.uint8), "labels": np.arange(16) % 12}
+    np.savez(tmp_path / "grey.npz", **grey)
+    data = ["--data.source", "npz", "--data.path", str(tmp_path / "grey.npz")]
+    assert run(["distill", str(teacher), "--steps", "1", *data, "--out", str(tmp_path / "fast")]) == 2
+    assert f"the data have 12 classes; expected the 10 of the teacher {teacher}" in capsys.readouterr().err
 
 
 def test_a_model_with_a_head_of_its_tokens_is_refused(tmp_path, capsys):

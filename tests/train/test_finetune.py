@@ -1,6 +1,7 @@
 """`causalfusion finetune`: a model goes on with other data."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from causalfusion import Pipeline, cli
 from causalfusion.config import FinetuneConfig, RunConfig
@@ -137,6 +139,32 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(base, tmp_path):
         assert finetune(*line, *constant, "--out", parts, images=32) == 0
         one, other = weights_of(whole), weights_of(parts)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_goes_on_from_its_model_in_any_spelling_and_no_other(base, tmp_path, capsys, monkeypatch):
+    """What is advised where it cannot go on is something that finetune takes."""
+    data, model = draw(tmp_path / "pictures", ("dog", "yak")), tmp_path / "model"
+    shutil.copytree(base, model)
+    monkeypatch.chdir(tmp_path)
+    for adapter in ("none", "lora"):
+        line = ["--data", data, "--adapter", adapter, "--out", tmp_path / adapter]
+        assert finetune("model", *line, images=8) == 0
+        assert finetune("./model/", *line, images=16) == 0
+    assert finetune("model", *line, "--rank", 3, images=24) == 2
+    assert "--rank = 8, now it is 3; give the value it began with, or begin a new run: another --out\n" in (
+        capsys.readouterr().err
+    )
+    shutil.move(model, tmp_path / "moved")
+    assert finetune(tmp_path / "moved", *line, images=24) == 0
+    weights = latest_model(tmp_path / "moved") / "model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
+    assert finetune(tmp_path / "moved", *line, images=32) == 2
+    assert "moved are not those that" in capsys.readouterr().err
+    line[3], line[5] = "none", tmp_path / "none"
+    assert finetune(base, *line, "--train.lr", 1e-6, images=24) == 2
+    said = capsys.readouterr().err
+    assert "was begun with the model './model/', now it is" in said
+    assert f"from its weights: finetune {tmp_path / 'none'}, with another --out" in said
 
 
 def test_own_images_are_drawn_once_and_kept(base, tmp_path, capsys):

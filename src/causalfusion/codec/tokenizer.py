@@ -202,15 +202,20 @@ def words_in_pieces(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
     return ", ".join(strange[:_NAMED]) + more
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids, markers included; fewer if the texts have nothing more to
-    merge. Lossless: decode(encode(text)) == text for any Unicode text. Words are split as in GPT-2, each with
-    the space before it. Raises UserError for a `vocab_size` below MIN_VOCAB_SIZE."""
+def check_vocab_size(vocab_size: int) -> None:
+    """Raise UserError for fewer ids than every tokenizer has."""
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
             f"vocab_size is {vocab_size}; expected at least {MIN_VOCAB_SIZE}: 256 bytes and "
             f"{NUM_MARKERS} markers"
         )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` ids, markers included; fewer if the texts have nothing more to
+    merge. Lossless: decode(encode(text)) == text for any Unicode text. Words are split as in GPT-2, each with
+    the space before it. Raises UserError for a `vocab_size` below MIN_VOCAB_SIZE."""
+    check_vocab_size(vocab_size)
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

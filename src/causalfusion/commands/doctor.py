@@ -46,9 +46,11 @@ def doctor(
     from causalfusion.doctor import check_machine, check_model
     from causalfusion.errors import printable
     from causalfusion.machine.runtime import select_device
-    from causalfusion.saved.folder import read_latest
+    from causalfusion.saved.folder import load_spec, read_latest
 
     chosen = select_device(device)
+    if model is not None:
+        read_latest(model, load_spec)  # raises where there is none, before the machine is measured
     findings = list(check_machine(chosen))
     if model is not None:
         findings += read_latest(model, lambda folder: list(check_model(folder, chosen, autoencoder)))[0]

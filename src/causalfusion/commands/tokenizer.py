@@ -39,7 +39,7 @@ def train(
     texts
         UTF-8 files with one text on each line, instead of a data set.
     """
-    from causalfusion.codec.tokenizer import train_tokenizer
+    from causalfusion.codec.tokenizer import check_vocab_size, train_tokenizer
     from causalfusion.files import write_whole
 
     if max_texts < 1:
@@ -49,6 +49,7 @@ def train(
             "both --texts and a data set are given; expected one of them: the tokenizer learns from text "
             "files, or from the captions of data"
         )
+    check_vocab_size(vocab_size)
     _refuse_to_replace(out)
     found = read_lines(texts, max_texts) if texts else read_captions(data, max_texts)
     tokenizer = train_tokenizer(found, vocab_size)

@@ -112,7 +112,15 @@ def classes_of(
     else by number."""
     model, finetune = config.model, config.finetune
     if not finetune.base:
-        fitted = fit_classes(getattr(source, "classes", None), names, model.num_classes)
+        try:
+            fitted = fit_classes(getattr(source, "classes", None), names, model.num_classes)
+        except UserError as error:
+            if not config.distill.teacher:
+                raise
+            raise UserError(
+                f"the data have {max(len(names), 1)} classes; expected the {model.num_classes} of "
+                f"the teacher {config.distill.teacher}, on whose data a student is trained"
+            ) from error
         return config, *fitted
     if finetune.task == "classify":
         return config, names, None

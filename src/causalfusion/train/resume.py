@@ -11,6 +11,7 @@ from causalfusion.codec.cache import LatentCache
 from causalfusion.codec.tokenizer import Tokenizer, open_tokenizer
 from causalfusion.config import RunConfig
 from causalfusion.config.earlier import rename_settings
+from causalfusion.config.options import option_name
 from causalfusion.config.serialize import flat, from_dict, read_object, to_dict
 from causalfusion.data.source import TracedSource, content_hashes, digest
 from causalfusion.errors import UserError
@@ -122,11 +123,8 @@ def check_same_run(config: RunConfig, checkpoint: Path, data: TrainingData) -> D
         moved = name in MAY_MOVE and before.get(name) and now.get(name)
         if free or moved or before.get(name) == now.get(name):
             continue
-        if name not in NAMED or not same_place(start, before.get(name), now.get(name)):
-            raise UserError(
-                f"{config.out} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
-                f"give the value it began with, or {_new_run(config)}"
-            )
+        if name not in NAMED or not _same_named(name, start, before, now):
+            raise UserError(_change(config, name, before.get(name), now.get(name)))
     _check_tokenizer(config, before["text.tokenizer"], data.tokenizer)
     return facts
 
@@ -164,7 +162,36 @@ def facts_of(data: TrainingData, kept: DataRecord | None = None) -> DataRecord:
     )
 
 
+def _same_named(name: str, start: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """True if a setting names what it named in a run started in `start`, however its path is written, or a
+    model anywhere whose weights an adapter knows as those it belongs to."""
+    known, found = (settings.get("finetune.fingerprint") for settings in (before, now))
+    if name == "finetune.base" and known and known == found:
+        return True
+    return same_place(start, before.get(name), now.get(name))
+
+
+def _change(config: RunConfig, name: str, before: Any, now: Any) -> str:
+    if name == "finetune.fingerprint" and before and now:
+        return (
+            f"the weights of {config.finetune.base} are not those that {config.out} was begun with (hash "
+            f"{now[:16]}, was {before[:16]}); give the model it began with, or {_new_run(config)}"
+        )
+    table, _, field = name.rpartition(".")
+    setting = "the model" if name == "finetune.base" else f"{name} ="
+    if table in ("finetune", "distill") and name != "finetune.base":
+        setting = f"{option_name(field)} ="  # as their commands have it
+    return (
+        f"{config.out} was begun with {setting} {before!r}, now it is {now!r}; give the value it began with, "
+        f"or {_new_run(config)}"
+    )
+
+
 def _new_run(config: RunConfig) -> str:
+    if config.finetune.trained != "none":  # the weights of an adapter go on from its model alone
+        return "begin a new run: another --out"
+    if config.finetune.base:
+        return f"begin a new run from its weights: finetune {config.out}, with another --out"
     return f"begin a new run from its weights: another --out, and --train.init {config.out}"
 
 

@@ -81,6 +81,8 @@ def student_of(config: RunConfig) -> RunConfig:
     """The settings of a distillation with everything that follows from its teacher: architecture, codec, path
     and prediction, where it begins, and how it is sampled. Raises UserError for a model that cannot be
     distilled."""
+    if Path(config.out).resolve() == Path(config.distill.teacher).resolve():
+        raise UserError(f"--out {config.out} is the teacher; give another folder")
     spec, folder = read_latest(Path(config.distill.teacher), load_spec)
     _refuse(spec.model, spec.text.image_context, folder)
     never = spec.text.caption_dropout == 0 if spec.model.vocab_size else spec.class_dropout == 0
