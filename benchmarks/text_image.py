@@ -49,8 +49,8 @@ MENDING = (
 TRAINED_HERE = (
     "The recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights of the one before; from "
     "there `shapes-relations`, for captions alone, and from half of the way `shapes-both`; from there "
-    "`shapes-several`, for images of several objects alone, and from half of the way `shapes-last`; and these "
-    "two once more."
+    "`shapes-several`, for images of several objects alone, and from half of the way `shapes-last`; and "
+    "these two once more."
 )
 PACKAGED = Path("src/causalfusion/models/shapes")
 
