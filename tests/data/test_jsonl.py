@@ -72,8 +72,19 @@ def test_keys_that_are_not_used_are_counted_with_where_captions_are_read_from(fo
     assert str(warning.message).endswith(
         "data.jsonl: left out: 2 x `text` (captions are read from `caption` or `captions`), 1 x `url`"
     )
-    with pytest.raises(UserError, match=r"line 1: has no `image` but `file_name`, `text`; expected"):
-        write(folder, {"file_name": "0.png", "text": "a dog"})
+    with pytest.raises(UserError, match=r"line 1: has no `image` but `path`, `text`; expected"):
+        write(folder, {"path": "0.png", "text": "a dog"})
+
+
+def test_the_metadata_that_datasets_reads_beside_images(folder):
+    source = write(
+        folder, {"file_name": "0.png", "text": "a dog"}, {"file_name": "sub/2.png", "text": "cats"}
+    )
+    assert [source.captions(0), source.captions(1)] == [("a dog",), ("cats",)]
+    assert source.read(1).captions == ("cats",) and source.has_captions
+    with pytest.warns(UserWarning, match="left out: 1 x `text`"):
+        both = write(folder, {"file_name": "0.png", "text": "dog.png", "caption": "a dog"})
+    assert both.captions(0) == ("a dog",)
 
 
 def test_found_from_any_folder_and_without_labels_or_captions(folder, monkeypatch):

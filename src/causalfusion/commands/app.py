@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App
@@ -20,6 +21,9 @@ def serve_page(*, request: Annotated[AppRequest, Settings] = AppRequest()) -> in
     from causalfusion.machine.progress import tell
 
     tell("starting; the page's address follows")  # importing Gradio takes seconds
+    from causalfusion.saved.folder import latest_model
+
+    latest_model(Path(request.model))  # what is not there is told before
     from causalfusion.app.serve import serve
 
     serve(request)

@@ -29,12 +29,13 @@ _LIKE_CAPTIONS = ("text", "texts", "prompt")
 
 
 class JsonlImages:
-    """Images in the order of the lines; blank lines are skipped, and one warning counts the
-    keys that are not used.
+    """Images in the order of the lines; blank lines are skipped, and one warning counts the keys that are not
+    used.
 
     `image` is a path, absolute or relative to the file's folder. `caption` (a string) or `captions` (a list
     of strings) is on every line or on none; so is `label`, a class number or a class name (names are numbered
-    in alphabetical order). Every line is checked when the file is opened, but only its offset is kept.
+    in alphabetical order). The `metadata.jsonl` that `datasets` reads beside images has `file_name` and
+    `text` for image and caption. Every line is checked when the file is opened, but only its offset is kept.
     """
 
     def __init__(self, path: str) -> None:
@@ -90,6 +91,7 @@ class JsonlImages:
                 f"{self._where(index)} is a JSON {type(record).__name__}; expected an object such as "
                 '{"image": "1.jpg", "caption": "…"}'
             )
+        _name_as_here(record)
         image = record.get("image")
         if not isinstance(image, str) or not image:
             keys = ", ".join(f"`{printable(key)}`" for key in list(record)[:8] if key not in _KEYS)
@@ -186,3 +188,11 @@ class JsonlImages:
             for index, line in enumerate(self._lines)
             for part in (line, stamp(self._path_of(self._parse(index, line)))[0])
         )
+
+
+def _name_as_here(record: dict[str, Any]) -> None:
+    """Give image and caption of a line of a `metadata.jsonl` the names that they have in other lists."""
+    if "file_name" in record and "image" not in record:
+        record["image"] = record.pop("file_name")
+        if "text" in record and not record.keys() & {"caption", "captions"}:
+            record["caption"] = record.pop("text")
