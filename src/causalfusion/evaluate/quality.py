@@ -62,7 +62,9 @@ def open_judge(
     `features` is a name as in `evaluate --features`."""
     extractor = open_extractor(features, str(select_device(device)))
     source = open_source(data)
-    images = SourceImages(source, image_size=image_size, count=min(len(source), most))
+    images = SourceImages(
+        source, image_size=image_size, count=min(len(source), most), skip_damaged=True
+    )  # as training does
     statistics = reference_of(images, extractor, BATCH).statistics
     return Judge(extractor, statistics, reads_scenes=source.name == "shapes")
 
