@@ -1,16 +1,18 @@
 """Quick judgement: what tells the class of an image."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from causalfusion.config import ModelConfig, SampleConfig
+from causalfusion.config import DataConfig, ModelConfig, SampleConfig
 from causalfusion.evaluate.features.extractor import Features
 from causalfusion.evaluate.measures.gaussian import GaussianStatistics
-from causalfusion.evaluate.quality import Judge, measure_quality
+from causalfusion.evaluate.quality import Judge, measure_quality, open_judge
 
 
 class Classifier:
@@ -41,3 +43,14 @@ def test_classes_of_a_classifier_for_others_tell_nothing(num_classes, accuracy):
     )
     judge = Judge(Classifier(num_classes), GaussianStatistics.of(np.random.default_rng(0).random((9, 2))))
     assert measure_quality(pipeline, SampleConfig(), judge, 8).accuracy == accuracy
+
+
+def test_a_damaged_image_is_left_out_of_the_reference_as_it_is_in_training(tmp_path: Path):
+    """A study trained for hours with it, and then could not be measured."""
+    for number in range(4):
+        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_bytes(b"no image")
+    data = DataConfig(source="folder", path=str(tmp_path))
+    with pytest.warns(UserWarning, match=r"2\.png"):
+        judge = open_judge("pixels:2", data, (8, 8), "cpu")
+    assert judge.reference.count == 3

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from causalfusion.config import SampleConfig
 from causalfusion.errors import UserError
+from causalfusion.generate.pipeline import Pipeline
 from causalfusion.generate.read import read_image
 from causalfusion.generate.regions import Original, read_mask
 
@@ -124,3 +126,20 @@ def test_a_mask_of_the_models_size_is_of_the_cropped_picture(tmp_path):
     assert torch.equal(mask, torch.from_numpy(ROWS))
     with pytest.raises(UserError, match="has 32x32 pixels; expected 64x64 or 100x60"):
         read_mask(tmp_path / "mask.png", 64, 64, Original.of(tmp_path / "photo.png"))
+
+
+def test_a_mask_of_numbers_says_what_the_same_mask_of_truth_values_says():
+    """Of whole numbers the complement was taken bit by bit: masked tokens were context, too, in silence."""
+    pipeline, once = Pipeline.load("shapes"), SampleConfig(sampler="dpm++", diffusion_steps=[1])
+    image = torch.zeros(1, 3, 32, 32)
+    expected = pipeline.edit(image, ROWS, config=once, prompts=["a red circle"])
+    for mask in (
+        ROWS.astype(np.uint8),
+        ROWS.astype(np.uint8) * 255,
+        torch.from_numpy(ROWS).float(),
+        torch.from_numpy(ROWS).long(),
+        torch.from_numpy(ROWS).bfloat16() * 0.75,
+    ):
+        assert torch.equal(pipeline.edit(image, mask, config=once, prompts=["a red circle"]), expected)
+    with pytest.raises(UserError, match="the mask is empty"):
+        pipeline.edit(image, np.zeros((32, 32)), config=once, prompts=["a red circle"])

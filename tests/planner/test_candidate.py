@@ -39,3 +39,15 @@ def test_without_any_prompt_one_line_says_why(pipeline, tmp_path):
     data = captioned(tmp_path / "none", ["a red star " * 40, "a red circle"])
     with pytest.raises(UserError, match=r"2 of 2 captions of .* can be no prompts: .*give another --ref"):
         prompts_for(pipeline, data)
+
+
+def test_prompts_are_spread_over_a_reference_that_is_sorted(pipeline, tmp_path):
+    """Of few images, the prompts were those of its first ones; the others were often the same again."""
+    colors = ("red", "red", "green", "green", "blue", "blue", "yellow")
+    data = captioned(tmp_path / "sorted", [f"a {color} star" for color in colors])
+    assert prompts_for(pipeline, data, 3) == [f"a {colors[k]} star" for k in (0, 3, 6)]
+    with pytest.warns(UserWarning, match="1 of .* captions"):
+        other = prompts_for(pipeline, data, 4, other=True)
+    assert other == [f"a {colors[k]} star" for k in (3, 5)]
+    with pytest.warns(UserWarning, match="1 of 7 captions"):
+        assert prompts_for(pipeline, data, 100, other=True) == prompts_for(pipeline, data, 100)

@@ -198,3 +198,15 @@ def test_further_models_are_measured_as_their_own_folder_says(command, model, tm
 def test_a_further_model_of_another_size_is_refused(command, capsys):
     assert run([*command, "--also", "shapes", "--budget", "30s"]) == 2
     assert "makes images of another size" in capsys.readouterr().err
+
+
+def test_changes_that_the_model_does_not_have_are_not_tried(command, tmp_path, monkeypatch):
+    """Half as many steps again as 900 are more than there are levels: the plan ended there, unfinished."""
+    monkeypatch.setattr(planner_run, "_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(planner_run, "measure_quality", lambda *_, **__: Quality(5.0, 0.5, 0.1))
+    steps = command.index("--diffusion-steps")
+    command[steps + 1 : steps + 3] = ["900"]
+    assert run([*command, "--budget", "30s", "--rounds", "1"]) == 0
+    found = json.loads((tmp_path / "plan" / "plan.json").read_text())["settings"].values()
+    tried = {max(one["settings"]["diffusion_steps"]) for one in found}
+    assert 600 in tried and max(tried) <= 1000

@@ -111,6 +111,21 @@ def test_held_out_images_from_elsewhere(command, tmp_path):
     assert {f["images"] for f in found} == {int((labels[:300] >= 3).sum())}
 
 
+def test_held_out_images_from_elsewhere_have_noise_of_their_own(command, tmp_path):
+    """With that of the training images of the same numbers, those of folders sorted alike were told apart by
+    it, whatever they show."""
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number in range(40):
+            folder = tmp_path / split / "abcd"[number // 10]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{number:02d}.png")
+    line = command(levels="1", kind="knn", layers="0", neighbours="1", images="40", test=f"{tmp_path}/test")
+    assert run([*line, "--data.source", "folder", "--data.path", str(tmp_path / "train")]) == 0
+    (found,) = json.loads((tmp_path / "probe" / "probe.json").read_text())["figures"].values()
+    assert found["accuracy"] < 0.6, "at pure noise, a guess of four"
+
+
 def test_bad_input_is_one_line(command, model, tmp_path, capsys):
     for place in (tmp_path / name for name in ("plain", "one/cat", "two/cat", "two/dog")):
         place.mkdir(parents=True)

@@ -38,6 +38,23 @@ def test_a_wrong_variant_is_found_before_training(tmp_path: Path):
         check_before(jobs_of(study, study_data, [0], tmp_path), study_data)
 
 
+def test_sampling_that_a_variant_does_not_have_is_found_before_training(tmp_path: Path):
+    """It came to light when the figures of the trained models were measured."""
+    study_data, study = load_study_data("digits", []), load_study("decay")
+    flow = {"diffusion": {"path": "rectified_flow", "prediction_type": "velocity"}}
+    for wrong, message in (
+        (Variant(name="flow", settings=flow), r"'flow': sample.sampler is .*expected auto, or one of euler"),
+        (Variant(name="none", ar_steps=[64]), r"'none': each of its ar_steps is larger than the 16 tokens"),
+        (
+            Variant(name="steps", sample={"diffusion_steps": [5000]}),
+            r"'steps': sample.diffusion_steps is 5000",
+        ),
+    ):
+        jobs = jobs_of(replace(study, variants=[*study.variants, wrong]), study_data, [0], tmp_path)
+        with pytest.raises(UserError, match=message):
+            check_before(jobs, study_data)
+
+
 def test_two_studies_of_one_name_are_refused(tmp_path: Path):
     study_data, request = load_study_data("digits", []), StudyRequest(out=tmp_path / "out")
     with pytest.raises(UserError, match="two of the studies are called decay"):

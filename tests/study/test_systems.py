@@ -12,10 +12,13 @@ from causalfusion.cli import run
 from causalfusion.config import DataConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.errors import UserError
+from causalfusion.estimate.planned import plan_run
 from causalfusion.evaluate.cards.card import load_card
 from causalfusion.evaluate.cards.compare import compare_cards
+from causalfusion.model.arithmetic import expected_train_flops
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.saved.folder import checkpoints_of, load_spec
+from causalfusion.study import systems
 from causalfusion.study.grid import Job, jobs_of
 from causalfusion.study.recipe import load_study, load_study_data
 from causalfusion.study.systems import costs_of, save_cards, slugs_of
@@ -134,3 +137,25 @@ def test_budgets_that_no_checkpoint_has_are_refused(tmp_path: Path, budgets: str
     (tmp_path / "two.toml").write_text(STUDY.replace("[0.5, 1.0]", budgets))
     with pytest.raises(UserError, match="rising shares of the training"):
         load_study(str(tmp_path / "two.toml"))
+
+
+def test_arithmetic_counts_each_call_and_each_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Heun asks the model twice in a step; captions are tokens of a training, too."""
+    (tmp_path / "study.toml").write_text(
+        'title = ""\nquestion = ""\nar_steps = [1]\n'
+        '[[variants]]\nname = "heun"\nsample = { sampler = "heun", diffusion_steps = [4] }\n'
+        '[[variants]]\nname = "euler"\nsample = { sampler = "euler", diffusion_steps = [8] }\n'
+        '[settings.diffusion]\npath = "rectified_flow"\nprediction_type = "velocity"\n'
+    )
+    (tmp_path / "data.toml").write_text(DATA.replace('"digits"', '"shapes"').replace("pixels:4", "pixels:8"))
+    data = load_study_data(str(tmp_path / "data.toml"), [])
+    jobs = jobs_of(load_study(str(tmp_path / "study.toml")), data, [0], tmp_path)
+    planned = plan_run(replace(jobs[0].config, text=replace(jobs[0].config.text, tokenizer="train")))
+    assert planned.text_tokens > 0
+    monkeypatch.setattr(systems, "load_spec", lambda _: planned.config)
+    monkeypatch.setattr(systems, "checkpoints_of", lambda folder: [folder])
+    heun, euler = (costs_of(job, data) for job in jobs)
+    assert heun.generation == euler.generation
+    batch = planned.config.train.batch_size
+    expected = expected_train_flops(planned.config, batch, planned.text_tokens).needed
+    assert heun.training == expected > expected_train_flops(planned.config, batch).needed

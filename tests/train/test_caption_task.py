@@ -135,6 +135,28 @@ def test_images_of_several_sizes_are_scored_in_their_own(tmp_path, monkeypatch):
     assert json.loads((run / "captions.json").read_text())["images"] == 6
 
 
+def test_without_held_out_images_those_that_are_scored_are_spread_over_the_data(tmp_path, monkeypatch):
+    """The first ones of a folder may all be of one kind."""
+    pictures, run = tmp_path / "pictures", tmp_path / "run"
+    pictures.mkdir()
+    for number in range(9):
+        Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(pictures / f"{number}.png")
+        (pictures / f"{number}.txt").write_text(f"number {number}")
+    pipeline, read = Pipeline.load("shapes"), []
+
+    def caption(self, images, *_, **__):
+        read.extend(round(float(image[0, 0, 0] + 1) * 127.5 / 20) for image in images)
+        return [f"number {number}" for number in read]
+
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: pipeline)
+    monkeypatch.setattr(Pipeline, "caption", caption)
+    monkeypatch.setattr("causalfusion.evaluate.captioning.IMAGES", 3)
+    monkeypatch.setattr("causalfusion.evaluate.captioning.latest_model", lambda run: run)
+    monkeypatch.setattr("causalfusion.evaluate.captioning.caption_scores", compared)
+    data = DataConfig(source="folder", path=str(pictures), holdout=0.0)
+    assert score_run(run, data, "cpu") == {"same": 1.0} and read == [0, 3, 6]
+
+
 def compared(captions: list[str], references: list[list[str]]) -> dict[str, float]:
     pairs = list(zip(captions, references, strict=True))
     return {"same": sum([caption] == own for caption, own in pairs) / len(pairs)}

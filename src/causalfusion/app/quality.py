@@ -75,7 +75,7 @@ def measure(opened: Opened, judge: Judge, asked: Sequence[Asked], images: int) -
     """What is known after each setting, with so many images of each. Raises UserError."""
     check(LEAST_IMAGES <= images <= MOST_IMAGES, "the number of pictures", images, f"{LEAST_IMAGES} to 256")
     assert opened.reference is not None, "there is a judge"
-    pipeline, prompts = opened.pipeline, prompts_for(opened.pipeline, opened.reference)
+    pipeline, prompts = opened.pipeline, prompts_for(opened.pipeline, opened.reference, images)
     tried: list[Tried] = []
     plan = [opened.settings(each) for each in asked]
     words = [in_words(settings) for settings in plan]

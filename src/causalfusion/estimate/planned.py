@@ -81,7 +81,7 @@ def plan_run(
             raise UserError(f"text-tokens is {text_tokens:g}; expected none, as this run has no text")
         text_tokens = 0
     elif text_tokens is None:
-        text_tokens = model.max_text_tokens // 2
+        text_tokens = assumed_text_tokens(model)
         notes.append(
             f"{text_tokens} text tokens in a sequence (half of model.max_text_tokens): --text-tokens"
         )
@@ -91,6 +91,11 @@ def plan_run(
         notes.append("the latents are cached (causalfusion encode): encoding on the way is not counted")
     config = replace(config, codec=codec, model=model)
     return Planned(config, float(text_tokens or 0), tuple(notes))
+
+
+def assumed_text_tokens(model: ModelConfig) -> int:
+    """Text tokens of a sequence, markers included, where the texts are not known; 0 for a model without."""
+    return model.max_text_tokens // 2 if model.vocab_size else 0
 
 
 def _with_language(config: RunConfig, notes: list[str]) -> RunConfig:

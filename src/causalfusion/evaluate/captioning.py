@@ -15,6 +15,7 @@ from causalfusion.data import open_source
 from causalfusion.data.loader import load_indices, split_holdout
 from causalfusion.data.shapes import Shapes
 from causalfusion.data.sizes import grids_of, groups_of
+from causalfusion.data.source import spread
 from causalfusion.errors import UserError
 from causalfusion.evaluate.measures.captions import caption_scores
 from causalfusion.evaluate.measures.scenes import caption_truth
@@ -46,7 +47,7 @@ def score_run(run: Path, data: DataConfig, device: str = "auto", *, images: int 
     fit, captions, references = data.fit(pipeline.codec.cell), list[str](), list[list[str]]()
     grids = grids_of(source, fit) if data.native else None
     train, held_out = large_enough(grids, *split_holdout(len(source), data.holdout))
-    chosen = (held_out if len(held_out) else train)[:images]
+    chosen = held_out[:images] if len(held_out) else spread(train, images)
     line, groups = ProgressLine(len(chosen), 0, what="images"), groups_of(grids, chosen)
     for group in groups:  # images of one size
         for batch in batches_of(len(group), 64):

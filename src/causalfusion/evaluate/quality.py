@@ -69,7 +69,8 @@ def open_judge(
 def judged_by(data: DataConfig, image_size: tuple[int, int], most: int = REFERENCE_IMAGES) -> SourceImages:
     """The real images of a judge: at most so many of `data`, brought to a (height, width)."""
     source = open_source(data)
-    return SourceImages(source, image_size=image_size, count=min(len(source), most))
+    count = min(len(source), most)
+    return SourceImages(source, image_size=image_size, count=count, skip_damaged=True)  # as training does
 
 
 @dataclass(frozen=True)

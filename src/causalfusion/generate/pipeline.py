@@ -25,7 +25,7 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.prompts import given_documents, image_documents
 from causalfusion.generate.published import PublishedPipeline
 from causalfusion.generate.read import image_of, read_image, to_picture
-from causalfusion.generate.regions import Original, mask_of, read_mask, region_mask
+from causalfusion.generate.regions import Original, mask_of, mask_of_numbers, read_mask, region_mask
 from causalfusion.generate.settings import fit_ar_steps, step_sizes
 from causalfusion.generate.tokens import Sketch, Watcher, generate_tokens
 from causalfusion.generate.write import TokenWatcher
@@ -154,11 +154,12 @@ class Pipeline(PublishedPipeline):
 
         With a `strength` below 1, the region is drawn from what it shows, noised to that share of the path.
 
-        `mask` (H, W), a tensor or an array, is True where pixels may change; or it is a mask image, its path,
-        or a region's name ("right", as `region_mask` says). A token is regenerated if any of its
-        pixels is masked. Kept tokens are clean context, in the cache once for all variants. With `paste`,
-        pixels outside the mask are the input's, exactly. Returns (B * variants, C, H, W), the variants of an
-        image side by side; variant v of image b has index image_indices[b] * variants + v, by default b's.
+        `mask` (H, W), a tensor or an array, is True where pixels may change (numbers count as in a mask
+        image); or it is a mask image, its path, or a region's name ("right", as `region_mask` says). A token
+        is regenerated if any of its pixels is masked. Kept tokens are clean context, in the cache once for
+        all variants. With `paste`, pixels outside the mask are the input's, exactly. Returns (B * variants,
+        C, H, W), the variants of an image side by side; variant v of image b has index image_indices[b] *
+        variants + v, by default b's.
         """
         spec = self.model.config
         if spec.head.ask == "previous":
@@ -203,7 +204,7 @@ class Pipeline(PublishedPipeline):
         from PIL.Image import Image
 
         if isinstance(mask, Tensor | np.ndarray):
-            return torch.as_tensor(mask)
+            return mask_of_numbers(mask)
         size = self.codec.config.image_height, self.codec.config.image_width
         if isinstance(mask, str):
             return region_mask(mask, *size)

@@ -103,6 +103,16 @@ def mask_of(picture: Picture, height: int, width: int, original: Original | None
     return _fitted(bright, "a picture", height, width, original, None)
 
 
+def mask_of_numbers(mask: Tensor | np.ndarray) -> Tensor:
+    """(H, W) bool of a mask as numbers: True where pixels may change; others count as in a mask image, of
+    zeros and ones or up to white."""
+    found = torch.as_tensor(mask)
+    if found.dtype == torch.bool:
+        return found
+    grey = found.detach().cpu().double().numpy()
+    return torch.from_numpy(bright_pixels(np.stack([grey, np.full_like(grey, 255)], axis=-1)))
+
+
 def _fitted(
     bright: np.ndarray, name: str, height: int, width: int, original: Original | None, fit: Fit | None
 ) -> Tensor:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from causalfusion.config import DataConfig, SampleConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.config.sizes import parse_size
 from causalfusion.data import open_source
+from causalfusion.data.source import spread
 from causalfusion.errors import UserError
 from causalfusion.files import hash_of, sha256_of
 from causalfusion.generate.output import check_prompts, uses_classes
@@ -41,6 +44,19 @@ class Candidate:
         """The hash of a further model's weights."""
         return [sha256_of(self.folder / "model.safetensors")] if self.name else []
 
+    def can(self, settings: SampleConfig) -> bool:
+        """True for settings that the model has."""
+        try:
+            self.check(settings)
+        except UserError:
+            return False
+        return True
+
+    def check(self, settings: SampleConfig) -> None:
+        """Raises UserError for settings that the model does not have."""
+        pipeline = self.pipeline
+        check_settings(settings, pipeline.model.config, pipeline.spec.diffusion, pipeline.grid)
+
     def key(self, settings: SampleConfig) -> str:
         """The name of one of its settings in `plan.json`; that of a further model has its weights in it."""
         return hash_of([to_dict(settings), *self._weights])
@@ -57,14 +73,18 @@ def open_candidate(request: PlanRequest, pipeline: Pipeline, folder: Path, name:
         settings = request.sweep.settings(request.sample, model, num_tokens, pipeline.spec.diffusion.path)
     if not settings:
         raise UserError("no setting is left to try; expected --diffusion-steps of at least --ar-steps")
+    candidate = Candidate(pipeline, folder, settings, name)
     for setting in settings:
-        check_settings(setting, model, pipeline.spec.diffusion, pipeline.grid)
-    return Candidate(pipeline, folder, settings, name)
+        candidate.check(setting)
+    return candidate
 
 
-def prompts_for(pipeline: Pipeline, data: DataConfig, *, other: bool = False) -> list[str] | None:
-    """Captions of the reference as prompts for a model that generates from text; None for other models.
-    `other`: of other images, where there are enough of them."""
+def prompts_for(
+    pipeline: Pipeline, data: DataConfig, count: int = PROMPTS, *, other: bool = False
+) -> list[str] | None:
+    """Captions of the reference as prompts for `count` images of a model that generates from text; None for
+    other models. They are spread over the reference, which may be sorted. `other`: of other images, where
+    there are enough of them."""
     if pipeline.tokenizer is None or uses_classes(pipeline):
         return None
     source = open_source(data)
@@ -73,9 +93,12 @@ def prompts_for(pipeline: Pipeline, data: DataConfig, *, other: bool = False) ->
             f"the model makes images of texts, and {source.name} has no captions; expected a --reference "
             "with captions, such as shapes:test"
         )
-    step = max(1, len(source) // PROMPTS)
-    some = range(step // 2 if other else 0, len(source), step)
-    captions = [readable_captions(source, index) for index in some][:PROMPTS]
+    every, most = np.arange(len(source)), min(count, PROMPTS)
+    some = spread(every, most)
+    others = np.setdiff1d(every, some)
+    if other and len(others):
+        some = spread(others, most)
+    captions = [readable_captions(source, index) for index in some.tolist()]
     prompts = [texts[0] for texts in captions if texts and _is_prompt(pipeline, texts[0])]
     left_out = f"{len(captions) - len(prompts)} of {len(captions)} captions of {source.name}"
     why = "they are empty, of unreadable images, or longer than the model has room for"

@@ -11,7 +11,8 @@ import torch
 
 from causalfusion.config.serialize import from_dict, read_object, to_dict
 from causalfusion.errors import UserError
-from causalfusion.files import sha256_of, write_whole
+from causalfusion.files import hash_of, sha256_of, write_whole
+from causalfusion.planner.candidate import Candidate
 from causalfusion.planner.request import PlanRequest
 from causalfusion.planner.sweep import Tried
 
@@ -34,10 +35,10 @@ class EarlierTrials:
         self.path, self.facts, self.found = path, facts, found
 
     @classmethod
-    def open(cls, request: PlanRequest, folder: Path, device: str, fingerprint: str) -> EarlierTrials:
+    def open(cls, request: PlanRequest, candidate: Candidate, device: str, fingerprint: str) -> EarlierTrials:
         """Read the request's `plan.json`; `fingerprint` is that of the reference's images. Raises UserError
-        for a file that was made with another model, device or options."""
-        path = request.out / "plan.json"
+        for a file that was made with another model, device or options, or other prompts."""
+        path, folder = request.out / "plan.json", candidate.folder
         facts = {
             "model": str(folder.resolve()),
             "device": device,
@@ -51,6 +52,7 @@ class EarlierTrials:
             "weights": sha256_of(folder / "model.safetensors"),
             "reference_fingerprint": fingerprint,
             "size": request.size,
+            "prompts": "" if candidate.prompts is None else hash_of(candidate.prompts),
         }
         if not path.exists():
             return cls(path, facts, {})
@@ -58,7 +60,7 @@ class EarlierTrials:
             before = _read_plan(path)
         except UserError as error:
             raise UserError(f"{error}; delete it, or give another --out") from None
-        said = {**dict.fromkeys(_LATER), "size": "", **before.facts}
+        said = {**dict.fromkeys(_LATER), "size": "", "prompts": "", **before.facts}
         changed = [n for n, value in facts.items() if said.get(n) != value and (n not in _LATER or said[n])]
         if changed:
             raise UserError(

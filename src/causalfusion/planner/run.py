@@ -45,11 +45,13 @@ def plan(request: PlanRequest) -> Tried:
         if candidates[-1].pipeline.image_size != pipeline.image_size:
             raise UserError(f"--also {name} makes images of another size than {request.model}")
     data = data_config(request.reference, pipeline.image_size if request.size else 0)
-    candidates = [replace(each, prompts=prompts_for(each.pipeline, data)) for each in candidates]
+    candidates = [
+        replace(each, prompts=prompts_for(each.pipeline, data, request.images)) for each in candidates
+    ]
     judge = open_judge(request.features, data, pipeline.image_size, request.device)
     fingerprint = open_source(data).fingerprint()
     with in_use(request.out, "the plan"):
-        known = EarlierTrials.open(request, candidates[0].folder, str(device), fingerprint)
+        known = EarlierTrials.open(request, candidates[0], str(device), fingerprint)
         tried = [
             trial for each in candidates for trial in _measured(each, each.settings, judge, request, known)
         ]
@@ -99,7 +101,7 @@ def _refined(
         [trial for trial in tried if trial.model == first.name],
         budget,
         request.rounds,
-        lambda settings: list(neighbours(settings, model, diffusion)),
+        lambda settings: [each for each in neighbours(settings, model, diffusion) if first.can(each)],
         lambda settings: _measured(first, settings, judge, request, known),
         request.by,
     )
@@ -110,7 +112,8 @@ def _refined(
         if one.confirmed_as(request.by) is None:
             if one.model not in others:
                 owner = _owner(candidates, one)
-                others[one.model] = replace(owner, prompts=prompts_for(owner.pipeline, data, other=True))
+                prompts = prompts_for(owner.pipeline, data, request.images, other=True)
+                others[one.model] = replace(owner, prompts=prompts)
             contenders[key] = _confirmed(others[one.model], one, judge, request, known)
     best = min(contenders.values(), key=lambda trial: trial.confirmed_as(request.by) or 0.0)
     return [contenders.get(id(trial), trial) for trial in found], best

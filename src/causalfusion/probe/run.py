@@ -25,6 +25,7 @@ from causalfusion.probe.heads import Labelled, attentive, knn, linear
 from causalfusion.probe.images import ProbeData, open_data
 from causalfusion.probe.picture import save_picture
 from causalfusion.probe.request import Kind, ProbeRequest
+from causalfusion.rng import derive_seed
 from causalfusion.saved.folder import read_latest
 from causalfusion.weight_files import hash_weights
 
@@ -109,9 +110,16 @@ def _facts(request: ProbeRequest, pipeline: Pipeline, data: ProbeData) -> dict[s
         "seed": request.seed,
         "training images": data.train.fingerprint(),
         "held-out images": data.test.fingerprint(),
+        **({"noise of held-out images": "their own"} if request.test else {}),
         **({"adapters": ", ".join(pipeline.adapters)} if pipeline.adapters else {}),
         **({"quantize": request.quantize} if request.quantize != "none" else {}),
     }
+
+
+def _seed_of_held_out(request: ProbeRequest) -> int:
+    """Those of another source are numbered as the training images are: with the same noise, that would tell
+    which of them stands at the same place, and its class."""
+    return derive_seed(request.seed, "probe", "test") if request.test else request.seed
 
 
 def _measure(
@@ -124,8 +132,11 @@ def _measure(
 ) -> None:
     """The figures of one level, whose features are made first."""
     train, test = (
-        FeatureCache(request.out / "features", name, pipeline, images, request.seed, request.batch_size)
-        for name, images in (("training", data.train), ("held-out", data.test))
+        FeatureCache(request.out / "features", name, pipeline, images, seed, request.batch_size)
+        for name, images, seed in (
+            ("training", data.train, request.seed),
+            ("held-out", data.test, _seed_of_held_out(request)),
+        )
     )
     for cache in (train, test):
         cache.extract(level, {task.layer for task in tasks}, {task.form for task in tasks})

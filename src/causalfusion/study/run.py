@@ -84,21 +84,28 @@ def check_before(jobs: Sequence[Job], study_data: StudyData) -> None:
     from causalfusion.estimate.planned import plan_run
     from causalfusion.evaluate.features.open import open_extractor
     from causalfusion.factorization import num_ar_steps_probabilities
+    from causalfusion.generate.settings import check_settings
 
     open_extractor(study_data.features, "cpu")
     open_source(jobs[0].config.data)
-    tokens: dict[str, int] = {}  # the data are opened once for all variants that see the same
-    for job in _without_doubles(jobs):
-        key = repr((job.config.data, job.config.codec))
-        if key not in tokens:
-            tokens[key] = plan_run(job.config).config.model.num_tokens
-        found = tokens[key]
+    grids: dict[str, tuple[int, int]] = {}  # the data are opened once for all variants that see the same
+    for job in jobs:
+        config = job.config
+        key = repr((config.data, config.codec))
+        if key not in grids:
+            model = plan_run(config).config.model
+            grids[key] = (model.grid_height, model.grid_width)
+        found = math.prod(grids[key])
         if found != study_data.num_tokens:
             raise UserError(
                 f"the data file says num_tokens = {study_data.num_tokens}; images of its recipes have {found}"
             )
         try:
-            num_ar_steps_probabilities(found, job.config.factorization)
+            num_ar_steps_probabilities(found, config.factorization)
+            if not job.ar_steps:
+                raise UserError(f"each of its ar_steps is larger than the {found} tokens of an image")
+            for s in job.ar_steps:
+                check_settings(job.sampling(study_data, s), config.model, config.diffusion, grids[key])
         except UserError as error:
             raise UserError(f"the variant {job.variant!r}: {error}") from None
 

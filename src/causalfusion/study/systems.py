@@ -16,6 +16,7 @@ from causalfusion.config import RunConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.diffusion.process import make_process
 from causalfusion.estimate.memory import activation_bytes, parameters_of, state_bytes
+from causalfusion.estimate.planned import assumed_text_tokens
 from causalfusion.evaluate.cards.card import Card
 from causalfusion.evaluate.features.open import open_extractor
 from causalfusion.evaluate.measures.figure import WITHOUT_REFERENCE, Figure
@@ -50,11 +51,12 @@ def costs_of(job: Job, study_data: StudyData) -> Costs:
     """From the completed settings of the job's model. Formulas: `estimate`."""
     spec = load_spec(checkpoints_of(job.folder)[-1])
     config = replace(job.config, model=spec.model, codec=spec.codec, diffusion=spec.diffusion)
-    batch = config.train.batch_size
+    batch, text_tokens = config.train.batch_size, assumed_text_tokens(spec.model)
     return Costs(
         parameters=parameters_of(spec.model)[0],
-        training=expected_train_flops(config, batch).needed,
-        memory=state_bytes(config, 1) + activation_bytes(config, batch, on_gpu=False),
+        training=expected_train_flops(config, batch, text_tokens).needed,
+        memory=state_bytes(config, 1)
+        + activation_bytes(config, batch, on_gpu=False, text_tokens=text_tokens),
         generation={s: _generation(job, study_data, config, s) for s in job.ar_steps},
     )
 
@@ -63,14 +65,16 @@ def _generation(job: Job, study_data: StudyData, config: RunConfig, num_ar_steps
     settings = job.sampling(study_data, num_ar_steps)
     process, sizes = make_process(config.diffusion), step_sizes(settings, config.model.num_tokens, 0)
     steps, guided = diffusion_steps(settings, len(sizes), process), settings.guidance_scale != 1
+    calls = [process.sampler(settings, count).shares for count in steps]  # of some samplers, two a step
     numbers = None
     if process.numbers_per_prediction == 2:
         numbers = torch.ones(config.model.token_dim, dtype=torch.bool)
     guided_steps = [
-        sum(guidance.acts_at(share) for share in process.sampler(settings, count).shares)
-        for guidance, count in zip(guidance_of_steps(settings, sizes, process, numbers), steps, strict=True)
+        sum(guidance.acts_at(share) for share in shares)
+        for guidance, shares in zip(guidance_of_steps(settings, sizes, process, numbers), calls, strict=True)
     ]
-    return generation_flops(config.model, sizes, steps, guided, guided_steps=guided_steps).needed
+    passes = [len(shares) for shares in calls]
+    return generation_flops(config.model, sizes, passes, guided, guided_steps=guided_steps).needed
 
 
 def write_systems(folder: Path, study: Study, study_data: StudyData, jobs: Sequence[Job]) -> None:
