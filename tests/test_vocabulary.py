@@ -202,6 +202,8 @@ def test_old_spellings_work_with_one_note(typed, now):
         ("train --data.flip maybe", "unexpected"),
         ("train --train.batch-size 12.6", "--train.batch-size is '12.6'; expected a whole number"),
         ("train --train.batch-size many", "--train.batch-size is 'many'; expected a whole number"),
+        ("train --train.lr abc", "--train.lr is 'abc'; expected a number such as 0.5 or 3e-4"),
+        ("sample --guidance-interval 0,1 0.9", "--guidance-interval is '0,1'; expected a number"),
         ("train --config", "--config requires a value"),
         ("train --train.lr --out x", "--train.lr requires a value"),
         ("sample --guidance-interval 5", "--guidance-interval requires 2 values"),

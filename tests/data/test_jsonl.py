@@ -64,6 +64,18 @@ def test_lines_in_order_with_captions_and_class_names(folder):
     assert facts(pickle.loads(pickle.dumps(source))) == expected
 
 
+def test_keys_that_are_not_used_are_counted_with_where_captions_are_read_from(folder):
+    lines = {"image": "0.png", "text": "a dog", "url": "-"}, {"image": "1.png", "text": "a cat"}
+    with pytest.warns(UserWarning) as caught:
+        assert not write(folder, *lines).has_captions
+    (warning,) = caught
+    assert str(warning.message).endswith(
+        "data.jsonl: left out: 2 x `text` (captions are read from `caption` or `captions`), 1 x `url`"
+    )
+    with pytest.raises(UserError, match=r"line 1: has no `image` but `file_name`, `text`; expected"):
+        write(folder, {"file_name": "0.png", "text": "a dog"})
+
+
 def test_found_from_any_folder_and_without_labels_or_captions(folder, monkeypatch):
     write(folder, {"image": "0.png"}, {"image": "sub/2.png", "caption": None, "label": None})
     monkeypatch.chdir(folder.parent)

@@ -124,7 +124,7 @@ def test_a_file_that_breaks_off_is_not_taken(memory, cache: Path, monkeypatch):
 def test_what_is_not_there_is_told(url, answer, memory):
     with pytest.raises(UserError, match=answer):
         open_source(DataConfig(source="npz", path=url))
-    with pytest.raises(UserError, match=r"no kind of data that is read from a URL; expected \.tar"):
+    with pytest.raises(UserError, match=r"not a kind of data that can be read from a URL; expected \.tar"):
         guess_source("https://host/pictures.zip7")
 
 

@@ -70,6 +70,22 @@ def test_folder_says_what_it_leaves_out(tmp_path):
         assert len(ImageFolder(str(tmp_path))) == 1
 
 
+def test_folder_says_where_captions_are_read_from_beside_a_table(tmp_path):
+    save_image(tmp_path / "a" / "0.png")
+    (tmp_path / "metadata.csv").touch()
+    with pytest.warns(UserWarning, match=r"left out: 1 x \.csv \(captions are read from \.txt files beside"):
+        assert not ImageFolder(str(tmp_path)).has_captions
+
+
+def test_folder_of_splits_is_none_of_classes(tmp_path):
+    for split in ("Train", "val"):
+        save_image(tmp_path / split / "cat" / "0.png")
+    with pytest.raises(UserError, match=r"holds the splits Train, val; give one: .*/Train$"):
+        ImageFolder(str(tmp_path))
+    save_image(tmp_path / "bus" / "0.png")  # a class train is a class like others
+    assert ImageFolder(str(tmp_path)).class_names == ["Train", "bus", "val"]
+
+
 def test_folder_refusals(tmp_path):
     with pytest.raises(UserError, match=r"data\.path .*nowhere is not a folder; expected a folder of class"):
         ImageFolder(str(tmp_path / "nowhere"))

@@ -64,6 +64,14 @@ def test_the_same_class_by_name_and_number(pipeline):
         pipeline.caption(Image.new("F", (8, 8)))
 
 
+def test_a_description_among_labels_is_sent_to_the_prompts(models):
+    pipeline = Pipeline.load(models["text"])
+    with pytest.raises(UserError, match=r"labels is 'a cat'; expected a list, .*, prompts=\['a cat'\]$"):
+        pipeline.generate("a cat", FAST)
+    with pytest.raises(UserError, match=r"no class condition; give prompts=\['a cat'\]"):
+        pipeline.generate(["a cat"], FAST)
+
+
 @pytest.mark.parametrize(
     ("call", "answer"),
     [
@@ -88,6 +96,11 @@ def test_the_same_class_by_name_and_number(pipeline):
         (lambda p: p.edit(torch.zeros(0, 3, 8, 8), "right", []), "there are no images; expected"),
         (lambda p: p.caption(torch.zeros(0, 3, 8, 8)), "there are no images; expected"),
         (lambda p: p.caption([]), "there are no images; expected at least one"),
+        (
+            lambda p: p.caption(torch.zeros(3, 8, 8)),
+            r"the shape of images is \(3, 8, 8\); expected \(B, C, H",
+        ),
+        (lambda p: p.caption(np.zeros((8, 8, 3))), "an image is 'ndarray'; expected a picture of Pillow"),
         (lambda p: p.features(Image.new("RGB", (8, 8)), layer=-1.5), "layer is -1.5; expected 0"),
         (lambda p: p.with_adapters(["a"]), "adapters is \\['a'\\]; expected weights by place"),
         (lambda p: p.with_adapters({"a": "1"}), "weight of adapter a is '1'; expected a finite number"),

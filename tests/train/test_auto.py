@@ -81,6 +81,14 @@ def test_patches_divide_the_sides_that_the_user_gave(size, patch):
     assert settings_from(PHOTOS, given, "cpu", low_precision=False)["codec"]["patch_size"] == patch
 
 
+@pytest.mark.parametrize(
+    ("own", "side", "patch"), [(28, 28, 4), (32, 32, 4), (300, 32, 4), (21, 21, 3), (25, 24, 3), (17, 16, 2)]
+)
+def test_small_images_keep_their_size_where_patches_of_nearly_that_size_divide_it(own, side, patch):
+    chosen = settings_from(replace(PHOTOS, sides=[own]), RunConfig(), "cpu", low_precision=False)
+    assert (chosen["data"]["image_size"], chosen["codec"]["patch_size"]) == (side, patch)
+
+
 def test_a_side_is_chosen_for_the_patches_that_the_user_gave():
     given = RunConfig(codec=CodecConfig(patch_size=5))
     chosen = settings_from(PHOTOS, given, "cpu", low_precision=False)

@@ -7,12 +7,17 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
+from causalfusion.config import RunConfig, TrainConfig
 from causalfusion.errors import UserError
+from causalfusion.machine.processes import World
 from causalfusion.saved.folder import checkpoints_of
 from causalfusion.train import log as log_module
+from causalfusion.train.display import Display
 from causalfusion.train.log import RunLog, read_log
 from causalfusion.train.run import train
+from causalfusion.train.trainer import StepResult
 
 
 class NoBoard:
@@ -103,3 +108,13 @@ def test_a_full_disk_ends_a_run_saved_and_named(tiny_run, monkeypatch, what):
     assert int(checkpoint.name) == 64
     monkeypatch.undo()
     assert int(train(config, device="cpu", show_progress=False).name) == 160
+
+
+def test_the_last_line_of_a_run_counts_a_whole_batch_and_no_time_below_zero(capsys):
+    train = TrainConfig(images=100, batch_size=32)
+    display = Display(RunConfig(train=train), World(0, 1, torch.device("cpu")), 0, show=True, peak=1e12)
+    display.line.start -= 100
+    display.after_step(StepResult(0.5, 1.0, 1e-3, False, [1], image_loss=0.5), 128, 1e9)
+    display.show(128, force=True)
+    line = capsys.readouterr().err
+    assert line.startswith("128/128 images  loss 0.5000") and line.endswith("  0:00 left\n")

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from causalfusion.data.captions import captions_of_text
 from causalfusion.data.names import SUFFIXES, is_hidden, is_image, same_name, say_left_out, stem
+from causalfusion.data.parquet import SPLITS
 from causalfusion.data.picture import UnreadableImage, decode_image, read_file, size_of
 from causalfusion.data.source import Example, digest
 from causalfusion.data.written import pictures_beside
 from causalfusion.errors import UserError, printable
 from causalfusion.files import hash_of, stamp
+
+_LISTS = (".csv", ".tsv", ".json", ".jsonl")
+"""Endings of files in which others keep captions."""
 
 
 class ImageFolder:
@@ -33,6 +37,12 @@ class ImageFolder:
         self.name, self._root = str(root), root
         found = _Walk(root)
         classes = sorted(entry.name for entry in found.list_folder(".") if entry.is_dir())
+        if len(classes) > 1 and {folder.lower() for folder in classes} <= set(SPLITS):
+            one = next((folder for folder in classes if folder.lower() == "train"), classes[0])
+            raise UserError(
+                f"{printable(path)} holds the splits {printable(', '.join(classes))}; give one: "
+                f"{printable(root / one)}"
+            )
         self._files: list[tuple[str, int | None]] = []
         for label, folder in enumerate(classes):
             files = found.images_below(folder)
@@ -44,8 +54,11 @@ class ImageFolder:
         if not classes:
             self._files = [(file, None) for file in found.images_below(".")]
         else:
-            loose = sum(entry.is_file() and is_image(entry.name) for entry in found.list_folder("."))
-            found.left_out["image beside the class folders"] += loose
+            for entry in found.list_folder("."):
+                if entry.is_file() and is_image(entry.name):
+                    found.left_out["image beside the class folders"] += 1
+                elif entry.is_file():
+                    found.leave_out(entry.name)
         if not self._files:
             raise UserError(f"no images in {printable(path)}; expected files ending in {', '.join(SUFFIXES)}")
         self.class_names = [same_name(folder) for folder in classes]
@@ -57,6 +70,11 @@ class ImageFolder:
         self.has_captions = self._match(found.texts)
         if not self.has_captions:
             found.left_out[".txt"] += len(found.texts)
+            for ending in set(_LISTS) & set(found.left_out):
+                hint = (
+                    "captions are read from .txt files beside the images, or from a .jsonl list given itself"
+                )
+                found.left_out[f"{ending} ({hint})"] = found.left_out.pop(ending)
         say_left_out(path, found.left_out)
 
     def _match(self, texts: dict[str, str]) -> bool:
@@ -168,9 +186,12 @@ class _Walk:
                 elif entry.name.lower().endswith(".txt"):
                     self.texts[same_name(stem(name))] = name
                 else:
-                    ending = os.path.splitext(entry.name)[1].lower()
-                    self.left_out[ending or "file without an ending"] += 1
+                    self.leave_out(entry.name)
         return sorted(found)
+
+    def leave_out(self, name: str) -> None:
+        """Count a file that is not used, by its ending."""
+        self.left_out[os.path.splitext(name)[1].lower() or "file without an ending"] += 1
 
     def list_folder(self, folder: str) -> list[os.DirEntry[str]]:
         """The entries of a folder, without hidden and machine-made ones, which are counted."""

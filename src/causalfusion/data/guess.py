@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,8 +20,9 @@ from causalfusion.data.shards import PACKED, UNSUPPORTED, expand_braces, joined
 from causalfusion.errors import UserError, printable
 
 EXPECTED = (
-    "expected a folder of images or of class folders, shards (*.tar, *.tar.gz), a .jsonl file, an .npz file, "
-    "parquet files, or a folder written by causalfusion encode"
+    "expected a folder of images or of class folders, shards (*.tar, *.tar.gz), a .jsonl list (lines such as "
+    '{"image": "1.jpg", "caption": "a dog"}), an .npz file, parquet files, or latents: a folder written by '
+    "causalfusion encode, by MAR (.npz) or by LightningDiT (.safetensors)"
 )
 SHARD_SUFFIXES = (".tar", *PACKED, *UNSUPPORTED)
 """Endings of archives that may hold images; `find_shards` refuses those that cannot be read."""
@@ -57,7 +59,7 @@ def guess_source(path: str | Sequence[str]) -> SourceName | Literal["cache"]:
         raise UserError(f"{shown} {what}; {EXPECTED}")
     if is_image(place.name):
         raise UserError(f"{shown} is one image; {EXPECTED}")
-    raise UserError(f"{shown} is no kind of data that is known; {EXPECTED}")
+    raise UserError(f"{shown} is not a kind of data that can be read; {EXPECTED}")
 
 
 def is_there(path: str) -> bool:
@@ -74,7 +76,9 @@ def _at_url(url: str, shown: str) -> SourceName:
     for kind, suffixes in kinds:
         if ending.endswith(suffixes):
             return kind
-    raise UserError(f"{shown} is no kind of data that is read from a URL; expected .tar, .npz or .parquet")
+    raise UserError(
+        f"{shown} is not a kind of data that can be read from a URL; expected .tar, .npz or .parquet"
+    )
 
 
 def _has_documents(file: Path) -> bool:
@@ -140,11 +144,21 @@ def _in_folder(folder: Path, shown: str) -> SourceName | Literal["cache"]:
         )
     if any(name[:1].isdigit() and name.endswith(".json") for name in names):
         raise UserError(f"{shown} is not finished: run the same causalfusion encode again to finish it")
-    raise UserError(f"{shown} holds no images; {EXPECTED}")
+    kinds = Counter(
+        os.path.splitext(file.name)[1].lower() or "file without an ending" for file in _files(folder)
+    )
+    found = ", ".join(f"{number:,} x {printable(kind)}" for kind, number in kinds.most_common(3))
+    raise UserError(f"{shown} holds no images{found and f' but {found}'}; {EXPECTED}")
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Images in a folder and below it, breadth first, among its first `_MAX_ENTRIES` entries."""
+    """Images in a folder and below it."""
+    return (entry.path for entry in _files(folder) if is_image(entry.name))
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Files in a folder and below it that are not hidden, breadth first, among its first `_MAX_ENTRIES`
+    entries."""
     searched, waiting, seen = 0, [str(folder)], set()
     while waiting and searched < _MAX_ENTRIES:
         current = waiting.pop(0)
@@ -158,7 +172,9 @@ def _images(folder: Path) -> Iterator[str]:
             continue
         searched += len(entries)
         for entry in entries:
-            if is_image(entry.name) and entry.is_file():
-                yield entry.path
-            elif entry.is_dir() and not is_hidden(entry.name):
+            if is_hidden(entry.name):
+                continue
+            if entry.is_file():
+                yield entry
+            elif entry.is_dir():
                 waiting.append(entry.path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,20 @@ import numpy as np
 from causalfusion.data.captions import captions_of_record
 from causalfusion.data.labels import Classes, named_classes, numbered_classes
 from causalfusion.data.lines import LineFile
-from causalfusion.data.names import Listing
+from causalfusion.data.names import Listing, say_left_out
 from causalfusion.data.picture import UnreadableImage, decode_image, read_file, size_of
 from causalfusion.data.source import Example, digest
 from causalfusion.errors import UserError, printable
 from causalfusion.files import hash_of, stamp
 
+_KEYS = {"image", "caption", "captions", "label"}
+_LIKE_CAPTIONS = ("text", "texts", "prompt")
+"""Keys under which other lists have captions."""
+
 
 class JsonlImages:
-    """Images in the order of the lines; blank lines are skipped, unknown keys ignored.
+    """Images in the order of the lines; blank lines are skipped, and one warning counts the
+    keys that are not used.
 
     `image` is a path, absolute or relative to the file's folder. `caption` (a string) or `captions` (a list
     of strings) is on every line or on none; so is `label`, a class number or a class name (names are numbered
@@ -42,6 +48,7 @@ class JsonlImages:
         if not len(self._lines):
             raise UserError(f'{path} has no lines; expected one such as {{"image": "1.jpg", "caption": "…"}}')
         labels: list[Any] = []
+        unused: Counter[str] = Counter()
         captioned = np.empty(len(self._lines), bool)
         files = Listing()
         self._odd_files: dict[str, str] = {}
@@ -58,9 +65,13 @@ class JsonlImages:
                 self._odd_files[file] = actual
             captioned[index] = bool(captions_of_record(record, self._where(index)))
             labels.append(record.get("label"))
+            unused.update(record.keys() - _KEYS)
         self.has_captions = self._all_or_none(captioned, "caption")
         self.classes = self._classes(labels)
         self.class_names = self.classes.names if self.classes else []
+        hint = "" if self.has_captions else " (captions are read from `caption` or `captions`)"
+        counts = {f"`{key}`{hint * (key in _LIKE_CAPTIONS)}": unused[key] for key in sorted(unused)}
+        say_left_out(path, counts)
 
     def _parse(self, index: int, line: bytes) -> dict[str, Any]:
         """The object on this line. Raises UserError unless it has a string `image`."""
@@ -81,7 +92,9 @@ class JsonlImages:
             )
         image = record.get("image")
         if not isinstance(image, str) or not image:
-            what = f"`image` is {json.dumps(image)}" if "image" in record else "has no `image`"
+            keys = ", ".join(f"`{printable(key)}`" for key in list(record)[:8] if key not in _KEYS)
+            lacks = f"has no `image`{keys and f' but {keys}'}"
+            what = f"`image` is {json.dumps(image)}" if "image" in record else lacks
             raise UserError(f"{self._where(index)}: {what}; expected the path of an image file")
         return record
 

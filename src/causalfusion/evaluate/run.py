@@ -166,7 +166,7 @@ def _refuse_impossible(request: EvaluateRequest, chosen: Sequence[ChosenMeasures
         why = chosen[0].impossible
         raise UserError(
             f"there is nothing to measure: {why['frechet']}, and {why['class_accuracy']}; expected a "
-            "--reference, or --features that know the classes, and more samples than a few"
+            "--reference, or --features that know the classes, and more than a few samples"
         )
 
 

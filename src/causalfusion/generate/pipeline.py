@@ -70,6 +70,7 @@ class Pipeline(PublishedPipeline):
         if isinstance(images, Sequence | Tensor) and not len(images):
             raise UserError("there are no images; expected at least one")
         if isinstance(images, Tensor):
+            check(images.ndim == 4, "the shape of images", tuple(images.shape), "(B, C, H, W)")
             return images
         config = self.codec.config
         size = config.image_height, config.image_width, config.image_channels
@@ -286,8 +287,9 @@ class Pipeline(PublishedPipeline):
         """Labels (B,), the null label where there are none, and documents with an image to come."""
         if labels is None and prompts is None:
             raise UserError("expected labels, prompts, or both: what to generate")
-        for name, given in (("labels", labels), ("prompts", prompts)):
-            check(not isinstance(given, str), name, given, f"a list, such as [{given!r}]")
+        words = "" if self.tokenizer is None else f"; of a description, prompts=[{labels!r}]"
+        check(not isinstance(labels, str), "labels", labels, f"a list, such as [{labels!r}]{words}")
+        check(not isinstance(prompts, str), "prompts", prompts, f"a list, such as [{prompts!r}]")
         if prompts is not None:
             tokenizer = self.with_text()
             if labels is not None and len(labels) != len(prompts):

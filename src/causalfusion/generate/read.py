@@ -16,7 +16,7 @@ from torch import Tensor
 from causalfusion.config.sizes import Fit
 from causalfusion.data.picture import UnreadableImage, decode_image, read_file
 from causalfusion.data.transforms import fit_image
-from causalfusion.errors import UserError, printable
+from causalfusion.errors import UserError, check, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -49,8 +49,10 @@ def read_fitted(path: Path, fit: Fit, channels: int) -> Tensor:
 
 def image_of(picture: Picture, height: int, width: int, channels: int) -> Tensor:
     """(C, H, W) in [-1, 1] of a picture in Pillow's form."""
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
+    expected = "a picture of Pillow, a file, or a tensor (B, C, H, W) in [-1, 1] of all images"
+    check(isinstance(picture, Image.Image), "an image", type(picture).__name__, expected)
     upright = ImageOps.exif_transpose(picture)
     if upright.mode == "F" or upright.mode.startswith("I"):
         raise UserError(f"a picture has mode {upright.mode}; expected 8 bits a channel: convert it to RGB")

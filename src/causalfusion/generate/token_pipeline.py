@@ -98,6 +98,9 @@ class TokenPipeline:
     def _labels(self, labels: Sequence[int | str]) -> Tensor:
         """(B,) numbers of classes; the null label is one of them, names are not."""
         num_classes, names = self.model.config.num_classes, [v for v in labels if isinstance(v, str)]
+        if names and not self.model.config.uses_classes:
+            remedy = "leave labels out" if self.tokenizer is None else f"give prompts=[{names[0]!r}]"
+            raise UserError(f"this model has no class condition; {remedy} (class {names[0]!r} was given)")
         named = dict(zip(names, parse_classes(names, self.spec.class_names, num_classes), strict=True))
         numbers = [named[label] if isinstance(label, str) else label for label in labels]
         checked = [

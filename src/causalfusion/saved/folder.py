@@ -6,6 +6,7 @@ hold the raw ones in `raw.safetensors`. Weights load strictly.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -290,9 +291,11 @@ def latest_model(path: Path) -> Path:
     elsewhere = packaged.get(str(path)) or model_of_hub(path)
     if elsewhere is not None:
         return elsewhere
+    near = difflib.get_close_matches(str(path), packaged, 1)
+    hint = f" (did you mean {near[0]}?)" if near else " (it does not exist)" * (not path.exists())
     raise UserError(
-        f"{path} holds no model: expected a folder with config.json, a run with checkpoints, a name on the "
-        f"hub (user/model), or one of the package ({', '.join(packaged) or 'it has none'})"
+        f"{path} holds no model{hint}: expected a folder with config.json, a run with checkpoints, a name on "
+        f"the hub (user/model), or one of the package ({', '.join(packaged) or 'it has none'})"
     )
 
 

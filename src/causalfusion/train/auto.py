@@ -175,13 +175,14 @@ def settings_from(
 
 
 def _patch_size(given: RunConfig, side: int, device: str) -> int:
-    """The one that is given; else that of the device's grid or, of a given size, the nearest that divides
-    both sides, as far as one is within a factor of two."""
+    """The one that is given; else that of the device's grid or the nearest that divides the sides: of a given
+    size, as far as one is within a factor of two; of the images' own, to which the side is else cut, only
+    up to half as large again (28 pixels: 4)."""
     if given.codec.patch_size > 1:
         return given.codec.patch_size
     patch, size = max(side // GRID[device], 1), given.data.fit()
     if not size.height:
-        return patch
+        return next((n for n in range(patch, 3 * patch // 2 + 1) if not side % n), patch)
     near = [n for n in range(-(-patch // 2), 2 * patch + 1) if not (size.height % n or size.width % n)]
     return min(near, key=lambda n: max(n / patch, patch / n), default=patch)
 

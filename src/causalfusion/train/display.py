@@ -27,7 +27,9 @@ class Display:
         self.has_text = config.model.vocab_size > 0 and config.learns_text
         self.aligned = bool(config.align.encoder)
         what = "documents" if config.data.has_documents else "images"
-        self.line = ProgressLine(config.train.images, images_seen, enabled=show, what=what)
+        batch = config.train.batch_size
+        total = -(-config.train.images // batch) * batch  # the last batch is whole, too
+        self.line = ProgressLine(total, images_seen, enabled=show, what=what)
         self.clock = Clock()
         self.recent: list[StepResult] = []
 

@@ -184,6 +184,8 @@ def converted(option: Option, value: str) -> str:
     """An option's value with a whole number written in digits, or `~` replaced by the home folder."""
     if option.kind is int:
         return whole_number(option.name, value)
+    if option.kind is float:
+        return number(option.name, value)
     if option.kind is str and option.name != "--prompt":
         return expand_home(value)
     return value
@@ -202,6 +204,15 @@ def whole_number(name: str, text: str) -> str:
     if not number.is_finite() or number != number.to_integral_value() or abs(number) > 10**18:
         raise UserError(f"{name} is {text!r}; expected a whole number")
     return str(int(number))
+
+
+def number(name: str, text: str) -> str:
+    """A number as it was given. Raises UserError for what is none, such as 0,5."""
+    try:
+        float(text)
+    except ValueError:
+        raise UserError(f"{name} is {text!r}; expected a number such as 0.5 or 3e-4") from None
+    return text
 
 
 def _place_positional(line: Line) -> None:
