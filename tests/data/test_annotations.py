@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import pickle
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,9 @@ from causalfusion.autoencode.evaluate import _Part
 from causalfusion.config import DataConfig
 from causalfusion.config.recipes import load_config
 from causalfusion.data import Example, ImageSource, UnreadableImage, open_source
-from causalfusion.data.class_captions import ClassCaptions
-from causalfusion.data.source import AnnotatedSource, captions_of, label_of
+from causalfusion.data.class_captions import SIZED_OR_TRACED, ClassCaptions
+from causalfusion.data.sizes import SizedSource
+from causalfusion.data.source import AnnotatedSource, TracedSource, captions_of, label_of
 from causalfusion.train.from_data import tokenizer_of
 from causalfusion.train.prior import Mixed, OwnImages
 
@@ -141,6 +144,16 @@ def test_a_source_that_cannot_tell_is_read():
 
     assert captions_of(Plain(), 0) == ("read",) and label_of(Plain(), 0) == 1
     assert captions_of(ClassCaptions(Plain()), 0) == ("b",)
+
+
+def test_class_names_as_captions_can_do_what_their_source_can_for_every_python(tmp_path):
+    worded = ClassCaptions(open_source(folder_of(tmp_path)))
+    for protocol, methods in ((SizedSource, ["image_size"]), (TracedSource, SIZED_OR_TRACED[1:])):
+        assert isinstance(worded, protocol)
+        for name in methods:  # as isinstance looks from Python 3.12 on
+            assert inspect.getattr_static(worded, name)
+    again = pickle.loads(pickle.dumps(worded))
+    assert again.content_hash(0) == worded.content_hash(0) and again.captions(1) == worded.captions(1)
 
 
 def test_damaged_captions_are_said_to_be(tmp_path):

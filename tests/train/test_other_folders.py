@@ -11,8 +11,8 @@ from PIL import Image
 from causalfusion.cli import run
 from causalfusion.data.guess import is_there
 from causalfusion.interop.publish import Publication, write_publication
-from causalfusion.saved.folder import autoencoder_place, latest_model
-from causalfusion.saved.started import found_from, started_in
+from causalfusion.saved.folder import latest_model
+from causalfusion.saved.started import autoencoder_place, found_from, started_in
 from causalfusion.train.data_of_run import data_of_training
 
 SMALL = [

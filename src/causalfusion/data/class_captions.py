@@ -13,6 +13,11 @@ from causalfusion.data.source import Example, ImageSource, label_of
 from causalfusion.errors import UserError
 
 
+SIZED_OR_TRACED = ("image_size", "image_name", "content_hash", "sizes_fingerprint")
+"""What `SizedSource` and `TracedSource` ask for: from Python 3.12 on, a protocol does not see what `__getattr__`
+finds."""
+
+
 class ClassCaptions:
     """A source whose images have one caption each, the words of their class; all else is the source's."""
 
@@ -24,6 +29,9 @@ class ClassCaptions:
         if not source.class_names:
             raise UserError(f"{source.name} has no classes; expected some, for data.captions class_names")
         self._source, self.name, self.class_names = source, source.name, source.class_names
+        for name in SIZED_OR_TRACED:
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
         names = source.class_names
         self.words = (
             read_words(Path(words_file), names) if words_file else [n.replace("_", " ") for n in names]

@@ -27,7 +27,6 @@ from causalfusion.interop.language.folder import copy_language_model
 from causalfusion.saved.adapter_files import FOLDER as ADAPTER_FOLDER
 from causalfusion.saved.folder import (
     CLASSIFIER_FILE,
-    autoencoder_place,
     latest_model,
     load_spec,
     load_tokenizer,
@@ -38,6 +37,7 @@ from causalfusion.saved.folder import (
 from causalfusion.saved.hub import hub_name, name_of_path, parse_hub_name
 from causalfusion.saved.hub_upload import upload_model
 from causalfusion.saved.model_card import CardFacts, CardFigure, makers_notes, model_card
+from causalfusion.saved.started import autoencoder_place
 from causalfusion.train.resume import settings_of_run, stored_settings
 from causalfusion.weight_files import read_shapes
 

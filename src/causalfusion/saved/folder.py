@@ -38,7 +38,7 @@ from causalfusion.model.transformer import Transformer
 from causalfusion.saved.earlier_formats import EARLIER, bring_forward
 from causalfusion.saved.hub import model_of_hub
 from causalfusion.saved.replace import replace_folder
-from causalfusion.saved.started import found_from, started_in
+from causalfusion.saved.started import AUTOENCODER_FOLDER, autoencoder_place
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes, save_file
 
 T = TypeVar("T")
@@ -48,7 +48,6 @@ SAMPLING_FILE = "sample.toml"
 CLASSIFIER_FILE = "classifier.safetensors"
 """File in a model folder with the weights of a classifier beside the model."""
 WeightsName = Literal["ema", "raw"]
-AUTOENCODER_FOLDER = "autoencoder"
 """Folder in a self-contained model folder with the autoencoder that the model needs."""
 _FILES: dict[WeightsName, str] = {"ema": "model.safetensors", "raw": "raw.safetensors"}
 
@@ -221,15 +220,6 @@ def open_model_codec(folder: Path, spec: ModelSpec, autoencoder: str = "") -> Co
 def _token_sizes(of: Codec | ModelConfig) -> tuple[int, int, int]:
     """(rows of tokens, columns of tokens, numbers in a token)."""
     return of.grid_height, of.grid_width, of.token_dim
-
-
-def autoencoder_place(folder: Path, recorded: str) -> str:
-    """The autoencoder's path: in the model's folder, else as recorded, relative to that folder, to that in
-    which its run was started, or to the current one."""
-    for place in (folder / AUTOENCODER_FOLDER, folder / recorded):
-        if place.exists():
-            return str(place)
-    return found_from(started_in(folder), recorded)
 
 
 def load_weights(folder: Path, name: WeightsName = "ema") -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from causalfusion.data.names import find_path
 from causalfusion.data.remote import is_url
 from causalfusion.errors import UserError
 
+AUTOENCODER_FOLDER = "autoencoder"
 DATA_FILE = "data.json"
 """In `state/` of a checkpoint: facts of the run's data, and the folder it was started in."""
 
@@ -57,3 +58,12 @@ def same_place(folder: str, recorded: object, now: object) -> bool:
         return False
     before = os.path.join(folder, os.path.expanduser(recorded))
     return os.path.realpath(before) == os.path.realpath(os.path.expanduser(now))
+
+
+def autoencoder_place(folder: Path, recorded: str) -> str:
+    """The autoencoder's path: in the model's folder, else as recorded, relative to that folder, to that in
+    which its run was started, or to the current one."""
+    for place in (folder / AUTOENCODER_FOLDER, folder / recorded):
+        if place.exists():
+            return str(place)
+    return found_from(started_in(folder), recorded)

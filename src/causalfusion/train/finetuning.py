@@ -17,8 +17,9 @@ from causalfusion.config.sizes import size_text
 from causalfusion.errors import UserError
 from causalfusion.machine.progress import tell
 from causalfusion.saved.adapter import copy_adapter
-from causalfusion.saved.folder import ModelSpec, autoencoder_place, load_spec, load_weights, read_latest
+from causalfusion.saved.folder import ModelSpec, load_spec, load_weights, read_latest
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.saved.started import autoencoder_place
 from causalfusion.train.feed import TrainingData
 from causalfusion.weight_files import fingerprint_of
 

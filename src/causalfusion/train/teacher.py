@@ -20,11 +20,11 @@ from causalfusion.files import sha256_of
 from causalfusion.saved.folder import (
     SAMPLING_FILE,
     ModelSpec,
-    autoencoder_place,
     load_spec,
     read_latest,
 )
 from causalfusion.saved.sampling import read_sampling
+from causalfusion.saved.started import autoencoder_place
 from causalfusion.train.data_of_run import data_of_run
 from causalfusion.train.finetuning import sizes_of
 from causalfusion.train.resume import few, settings_of_run, stored_settings
