@@ -12,10 +12,9 @@ from causalfusion.data.names import same_name
 from causalfusion.data.source import Example, ImageSource, label_of
 from causalfusion.errors import UserError
 
-
 SIZED_OR_TRACED = ("image_size", "image_name", "content_hash", "sizes_fingerprint")
-"""What `SizedSource` and `TracedSource` ask for: from Python 3.12 on, a protocol does not see what `__getattr__`
-finds."""
+"""What `SizedSource` and `TracedSource` ask for: from Python 3.12 on, a protocol does not see what
+`__getattr__` finds."""
 
 
 class ClassCaptions:
