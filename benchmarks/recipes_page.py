@@ -67,7 +67,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     ),
     "shapes-several": (
         "after `shapes-both`, with other settings: 73 % of unseen scenes of two objects are drawn exactly as "
-        "asked, 19 % of three; the second time, as it is now, 84.5 and 35 %; 30 minutes of two busy CPU cores",
+        "asked, 19 % of three; the second time, as now, 84.5 and 35 %; 30 minutes of two busy CPU cores",
         "levels-at-which-objects-are-agreed-on",
     ),
     "shapes-last": (
