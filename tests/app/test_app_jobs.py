@@ -236,7 +236,7 @@ def test_a_page_opens_with_prompts_of_its_images_although_one_is_damaged(tmp_pat
     lines = [json.dumps({"image": f"{k}.png", "caption": f"a star of {k}"}) for k in range(3)]
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
     opened = open_model(AppRequest(device="cpu", reference=str(tmp_path / "data.jsonl")))
-    assert opened.examples == ("a star of 1", "a star of 2")
+    assert opened.examples == ("a star of 0", "a star of 1", "a star of 2"), "their captions are whole"
 
 
 def test_the_page_begins_within_its_bounds(shapes):

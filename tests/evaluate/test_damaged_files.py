@@ -140,7 +140,8 @@ class OfPlan(Format):
     def open(self) -> EarlierTrials:
         self.request.out = self.folder
         (self.folder / "model.safetensors").write_bytes(b"weights")
-        return EarlierTrials.open(self.request, self.folder, "cpu", "r")
+        candidate: Any = SimpleNamespace(folder=self.folder, prompts=None)
+        return EarlierTrials.open(self.request, candidate, "cpu", "r")
 
     def content(self) -> Any:
         tried = Tried(settings=SampleConfig(), seconds_per_image=0.1, frechet=2.0, accuracy=0.5)

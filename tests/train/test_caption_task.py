@@ -131,7 +131,7 @@ def test_images_of_several_sizes_are_scored_in_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr("causalfusion.evaluate.captioning.latest_model", lambda run: run)
     monkeypatch.setattr("causalfusion.evaluate.captioning.caption_scores", compared)
     data = DataConfig(source="folder", path=str(pictures), image_size="native", holdout=0.5)
-    assert score_run(run, data, "cpu") == {"same": 1.0}
+    assert score_run(run, data, "cpu", images=3) == {"same": 1.0}
     assert json.loads((run / "captions.json").read_text())["images"] == 6
 
 
@@ -150,11 +150,10 @@ def test_without_held_out_images_those_that_are_scored_are_spread_over_the_data(
 
     monkeypatch.setattr(Pipeline, "load", lambda *_, **__: pipeline)
     monkeypatch.setattr(Pipeline, "caption", caption)
-    monkeypatch.setattr("causalfusion.evaluate.captioning.IMAGES", 3)
     monkeypatch.setattr("causalfusion.evaluate.captioning.latest_model", lambda run: run)
     monkeypatch.setattr("causalfusion.evaluate.captioning.caption_scores", compared)
     data = DataConfig(source="folder", path=str(pictures), holdout=0.0)
-    assert score_run(run, data, "cpu") == {"same": 1.0} and read == [0, 3, 6]
+    assert score_run(run, data, "cpu", images=3) == {"same": 1.0} and read == [0, 3, 6]
 
 
 def compared(captions: list[str], references: list[list[str]]) -> dict[str, float]:

@@ -166,7 +166,7 @@ def _same_named(name: str, start: str, before: dict[str, Any], now: dict[str, An
     """True if a setting names what it named in a run started in `start`, however its path is written, or a
     model anywhere whose weights an adapter knows as those it belongs to."""
     known, found = (settings.get("finetune.fingerprint") for settings in (before, now))
-    if name == "finetune.base" and known and known == found:
+    if name in ("finetune.base", "train.init") and known and known == found:
         return True
     return same_place(start, before.get(name), now.get(name))
 
