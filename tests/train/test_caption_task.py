@@ -131,7 +131,7 @@ def test_images_of_several_sizes_are_scored_in_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr("causalfusion.evaluate.captioning.latest_model", lambda run: run)
     monkeypatch.setattr("causalfusion.evaluate.captioning.caption_scores", compared)
     data = DataConfig(source="folder", path=str(pictures), image_size="native", holdout=0.5)
-    assert score_run(run, data, "cpu", images=3) == {"same": 1.0}
+    assert score_run(run, data, "cpu") == {"same": 1.0}
     assert json.loads((run / "captions.json").read_text())["images"] == 6
 
 
