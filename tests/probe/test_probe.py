@@ -11,6 +11,7 @@ from causalfusion.errors import UserError
 from causalfusion.probe import cache
 from causalfusion.probe import run as probe_run
 from causalfusion.probe.figures import KnownFigures
+from refusal import refused
 
 
 @pytest.fixture
@@ -30,15 +31,6 @@ def command(model, tmp_path):
         return ["probe", str(model), *(word for each in words for word in each)]
 
     return line
-
-
-def refused(capsys, *line: str) -> str:
-    """The one line of a command that is refused, but for the progress."""
-    capsys.readouterr()
-    assert run(line) == 2
-    lines = [each for each in capsys.readouterr().err.splitlines() if each.startswith("causalfusion: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_a_sweep_is_measured_once(command, tmp_path, capsys, monkeypatch):

@@ -14,6 +14,7 @@ from causalfusion.interop.publish import Publication, write_publication
 from causalfusion.saved.folder import latest_model
 from causalfusion.saved.started import autoencoder_place, found_from, started_in
 from causalfusion.train.data_of_run import data_of_training
+from refusal import refused
 
 SMALL = [
     *("--model.hidden-size", "16", "--model.depth", "1", "--model.num-heads", "2", "--codec.patch-size", "4"),
@@ -47,14 +48,6 @@ def line_of(photos: str, words: str, out: str, images: int) -> list[str]:
 def elsewhere(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def refused(capsys, *line: str) -> str:
-    capsys.readouterr()
-    assert run(line) == 2
-    lines = [each for each in capsys.readouterr().err.splitlines() if each.startswith("causalfusion: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_a_probe_and_a_student_find_their_models_data(project, elsewhere):

@@ -17,6 +17,7 @@ from causalfusion.files import hash_of, stamp
 
 _LISTS = (".csv", ".tsv", ".json", ".jsonl")
 """Endings of files in which others keep captions."""
+_INSTEAD = "captions are read from .txt files beside the images, or from a .jsonl list given itself"
 
 
 class ImageFolder:
@@ -70,11 +71,8 @@ class ImageFolder:
         self.has_captions = self._match(found.texts)
         if not self.has_captions:
             found.left_out[".txt"] += len(found.texts)
-            for ending in set(_LISTS) & set(found.left_out):
-                hint = (
-                    "captions are read from .txt files beside the images, or from a .jsonl list given itself"
-                )
-                found.left_out[f"{ending} ({hint})"] = found.left_out.pop(ending)
+            for ending in found.left_out.keys() & set(_LISTS):
+                found.left_out[f"{ending} ({_INSTEAD})"] = found.left_out.pop(ending)
         say_left_out(path, found.left_out)
 
     def _match(self, texts: dict[str, str]) -> bool:

@@ -48,7 +48,6 @@ SAMPLING_FILE = "sample.toml"
 CLASSIFIER_FILE = "classifier.safetensors"
 """File in a model folder with the weights of a classifier beside the model."""
 WeightsName = Literal["ema", "raw"]
-"""Folder in a self-contained model folder with the autoencoder that the model needs."""
 _FILES: dict[WeightsName, str] = {"ema": "model.safetensors", "raw": "raw.safetensors"}
 
 

@@ -17,6 +17,7 @@ from causalfusion.data.remote import is_url
 from causalfusion.errors import UserError
 
 AUTOENCODER_FOLDER = "autoencoder"
+"""Folder in a self-contained model folder with the autoencoder that the model needs."""
 DATA_FILE = "data.json"
 """In `state/` of a checkpoint: facts of the run's data, and the folder it was started in."""
 
@@ -39,11 +40,16 @@ def started_in(model: Path) -> str:
     return folder if isinstance(folder, str) else ""
 
 
+def begins_elsewhere(folder: str, recorded: str) -> bool:
+    """True for a relative path that was recorded by a run started in `folder`, and not in the current one."""
+    relative = bool(recorded) and not recorded.startswith(("/", "~")) and not is_url(recorded)
+    return bool(folder) and relative and folder != current_folder()
+
+
 def found_from(folder: str, recorded: str) -> str:
     """A path, or a pattern of paths, that was recorded by a run started in `folder`: there, if something is,
     else as it is recorded."""
-    relative = bool(recorded) and not recorded.startswith(("/", "~")) and not is_url(recorded)
-    if not (folder and relative) or folder == current_folder():
+    if not begins_elsewhere(folder, recorded):
         return recorded
     place, pattern = os.path.join(folder, recorded), os.path.join(glob.escape(folder), recorded)
     if os.path.exists(find_path(place)):

@@ -10,7 +10,7 @@ from causalfusion.data.guess import is_there
 from causalfusion.data.remote import is_url
 from causalfusion.errors import UserError, printable
 from causalfusion.saved.folder import read_latest
-from causalfusion.saved.started import current_folder, found_from, started_in
+from causalfusion.saved.started import begins_elsewhere, found_from, started_in
 from causalfusion.train.resume import settings_of_run
 
 PLACES = ("path", "cache", "class_words")
@@ -44,8 +44,7 @@ def require_data(model: str, data: Mapping[str, Any], expected: str) -> None:
     if built_in or is_url(place) or is_there(place):
         return
     start = read_latest(Path(model), started_in)[0]
-    elsewhere = start and not place.startswith(("/", "~")) and start != current_folder()
-    where = (
-        f"is neither in {printable(start)}, where it was started, nor here" if elsewhere else "is not here"
-    )
+    where = "is not here"
+    if begins_elsewhere(start, place):
+        where = f"is neither in {printable(start)}, where it was started, nor here"
     raise UserError(f"{model} was trained on data.{name} {printable(place)}, which {where}; give {expected}")
