@@ -16,17 +16,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from unittest import mock
+from contextlib import nullcontext
 
 import torch
 from torch.nn import functional as F
 
-from benchmarks.reference import REFERENCE, build_model
+from benchmarks.reference import REFERENCE, build_model, separate_passes
 from benchmarks.tables import table
 from causalfusion.config import DiffusionConfig, SampleConfig
 from causalfusion.diffusion.process import make_process
-from causalfusion.generate.ar_step import AutoregressiveStep
-from causalfusion.generate.context import prefill, settle
+from causalfusion.generate.context import prefill
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import step_sizes
 from causalfusion.generate.tokens import generate_tokens
@@ -110,17 +109,13 @@ def _steps(ar_steps: list[int]) -> list[str]:
     model.register_forward_hook(lambda *_: calls.append(1))
     rows = []
     for count in ar_steps:
-        for name in ("joined", "separate"):
-            with mock.patch.object(AutoregressiveStep, "finish", _FINISH[name]):
+        for name, passes in (("joined", nullcontext), ("separate", separate_passes)):
+            with passes():
                 calls.clear()
                 start = time.process_time()
                 _generate(model, SampleConfig(num_ar_steps=count, diffusion_steps=[2], sampler="ddim"))
             rows.append([count, name, len(calls), time.process_time() - start])
     return table(["AR steps", "finished tokens", "calls", "s"], rows)
-
-
-_TOGETHER = AutoregressiveStep.finish
-_FINISH = {"joined": _TOGETHER, "separate": lambda step, tokens: settle(step.model, _TOGETHER(step, tokens))}
 
 
 @torch.no_grad()

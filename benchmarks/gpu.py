@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu_checks import batch_for, check, generate, objective_of
+from benchmarks.gpu_checks import batch_for, check, compiler_of, generate, objective_of
+from benchmarks.naive import NaiveTransformer
 from benchmarks.reference import QUICK, REFERENCE
 from causalfusion.config import ModelConfig, RunConfig, SampleConfig, TrainConfig
 from causalfusion.config.recipes import load_layer
@@ -28,6 +30,7 @@ from causalfusion.generate.settings import step_sizes
 from causalfusion.machine.runtime import measure_copy_rate, measure_gemm_rate
 from causalfusion.model.arithmetic import train_step_flops
 from causalfusion.model.attention import AttentionBackend
+from causalfusion.model.compiled import compile_blocks
 from causalfusion.model.generation_arithmetic import generation_flops
 from causalfusion.model.split_facts import split_facts
 from causalfusion.model.transformer import Transformer
@@ -53,7 +56,10 @@ def main() -> int:
         config = model_of(size, grid)
         for measure, key in ((training, "training"), (generation, "generation")):
             row = {"size": size, "tokens": grid**2, "batch_size": batch_size}
-            row |= measure(config, batch_size, device, rates[str(torch.bfloat16)])
+            try:
+                row |= measure(config, batch_size, device, rates[str(torch.bfloat16)])
+            except torch.OutOfMemoryError as error:  # the other sizes have their turn
+                row["failed"] = str(error).splitlines()[0]
             report[key].append(row)
             print(key, row, flush=True)
         _write(report, arguments.out)
@@ -82,25 +88,31 @@ def model_of(size: str, grid: int) -> ModelConfig:
     )
 
 
+TRAINING_PATHS: dict[str, tuple[AttentionBackend, bool]] = {
+    "dense": ("dense", False),
+    "auto": ("auto", False),
+    "auto, compiled": ("auto", True),
+}
+"""Attention, and whether the blocks are compiled; the last is what training does on a GPU."""
+
+
 # --- measurements -------------------------------------------------------------------------------------
 
 
 def training(config: ModelConfig, batch_size: int, device: torch.device, rate: float) -> dict[str, Any]:
-    """One bf16 train step over splits drawn with decay 0.9: dense path and the automatic one."""
-    model = Transformer(config).to(device)
+    """One bf16 train step over splits drawn with decay 0.9, by each of the paths."""
     splits = _scaled_splits(config.num_tokens)
+    needed = sum(train_step_flops(config, split, batch_size).needed for split in splits) / len(splits)
     result: dict[str, Any] = {}
-    backends: tuple[AttentionBackend, ...] = ("dense", "auto")
-    for backend in backends:
-        step = _train_steps(model, batch_size, device, backend)
+    for name, (backend, compiled) in TRAINING_PATHS.items():
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        step = _train_steps(config, batch_size, device, backend, compiled=compiled)
         seconds = _median_seconds(step, device) / len(splits)
-        needed = sum(train_step_flops(config, split, batch_size).needed for split in splits) / len(splits)
-        result[f"{backend}: images/s"] = batch_size / seconds
-        result[f"{backend}: share of the bf16 GEMM rate"] = needed / seconds / rate
+        result[f"{name}: images/s"] = batch_size / seconds
+        result[f"{name}: share of the bf16 GEMM rate"] = needed / seconds / rate
         if device.type == "cuda":
-            result[f"{backend}: peak memory, GB"] = torch.cuda.max_memory_allocated(device) / 1e9
+            result[f"{name}: peak memory, GB"] = torch.cuda.max_memory_allocated(device) / 1e9
     run = RunConfig(model=config, train=TrainConfig(batch_size=batch_size, precision="bfloat16"))
     facts = [split_facts(split) for split in splits]
     on_gpu = device.type == "cuda"
@@ -110,14 +122,16 @@ def training(config: ModelConfig, batch_size: int, device: torch.device, rate: f
 
 
 def _train_steps(
-    model: Transformer, batch_size: int, device: torch.device, backend: AttentionBackend
+    config: ModelConfig, batch_size: int, device: torch.device, backend: AttentionBackend, *, compiled: bool
 ) -> Callable[[], None]:
     """A train step on each of the splits."""
-    config = model.config
+    model = Transformer(config).to(device)
+    if compiled:
+        compile_blocks(model, compiler_of(device))
     optimizer = make_optimizer(model.parameters(), TrainConfig())
     ema = EMA(model.named_parameters())
     splits = _scaled_splits(config.num_tokens)
-    objective = objective_of(config, backend)
+    objective = objective_of(config, backend, 1 if backend == "dense" else 64)
     pieces = [objective.arrange(*batch_for(config, split, batch_size)).to(device) for split in splits]
 
     def steps() -> None:
@@ -138,7 +152,7 @@ def profile(config: ModelConfig, batch_size: int, device: torch.device) -> str:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    steps = _train_steps(Transformer(config).to(device), batch_size, device, "auto")
+    steps = _train_steps(config, batch_size, device, "auto", compiled=False)
     steps()  # compiles
     with torch.profiler.profile(activities=activities) as found:
         steps()
@@ -147,21 +161,27 @@ def profile(config: ModelConfig, batch_size: int, device: torch.device) -> str:
 
 
 def generation(config: ModelConfig, batch_size: int, device: torch.device, rate: float) -> dict[str, Any]:
-    """S = 1 and S = 4, 25 diffusion steps in all, guidance 2, bf16."""
+    """S = 1 and S = 4, 24 or 25 diffusion steps in all, guidance 2, bf16: the naive path, ours, and ours with
+    compiled blocks, as `sample` has them for many images on a GPU."""
     model = Transformer(config).to(device).eval()
+    naive = NaiveTransformer(config).to(device).eval()
+    naive.load_state_dict(model.state_dict())
     result: dict[str, Any] = {}
-    for num_ar_steps, steps in ((1, 25), (4, 6)):
-        settings = SampleConfig(num_ar_steps=num_ar_steps, diffusion_steps=[steps], guidance_scale=2.0)
+    for name in ("naive", "ours", "ours, compiled"):
+        if name == "ours, compiled":
+            compile_blocks(model, compiler_of(device))
+        for num_ar_steps, steps in ((1, 25), (4, 6)):
+            settings = SampleConfig(num_ar_steps=num_ar_steps, diffusion_steps=[steps], guidance_scale=2.0)
 
-        def run(settings: SampleConfig = settings) -> None:
-            with torch.autocast(device.type, torch.bfloat16):
-                generate(model, settings, batch_size, device)
+            def run(chosen: Transformer, settings: SampleConfig = settings) -> None:
+                with torch.autocast(device.type, torch.bfloat16):
+                    generate(chosen, settings, batch_size, device)
 
-        seconds = _median_seconds(run, device)
-        sizes = step_sizes(settings, config.num_tokens, 0)
-        flops = generation_flops(config, sizes, [steps] * num_ar_steps, guided=True).needed * batch_size
-        result[f"S = {num_ar_steps}: images/s"] = batch_size / seconds
-        result[f"S = {num_ar_steps}: share of the bf16 GEMM rate"] = flops / seconds / rate
+            seconds = _median_seconds(partial(run, naive if name == "naive" else model), device)
+            sizes = step_sizes(settings, config.num_tokens, 0)
+            flops = generation_flops(config, sizes, [steps] * num_ar_steps, guided=True).needed * batch_size
+            result[f"{name}, S = {num_ar_steps}: images/s"] = batch_size / seconds
+            result[f"{name}, S = {num_ar_steps}: share of the bf16 GEMM rate"] = flops / seconds / rate
     return result
 
 
@@ -195,7 +215,7 @@ def markdown(report: dict[str, Any]) -> str:
     for key in ("checks", "training", "generation"):
         rows = report[key]
         if rows:
-            names = list(rows[0])
+            names = list(dict.fromkeys(name for row in rows for name in row))
             lines += [f"## {key}", "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
             lines += ["| " + " | ".join(_cell(row.get(name)) for name in names) + " |" for row in rows]
             lines.append("")
@@ -203,7 +223,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.reference import Reference, build_model
+from benchmarks.naive import NaiveTransformer
+from benchmarks.reference import Reference, build_model, naive_context, separate_passes
 from causalfusion.codec.tokenizer import Markers
 from causalfusion.config import DiffusionConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
 from causalfusion.diffusion.process import make_process
@@ -23,6 +24,7 @@ from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import step_sizes
 from causalfusion.generate.tokens import generate_tokens
 from causalfusion.model.attention import AttentionBackend
+from causalfusion.model.compiled import compile_blocks
 from causalfusion.model.transformer import Transformer
 from causalfusion.rng import derive_generator
 from causalfusion.train.draws import Draws
@@ -45,13 +47,22 @@ def check(reference: Reference, device: torch.device) -> list[dict[str, Any]]:
 
     _check_training(reference, device, add)
     _check_documents(reference, device, add)
+    _check_generation(reference, device, add)
+    return rows
+
+
+def _check_generation(reference: Reference, device: torch.device, add: Add) -> None:
+    """The naive path on the CPU against the cache, joined passes and compiled blocks on the device."""
     for config in (
         SampleConfig(diffusion_steps=[8], sampler="ddim"),
         SampleConfig(diffusion_steps=[4], sampler="ddim", num_ar_steps=4, guidance_scale=2.0),
     ):
-        images = [generate(build_model(reference, False), config, 2, d) for d in (CPU, device)]
-        add(f"generation with a cache, S = {config.num_ar_steps}", images[1], images[0], 1e-2)
-    return rows
+        expected = generate(build_model(reference, naive=True), config, 2, CPU)
+        model = build_model(reference, naive=False)
+        add(f"generation, S = {config.num_ar_steps}", generate(model, config, 2, device), expected, 1e-2)
+        compile_blocks(model, compiler_of(device))
+        compiled = generate(model, config, 2, device)
+        add(f"generation, S = {config.num_ar_steps}, compiled blocks", compiled, expected, 1e-2)
 
 
 def backends_of(device: torch.device) -> list[AttentionBackend]:
@@ -73,8 +84,14 @@ def _check_training(reference: Reference, device: torch.device, add: Add) -> Non
         add(f"{key}, compiled blocks", result[key], expected[key], tolerance)
 
 
-def objective_of(config: ModelConfig, backend: AttentionBackend) -> Objective:
-    return Objective(RunConfig(model=config, train=TrainConfig(attention=backend)), PROCESS)
+def compiler_of(device: torch.device) -> str:
+    """The backend of torch.compile; on a CPU, where the script is only tried, one that generates no code."""
+    return "inductor" if device.type == "cuda" else "aot_eager"
+
+
+def objective_of(config: ModelConfig, backend: AttentionBackend, length_multiple: int = 1) -> Objective:
+    run = RunConfig(model=config, train=TrainConfig(attention=backend))
+    return Objective(run, PROCESS, length_multiple=length_multiple)
 
 
 def batch_for(config: ModelConfig, sizes: tuple[int, ...], batch_size: int) -> tuple[TokenBatch, Draws]:
@@ -101,8 +118,7 @@ def _training_pass(
 ) -> dict[str, Tensor]:
     model = build_model(reference, False).to(device)
     if compiled:
-        for block in model.blocks:
-            block.compile(backend="inductor" if device.type == "cuda" else "aot_eager")
+        compile_blocks(model, compiler_of(device))
     objective = objective_of(reference.model, backend)
     piece = objective.arrange(*batch_for(reference.model, reference.splits[-1], IMAGES)).to(device)
     seen: list[Tensor] = []
@@ -159,6 +175,8 @@ def generate(model: Transformer, config: SampleConfig, batch_size: int, device: 
     labels = torch.arange(batch_size, device=device)
     order = torch.randperm(total, generator=derive_generator(0)).expand(batch_size, -1).to(device)
     noise = ImageNoise(0, range(batch_size), total, model.config.token_dim)
-    context = prefill(model, labels, config)
-    sizes = step_sizes(config, total, 0)
-    return generate_tokens(model, PROCESS, config, context, order, sizes, noise).cpu()
+    context, sizes = prefill(model, labels, config), step_sizes(config, total, 0)
+    if not isinstance(model, NaiveTransformer):
+        return generate_tokens(model, PROCESS, config, context, order, sizes, noise).cpu()
+    with separate_passes():
+        return generate_tokens(model, PROCESS, config, naive_context(context), order, sizes, noise).cpu()

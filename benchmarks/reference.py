@@ -5,8 +5,10 @@ Shape letters: B images, L image tokens, P token dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ from causalfusion.config import (
 )
 from causalfusion.diffusion.process import make_process
 from causalfusion.factorization import Plan, ar_step_of, loss_weights
-from causalfusion.generate.context import prefill
+from causalfusion.generate.ar_step import AutoregressiveStep
+from causalfusion.generate.context import Context, prefill, settle
 from causalfusion.generate.noise import ImageNoise
 from causalfusion.generate.settings import diffusion_steps, step_sizes
 from causalfusion.generate.tokens import generate_tokens
@@ -136,6 +139,24 @@ class TrainingStep:
         return plan, sequence, noise
 
 
+def naive_context(context: Context) -> Context:
+    """The context with a cache that attends the naive way."""
+    cache = object.__new__(NaiveCache)
+    cache.__dict__.update(context.cache.__dict__)
+    return replace(context, kv_cache=cache)
+
+
+@contextmanager
+def separate_passes() -> Iterator[None]:
+    """Inside, the tokens of a finished AR step pass through the model by themselves, not with the first
+    noised ones of the next."""
+    together = AutoregressiveStep.finish
+    with mock.patch.object(
+        AutoregressiveStep, "finish", lambda step, tokens: settle(step.model, together(step, tokens))
+    ):
+        yield
+
+
 class Sampling:
     """Prefill, and all diffusion steps of every AR step."""
 
@@ -160,9 +181,7 @@ class Sampling:
                 sizes=None if self.naive else sizes,
             )
             if self.naive:
-                cache = object.__new__(NaiveCache)
-                cache.__dict__.update(context.cache.__dict__)
-                context = replace(context, kv_cache=cache)
+                context = naive_context(context)
             images = generate_tokens(
                 self.model,
                 self.process,

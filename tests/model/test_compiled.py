@@ -118,24 +118,27 @@ def test_training_compiles_a_handful_of_times(model):
     assert 1 <= counter.frame_count <= 6
 
 
-def test_generation_compiles_a_handful_of_times(model):
-    """Whatever the number of AR steps and so the lengths of cache and step; none beyond torch's limit of 8,
-    where it stops to compile."""
+@pytest.mark.parametrize("images", [IMAGES, 1])
+def test_generation_compiles_a_handful_of_times(model, images):
+    """Whatever the number of AR steps, down to one token in each, and so the lengths of cache and step; none
+    is left uncompiled."""
     model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def generate(num_ar_steps: int) -> Tensor:
-        config = SampleConfig(num_ar_steps=num_ar_steps, diffusion_steps=[2], guidance_scale=2.0)
-        context = prefill(model, torch.arange(IMAGES), config)
-        order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(0)).expand(IMAGES, -1)
+    def generate(num_ar_steps: int, scale: float) -> Tensor:
+        config = SampleConfig(num_ar_steps=num_ar_steps, diffusion_steps=[1], guidance_scale=scale)
+        context = prefill(model, torch.arange(images), config)
+        order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(0)).expand(images, -1)
         return generate_tokens(
             model, make_process(DiffusionConfig()), config, context, order,
-            step_sizes(config, TOKENS, 0), ImageNoise(0, range(IMAGES), TOKENS, 6),
+            step_sizes(config, TOKENS, 0), ImageNoise(0, range(images), TOKENS, 6),
         )  # fmt: skip
 
-    expected = [generate(s) for s in (1, 4, 8)]
+    settings = [(1, 2.0), (4, 2.0), (8, 1.0), (TOKENS, 2.0), (TOKENS, 1.0)]
+    expected = [generate(*s) for s in settings]
     counter = CompileCounter()
     compile_blocks(model, counter)
-    for num_ar_steps, images in zip((1, 4, 8), expected, strict=True):
-        assert error(generate(num_ar_steps), images) < 1e-5
-    assert 1 <= counter.frame_count <= 6
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for setting, found in zip(settings, expected, strict=True):
+            assert error(generate(*setting), found) < 1e-5
+    assert 1 <= counter.frame_count <= 20

@@ -109,6 +109,7 @@ class CachedAttend:
         """The mask on the device of the cache; None: all may attend to all."""
         return None if bool(mask.all()) else mask.to(self.cache.k.device)
 
+    @torch.compiler.disable  # compiled, it would be compiled anew for each form that the new tokens take
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self._write(self.cache.k[layer], k), self._write(self.cache.v[layer], v)
         first = k.shape[2] - q.shape[2]
