@@ -118,3 +118,13 @@ def test_the_last_line_of_a_run_counts_a_whole_batch_and_no_time_below_zero(caps
     display.show(128, force=True)
     line = capsys.readouterr().err
     assert line.startswith("128/128 images  loss 0.5000") and line.endswith("  0:00 left\n")
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(64.0, "0.5 images/s"), (0.1, "320 images/s")])
+def test_the_speed_of_a_slow_run_is_shown_and_not_rounded_to_zero(monkeypatch, capsys, seconds, said):
+    config = RunConfig(train=TrainConfig(images=64, batch_size=32))
+    display = Display(config, World(0, 1, torch.device("cpu")), 0, show=True, peak=1e12)
+    monkeypatch.setattr(display.clock, "read", lambda: (32 / seconds, 1e9, 0.0))
+    display.after_step(StepResult(0.5, 1.0, 1e-3, False, [1], image_loss=0.5), 32, 1e9)
+    display.show(32, force=True)
+    assert f"  {said}  " in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """A run that is stopped says so, and one that is in use is left alone."""
 
+import json
 import os
 import pickle
 import signal
@@ -20,7 +21,7 @@ from causalfusion.files import in_use
 from causalfusion.machine.processes import World
 from causalfusion.saved.folder import checkpoints_of
 from causalfusion.train.checkpoint import Progress
-from causalfusion.train.run import _is_finished, train
+from causalfusion.train.run import TrainingLoop, _is_finished, train
 from causalfusion.train.stopping import StopRequest, run_in_use
 from causalfusion.train.trainer import Trainer
 
@@ -141,3 +142,18 @@ def test_a_finished_run_names_the_length_that_counts(length, out_of_time, said):
     trainer = SimpleNamespace(progress=Progress(images_seen=96, train_step=12, seconds=60.0))
     run: Any = SimpleNamespace(trainer=trainer, config=RunConfig(train=TrainConfig(batch_size=8, **length)))
     assert said in _is_finished(run, Path("runs/x"), out_of_time=out_of_time)
+
+
+@pytest.mark.parametrize(("trained", "drawn"), [(1.0, []), (60.0, ["000000000064.png"])])
+def test_a_long_run_ends_with_samples_however_short_its_last_sitting_is(
+    monkeypatch, tiny_run, trained, drawn
+):
+    """What counts is the training of all sittings, not how long ago this one began."""
+    monkeypatch.setattr(TrainingLoop, "_add_time", lambda loop, seconds: None)  # on a slow machine, too
+    sample = {"diffusion_steps": [1]}
+    first = train(tiny_run(train={"images": 48}, sample=sample), device="cpu", show_progress=False)
+    file = first / "state" / "progress.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": trained}))
+    config = tiny_run(train={"images": 64}, sample=sample)
+    train(config, device="cpu", show_progress=False)
+    assert [file.name for file in Path(config.out).glob("samples/*")] == drawn

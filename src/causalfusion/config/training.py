@@ -136,7 +136,8 @@ class TrainConfig:
     sample_every: int = 0
     """Train steps between grids of samples; 0: by time only."""
     sample_minutes: float = 3.0
-    """Minutes between grids of samples, which take at most a tenth of the time; 0: by steps only."""
+    """Minutes between grids of samples, which take at most a tenth of the time; one more ends a run of a
+    minute or more. 0: by steps only."""
 
     def __post_init__(self) -> None:
         check_values(self, "train")

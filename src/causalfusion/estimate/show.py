@@ -13,14 +13,14 @@ from causalfusion.config.recipes import paper_size
 from causalfusion.estimate.cost import Cost, estimate
 from causalfusion.estimate.devices import USABLE, unmeasured_device
 from causalfusion.estimate.optimizer import snapshots_of
-from causalfusion.machine.progress import duration
+from causalfusion.machine.progress import duration, in_digits
 from causalfusion.model.arithmetic import Flops
 
 
 def describe(cost: Cost, config: RunConfig, assumptions: Sequence[str] = ()) -> list[tuple[str, str]]:
     """(quantity, value) of a cost, in the order of the output."""
     model, train, memory, flops = config.model, config.train, cost.memory, cost.of_image
-    per_second = _number(train.batch_size / cost.step_seconds)
+    per_second = in_digits(train.batch_size / cost.step_seconds)
     conditions = f"{model.num_condition_tokens} class"
     if cost.text_tokens:
         conditions += f", {cost.text_tokens:g} text"
@@ -130,9 +130,4 @@ def _long(seconds: float) -> str:
 
 
 def _in_time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{_number(seconds)} s"
-
-
-def _number(value: float) -> str:
-    """Three digits of a number below 100, else a whole one."""
-    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{in_digits(seconds)} s"

@@ -60,7 +60,7 @@ class SampleRequest(GeneratingOptions):
     """Images generated together."""
     size: Sequence[str] = ()
     """Size of the images in pixels, WIDTHxHEIGHT such as 320x192, or a number for a square; sides are
-    multiples of a token's. Of several, image i gets size[i % number of sizes]. Default: the model's."""
+    multiples of a token's side. Of several, image i gets size[i % number of sizes]. Default: the model's."""
     rope_extrapolation: RopeRule = None
     output: Sequence[Literal["png", "grid", "npz"]] = ("png", "grid")
     """png: one file per image; grid: all images in one; npz: ADM's format (arr_0 images, arr_1 labels)."""

@@ -110,6 +110,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
+def in_digits(value: float) -> str:
+    """Three digits of a number below 100, else a whole one."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
 def seconds_of_command(otherwise: float) -> float:
     """Seconds since this process started, if it is a causalfusion command: they include the start of Python
     and the loading of the model. `otherwise` in any other process, or if the system does not say."""

@@ -11,7 +11,7 @@ from causalfusion.config import RunConfig
 from causalfusion.data.sizes import counts_of
 from causalfusion.estimate.show import announce
 from causalfusion.machine.processes import World
-from causalfusion.machine.progress import ProgressLine, tell
+from causalfusion.machine.progress import ProgressLine, in_digits, tell
 from causalfusion.model.projector import is_of_projector
 from causalfusion.model.transformer import Transformer, count_parameters
 from causalfusion.train.clock import Clock
@@ -53,7 +53,7 @@ class Display:
         if self.aligned:
             shown += f"  alignment {sum(r.alignment for r in self.recent) / count:.3f}"
         share = rate / (self.peak * self.world.size)
-        shown += f"  {images_per_second:,.0f} images/s  {share:.0%} of peak FLOP/s"
+        shown += f"  {in_digits(images_per_second)} images/s  {share:.0%} of peak FLOP/s"
         shown += f"  {memory_in_use(self.world.device) / 1e9:.1f} GB"
         self.line.show(images_seen, shown, force=force, limit=seconds_left)
         self.recent.clear()

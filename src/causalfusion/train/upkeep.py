@@ -18,6 +18,9 @@ from causalfusion.train.opening import OpenRun
 from causalfusion.train.reports import Reports
 from causalfusion.train.step import Objective
 
+LONG = 60
+"""Seconds of training, over all sittings, from which on a run ends with a grid of samples by time."""
+
 
 class Due(IntFlag):
     """Requests of time and signals after a train step; processes agree on the largest that one of them has,
@@ -31,9 +34,9 @@ class Upkeep:
 
     def __init__(self, run: OpenRun, folder: Path, world: World, reports: Reports) -> None:
         self.run, self.folder, self.world, self.reports = run, folder, world, reports
-        self.begun = time.monotonic()
-        self.grids = Periodic(run.config.train.sample_minutes, self.begun)
-        self.checkpoints = Periodic(run.config.train.checkpoint_minutes, self.begun)
+        begun = time.monotonic()
+        self.grids = Periodic(run.config.train.sample_minutes, begun)
+        self.checkpoints = Periodic(run.config.train.checkpoint_minutes, begun)
         self.last_saved = run.trainer.progress.images_seen if run.resumed else -1
         self.save_due = False
 
@@ -61,7 +64,8 @@ class Upkeep:
         train = self.run.config.train
         if ended:
             self.evaluate()
-            if train.sample_every or (train.sample_minutes and time.monotonic() - self.begun > 60):
+            trained = self.world.max(round(self.run.trainer.progress.seconds))  # alike on all processes
+            if train.sample_every or (train.sample_minutes and trained >= LONG):
                 self.sample()
             if train.ema_widths:
                 self.run.trainer.save_ema_snapshot(self.folder)
