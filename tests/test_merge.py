@@ -69,6 +69,27 @@ def test_low_rank_additions_are_merged_as_what_they_add(tmp_path):
         torch.testing.assert_close(value, mean, atol=1e-6, rtol=1e-5)
 
 
+def test_a_model_made_of_others_is_not_replaced(moved, tmp_path, capsys):
+    out, line = tmp_path / "merged", ["merge", "shapes", str(moved), "--out"]
+    assert cli.run([*line, str(out)]) == 0
+    weights = (out / "model.safetensors").read_bytes()
+    assert cli.run([*line, str(out), "--shares", "0.25", "0.75"]) == 2
+    said = capsys.readouterr().err
+    assert f"{out} holds another model, 0.5 x shapes + 0.5 x {moved}; give another --out" in said
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert cli.run([*line, str(out)]) == 0, "the same command again"
+
+
+def test_a_model_with_other_adapters_is_not_replaced(tmp_path, make_adapter, capsys):
+    one, other = (make_adapter(tmp_path / str(seed), SHAPES, seed=seed) for seed in (0, 1))
+    line = ["convert", "merge", "shapes", "--out", str(tmp_path / "out"), "--adapters"]
+    assert cli.run([*line, str(one)]) == 0 and cli.run([*line, str(one)]) == 0
+    assert load_spec(tmp_path / "out").origin == f"shapes + 1 x {one}"
+    capsys.readouterr()
+    assert cli.run([*line, str(other)]) == 2
+    assert f"holds another model, shapes + 1 x {one}; give another --out" in capsys.readouterr().err
+
+
 def test_other_classes_are_told_without_listing_them(moved, tmp_path, capsys):
     other = tmp_path / "other"
     spec = replace(load_spec(moved), class_names=["a", "b"])

@@ -170,8 +170,10 @@ def teacher_settings(line: Line, layers: dict[str, Any]) -> dict[str, Any]:
     teacher = line.value("--teacher") or layers.get("teacher")
     if not teacher:
         raise UserError("distill needs a model: causalfusion distill RUN --steps 1 --out models/fast")
-    beneath = settings_beneath(teacher)
     given = {name.removeprefix("--") for name in line.given} | flat(layers).keys()
+    if "steps" not in given:
+        raise UserError("distill needs --steps: the student's diffusion steps in each AR step, 1 to 4")
+    beneath = settings_beneath(teacher)
     if not {"data.path", "data.cache", "data.source"} & given:
         require_data(teacher, beneath["data"], "its data, such as --data.path PATH or --data.source shapes")
     return beneath

@@ -87,7 +87,7 @@ def test_the_commands(tmp_path, capsys):
         (["train", "no/such/folder"], "no/such/folder"),
         (["train", "--data.source", "digits", "--perceptual", "vgg"], "expected resnet-cifar:FILE"),
         (["train", "--data.source", "digits", "--minutes", "0"], "minutes is 0"),
-        (["train", "--data.source", "digits", "--lr", "-1"], "train.lr is -1"),
+        (["train", "--data.source", "digits", "--lr", "-1"], "--lr is -1"),
         (["evaluate", "--data.source", "digits", "--autoencoder", "nowhere"], "nowhere does not exist"),
         (["evaluate", "--data.source", "digits", "--autoencoder", "."], "has no config.json"),
         (["evaluate", "--data.source", "digits", "--data.cache", "x", "--autoencoder", "."], "data.cache is"),

@@ -181,3 +181,14 @@ def test_files_that_no_encode_wrote_are_never_replaced(tmp_path, capsys) -> None
     assert capsys.readouterr().err == f"causalfusion: {said}\n"
     assert own.read_text() == "years of work"
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["labels.npy"]
+
+
+@pytest.mark.parametrize("size", ["0x16", "0X0", "16x0", "999999999", "-3"])
+def test_a_size_that_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    """0x16 is no number in hexadecimal digits, 22."""
+    line = ["encode", "--data.source", "digits", f"--data.image-size={size}", "--out", str(tmp_path / "out")]
+    assert cli.run(line) == 2
+    assert f"data.image_size is '{size}'; expected 0 to 65535 pixels, WIDTHx" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

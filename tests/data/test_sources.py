@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from causalfusion.cli import run
 from causalfusion.config import DataConfig
 from causalfusion.data import ImageSource, open_source
-from causalfusion.data.folder import ImageFolder
+from causalfusion.data.folder import ImageFolder, require_elsewhere
 from causalfusion.data.npz import NpzImages
 from causalfusion.errors import UserError
 
@@ -84,6 +85,26 @@ def test_folder_of_splits_is_none_of_classes(tmp_path):
         ImageFolder(str(tmp_path))
     save_image(tmp_path / "bus" / "0.png")  # a class train is a class like others
     assert ImageFolder(str(tmp_path)).class_names == ["Train", "bus", "val"]
+
+
+@pytest.mark.parametrize("command", ["train --config digits", "encode", "codec train"])
+@pytest.mark.parametrize("out", [".", "runs/photos"])
+def test_what_is_written_does_not_lie_among_the_images(tmp_path, monkeypatch, capsys, command, out):
+    """The folder was read as a class without images, and removed again before anybody could see it."""
+    for name in ("a/0.png", "b/1.png"):
+        save_image(tmp_path / "photos" / name)
+    monkeypatch.chdir(tmp_path / "photos")
+    line = [*command.split(), "--data.source", "folder", "--data.path", ".", "--out", out]
+    assert run(line) == 2
+    said = f"--out {out} lies in the data, .; give a folder elsewhere, such as --out ../runs/photos"
+    assert said in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["a", "b"]
+
+
+def test_what_is_written_may_lie_beside_the_images_or_be_hidden(tmp_path):
+    data = DataConfig(source="folder", path=str(tmp_path / "photos"))
+    for out in (tmp_path / "photos-run", tmp_path / "photos" / ".runs" / "one", tmp_path):
+        require_elsewhere(out, data)
 
 
 def test_folder_refusals(tmp_path):

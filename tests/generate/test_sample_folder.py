@@ -92,6 +92,27 @@ def test_a_set_that_was_stopped_does_not_pass_as_whole_and_goes_on(models, tmp_p
     assert abs(pixels(out).astype(int) - pixels(whole)).max() <= 1 and len(open_images(str(out))) == 6
 
 
+def test_a_stopped_set_goes_on_under_another_output(models, tmp_path, monkeypatch, capsys):
+    """PNGs stay and are used, and no hidden parts are left behind."""
+    whole, again = tmp_path / "whole", ("--images", 4, "--batch-size", 2, "--output")
+    assert sample(models["classes"], whole, *again, "png") == 0
+    for begun, then, kept in (("png", "npz", True), ("npz", "png", False)):
+        out = tmp_path / begun
+        with monkeypatch.context() as patch:
+            stop_after(patch, 1)
+            assert sample(models["classes"], out, *again, begun) == 130
+        capsys.readouterr()
+        assert sample(models["classes"], out, *again, then) == 0
+        assert ("2 of 4 images are there already, PNGs, which stay" in capsys.readouterr().out) == kept
+        made = ["samples.npz"] if then == "npz" else []
+        assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == sorted(
+            [*(f"{k:06d}.png" for k in range(4)), "settings.json", *made]
+        )
+        assert abs(pixels(out).astype(int) - pixels(whole)).max() <= 1
+    arrays = np.load(tmp_path / "png" / "samples.npz")["arr_0"]
+    assert (arrays == pixels(tmp_path / "png").reshape(arrays.shape)).all()
+
+
 def test_a_stopped_set_is_not_gone_on_with_under_other_settings(models, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:

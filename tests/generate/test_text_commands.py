@@ -323,7 +323,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 def test_captions_are_written_whole_or_not_at_all(models, photos, tmp_path, monkeypatch):
     out = tmp_path / "captions.jsonl"
-    out.write_text("earlier\n")
+    out.write_text('{"image": "a.png", "caption": "earlier"}\n')
+    before = out.read_bytes()
 
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -331,7 +332,17 @@ def test_captions_are_written_whole_or_not_at_all(models, photos, tmp_path, monk
     monkeypatch.setattr(caption_run.ProgressLine, "close", stop)  # Ctrl-C when all but the file is done
     base = ["caption", str(photos), "--model", str(models["text"]), "--out", str(out), "--max-tokens", "2"]
     assert cli.run([*base, "--device", "cpu"]) == 130
-    assert out.read_text() == "earlier\n" and list(tmp_path.iterdir()) == [out]
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("content", ['{"image": "a.png", "text": "red"}', "[1]", "mine", '{"a": 1'])
+@pytest.mark.parametrize("command", ["caption", "classify"])
+def test_lines_of_others_are_not_written_over(tmp_path, capsys, command, content):
+    out = tmp_path / "data.jsonl"
+    out.write_text(f"{content}\n")
+    assert cli.run([command, "a.png", "--out", str(out)]) == 2
+    assert f"{out} holds other lines than images and their c" in capsys.readouterr().err
+    assert out.read_text() == f"{content}\n"
 
 
 def test_what_a_terminal_cannot_show_is_replaced(models, photos, monkeypatch):

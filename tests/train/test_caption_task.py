@@ -81,7 +81,7 @@ def test_the_number_of_described_images_is_of_the_task(tmp_path, capsys):
     assert cli.run([*line, "--caption-images", "8"]) == 2
     assert "--caption-images" in capsys.readouterr().err
     assert cli.run([*line, "--task", "caption", "--caption-images", "-1"]) == 2
-    assert "caption_images is -1; expected 0 or a number of images" in capsys.readouterr().err
+    assert "--caption-images is -1; expected 0 or a number of images" in capsys.readouterr().err
 
 
 def test_what_is_held_out_is_measured_as_it_is_trained(tmp_path):

@@ -265,7 +265,7 @@ def test_another_teacher_is_refused(command, tmp_path, teacher, capsys):
     [
         (["--steps", "0"], "distill.steps is 0; expected 1 to 4"),
         (["--steps", "5"], "distill.steps is 5; expected 1 to 4"),
-        ([], "distill.steps is 0; expected 1 to 4"),
+        ([], "distill needs --steps: the student's diffusion steps in each AR step, 1 to 4"),
         (["--steps", "1", "--teacher-steps", "0"], "distill.teacher_steps is 0"),
         (["--steps", "1", "--teacher-steps", "2000"], "expected at most 1000"),
         (["--steps", "1", "--ahead", "9"], "distill.ahead is 9; expected 1 to teacher_steps 8"),

@@ -1,6 +1,7 @@
 """What users bring to fine-tuning that is damaged, or is not what they think it is."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +16,20 @@ from causalfusion import cli
 from causalfusion.codec.tokenizer import train_tokenizer
 from causalfusion.config import FinetuneConfig
 from causalfusion.config.recipes import load_config
-from causalfusion.config.serialize import to_dict
+from causalfusion.config.serialize import to_dict, to_toml
 from causalfusion.data.source import Example
+from causalfusion.diffusion.process import make_process
+from causalfusion.diffusion.segments import few_steps
 from causalfusion.errors import UserError
 from causalfusion.saved.adapted import with_adapters
 from causalfusion.saved.adapter import AdapterFacts, read_adapter
-from causalfusion.saved.folder import ModelSpec
-from causalfusion.train.finetuning import check_captions
+from causalfusion.saved.folder import ModelSpec, latest_model, load_spec
+from causalfusion.train import teacher
+from causalfusion.train.finetuning import check_captions, settings_beneath
 from causalfusion.train.from_data import classes_of
 from causalfusion.train.prior import Mixed, OwnImages
 
+OLD_RUN = Path(__file__).parents[1] / "fixtures" / "format_1_run"
 LAYER = "blocks.0.attn.qkv"
 PLAIN = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "bias": "none"}
 
@@ -153,3 +158,45 @@ def test_captions_are_not_learned_from_images_without(tmp_path, capsys):
     assert cli.run([*line, "--train.images", "8", "--train.batch-size", "8"]) == 2
     assert "has no captions; expected images with captions" in capsys.readouterr().err
     assert not (tmp_path / "x" / "checkpoints").exists()
+
+
+def begun(run: Path, **tables: dict) -> Path:
+    """A run that was begun with these settings, recommended to be sampled in one step."""
+    shutil.copytree(OLD_RUN, run)
+    folder = latest_model(run)
+    stored = json.loads((folder / "state" / "run.json").read_text())
+    for table, settings in tables.items():
+        stored[table] = {**stored.get(table, {}), **settings}
+    (folder / "state" / "run.json").write_text(json.dumps(stored))
+    (folder / "sample.toml").write_text(to_toml(few_steps(make_process(load_spec(folder).diffusion), 1)))
+    return run
+
+
+def test_the_rate_of_an_adapter_is_not_that_of_a_student(tmp_path):
+    rate = {"lr": 0.01}
+    plain = begun(tmp_path / "plain", train=rate)
+    adapted = begun(tmp_path / "adapted", train=rate, finetune={"base": "model", "adapter": "lora"})
+    assert teacher.settings_beneath(str(plain))["train"]["lr"] == 0.01
+    assert teacher.settings_beneath(str(adapted))["train"]["lr"] == 1e-3
+
+
+def test_a_distilled_model_is_said_to_become_an_ordinary_one(tmp_path, recwarn):
+    plain = begun(tmp_path / "plain")
+    student = begun(tmp_path / "student", distill={"teacher": "model", "steps": 1})
+    published = tmp_path / "published"  # which does not say how it was trained
+    shutil.copytree(latest_model(student), published, ignore=shutil.ignore_patterns("state"))
+    settings_beneath(str(plain), {})
+    settings_beneath(str(student), {"task": "classify"})
+    assert not [w for w in recwarn if "distilled" in str(w.message)]
+    for model in (student, published):
+        with pytest.warns(UserWarning, match=r"was distilled to few diffusion steps \(1\)"):
+            settings_beneath(str(model), {})
+
+
+def test_a_run_does_not_begin_from_itself(tmp_path, capsys):
+    run, missing = begun(tmp_path / "run"), tmp_path / "missing"
+    for model, told in ((run, "; to go on with it, leave --train.init out"), (missing, "")):
+        line = ["train", "--config", "digits", "--train.init", f"{model}/", "--out", str(model)]
+        assert cli.run(line) == 2
+        said = f"--out {model} is the model of --train.init; give another folder{told}\n"
+        assert capsys.readouterr().err.endswith(said)

@@ -107,7 +107,7 @@ class _Part:
 def evaluate_autoencoder(request: ReconstructionRequest) -> Card:
     """Reconstruct images and write a card and a picture to the folder `out`. Raises UserError."""
     if request.batch_size < 1:
-        raise UserError(f"batch-size is {request.batch_size}; expected at least 1")
+        raise UserError(f"--batch-size is {request.batch_size}; expected at least 1")
     if request.images is not None and request.images < 2:
         raise UserError(f"images is {request.images}; expected at least 2")
     if request.data.cache:

@@ -20,6 +20,7 @@ from causalfusion.autoencode.state import AutoencoderState
 from causalfusion.codec.codec import measure_statistics
 from causalfusion.config.autoencoding import AutoencoderRun
 from causalfusion.data import open_source
+from causalfusion.data.folder import require_elsewhere
 from causalfusion.data.loader import Batch, Loader, load_indices, split_holdout
 from causalfusion.data.sizes import check_one_size
 from causalfusion.data.source import spread
@@ -55,6 +56,7 @@ def train_autoencoder(run: AutoencoderRun, *, device: str = "auto", show_progres
         )
     tune_allocator()
     folder = Path(run.out)
+    require_elsewhere(folder, run.data)
     with in_use(folder, "the run"):
         remove_leftovers(folder)
         remove_partial_checkpoints(folder)

@@ -28,6 +28,7 @@ from causalfusion.config import RunConfig
 from causalfusion.config.serialize import to_dict
 from causalfusion.data import ImageSource, open_source
 from causalfusion.data.class_captions import ClassCaptions
+from causalfusion.data.folder import require_elsewhere
 from causalfusion.data.labels import Classes
 from causalfusion.data.sizes import grids_of
 from causalfusion.errors import UserError, printable
@@ -62,9 +63,10 @@ def encode_to_cache(
     """Encode the run's data with its codec. The dtype `auto` is float32 for pixels, which is exact, and
     float16 for latents. Raises UserError."""
     if batch_size < 1:
-        raise UserError(f"batch-size is {batch_size}; expected at least 1")
+        raise UserError(f"--batch-size is {batch_size}; expected at least 1")
     if run.data.cache:
         raise UserError(f"data.cache is {run.data.cache!r}; encode reads images: leave it out")
+    require_elsewhere(out, run.data)
     source = open_source(run.data)
     codec = open_codec_for(source, run.data, run.codec).to(select_device(device))
     if dtype == "auto":

@@ -8,7 +8,7 @@ from typing import Literal
 
 from causalfusion.config.settings import DataConfig
 from causalfusion.config.training import TrainConfig
-from causalfusion.errors import check, check_values
+from causalfusion.errors import UserError, check, check_values
 
 NORM_GROUPS = 32
 """Largest number of groups of a convolutional network's group norms."""
@@ -41,16 +41,16 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         check_values(self, "autoencoder")
-        check(1 <= self.downsample <= 256, "downsample", self.downsample, "1 to 256")
+        check(1 <= self.downsample <= 256, "--downsample", self.downsample, "1 to 256")
         power = self.kind == "fixed_variance" or self.downsample.bit_count() == 1
-        check(power, "downsample", self.downsample, "a power of two, for --kind kl")
-        check(1 <= self.latent_channels <= 4096, "latent-channels", self.latent_channels, "1 to 4096")
+        check(power, "--downsample", self.downsample, "a power of two, for --kind kl")
+        check(1 <= self.latent_channels <= 4096, "--latent-channels", self.latent_channels, "1 to 4096")
         for name in ("width", "depth", "heads"):
-            check(0 <= getattr(self, name) <= 65_536, name, getattr(self, name), "0 to 65536")
-        check(self.deviation >= 0, "deviation", self.deviation, "0 or more")
+            check(0 <= getattr(self, name) <= 65_536, f"--{name}", getattr(self, name), "0 to 65536")
+        check(self.deviation >= 0, "--deviation", self.deviation, "0 or more")
         if self.kind == "fixed_variance" and self.width and self.heads:
             fits = self.width % self.heads == 0
-            check(fits, "heads", self.heads, f"a divisor of the width {self.width}")
+            check(fits, "--heads", self.heads, f"a divisor of the width {self.width}")
 
     def complete(self) -> AutoencoderConfig:
         """With the defaults of its kind in place of zeros."""
@@ -109,32 +109,36 @@ class ReconstructionConfig:
 
     def __post_init__(self) -> None:
         check_values(self, "codec train")
-        check(bool(self.minutes or self.images), "minutes", self.minutes, "more than 0, or --images")
+        check(bool(self.minutes or self.images), "--minutes", self.minutes, "more than 0, or --images")
         for name in ("minutes", "images", "perceptual_weight", "checkpoint_minutes", "picture_minutes"):
-            check(getattr(self, name) >= 0, name.replace("_", "-"), getattr(self, name), "0 or more")
+            check(getattr(self, name) >= 0, f"--{name.replace('_', '-')}", getattr(self, name), "0 or more")
         fits = self.kl_weight is None or self.kl_weight >= 0
-        check(fits, "kl-weight", self.kl_weight, "0 or more")
+        check(fits, "--kl-weight", self.kl_weight, "0 or more")
 
     def weight_of_kl(self, network: AutoencoderConfig) -> float:
         return _DEFAULTS[network.kind][2] if self.kl_weight is None else self.kl_weight
 
     def optimization(self) -> TrainConfig:
         """These settings as those of the optimizer, the learning rate and the average of the weights. Raises
-        UserError for a value that they do not take."""
-        return TrainConfig(
-            seed=self.seed,
-            images=self.images or _UNLIMITED,
-            minutes=self.minutes,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            lr_schedule="cosine",
-            warmup_images=self.warmup_images,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-            ema_decay=self.ema_decay,
-            log_every=self.log_every,
-            eps=1e-8,
-        )
+        UserError, with the name of the option, for a value that they do not take."""
+        try:
+            return TrainConfig(
+                seed=self.seed,
+                images=self.images or _UNLIMITED,
+                minutes=self.minutes,
+                batch_size=self.batch_size,
+                lr=self.lr,
+                lr_schedule="cosine",
+                warmup_images=self.warmup_images,
+                weight_decay=self.weight_decay,
+                max_grad_norm=self.max_grad_norm,
+                ema_decay=self.ema_decay,
+                log_every=self.log_every,
+                eps=1e-8,
+            )
+        except UserError as error:
+            setting, _, said = str(error).removeprefix("train.").partition(" ")
+            raise UserError(f"--{setting.replace('_', '-')} {said}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,22 +53,22 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_values(self, "finetune")
-        check(1 <= self.rank <= 65_536, "rank", self.rank, "1 to 65536")
-        check(self.alpha >= 0, "alpha", self.alpha, "0 or a positive number")
+        check(1 <= self.rank <= 65_536, "--rank", self.rank, "1 to 65536")
+        check(self.alpha >= 0, "--alpha", self.alpha, "0 or a positive number")
         inverts = self.adapter == "text-inversion"
         fits = bool(self.word) == inverts
         expected = "a word, such as '<heart>'" if inverts else "none, without --adapter text-inversion"
-        check(fits, "word", self.word, expected)
-        check(not set(self.word) & set(" \t\r\n"), "word", self.word, "a word without spaces")
-        check(inverts or not self.like, "like", self.like, "none, without --adapter text-inversion")
+        check(fits, "--word", self.word, expected)
+        check(not set(self.word) & set(" \t\r\n"), "--word", self.word, "a word without spaces")
+        check(inverts or not self.like, "--like", self.like, "none, without --adapter text-inversion")
         fits = self.keep_classes or self.adapter == "none"
-        check(fits, "keep_classes", "false", "true, without --adapter none: adapters only add classes")
+        check(fits, "--keep-classes", "false", "true, without --adapter none: adapters only add classes")
         share = self.prior_preservation
-        check(0 <= share < 1, "prior_preservation", share, "a share in [0, 1)")
-        check(1 <= self.prior_images <= 1_000_000, "prior_images", self.prior_images, "1 to 1000000")
-        check(self.caption_images >= 0, "caption_images", self.caption_images, "0 or a number of images")
+        check(0 <= share < 1, "--prior-preservation", share, "a share in [0, 1)")
+        check(1 <= self.prior_images <= 1_000_000, "--prior-images", self.prior_images, "1 to 1000000")
+        check(self.caption_images >= 0, "--caption-images", self.caption_images, "0 or a number of images")
         fits = bool(share) or not self.prior_prompts
-        check(fits, "prior_prompts", self.prior_prompts, "none, without --prior-preservation")
+        check(fits, "--prior-prompts", self.prior_prompts, "none, without --prior-preservation")
 
     @property
     def trained(self) -> AdapterKind:

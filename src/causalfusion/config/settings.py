@@ -66,7 +66,7 @@ class DataConfig:
     or `both`, half of each."""
     examples: int = 4
     """Examples in a document of `in_context` before its query, which is one more of them."""
-    image_size: int | str = 0
+    image_size: str | int = 0
     """Size to which images are cropped: the side of a square in pixels, or WIDTHxHEIGHT such as 320x192; 0
     keeps their own size, the same for all. `native`: each keeps its own shape, larger ones scaled down to
     `max_area`, sides cut to whole tokens; `batches` says which of them come together."""
@@ -130,12 +130,12 @@ class DataConfig:
     def _check_image_size(self) -> None:
         size = self.image_size
         if isinstance(size, str) and size != "native":
-            expected = "a number of pixels, WIDTHxHEIGHT such as 320x192, or native"
+            expected = f"0 to {MAX_SIDE} pixels, WIDTHxHEIGHT such as 320x192, or native"
             height, width = (0, 0) if size == "0" else parse_size(size, "data.image_size", expected)
             same = height == width
             object.__setattr__(self, "image_size", height if same else size_text(height, width))
         elif isinstance(size, int):
-            check(0 <= size <= MAX_SIDE, "data.image_size", size, "0 or a positive number of pixels")
+            check(0 <= size <= MAX_SIDE, "data.image_size", size, f"0 to {MAX_SIDE} pixels")
 
     @property
     def has_documents(self) -> bool:

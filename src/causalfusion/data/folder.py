@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from causalfusion.config import DataConfig
 from causalfusion.data.captions import captions_of_text
 from causalfusion.data.names import SUFFIXES, is_hidden, is_image, same_name, say_left_out, stem
 from causalfusion.data.parquet import SPLITS
@@ -18,6 +19,20 @@ from causalfusion.files import hash_of, stamp
 _LISTS = (".csv", ".tsv", ".json", ".jsonl")
 """Endings of files in which others keep captions."""
 _INSTEAD = "captions are read from .txt files beside the images, or from a .jsonl list given itself"
+
+
+def require_elsewhere(out: str | Path, data: DataConfig) -> None:
+    """Raises UserError for a folder to write to that lies in the data's folder, where it would be read as a
+    class, and pictures in it as images."""
+    if data.source != "folder" or not data.path:
+        return
+    root, place = Path(data.path).resolve(), Path(out).resolve()
+    if place.is_relative_to(root) and not any(map(is_hidden, place.relative_to(root).parts)):
+        elsewhere = os.path.relpath(root.parent / "runs" / root.name)
+        raise UserError(
+            f"--out {printable(out)} lies in the data, {printable(data.path)}; give a folder elsewhere, such "
+            f"as --out {printable(elsewhere)}"
+        )
 
 
 class ImageFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,8 +180,7 @@ class CaptionRequest(GeneratingOptions):
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "batch_size")
-        if self.out is not None and (self.out.suffix != ".jsonl" or self.out.is_dir()):
-            raise UserError(f"--out is {self.out}; expected a file that ends in .jsonl")
+        _check_lines(self.out, "caption")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,5 +198,22 @@ class ClassifyRequest(ComputationOptions):
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "batch_size", "top")
-        if self.out is not None and (self.out.suffix != ".jsonl" or self.out.is_dir()):
-            raise UserError(f"--out is {self.out}; expected a file that ends in .jsonl")
+        _check_lines(self.out, "classes")
+
+
+def _check_lines(out: Path | None, told: str) -> None:
+    """Raises UserError for a file that is no .jsonl, or that holds other lines than an image and what is
+    `told` of it."""
+    if out is None:
+        return
+    if out.suffix != ".jsonl" or out.is_dir():
+        raise UserError(f"--out is {out}; expected a file that ends in .jsonl")
+    if not out.exists():
+        return
+    try:
+        with out.open("rb") as lines:
+            own = all(json.loads(line).keys() == {"image", told} for line in lines)
+    except (ValueError, AttributeError, RecursionError):
+        own = False
+    if not own:
+        raise UserError(f"{out} holds other lines than images and their {told}; give another --out")

@@ -39,7 +39,7 @@ from causalfusion.generate.rank import check_judged, generate_best
 from causalfusion.generate.read import to_float
 from causalfusion.generate.request import SampleRequest
 from causalfusion.generate.settings import check_settings
-from causalfusion.generate.store import PartStore, PngStore, Store, png_of, runs_of, write_npz
+from causalfusion.generate.store import PngStore, Store, open_store, png_of, runs_of, write_npz
 from causalfusion.machine.processes import World, join_world
 from causalfusion.machine.progress import ProgressLine, seconds_of_command
 from causalfusion.machine.threads import Threads
@@ -143,12 +143,12 @@ def _begin(pipeline: Pipeline, folder: Path, request: SampleRequest, task: Task,
         check_room(request.out, "sample", list(files_of(settings)), earlier)
         begin(request.out, settings, earlier, keep)
     world.barrier()
-    store = PngStore(request.out, identity) if "png" in request.output else PartStore(request.out)
-    there = store.has()
-    missing = [index for index in task.indices if index not in there]
+    store = open_store(request.out, identity, task.indices, as_png="png" in request.output)
+    missing = sorted(set(task.indices) - store.has())
     world.barrier()  # nobody writes before all have looked
     if world.is_main and len(missing) < len(task):
-        print(f"{len(task) - len(missing)} of {len(task)} images are there already")
+        stay = ", PNGs, which stay" if isinstance(store, PngStore) and "png" not in request.output else ""
+        print(f"{len(task) - len(missing)} of {len(task)} images are there already{stay}")
     return _Job(task, settings, store, missing)
 
 

@@ -74,7 +74,7 @@ class PngStore:
         return pixels[..., None] if pixels.ndim == 3 else pixels
 
     def close(self) -> None:
-        pass
+        PartStore(self.folder).close()  # of a stopped run that asked for no PNGs
 
 
 class PartStore:
@@ -107,6 +107,13 @@ class PartStore:
     def close(self) -> None:
         for _, path in self._parts():
             path.unlink(missing_ok=True)
+
+
+def open_store(folder: Path, identity: str, indices: Iterable[int], *, as_png: bool) -> Store:
+    """Where the images with these indices lie: in PNGs where they are asked for, or some of the set, which a
+    run goes on from, are PNGs already."""
+    pngs, parts = PngStore(folder, identity), PartStore(folder)
+    return pngs if as_png or not pngs.has().isdisjoint(indices) else parts
 
 
 def _of_one_size(images: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from causalfusion.errors import UserError
@@ -31,6 +32,9 @@ def merge_model(model: Path, adapters: Mapping[str | Path, float], out: Path) ->
     given = read_weighted(adapters)
     spec, weights, tokenizer = with_adapters(spec, weights, load_tokenizer(source, spec), given)
     spec, weights = merged(spec, weights)
+    if adapters:
+        parts = [str(model), *(f"{weight:g} x {place}" for place, weight in adapters.items())]
+        spec = replace(spec, origin=" + ".join(parts))
     # A page, or a classifier, is of the model without them.
     beside = [source / AUTOENCODER_FOLDER, source / SAMPLING_FILE]
     replace_model(out, spec, weights, tokenizer=tokenizer, beside=beside)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from causalfusion.errors import UserError
+from causalfusion.errors import UserError, printable
 from causalfusion.files import LOCK_FILE, holds_anything, remove_leftovers, temporary_name
 from causalfusion.saved.earlier_formats import is_ours
 
@@ -28,6 +28,19 @@ def is_model(folder: Path) -> bool:
         return is_ours(json.loads((folder / "config.json").read_bytes()))
     except (OSError, ValueError):
         return False
+
+
+def refuse_another(folder: Path, origin: str) -> None:
+    """Raises UserError for a folder with a model that was made of something else than `origin`, as its
+    settings have it: who replaces it makes it from the same again."""
+    if not is_model(folder):
+        return
+    found = json.loads((folder / "config.json").read_bytes()).get("origin", "")
+    if found != origin:
+        told = f", {found}" if found else ""
+        raise UserError(
+            f"{printable(folder)} holds another model{printable(told)}; give another --out, or move it away"
+        )
 
 
 def replace_folder(

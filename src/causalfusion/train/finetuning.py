@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from causalfusion.codec.tokenizer import Tokenizer, words_in_pieces
-from causalfusion.config import CodecConfig, FinetuneConfig, LoraConfig, RunConfig
+from causalfusion.config import CodecConfig, FinetuneConfig, LoraConfig, RunConfig, SampleConfig
+from causalfusion.config.distillation import MOST_STEPS
 from causalfusion.config.serialize import to_dict
 from causalfusion.config.sizes import size_text
+from causalfusion.diffusion.process import make_process
+from causalfusion.diffusion.segments import few_steps
 from causalfusion.errors import UserError
 from causalfusion.machine.progress import tell
 from causalfusion.saved.adapter import copy_adapter
@@ -21,6 +24,7 @@ from causalfusion.saved.folder import ModelSpec, load_spec, load_weights, read_l
 from causalfusion.saved.sampling import read_sampling
 from causalfusion.saved.started import autoencoder_place
 from causalfusion.train.feed import TrainingData
+from causalfusion.train.resume import settings_of_run
 from causalfusion.weight_files import fingerprint_of
 
 IMAGES = 1_600
@@ -57,7 +61,23 @@ def settings_beneath(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     sampling = read_sampling(folder)
     if sampling is not None:
         tables["sample"] = to_dict(sampling)
+        if given.get("task", "generate") == "generate":
+            _tell_of_student(model, spec, folder, sampling)
     return tables
+
+
+def _tell_of_student(model: str, spec: ModelSpec, folder: Path, sampling: SampleConfig) -> None:
+    """Say what becomes of a model that was distilled, as its run says, or its recommended sampling."""
+    process, run, steps = make_process(spec.diffusion), settings_of_run(folder), sampling.diffusion_steps
+    few = len(steps) == 1 and steps[0] <= MOST_STEPS
+    as_student = few and process.settled(sampling) == process.settled(few_steps(process, steps[0]))
+    if run.get("distill", {}).get("teacher") if run else as_student:
+        warnings.warn(
+            f"{model} was distilled to few diffusion steps ({' '.join(map(str, steps))}), and is fine-tuned "
+            "as an ordinary model: its images may need more (--diffusion-steps); to keep few, fine-tune its "
+            "teacher and distill that",
+            stacklevel=2,
+        )
 
 
 def sizes_of(spec: ModelSpec, *, native: bool) -> dict[str, Any]:

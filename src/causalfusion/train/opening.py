@@ -57,6 +57,7 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     check_installed(config.train.log_to)
     checkpoints = checkpoints_of(Path(config.out))
     last = checkpoints[-1] if checkpoints else None
+    _refuse_itself(config, last)
     # A run that has begun no longer needs what it began with.
     init = config.train.init or config.distill.teacher  # a student begins as its teacher
     begin_with = latest_model(Path(init)) if init and last is None else None
@@ -92,6 +93,16 @@ def open_run(config: RunConfig, world: World) -> OpenRun:
     elif begin_with is not None:
         trainer.begin_with(begin_with, data.class_names)
     return OpenRun(config, data, record, trainer, _spec(config, data), resumed=last is not None)
+
+
+def _refuse_itself(config: RunConfig, checkpoint: Path | None) -> None:
+    """Raises UserError for a run that is to begin from its own weights."""
+    init = config.train.init
+    if not init or Path(init).resolve() != Path(config.out).resolve():
+        return
+    if checkpoint is None or flat(stored_settings(checkpoint)).get("train.init") != init:
+        resumes = "; to go on with it, leave --train.init out" if checkpoint is not None else ""
+        raise UserError(f"--out {config.out} is the model of --train.init; give another folder{resumes}")
 
 
 def _with_precision(config: RunConfig, checkpoint: Path | None, world: World) -> RunConfig:

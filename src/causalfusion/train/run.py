@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from causalfusion.config import RunConfig
+from causalfusion.data.folder import require_elsewhere
 from causalfusion.errors import STOPPED, TrainingStopped
 from causalfusion.machine.processes import World, join_world
 from causalfusion.machine.progress import tell
@@ -26,6 +27,7 @@ def train(config: RunConfig, *, device: str = "auto", show_progress: bool = True
     UserError where another process works on the same run.
     """
     folder = Path(config.out)
+    require_elsewhere(folder, config.data)
     with join_world(device) as world, run_in_use(folder, world):
         run = open_run(config, world)
         loop = TrainingLoop(run, world)

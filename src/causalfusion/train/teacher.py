@@ -33,7 +33,8 @@ IMAGES = 64_000
 RATE = 0.128
 """Learning rate times the model's width, where the teacher's own is not known."""
 _OF_RUN = ("batch_size", "lr", "eps")
-"""Settings of the teacher's training that its student's has too."""
+"""Settings of the teacher's training that its student's has too; but for the rate of an adapter, which is
+much higher than that of all weights."""
 
 
 def settings_beneath(teacher: str) -> dict[str, Any]:
@@ -42,7 +43,10 @@ def settings_beneath(teacher: str) -> dict[str, Any]:
     spec, sampling, run, data = read_latest(Path(teacher), _read)[0]
     rate = min(RATE / spec.model.hidden_size, 1e-3)
     train = {"images": IMAGES, "batch_size": 32, "lr": rate, "eps": 1e-8, "precision": "auto"}
-    train |= {name: value for name, value in run.get("train", {}).items() if name in _OF_RUN}
+    finetune = run.get("finetune", {})
+    adapts = finetune.get("base") and finetune.get("adapter") != "none"
+    kept = [name for name in _OF_RUN if not (adapts and name == "lr")]
+    train |= {name: value for name, value in run.get("train", {}).items() if name in kept}
     train |= {
         "lr_schedule": "cosine",
         "warmup_images": 50 * train["batch_size"],
