@@ -44,13 +44,14 @@ MENDING = (
     ("shapes-relations", "shapes-both"),
     ("shapes-several", "shapes-last"),
     ("shapes-several", "shapes-last"),
+    ("shapes-several", "shapes-last"),
 )
-"""Then, three times: what the model does worst alone, and everything from half of the way there."""
+"""Then, in turn: what the model does worst alone, and everything from half of the way there."""
 TRAINED_HERE = (
     "The recipes `shapes`, `shapes-finish` and `shapes-fine`, each from the weights of the one before; from "
     "there `shapes-relations`, for captions alone, and from half of the way `shapes-both`; from there "
     "`shapes-several`, for images of several objects alone, and from half of the way `shapes-last`; and "
-    "these two once more."
+    "these two twice more."
 )
 PACKAGED = Path("src/causalfusion/models/shapes")
 
