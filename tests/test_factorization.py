@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from causalfusion.config import FactorizationConfig
 from causalfusion.errors import UserError
 from causalfusion.factorization import (
+    Plan,
     ar_step_of,
     cosine_split,
     draw_order,
@@ -134,3 +135,11 @@ def test_context_is_all_but_the_last_step():
                       seed=0, split_index=0, sample_indices=[0])  # fmt: skip
     assert plan.num_context_tokens == int((plan.ar_step < 3).sum())
     assert plan.num_ar_steps == 3
+
+
+def test_the_context_is_known_where_its_plan_was_moved_to():
+    """The device here holds no numbers; reading them back from a GPU waits for it."""
+    plan = Plan(torch.arange(6)[None], torch.tensor([[1, 1, 2, 3, 3, 3]]), 3)
+    assert plan.to(torch.device("meta")).num_context_tokens == 3
+    of_none = Plan(torch.zeros(0, 6, dtype=torch.int64), torch.zeros(0, 6, dtype=torch.int64), 3)
+    assert of_none.to(torch.device("meta")).order.shape == (0, 6)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -48,7 +49,10 @@ class Plan:
 
     def to(self, device: torch.device) -> Plan:
         found = {name: getattr(self, name) for name in ("order", "ar_step", "grid", "lengths")}
-        return replace(self, **{name: None if t is None else t.to(device) for name, t in found.items()})
+        moved = replace(self, **{name: None if t is None else t.to(device) for name, t in found.items()})
+        if len(self.ar_step):  # there, a GPU would be waited for
+            vars(moved)["num_context_tokens"] = self.num_context_tokens
+        return moved
 
     def images(self, rows: slice | Tensor) -> Plan:
         """The plan of some of the images, as long as the longest of them."""
@@ -76,7 +80,7 @@ class Plan:
             return (self.ar_step < self.ar_step[:, -1:]).sum(1)
         return (self.ar_step < self.ar_step.gather(1, self.lengths[:, None] - 1)).sum(1)
 
-    @property
+    @cached_property
     def num_context_tokens(self) -> int:
         """V, the number of clean tokens that some image of the batch attends to: L - min |κ_S|."""
         return int(self.context_lengths.max())

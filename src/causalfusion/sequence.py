@@ -108,8 +108,10 @@ class PackedSequence:
     @cached_property
     def clean(self) -> Tensor:
         """(T,) bool: True for tokens of the clean role."""
-        parts = [torch.full((s.num_tokens,), s.role == "clean") for s in self.segments]
-        return torch.cat(parts).to(self.segments[0].ar_step.device)
+        device = self.segments[0].ar_step.device  # made there: a GPU would be waited for by a copy
+        return torch.cat(
+            [torch.full((s.num_tokens,), s.role == "clean", device=device) for s in self.segments]
+        )
 
     @cached_property
     def ar_step(self) -> Tensor:

@@ -314,3 +314,9 @@ def test_a_watch_without_a_main_process_says_so(capfd):
         and f"process 1 cannot reach the main one at 127.0.0.1 port {port}" in capfd.readouterr().err
     )
     watch.end()
+
+
+def test_one_process_takes_a_numbered_device_that_is_no_cuda_device(monkeypatch):
+    monkeypatch.setattr("causalfusion.machine.processes.select_device", torch.device)
+    with join_world("xpu:0") as world:
+        assert world.device == torch.device("xpu:0") and world.size == 1

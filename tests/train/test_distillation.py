@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from causalfusion.cli import run
 from causalfusion.codec.tokenizer import Markers
@@ -358,3 +359,18 @@ def test_guidance_leads_away_from_an_empty_caption():
     found = piece.unconditional.layout
     assert found is not None and not found.read and piece.layout.read
     assert (piece.layout.text_ids == 8).any(1).all() and not (found.text_ids == 8).any()
+
+
+def test_tables_are_copied_to_a_device_once():
+    """A copy waits for a GPU, between two passes of the teacher."""
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert "_to_copy" not in func.__name__
+            return func(*args, **(kwargs or {}))
+
+    segments = Segments.of(make_process(STRAIGHT), 2, 4)
+    places = torch.ones(2, 1, dtype=torch.int64, device="meta")
+    segments.share(places, segments.places(segments.at(places)), places)
+    with Copies():
+        segments.share(places, segments.places(segments.at(places)), places)

@@ -53,3 +53,12 @@ def test_a_cpu_without_units_for_bfloat16_is_not_measured(monkeypatch):
     monkeypatch.setattr(devices, "computes_bfloat16", lambda: False)
     monkeypatch.setattr(devices, "measure_gemm_rate", lambda *a, **k: pytest.fail("measured"))
     assert not devices.faster_in_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_bfloat16_that_a_gpu_only_emulates_is_not_faster(monkeypatch, units):
+    """Without units for it, torch says that it is supported, unless told to leave emulation out."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: units or including_emulation
+    )
+    assert devices.faster_in_bfloat16(torch.device("cuda")) == units

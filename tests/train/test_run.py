@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import forked
 from causalfusion.errors import UserError
@@ -209,6 +210,29 @@ def test_accumulation_and_activation_checkpointing_change_nothing(tiny_run):
         assert loss == pytest.approx(results[0][0], rel=1e-6) and norm == pytest.approx(
             results[0][1], rel=1e-5
         )
+
+
+class Names(TorchDispatchMode):
+    """The operations that run, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_train_step_reads_nothing_back_between_its_passes_and_the_optimizer(tiny_run):
+    """Reading a number waits for a GPU, which has nothing to do until the next operation comes."""
+    config, batches = batches_of(tiny_run(train={"grad_accumulation": 2, "attention": "dense"}))
+    trainer, batch = Trainer(config, ALONE), next(batches)
+    with Names() as names:
+        trainer.step(batch)
+    first = next(k for k, name in enumerate(names.seen) if "backward" in name)
+    assert any("_local_scalar_dense" in name for name in names.seen[:first])  # the watch sees some
+    assert not any("_local_scalar_dense" in name for name in names.seen[first:])
 
 
 def test_wrong_sample_settings_are_refused_before_training(tiny_run):

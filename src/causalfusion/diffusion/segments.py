@@ -18,7 +18,7 @@ Shapes: tokens (B, n, P); levels (B, 1) or (B, n); places likewise, int64: 0 is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class Segments:
     noise_scale: Tensor
     """(K * points + 1,) α and σ by place, float64."""
     points: int
+    _moved: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    """Tables where they are used: a GPU would be waited for by a copy in every jump."""
 
     @classmethod
     def of(cls, process: Process, num_segments: int, points: int) -> Segments:
@@ -70,12 +72,12 @@ class Segments:
 
     def places(self, levels: Tensor) -> Tensor:
         """Places of the nearest of these levels that are at least as noisy."""
-        own = self.levels.to(levels.device)
+        own = self._table("levels", levels.device)
         return torch.searchsorted(own, levels.contiguous()).clamp(max=len(own) - 1) + 1
 
     def at(self, places: Tensor) -> Tensor:
         """The levels at places; of clean data, where no model is asked, the cleanest."""
-        return self.levels.to(places.device)[(places - 1).clamp(min=0)]
+        return self._table("levels", places.device)[(places - 1).clamp(min=0)]
 
     def end_of(self, places: Tensor) -> Tensor:
         """The cleaner end of the part in which each place lies."""
@@ -102,9 +104,16 @@ class Segments:
 
     def _scales(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """(α, σ) of the widest type."""
-        exact = widest_float(places.device)
-        signal, scale = (table.to(exact).to(places.device) for table in (self.signal, self.noise_scale))
+        signal, scale = (self._table(name, places.device) for name in ("signal", "noise_scale"))
         return signal[places], scale[places]
+
+    def _table(self, name: str, device: torch.device) -> Tensor:
+        if (name, device) not in self._moved:
+            table = getattr(self, name)
+            # Cast before it is moved: some devices have no float64.
+            table = table if name == "levels" else table.to(widest_float(device))
+            self._moved[name, device] = table.to(device)
+        return self._moved[name, device]
 
 
 def _most(process: Process, num_segments: int) -> int:

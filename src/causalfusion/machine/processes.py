@@ -113,7 +113,7 @@ def _joined(device: str) -> Iterator[World]:
         end_with_launcher()  # at once, as joining the others may take minutes
     chosen = select_device(device)
     if size == 1:
-        if chosen.index is not None:
+        if chosen.type == "cuda" and chosen.index is not None:
             torch.cuda.set_device(chosen)
         yield World(0, 1, chosen)
         return

@@ -92,14 +92,17 @@ def _cos_and_sin(angles: Tensor, config: RopeConfig) -> Tensor:
     return torch.stack([torch.cos(whole), torch.sin(whole)]).float()
 
 
-def _frequencies(
-    config: RopeConfig, count: int, device: torch.device, base: float | Tensor | None = None
-) -> Tensor:
+def _frequencies(config: RopeConfig, count: int, device: torch.device, base: Tensor | None = None) -> Tensor:
     """(..., F) of the widest type, falling from 1; `base` (...) instead of that of the configuration."""
     exact = widest_float(device)
-    base = torch.as_tensor(config.base if base is None else base, dtype=exact, device=device)
+    base = _number(config.base, exact, device) if base is None else base
     last = count - 1 if config.spacing == "closed" else count
     return base[..., None] ** (-torch.arange(count, dtype=exact, device=device) / last)
+
+
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """() a number where it is used: `torch.tensor` copies it there, and a GPU would be waited for."""
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def axis_frequencies(
@@ -109,7 +112,7 @@ def axis_frequencies(
     images of `grid` (B, 2) rows and columns, where training had `trained`."""
     dim = head_dim // 2  # numbers of a head that turn with one axis
     sides = grid.to(widest_float(grid.device))
-    of_training = torch.tensor(trained, dtype=sides.dtype, device=grid.device)
+    of_training = torch.stack([_number(side, sides.dtype, grid.device) for side in trained])
     longer, longer_trained = sides.amax(1), float(max(trained))
     scale = sides / of_training if config.per_axis else (longer / longer_trained)[:, None].expand(-1, 2)
     scale = scale.clamp(min=1.0)

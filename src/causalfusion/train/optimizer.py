@@ -155,9 +155,8 @@ def load_optimizer(
         raise UserError(f"{where}: {wrong} holds values that are not finite or not possible")
     for key, value in tensors.items():
         name, field = key.rsplit("/", 1)
-        parameter = named[name]
-        on_host = field == "step" and not optimizer.defaults.get("capturable") and not parameter.is_cuda
-        optimizer.state[parameter][field] = value if on_host else value.to(parameter.device)
+        parameter = named[name]  # the fused AdamW counts its steps there, too
+        optimizer.state[parameter][field] = value.to(parameter.device)
 
 
 def _read(file: Path) -> dict[str, Tensor]:

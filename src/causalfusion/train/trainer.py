@@ -78,6 +78,8 @@ class Trainer(TrainState):
             for rows in parts
         ]
         totals, num_text = self._totals(pieces)
+        # All of them before the first pass: a copy waits until a GPU has done the passes before it.
+        pieces = [piece.to(self.world.device) for piece in pieces]
         with self._dropout():
             for k, piece in enumerate(pieces):
                 with gradient_sync(self.parallel, k + 1 == len(pieces)):
@@ -90,10 +92,12 @@ class Trainer(TrainState):
             if table.grad is not None:  # of zero, the optimizer leaves rows as they are to the bit
                 zero_other_rows(table.grad, rows)
         losses = self.world.mean(losses)
-        loss = float(self._total(losses))
-        image_loss, text_loss, alignment = losses.tolist()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = float(whole(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm, foreach=True)))
+        of_gradients = whole(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm, foreach=True))
+        of_gradients = of_gradients.to(losses)  # that of no gradients is on the CPU
+        # Read together, after all that precedes the optimizer: a GPU is waited for but once.
+        read = torch.stack([self._total(losses), of_gradients, *losses]).tolist()
+        loss, norm, image_loss, text_loss, alignment = read
         rate = learning_rate(train, progress.images_seen, progress.seconds)
         # The norm is of gradients averaged over processes, so all of them decide alike.
         finite = math.isfinite(norm) and math.isfinite(loss)
@@ -156,7 +160,6 @@ class Trainer(TrainState):
 
     def _losses(self, piece: Arranged, totals: Tensor, num_text: int) -> Tensor:
         """(3,) this micro-batch's part of the train step's image loss, text loss and alignment."""
-        piece = piece.to(self.world.device)
         with autocast(self.world.device, compute_dtype(self.config.train.precision)):
             errors = self.objective.errors(self.parallel, piece, num_text)
         image = self.objective.image_loss(errors.image, piece) / (totals[0] / max(piece.num_images, 1))
