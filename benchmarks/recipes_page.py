@@ -71,9 +71,9 @@ EXPECTED: dict[str, tuple[str, str]] = {
         "levels-at-which-objects-are-agreed-on",
     ),
     "shapes-last": (
-        "the packaged model, the third time: of unseen scenes of one object 100 % are drawn exactly as asked, "
-        "of two 88 %, of three 56.5 %; 100 %, 99 % and 88.5 % of the captions are true; 52 minutes of two "
-        "busy CPU cores",
+        "the packaged model, the third time: of unseen scenes of one object 100 % are drawn exactly as "
+        "asked, of two 88 %, of three 56.5 %; 100 %, 99 % and 88.5 % of the captions are true; 52 minutes of "
+        "two busy CPU cores",
         "the-packaged-model",
     ),
     "any-size": (
