@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from causalfusion.model.kv_cache import leave_uncompiled
 from causalfusion.model.transformer import Transformer
 
 FORMS = 32
@@ -19,6 +20,7 @@ def compile_blocks(model: Transformer, backend: str | Callable[..., object] = "i
     """
     from torch._dynamo import config
 
+    leave_uncompiled()
     config.recompile_limit = max(config.recompile_limit, FORMS)  # beyond it, blocks run as they are
     for block in model.each_block():
         block.compile(backend=backend, dynamic=True)

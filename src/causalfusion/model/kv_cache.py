@@ -6,6 +6,7 @@ Shape letters: B images, N heads of keys and values, T cached tokens, n new toke
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -109,7 +110,6 @@ class CachedAttend:
         """The mask on the device of the cache; None: all may attend to all."""
         return None if bool(mask.all()) else mask.to(self.cache.k.device)
 
-    @torch.compiler.disable  # compiled, it would be compiled anew for each form that the new tokens take
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self._write(self.cache.k[layer], k), self._write(self.cache.v[layer], v)
         first = k.shape[2] - q.shape[2]
@@ -139,6 +139,14 @@ class CachedAttend:
             grouped = q.view(rows, k.shape[1], -1, q.shape[3])
             return attend_without_gradient(grouped, k, v, mask).reshape(q.shape)
         return attend_without_gradient(q, repeat_heads(k, q), repeat_heads(v, q), mask)
+
+
+@cache
+def leave_uncompiled() -> None:
+    """Have torch.compile leave the cache and its attention out: they would be compiled anew for each form
+    that the new tokens take. Called by who compiles, as it imports the compiler, which takes a second."""
+    uncompiled = torch.compiler.disable(CachedAttend.__call__)
+    CachedAttend.__call__ = uncompiled  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _behind(rows: Tensor, new: Tensor) -> Tensor:
