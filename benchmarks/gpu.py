@@ -77,7 +77,7 @@ def _write(report: dict[str, Any], out: Path) -> None:
 def sizes_to_measure(quick: bool) -> list[tuple[str, int, int]]:
     """(size, batch size, side of the token grid)."""
     if quick:
-        return [("tiny", 4, 8)]
+        return [("tiny", 2, 4)]
     return [("L", 64, 16), ("XL", 32, 16), ("L", 16, 32), ("XL", 8, 32)]
 
 
