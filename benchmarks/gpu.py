@@ -27,6 +27,7 @@ from causalfusion.config import ModelConfig, RunConfig, SampleConfig, TrainConfi
 from causalfusion.config.recipes import load_layer
 from causalfusion.estimate.memory import activation_bytes, state_bytes
 from causalfusion.generate.settings import step_sizes
+from causalfusion.machine.processes import World
 from causalfusion.machine.runtime import measure_copy_rate, measure_gemm_rate
 from causalfusion.model.arithmetic import train_step_flops
 from causalfusion.model.attention import AttentionBackend
@@ -35,6 +36,7 @@ from causalfusion.model.generation_arithmetic import generation_flops
 from causalfusion.model.split_facts import split_facts
 from causalfusion.model.transformer import Transformer
 from causalfusion.train.ema import EMA
+from causalfusion.train.objectives import make_objective
 from causalfusion.train.optimizer import make_optimizer
 
 
@@ -113,6 +115,7 @@ def training(config: ModelConfig, batch_size: int, device: torch.device, rate: f
         result[f"{name}: share of the bf16 GEMM rate"] = needed / seconds / rate
         if device.type == "cuda":
             result[f"{name}: peak memory, GB"] = torch.cuda.max_memory_allocated(device) / 1e9
+        del step  # with its model and optimizer, which the next path's peak is not to hold
     run = RunConfig(model=config, train=TrainConfig(batch_size=batch_size, precision="bfloat16"))
     facts = [split_facts(split) for split in splits]
     on_gpu = device.type == "cuda"
@@ -131,7 +134,10 @@ def _train_steps(
     optimizer = make_optimizer(model.parameters(), TrainConfig())
     ema = EMA(model.named_parameters())
     splits = _scaled_splits(config.num_tokens)
-    objective = objective_of(config, backend, 1 if backend == "dense" else 64)
+    run = RunConfig(model=config, train=TrainConfig(attention=backend))
+    # The naive path takes lengths as they come; else they are those of a training on this device.
+    of_training = make_objective(run, World(0, 1, device), None)
+    objective = objective_of(config, backend) if backend == "dense" else of_training
     pieces = [objective.arrange(*batch_for(config, split, batch_size)).to(device) for split in splits]
 
     def steps() -> None:
@@ -167,22 +173,27 @@ def generation(config: ModelConfig, batch_size: int, device: torch.device, rate:
     naive = NaiveTransformer(config).to(device).eval()
     naive.load_state_dict(model.state_dict())
     result: dict[str, Any] = {}
-    for name in ("naive", "ours", "ours, compiled"):
-        if name == "ours, compiled":
-            compile_blocks(model, compiler_of(device))
+
+    def measure(name: str, chosen: Transformer) -> None:
         for num_ar_steps, steps in ((1, 25), (4, 6)):
             settings = SampleConfig(num_ar_steps=num_ar_steps, diffusion_steps=[steps], guidance_scale=2.0)
-
-            def run(chosen: Transformer, settings: SampleConfig = settings) -> None:
-                with torch.autocast(device.type, torch.bfloat16):
-                    generate(chosen, settings, batch_size, device)
-
-            seconds = _median_seconds(partial(run, naive if name == "naive" else model), device)
+            run = partial(_generate, chosen, settings, batch_size, device)
+            seconds = _median_seconds(run, device)
             sizes = step_sizes(settings, config.num_tokens, 0)
             flops = generation_flops(config, sizes, [steps] * num_ar_steps, guided=True).needed * batch_size
             result[f"{name}, S = {num_ar_steps}: images/s"] = batch_size / seconds
             result[f"{name}, S = {num_ar_steps}: share of the bf16 GEMM rate"] = flops / seconds / rate
+
+    measure("naive", naive)
+    measure("ours", model)
+    compile_blocks(model, compiler_of(device))
+    measure("ours, compiled", model)
     return result
+
+
+def _generate(model: Transformer, settings: SampleConfig, batch_size: int, device: torch.device) -> None:
+    with torch.autocast(device.type, torch.bfloat16):  # anew each time, as in `sample`: it keeps casts
+        generate(model, settings, batch_size, device)
 
 
 def _scaled_splits(num_tokens: int) -> list[tuple[int, ...]]:

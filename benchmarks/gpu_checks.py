@@ -89,9 +89,8 @@ def compiler_of(device: torch.device) -> str:
     return "inductor" if device.type == "cuda" else "aot_eager"
 
 
-def objective_of(config: ModelConfig, backend: AttentionBackend, length_multiple: int = 1) -> Objective:
-    run = RunConfig(model=config, train=TrainConfig(attention=backend))
-    return Objective(run, PROCESS, length_multiple=length_multiple)
+def objective_of(config: ModelConfig, backend: AttentionBackend) -> Objective:
+    return Objective(RunConfig(model=config, train=TrainConfig(attention=backend)), PROCESS)
 
 
 def batch_for(config: ModelConfig, sizes: tuple[int, ...], batch_size: int) -> tuple[TokenBatch, Draws]:

@@ -37,7 +37,7 @@ from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.earlier_formats import EARLIER, bring_forward
 from causalfusion.saved.hub import model_of_hub
-from causalfusion.saved.replace import refuse_another, replace_folder
+from causalfusion.saved.replace import replace_folder
 from causalfusion.saved.started import AUTOENCODER_FOLDER, autoencoder_place
 from causalfusion.weight_files import count_blocks, read_shapes, read_weights, require_same_shapes, save_file
 
@@ -121,9 +121,8 @@ def replace_model(
     """Write a model folder atomically, with copies of those of the files and folders `beside` that exist,
     replacing a model of the same origin that is there. Raises UserError if the folder holds anything else,
     or cannot be written."""
-    refuse_another(folder, spec.origin)
     made = (spec, weights, raw, tokenizer, autoencoder, sampling)
-    replace_folder(folder, lambda new: save_model(new, *made), beside=beside)
+    replace_folder(folder, lambda new: save_model(new, *made), beside=beside, origin=spec.origin)
 
 
 def save_spec(folder: Path, spec: ModelSpec) -> None:

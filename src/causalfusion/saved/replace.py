@@ -30,32 +30,22 @@ def is_model(folder: Path) -> bool:
         return False
 
 
-def refuse_another(folder: Path, origin: str) -> None:
-    """Raises UserError for a folder with a model that was made of something else than `origin`, as its
-    settings have it: who replaces it makes it from the same again."""
-    if not is_model(folder):
-        return
-    found = json.loads((folder / "config.json").read_bytes()).get("origin", "")
-    if found != origin:
-        told = f", {found}" if found else ""
-        raise UserError(
-            f"{printable(folder)} holds another model{printable(told)}; give another --out, or move it away"
-        )
-
-
 def replace_folder(
     folder: Path,
     write: Callable[[Path], None],
     is_own: Callable[[Path], bool] = is_model,
     what: str = "a model of causalfusion",
     beside: Iterable[Path] = (),
+    origin: str | None = None,
 ) -> None:
     """A model's folder as `write` makes it, with copies of those of the paths `beside` that exist, in place
-    of one that is there: that `is_own`, and holds nothing else. Raises UserError if it does, or cannot be
-    written."""
+    of one that is there: that `is_own`, was made of the same (`origin`, as its settings have it; None: of
+    anything), and holds nothing else. Raises UserError if it is another or does, or cannot be written."""
     if holds_anything(folder):
         if not is_own(folder):
             raise UserError(f"{folder} holds other things than {what}; give another --out")
+        if origin is not None:
+            _refuse_another(folder, origin)
         others = sorted(e.name for e in folder.iterdir() if not any(fnmatch(e.name, own) for own in OWN))
         if others:
             raise UserError(f"{folder} holds {others[0]} beside {what}; give another --out, or move it away")
@@ -72,6 +62,17 @@ def replace_folder(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _refuse_another(model: Path, origin: str) -> None:
+    """Raises UserError for a model that was made of something else than `origin`: who replaces one makes it
+    from the same again."""
+    found = json.loads((model / "config.json").read_bytes()).get("origin", "")
+    if found != origin:
+        told = f", {found}" if found else ""
+        raise UserError(
+            f"{printable(model)} holds another model{printable(told)}; give another --out, or move it away"
+        )
 
 
 def _copy_into(folder: Path, paths: Iterable[Path]) -> None:

@@ -19,7 +19,7 @@ from causalfusion.saved.folder import (
     load_weights,
     save_model,
 )
-from causalfusion.saved.replace import refuse_another, replace_folder
+from causalfusion.saved.replace import replace_folder
 from causalfusion.weight_files import read_weights, save_file
 
 
@@ -53,5 +53,4 @@ def write_model(out: Path, model: WholeModel, beside: Iterable[Path] = ()) -> No
         if model.sampling:
             (folder / SAMPLING_FILE).write_bytes(model.sampling)
 
-    refuse_another(out, model.spec.origin)
-    replace_folder(out, write, beside=beside)
+    replace_folder(out, write, beside=beside, origin=model.spec.origin)

@@ -31,7 +31,7 @@ from causalfusion.machine.runtime import available_memory
 from causalfusion.machine.skeleton import skeleton
 from causalfusion.model.transformer import Transformer
 from causalfusion.saved.folder import ModelSpec, load_spec, save_spec
-from causalfusion.saved.replace import refuse_another, replace_folder
+from causalfusion.saved.replace import replace_folder
 from causalfusion.weight_files import read_shapes, require_same_shapes, write_weights
 
 GB = 1e9
@@ -181,8 +181,7 @@ def write_model(conversion: Conversion, source: LanguageSource, out: Path) -> No
         write_weights(folder / WEIGHTS, conversion.shapes, conversion.tensors())
         save_spec(folder, spec)
 
-    refuse_another(out, spec.origin)
-    replace_folder(out, write)
+    replace_folder(out, write, origin=spec.origin)
 
 
 def export_model(folder: Path, out: Path) -> list[str]:
